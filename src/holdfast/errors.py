@@ -1,0 +1,115 @@
+"""Everything that Holdfast raises.
+
+    HoldfastError                       exit code 1
+      ConfigError                       2   the configuration cannot be used
+      UnsupportedError                  2   asked for something that this version cannot do
+      RunError
+        RunNotFoundError                4   there is no run in that directory
+        RunNotAliveError                4   there is one, and no process is training it
+        RunBusyError                    1   another process is training it
+        LeaseLostError                  1   another process has taken the run over
+      WaitTimeoutError                  5   the answer did not come in time; the request stands
+      SaveError                         1   a save failed; training goes on
+        NoSpaceError                    1   the disk is full, or would be
+      CheckpointError
+        DamagedCheckpointError          3   what is on disk is not what was written
+        NoCheckpointError               1   nothing that could be resumed from
+      Stopped                           75, or 128 + the signal: a stop that was asked for
+
+Each message says what happened and to what; `hint` says what to do next.
+"""
+
+
+class HoldfastError(Exception):
+    """The base of every error of Holdfast.
+
+    Args:
+        message: What happened, and to what.
+        hint: What to do next; shown on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ConfigError(HoldfastError):
+    """The configuration cannot be used. `problems` holds one line for each thing that is wrong."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[str], *, hint: str | None = None) -> None:
+        super().__init__("\n".join(problems), hint=hint)
+        self.problems = problems
+
+
+class UnsupportedError(HoldfastError):
+    """What was asked for is not something that this version can do."""
+
+    exit_code = 2
+
+
+class RunError(HoldfastError):
+    """Something is wrong with a run directory or its owner."""
+
+
+class RunNotFoundError(RunError):
+    """There is no run in the directory."""
+
+    exit_code = 4
+
+
+class RunNotAliveError(RunError):
+    """There is a run in the directory, and no process is training it."""
+
+    exit_code = 4
+
+
+class RunBusyError(RunError):
+    """Another process is training the run."""
+
+
+class LeaseLostError(RunError):
+    """Another process took the run over while this one was not looking."""
+
+
+class WaitTimeoutError(HoldfastError):
+    """The answer did not come in time; the request stands."""
+
+    exit_code = 5
+
+
+class SaveError(HoldfastError):
+    """A save failed. What was committed before is untouched."""
+
+
+class NoSpaceError(SaveError):
+    """The file system has too little room, or too few inodes, for the checkpoint."""
+
+
+class CheckpointError(HoldfastError):
+    """Something is wrong with a checkpoint."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """What is on disk is not what was written. `problems` names each difference."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, problems: list[str] | None = None, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = problems or []
+
+
+class NoCheckpointError(CheckpointError):
+    """Nothing in the directory could be resumed from."""
+
+
+class Stopped(SystemExit):  # noqa: N818 - not a failure: the end that somebody asked for
+    """Training ended because a stop was asked for. `code` is the exit code of the process.
+
+    A `SystemExit`, so that a script that does not know Holdfast ends instead of taking a stopped training for a
+    finished one.
+    """

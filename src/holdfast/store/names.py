@@ -1,0 +1,79 @@
+"""Which names may appear on disk. Nothing that comes from outside becomes part of a path without passing here.
+
+Standard library alone: the commit core stands on this.
+"""
+
+import re
+
+_COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# The files that torch.distributed.checkpoint writes: `.metadata` and `__<rank>_<n>.distcp`.
+_DISTRIBUTED = re.compile(r"\.metadata|__\d{1,6}_\d{1,6}\.distcp")
+_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
+_SUPERSEDED = re.compile(r"superseded-(0|[1-9]\d{0,17})-[0-9a-f]{32}")
+_STAGING = re.compile(r"\.tmp-[0-9a-f]{32}-\d{1,18}-[0-9a-f]{32}")
+_TRASH = re.compile(r"\.trash-[0-9a-f]{32}")
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+
+MANIFEST = "MANIFEST.json"
+CONTROL = ".holdfast"
+JOURNAL = "events.jsonl"
+
+
+def is_component(name: str) -> bool:
+    """Tells whether `name` may be one component of a path: letters, digits, `.`, `_`, `-`; at most 100; no leading dot."""
+    return _COMPONENT.fullmatch(name) is not None
+
+
+def is_relative_path(path: str) -> bool:
+    """Tells whether `path` may name a file inside a checkpoint: components joined by `/`, at most four of them."""
+    *folders, last = path.split("/")
+    if len(folders) > 3 or not all(is_component(folder) for folder in folders):
+        return False
+    return is_component(last) or (bool(folders) and _DISTRIBUTED.fullmatch(last) is not None)
+
+
+def is_token(text: str) -> bool:
+    """Tells whether `text` is an identity as we make them: 32 lower-case hexadecimal digits."""
+    return _TOKEN.fullmatch(text) is not None
+
+
+def is_reserved(name: str) -> bool:
+    """Tells whether `name` has a meaning of its own in a run directory, so that no user may give it to a file."""
+    return name in (MANIFEST, JOURNAL) or name.startswith(("checkpoint-", "superseded-", "."))
+
+
+def checkpoint(step: int) -> str:
+    """The final name of a checkpoint of `step`, as transformers has it."""
+    return f"checkpoint-{step}"
+
+
+def superseded(step: int, attempt: str) -> str:
+    """The name that a checkpoint takes when another of the same step needs its place."""
+    return f"superseded-{step}-{attempt}"
+
+
+def staging(run: str, step: int, attempt: str) -> str:
+    """The name of a directory that is being written. No tool takes it for a checkpoint."""
+    return f".tmp-{run}-{step}-{attempt}"
+
+
+def trash(token: str) -> str:
+    """The name that a directory takes when it is about to be deleted."""
+    return f".trash-{token}"
+
+
+def is_staging(name: str) -> bool:
+    """Tells whether `name` is one that `staging` made."""
+    return _STAGING.fullmatch(name) is not None
+
+
+def is_trash(name: str) -> bool:
+    """Tells whether `name` is one that `trash` made."""
+    return _TRASH.fullmatch(name) is not None
+
+
+def step_of(name: str) -> int | None:
+    """The step that a checkpoint's directory name speaks of; None where it is no such name."""
+    if _CHECKPOINT.fullmatch(name) or _SUPERSEDED.fullmatch(name):
+        return int(name.split("-")[1])
+    return None
