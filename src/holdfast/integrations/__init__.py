@@ -1,0 +1,1 @@
+"""One line for the trainers that people already use."""

@@ -1,0 +1,123 @@
+"""Where all doors lead: the requests that wait for the next save, collected by one thread."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from holdfast.config import DynamicCheckpoint
+from holdfast.doors.trigger_file import TriggerFile
+from holdfast.run.request import Request
+from holdfast.run.run import Run
+
+_LOOK_SECONDS = 0.1
+_STATUS_SECONDS = 1.0
+
+
+class Reception:
+    """Collects requests from the run directory, and keeps the status file fresh.
+
+    Args:
+        run: The open run.
+        settings: Whether and how often the trigger file is looked at.
+        say: Prints a line for the user.
+    """
+
+    def __init__(self, run: Run, settings: DynamicCheckpoint, say: Callable[[str], None]) -> None:
+        self._run = run
+        self._say = say
+        self._interval = settings.check_interval
+        self._trigger = (
+            TriggerFile(run.directory, settings.trigger_file_path, self.accept, self._report)
+            if settings.enabled
+            else None
+        )
+        self._lock = threading.Lock()
+        self._known: set[str] = set()
+        self._waiting: list[Request] = []
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="holdfast-reception", daemon=True)
+
+    def start(self) -> None:
+        """Takes in what an earlier process left unanswered, and begins to watch.
+
+        What was asked and not answered is served at the first boundary. A stop is not carried over: it was meant for
+        a process that has ended.
+        """
+        for request in self._unknown():
+            self._keep(replace(request, stop=False))
+        if self._trigger is not None:
+            self._trigger.recover()
+        self._thread.start()
+
+    def accept(self, request: Request) -> None:
+        """Takes one request in; it waits for the next save."""
+        with self._lock:
+            self._known.add(request.id)  # before it is on disk, where the watching thread would find it as a new one
+        self._run.inbox.submit(request)
+        self._keep(request)
+
+    def look(self, step: int, *, last: bool) -> bool:
+        """Tells the training thread, at a boundary, whether anything waits. Looks at the trigger file if it is time.
+
+        Args:
+            step: The step of the boundary.
+            last: Whether training ends here, so that no request is left unseen.
+        """
+        if self._trigger is not None and (last or (self._interval > 0 and step % self._interval == 0)):
+            self._trigger.look()
+        if last:
+            self._collect()
+        return bool(self._waiting)
+
+    def take(self) -> list[Request]:
+        """All requests that wait, oldest first; they are the caller's to answer."""
+        with self._lock:
+            taken, self._waiting = self._waiting, []
+        self._run.status.update(pending=())
+        return sorted(taken, key=lambda request: request.asked_at)
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._closing.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        written = 0.0
+        while not self._closing.wait(_LOOK_SECONDS):
+            try:
+                if self._trigger is not None and self._interval == 0:
+                    self._trigger.look()
+                self._collect()
+                if time.monotonic() - written >= _STATUS_SECONDS:
+                    self._run.status.write()
+                    written = time.monotonic()
+            except OSError as error:
+                # A disk that fails now may work again: training goes on, and so does the watch.
+                self._say(f"cannot use the run directory at the moment: {error}")
+                self._closing.wait(_STATUS_SECONDS)
+
+    def _collect(self) -> None:
+        for request in self._unknown():
+            self._keep(request)
+
+    def _unknown(self) -> list[Request]:
+        found, broken = self._run.inbox.pending()
+        for name, problem in broken:
+            self._report(f"ignored {name} among the run's requests: {problem}")
+        with self._lock:
+            new = [request for request in found if request.id not in self._known]
+            self._known.update(request.id for request in new)
+        return new
+
+    def _keep(self, request: Request) -> None:
+        with self._lock:
+            self._waiting.append(request)
+            waiting = tuple(r.reason() for r in self._waiting)
+        self._run.status.update(pending=waiting)
+        self._run.journal.write("request", stop=request.stop, **request.reason())
+
+    def _report(self, text: str) -> None:
+        self._run.journal.write("refused", problem=text)
+        self._say(text)

@@ -1,0 +1,43 @@
+"""What a Trainer forgets when it is resumed: the sums between two lines of its log, and those of the whole training.
+
+Without them the next logged loss, and the loss of the whole training, are others than they would have been. Read off
+transformers 5.23 (`_inner_training_loop` sets them anew) and TRL 1.16 (`SFTTrainer.log`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+
+def record(trainer: Trainer, elapsed: float) -> dict[str, Any]:
+    """The counters as JSON, floats in hexadecimal so that they return bit for bit.
+
+    Args:
+        trainer: The trainer, at a boundary.
+        elapsed: Seconds of training so far, over all resumes.
+    """
+    metrics = getattr(trainer, "_metrics", {}).get("train", {})
+    return {
+        "tr_loss": float(trainer._tr_loss).hex(),
+        "total_loss": float(trainer._total_loss_scalar).hex(),
+        "last_logged_step": trainer._globalstep_last_logged,
+        "initial_step": trainer._initial_global_step,
+        "elapsed_seconds": round(elapsed, 3),
+        "trl_metrics": {name: [float(value).hex() for value in values] for name, values in metrics.items()},
+        "trl_tokens": getattr(trainer, "_total_train_tokens", 0),
+    }
+
+
+def restore(trainer: Trainer, small: Mapping[str, Any]) -> float:
+    """Puts the counters back, right before the first step; returns the seconds of training that were before."""
+    trainer._tr_loss = torch.tensor(float.fromhex(small["tr_loss"]), device=trainer.args.device)
+    trainer._total_loss_scalar = float.fromhex(small["total_loss"])
+    trainer._globalstep_last_logged = small["last_logged_step"]
+    trainer._initial_global_step = small["initial_step"]
+    if hasattr(trainer, "_metrics"):
+        for name, values in small["trl_metrics"].items():
+            trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
+        trainer._total_train_tokens = small["trl_tokens"]
+    return float(small["elapsed_seconds"])

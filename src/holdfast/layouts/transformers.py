@@ -1,0 +1,52 @@
+"""The transformers layout: the files that plain `Trainer` writes, resumes from, and would read if it found them.
+
+Read off transformers 5.23, `trainer.py`: `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`,
+`_load_rng_state`.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatch
+
+NAME = "transformers"
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "adapter_model.bin",
+)
+RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+
+# What a Trainer looks for by name. A file of such a name that no manifest vouches for could be read instead of ours, and
+# half of these are pickles.
+_LOOKED_FOR = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.index.json",
+    "adapter_config.json",
+    "trainer_state.json",
+    "*/adapter_config.json",
+    "*/adapter_model.*",
+)
+
+
+def missing(found: Iterable[str], *, weights_only: bool) -> list[str]:
+    """What a checkpoint lacks that it must have to be resumed from.
+
+    Args:
+        found: The paths of its files.
+        weights_only: Whether the user asked for weights alone (`save_only_model`), which cannot be resumed.
+    """
+    names = set(found)
+    wanted = ["trainer_state.json"] if weights_only else list(RESUMABLE)
+    absent = [name for name in wanted if name not in names]
+    return absent if names.intersection(WEIGHTS) else ["the weights", *absent]
+
+
+def would_be_read(unlisted: Iterable[str]) -> list[str]:
+    """Those files that the manifest does not list and that a Trainer would read if it met them."""
+    return [name for name in unlisted if any(fnmatch(name, pattern) for pattern in _LOOKED_FOR)]

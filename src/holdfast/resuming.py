@@ -1,0 +1,134 @@
+"""Which checkpoint a training goes on from. To be read from top to bottom."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
+from holdfast.layouts import transformers
+from holdfast.store import catalog
+from holdfast.store.manifest import Manifest
+from holdfast.store.verify import Report, verify
+
+Say = Callable[[str], None]
+
+# torch.load with weights_only was unsafe before (CVE-2025-32434, CVE-2026-24747), and a foreign checkpoint is a pickle.
+_SAFE_TORCH = (2, 10)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The checkpoint to go on from. `manifest` is None for one that plain transformers made."""
+
+    path: Path
+    manifest: Manifest | None
+
+    def continues(self, root: Path) -> str | None:
+        """The identity of the run that goes on in `root`; None where the checkpoint is from elsewhere."""
+        here = self.path.resolve().parent == root.resolve()
+        return self.manifest.run if self.manifest is not None and here else None
+
+
+def choose(root: Path, wanted: str | bool | None, say: Say) -> Chosen | None:
+    """Finds the checkpoint that `resume_from_checkpoint` means.
+
+    Args:
+        root: The run directory.
+        wanted: `auto`: the newest good one, or none if there is nothing; True: the newest good one, which must exist;
+            a path: that one; None or False: none.
+        say: Prints a line for the user: what was chosen, what was skipped and why.
+
+    Raises:
+        NoCheckpointError: There is none that could be used.
+        DamagedCheckpointError: The one that was named is damaged.
+    """
+    if wanted is None or wanted is False:
+        _warn_of_what_is_there(root, say)
+        return None
+    if wanted is True or wanted == "auto":
+        return _newest_good(root, say, required=wanted is True)
+    return _named(Path(wanted).expanduser(), say)
+
+
+def _newest_good(root: Path, say: Say, *, required: bool) -> Chosen | None:
+    found = catalog.entries(root) if root.is_dir() else []
+    if not found:
+        if required:
+            raise NoCheckpointError(
+                f"there is no checkpoint in {root} to resume from",
+                hint="with resume_from_checkpoint: auto a run that has none yet starts from zero",
+            )
+        say(f"no checkpoint in {root} yet: starting from zero")
+        return None
+    skipped = []
+    for entry in found:
+        report = verify(entry.path)
+        problems = problems_of(report)
+        if not problems and entry.manifest is not None:
+            for notice in report.notices:
+                say(f"{entry.path.name}: {notice}")
+            return Chosen(entry.path, entry.manifest)
+        reason = "made by plain transformers: name it to resume from it" if entry.foreign else "; ".join(problems)
+        say(f"skipped {entry.path.name}: {reason}")
+        skipped.append(entry.path.name)
+    raise NoCheckpointError(
+        f"none of the {len(skipped)} checkpoints in {root} can be resumed from: {', '.join(skipped)}",
+        hint=f"look with: holdfast verify {root}; to start from zero all the same, choose another output_dir",
+    )
+
+
+def _named(path: Path, say: Say) -> Chosen:
+    if not path.is_dir():
+        raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
+    entry = catalog.read(path)
+    if entry.foreign:
+        _require_safe_torch(path)
+        say(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
+        return Chosen(path, None)
+    report = verify(path)
+    if problems := problems_of(report):
+        raise DamagedCheckpointError(
+            f"{path} cannot be resumed from: {'; '.join(problems)}",
+            problems,
+            hint="resume from another one: resume_from_checkpoint: auto takes the newest good one",
+        )
+    for notice in report.notices:
+        say(f"{path.name}: {notice}")
+    return Chosen(path, entry.manifest)
+
+
+def problems_of(report: Report) -> list[str]:
+    """Why a checkpoint cannot be resumed from; empty if it can."""
+    manifest = report.entry.manifest
+    if manifest is None or not report.good:
+        return list(report.problems)
+    if manifest.layout != transformers.NAME:
+        return [f"its layout is {manifest.layout!r}, and this trainer reads {transformers.NAME!r}"]
+    lacking = transformers.missing((file.path for file in manifest.files), weights_only=False)
+    strangers = transformers.would_be_read(report.unlisted)
+    return [
+        *(f"it lacks {name}, without which nothing can be resumed" for name in lacking),
+        *(f"it holds {name}, which its manifest does not list and a Trainer would read" for name in strangers),
+    ]
+
+
+def _require_safe_torch(path: Path) -> None:
+    major, minor = (int(part) for part in version("torch").split(".")[:2])
+    if (major, minor) < _SAFE_TORCH:
+        raise UnsupportedError(
+            f"{path} has no manifest, and torch {version('torch')} does not read strangers' files safely",
+            hint="update torch to 2.10 or newer",
+        )
+
+
+def _warn_of_what_is_there(root: Path, say: Say) -> None:
+    try:
+        found = catalog.entries(root) if root.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{root} cannot be read: {error.strerror or error}") from error
+    if found:
+        say(
+            f"{root} holds {len(found)} checkpoints of earlier training; this one starts from zero and keeps them."
+            " To go on from the newest: --resume auto"
+        )

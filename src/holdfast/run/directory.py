@@ -1,0 +1,97 @@
+"""Where things lie in a run directory, and whether it may be trusted."""
+
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.errors import RunError, RunNotFoundError
+from holdfast.store import files, names
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of one run. The control directory is private: nobody but its owner may enter it."""
+
+    root: Path
+
+    @property
+    def control(self) -> Path:
+        """The private directory that processes meet in."""
+        return self.root / names.CONTROL
+
+    @property
+    def requests(self) -> Path:
+        """What was asked and not yet answered, one file each."""
+        return self.control / "requests"
+
+    @property
+    def answers(self) -> Path:
+        """What became of requests, one file each."""
+        return self.control / "answers"
+
+    @property
+    def lease(self) -> Path:
+        """Who trains the run."""
+        return self.control / "lease.json"
+
+    @property
+    def status(self) -> Path:
+        """What the run is doing, rewritten every second."""
+        return self.control / "status.json"
+
+    @property
+    def journal(self) -> Path:
+        """What happened, one line each."""
+        return self.root / names.JOURNAL
+
+    def create(self) -> None:
+        """Makes what is missing.
+
+        Raises:
+            RunError: The place cannot be used: not a directory, not ours, open to others, or not writable.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for path in (self.control, self.requests, self.answers):
+                path.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"cannot use {self.root} as a run directory: {error.strerror or error}",
+                hint="choose another output_dir, or make this one writable",
+            ) from error
+        self._check_private()
+
+    def open(self) -> None:
+        """Checks that there is a run here.
+
+        Raises:
+            RunNotFoundError: There is none.
+            RunError: There is one that cannot be trusted.
+        """
+        if not self.control.is_dir():
+            raise RunNotFoundError(
+                f"no run in {self.root}",
+                hint="give the output_dir of a training that runs with Holdfast; it holds a directory .holdfast",
+            )
+        self._check_private()
+
+    def _check_private(self) -> None:
+        for path in (self.control, self.requests, self.answers):
+            try:
+                found = path.lstat()
+            except OSError as error:
+                raise RunError(f"{path} cannot be looked at: {error.strerror or error}") from error
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                raise RunError(
+                    f"{path} is not a private directory of this user",
+                    hint="whoever can write there could ask for saves; remove it, or chmod 700 it if it is yours",
+                )
+
+    def read_json(self, path: Path, limit: int = 1 << 20) -> object:
+        """Reads one of the run's small JSON files; None where there is none, or none that can be read."""
+        try:
+            return json.loads(files.read(path, limit=limit))
+        except (OSError, ValueError, RecursionError):
+            return None

@@ -1,0 +1,100 @@
+"""Requests and answers on disk. A request's file goes away only after its answer is durable."""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from holdfast.errors import WaitTimeoutError
+from holdfast.run.directory import RunDirectory
+from holdfast.run.request import MOST_BYTES, Answer, MalformedError, Request, decode_answer, decode_request
+from holdfast.store import files, names
+
+# Answers are kept for askers that come back late; the oldest beyond this many go when a run starts.
+_ANSWERS_KEPT = 1000
+_POLL_SECONDS = 0.05
+
+
+class Inbox:
+    """The pending requests of a run, and the place of their answers."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._directory = directory
+
+    def submit(self, request: Request) -> None:
+        """Puts a request where the run will find it, durably."""
+        files.replace(self._file(request.id), request.encode())
+
+    def pending(self) -> tuple[list[Request], list[tuple[str, str]]]:
+        """The requests without an answer, oldest first; and the files that are none, each with the reason.
+
+        A file that is no request is removed, so that it is reported once.
+        """
+        found, broken = [], []
+        for path in self._directory.requests.glob("*.json"):
+            if not names.is_token(path.stem):
+                continue
+            try:
+                request = decode_request(files.read(path, limit=MOST_BYTES))
+                if request.id != path.stem:
+                    raise MalformedError("its identity is not its name")
+                found.append(request)
+            except FileNotFoundError:
+                continue
+            except (OSError, MalformedError) as error:
+                broken.append((path.name, str(error)))
+                with suppress(OSError):
+                    path.unlink()
+        return sorted(found, key=lambda request: (request.asked_at, request.id)), broken
+
+    def answer(self, request: Request, answer: Answer) -> None:
+        """Answers a request: the answer first, durably, then the request's file goes."""
+        files.replace(self._directory.answers / f"{request.id}.json", answer.encode(request.id))
+        self._file(request.id).unlink(missing_ok=True)
+
+    def answer_to(self, request: str) -> Answer | None:
+        """The answer to the request of that id, if there is one already."""
+        path = self._directory.answers / f"{request}.json"
+        try:
+            return decode_answer(files.read(path, limit=MOST_BYTES))
+        except (OSError, MalformedError):
+            return None
+
+    def wait(self, request: str, timeout: float | None, check: Callable[[], None]) -> Answer:
+        """Waits for the answer to a request.
+
+        Args:
+            request: The request's id.
+            timeout: Seconds to wait at most; None waits as long as the run is alive.
+            check: Called between looks; raises when there is nothing to wait for any more.
+
+        Raises:
+            WaitTimeoutError: The time is up. The request stands.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if (answer := self.answer_to(request)) is not None:
+                return answer
+            if deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeoutError(
+                    f"no answer within {timeout:g} s; the request {request} stands and may still be served",
+                    hint="ask again with a longer --timeout, or look at: holdfast status",
+                )
+            check()
+            time.sleep(_POLL_SECONDS)
+
+    def forget_old_answers(self) -> None:
+        """Removes the oldest answers beyond a thousand."""
+        for path in sorted(self._directory.answers.glob("*.json"), key=_age)[:-_ANSWERS_KEPT]:
+            with suppress(OSError):
+                path.unlink()
+
+    def _file(self, request: str) -> Path:
+        return self._directory.requests / f"{request}.json"
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,170 @@
+"""Who trains a run: at most one process. A second start on a live run is refused; a dead one is taken over."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import LeaseLostError, RunBusyError
+from holdfast.run.directory import RunDirectory
+from holdfast.store import files, names
+
+# A process on another host cannot be looked at. Without a heartbeat for this long it is taken for dead.
+HEARTBEAT_LIMIT_SECONDS = 30.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds, or held, a run's lease. `generation` grows with every start in this directory."""
+
+    run: str
+    token: str
+    generation: int
+    host: str
+    boot: str
+    pid: int
+    started: float
+    released: bool = False
+
+
+class Lease:
+    """The right to write checkpoints into a run directory.
+
+    Args:
+        directory: The run directory.
+        holder: This process.
+    """
+
+    def __init__(self, directory: RunDirectory, holder: Holder) -> None:
+        self._directory = directory
+        self.holder = holder
+
+    @classmethod
+    def take(cls, directory: RunDirectory, continues: str | None) -> "Lease":
+        """Takes the lease.
+
+        Args:
+            directory: The run directory.
+            continues: The identity of the run that goes on here; None begins a new one.
+
+        Raises:
+            RunBusyError: Another process that is alive holds it.
+        """
+        with _alone(directory):
+            last = read(directory)
+            if last is not None and is_alive(directory, last):
+                where = f"process {last.pid}" + ("" if last.host == socket.gethostname() else f" on {last.host}")
+                raise RunBusyError(
+                    f"{where} is training the run in {directory.root}",
+                    hint=f"ask it to save and end with: holdfast stop {directory.root}",
+                )
+            generation = 1 if last is None else last.generation + 1
+            lease = cls(directory, _myself(continues or uuid.uuid4().hex, generation))
+            files.replace(directory.lease, json.dumps(asdict(lease.holder), indent=1).encode())
+        return lease
+
+    def check(self) -> None:
+        """Tells whether this process still holds the lease.
+
+        Called just before a checkpoint is published. Looking and publishing are two steps, so a takeover right in
+        between goes unseen; the other host waits 30 s, which makes that a matter of a stopped process alone.
+
+        Raises:
+            LeaseLostError: Another process has taken the run over.
+        """
+        now = read(self._directory)
+        if now is None or now.token != self.holder.token:
+            raise LeaseLostError(
+                f"another process has taken over the run in {self._directory.root}",
+                hint="this process can no longer save there; it took too long, or two were started",
+            )
+
+    def release(self) -> None:
+        """Gives the lease back, so that the next start need not look whether this process is alive."""
+        with _alone(self._directory):
+            now = read(self._directory)
+            if now is not None and now.token == self.holder.token:
+                files.replace(self._directory.lease, json.dumps({**asdict(now), "released": True}, indent=1).encode())
+
+
+def read(directory: RunDirectory) -> Holder | None:
+    """Who holds or held the lease; None where nobody ever did."""
+    content = directory.read_json(directory.lease)
+    kinds: dict[str, Any] = Holder.__annotations__
+    if not isinstance(content, dict) or set(content) != set(kinds):
+        return None
+    for key, kind in kinds.items():
+        if not isinstance(content[key], (int, float) if kind is float else kind):
+            return None
+    holder = Holder(**content)
+    return holder if names.is_token(holder.run) and names.is_token(holder.token) else None
+
+
+def is_alive(directory: RunDirectory, holder: Holder) -> bool:
+    """Whether the holder's process still runs: by looking at it on this host, by its heartbeat on another."""
+    if holder.released:
+        return False
+    if holder.host == socket.gethostname():
+        return holder.boot == _boot() and _start_of(holder.pid) == holder.started
+    return time.time() - heartbeat(directory) < HEARTBEAT_LIMIT_SECONDS
+
+
+def heartbeat(directory: RunDirectory) -> float:
+    """When the run was last heard of, in seconds since the epoch: its status is rewritten every second."""
+    for path in (directory.status, directory.lease):
+        try:
+            return path.stat().st_mtime
+        except OSError:
+            continue
+    return 0.0
+
+
+def _myself(run: str, generation: int) -> Holder:
+    pid = os.getpid()
+    return Holder(run, uuid.uuid4().hex, generation, socket.gethostname(), _boot(), pid, _start_of(pid) or 0.0)
+
+
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> float | None:
+    """When a process was started, in whatever unit the system counts; None where it runs no more.
+
+    The kernel counts ticks since it started, which no change of the clock moves; psutil's seconds since the epoch do
+    move, and serve where there is no /proc.
+    """
+    try:
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else float(rest[18])
+    except OSError:
+        if _BOOT_ID.exists():
+            return None
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+@contextmanager
+def _alone(directory: RunDirectory) -> Iterator[None]:
+    """One process at a time looks at the lease and changes it."""
+    fd = os.open(directory.control / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,150 @@
+"""A request and its answer: what was asked, by whom and why; what became of it."""
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from holdfast.store import names
+
+Door = Literal["trigger_file", "signal", "command", "python", "schedule"]
+_DOORS = ("trigger_file", "signal", "command", "python", "schedule")
+
+MOST_LABEL_BYTES = 4096
+MOST_BYTES = 64 << 10
+
+
+class MalformedError(ValueError):
+    """A request or an answer that is not one."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked.
+
+    Args:
+        door: The way it came in.
+        stop: Whether training should end after the save; otherwise it goes on.
+        label: What the asker wants the checkpoint to be known for; never part of a path.
+        why: What set it off, for people: `SIGTERM`, `axolotl_checkpoint.save`, `holdfast save`.
+        id: Its identity.
+        asked_at: Seconds since the epoch.
+        pid: The process that asked.
+    """
+
+    door: Door
+    stop: bool = False
+    label: str = ""
+    why: str = ""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    asked_at: float = field(default_factory=time.time)
+    pid: int = field(default_factory=os.getpid)
+
+    def encode(self) -> bytes:
+        """The bytes of the request's file."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    def reason(self) -> dict[str, Any]:
+        """What a manifest says of the request."""
+        return {
+            "id": self.id,
+            "door": self.door,
+            "why": self.why,
+            "label": self.label,
+            "asked_at": self.asked_at,
+        }
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request.
+
+    Args:
+        saved: Whether there is a durable checkpoint.
+        path: The checkpoint's path, where `saved`.
+        step: The step that it holds, or that the save was tried at.
+        bytes: The size of its files.
+        seconds: From the beginning of the save to its durable end.
+        digest: The sha256 that ends its manifest.
+        error: Why not, otherwise.
+        durable: False where the file system cannot promise that names survive a power cut.
+        answered_at: Seconds since the epoch.
+    """
+
+    saved: bool
+    path: str = ""
+    step: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    digest: str = ""
+    error: str = ""
+    durable: bool = True
+    answered_at: float = field(default_factory=time.time)
+
+    def encode(self, request: str) -> bytes:
+        """The bytes of the answer's file, for the request of that id."""
+        return json.dumps({"request": request, **asdict(self)}, indent=1).encode()
+
+    def line(self, trigger: str) -> str:
+        """One line to print and to grep for."""
+        if self.saved:
+            return (
+                f"checkpoint saved step={self.step} path={self.path} bytes={self.bytes}"
+                f" seconds={self.seconds:.3f} trigger={trigger}"
+            )
+        return f"checkpoint failed step={self.step} trigger={trigger} error={self.error}"
+
+
+def clean_label(data: bytes) -> str:
+    """A label from bytes that anybody may have written: text of one line, without control characters, at most 4 KiB."""
+    text = data[:MOST_LABEL_BYTES].decode("utf-8", errors="replace")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def decode_request(data: bytes) -> Request:
+    """Reads a request's file, which another process wrote.
+
+    Raises:
+        MalformedError: It is not a request.
+    """
+    content = _object(data)
+    if content.get("door") not in _DOORS or not names.is_token(str(content.get("id"))):
+        raise MalformedError("it names no door, or no identity")
+    kinds: dict[str, Any] = {"stop": bool, "label": str, "why": str, "asked_at": (int, float), "pid": int}
+    _check(content, kinds | {"door": str, "id": str})
+    cleaned = {key: clean_label(content[key].encode()) for key in ("label", "why")}
+    return Request(**{**content, **cleaned})
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Reads an answer's file.
+
+    Raises:
+        MalformedError: It is not an answer.
+    """
+    content = _object(data)
+    content.pop("request", None)
+    number = (int, float)
+    kinds: dict[str, Any] = {"saved": bool, "path": str, "step": int, "bytes": int, "seconds": number}
+    _check(content, kinds | {"digest": str, "error": str, "durable": bool, "answered_at": number})
+    return Answer(**content)
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError("it is not JSON") from error
+    if not isinstance(content, dict):
+        raise MalformedError("it is not a JSON object")
+    return content
+
+
+def _check(content: dict[str, Any], kinds: dict[str, Any]) -> None:
+    if set(content) != set(kinds):
+        raise MalformedError("it has other fields than it should have")
+    for key, kind in kinds.items():
+        if not isinstance(content[key], kind) or (kind is not bool and isinstance(content[key], bool)):
+            raise MalformedError(f"its {key} is of the wrong kind")

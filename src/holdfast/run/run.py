@@ -1,0 +1,66 @@
+"""A run that this process trains: its lease, and the places that it shares with other processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.run.directory import RunDirectory
+from holdfast.run.inbox import Inbox
+from holdfast.run.journal import Journal
+from holdfast.run.lease import Lease
+from holdfast.run.status import Status, StatusFile
+from holdfast.store import retention
+
+
+@dataclass(frozen=True)
+class Run:
+    """One open run. `parent` is the attempt that it was resumed from, if any."""
+
+    directory: RunDirectory
+    lease: Lease
+    inbox: Inbox
+    journal: Journal
+    status: StatusFile
+    parent: str | None
+
+    @classmethod
+    def open(cls, root: Path, *, continues: str | None = None, parent: str | None = None) -> "Run":
+        """Takes the run directory over, and clears what a dead process left half-done.
+
+        Args:
+            root: The run directory; made if it is missing.
+            continues: The identity of the run that goes on here; None begins a new one.
+            parent: The attempt that the training is resumed from.
+
+        Raises:
+            RunError: The directory cannot be used.
+            RunBusyError: Another process trains the run.
+        """
+        directory = RunDirectory(root)
+        directory.create()
+        lease = Lease.take(directory, continues)
+        run = lease.holder.run
+        journal = Journal(directory.journal, run)
+        status = StatusFile(directory.status, Status(run, lease.holder.pid))
+        opened = cls(directory, lease, Inbox(directory), journal, status, parent)
+        swept = retention.sweep(root)
+        opened.inbox.forget_old_answers()
+        journal.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
+        status.write()
+        return opened
+
+    @property
+    def root(self) -> Path:
+        """The run directory."""
+        return self.directory.root
+
+    @property
+    def identity(self) -> str:
+        """The identity of the run, which a resume keeps."""
+        return self.lease.holder.run
+
+    def close(self, outcome: str, code: int) -> None:
+        """Writes down how it ended, and gives the lease back."""
+        self.journal.write("end", outcome=outcome, code=code)
+        self.status.update(phase="ended", pending=())
+        self.status.write()
+        self.lease.release()

@@ -1,0 +1,54 @@
+"""What a run is doing right now, for other processes to read."""
+
+import json
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from holdfast.store import files
+
+Phase = Literal["starting", "training", "saving", "stopping", "ended"]
+
+
+@dataclass(frozen=True)
+class Status:
+    """One look at a run. Times are seconds since the epoch, the rate is steps a second."""
+
+    run: str
+    pid: int
+    phase: Phase = "starting"
+    step: int = 0
+    max_steps: int = 0
+    rate: float | None = None
+    loss: float | None = None
+    last_checkpoint: dict[str, Any] | None = None
+    pending: tuple[dict[str, Any], ...] = ()
+    failed_saves: int = 0
+    last_failure: str = ""
+    written_at: float = field(default=0.0)
+
+
+class StatusFile:
+    """Keeps the status and its file. Updates are cheap; the file is written by `write`, from a thread of its own."""
+
+    def __init__(self, path: Path, status: Status) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._status = status
+
+    @property
+    def now(self) -> Status:
+        """The status as it is."""
+        return self._status
+
+    def update(self, **changes: Any) -> None:
+        """Changes fields of the status; the file follows within a second."""
+        with self._lock:
+            self._status = replace(self._status, **changes)
+
+    def write(self) -> None:
+        """Writes the file. Not synced: after a power cut nobody asks what a dead process was doing."""
+        content = asdict(replace(self._status, written_at=time.time()))
+        files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)

@@ -1,0 +1,158 @@
+"""One save, from the requests to their answers. To be read from top to bottom."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from holdfast.capture.boundary import Boundary
+from holdfast.errors import NoSpaceError
+from holdfast.run.request import Answer, Request
+from holdfast.run.run import Run
+from holdfast.store import catalog, commit, digest, files, retention
+from holdfast.store.manifest import File, Manifest
+
+# What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
+_RESERVE_BYTES = 16 << 20
+_RESERVE_INODES = 64
+# A disk with less than this after an error is why the error came, whatever the library that met it says (seen:
+# torch.save reports a full disk as "unexpected pos").
+_FULL_BELOW_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of one boundary, ready to be written.
+
+    Args:
+        boundary: Which boundary.
+        write: Fills a directory with the files of the layout.
+        layout: The layout's name.
+        estimate: About how many bytes it will take.
+        versions: What a bit-exact continuation depends on.
+        spared: Checkpoints that retention must not touch.
+        world_size: How many processes train together.
+    """
+
+    boundary: Boundary
+    write: Callable[[Path], None]
+    layout: str
+    estimate: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    spared: Iterable[Path] = ()
+    world_size: int = 1
+
+
+def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retention.Keep) -> Answer:
+    """Saves a snapshot and answers everybody who asked for it. Training outlives a save that fails.
+
+    Args:
+        run: The open run.
+        snapshot: What to save.
+        requests: Who asked; at least one.
+        keep: How many checkpoints may stay.
+    """
+    begun = time.monotonic()
+    step = snapshot.boundary.step
+    phase = run.status.now.phase
+    run.status.update(phase="saving")
+    attempt = None
+    try:
+        _preflight(run.root, snapshot.estimate)
+        attempt = commit.Attempt(run.root, run.identity, step)
+        snapshot.write(attempt.directory)
+        sealed = attempt.seal(digest.of_descriptor)
+        manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
+        published = attempt.publish(manifest, run.lease.check)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this attempt and not the training
+        if attempt is not None:
+            attempt.discard()
+        answer = Answer(saved=False, step=step, seconds=_since(begun), error=_cause(run.root, error))
+    else:
+        answer = Answer(
+            saved=True,
+            path=str(published.path.absolute()),
+            step=step,
+            bytes=manifest.size,
+            seconds=_since(begun),
+            digest=manifest.sha256,
+            durable=published.durable,
+        )
+    _tell(run, answer, requests)
+    run.status.update(phase=phase)
+    if answer.saved:
+        _retain(run, keep, snapshot.spared)
+    return answer
+
+
+def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
+    """Gives the same answer to every request. An answer that cannot be written leaves its request for the next start."""
+    for request in requests:
+        try:
+            run.inbox.answer(request, answer)
+        except OSError as error:
+            run.journal.write("unanswered", request=request.id, problem=str(error))
+
+
+def _preflight(root: Path, estimate: int) -> None:
+    space, inodes = files.free_space(root)
+    needed = int(estimate * 1.1) + _RESERVE_BYTES
+    if space < needed:
+        raise NoSpaceError(f"the checkpoint needs {needed:,} bytes and {root} has {space:,} free")
+    if 0 <= inodes < _RESERVE_INODES:
+        raise NoSpaceError(f"{root} has {inodes} inodes free, and a checkpoint needs {_RESERVE_INODES}")
+
+
+def _manifest(
+    run: Run, snapshot: Snapshot, requests: Sequence[Request], attempt: str, sealed: tuple[File, ...]
+) -> Manifest:
+    return Manifest(
+        layout=snapshot.layout,
+        run=run.identity,
+        attempt=attempt,
+        parent=run.parent,
+        sequence=catalog.next_sequence(catalog.entries(run.root)),
+        step=snapshot.boundary.step,
+        world_size=snapshot.world_size,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        reasons=tuple(request.reason() for request in requests),
+        boundary=snapshot.boundary.record(),
+        versions=dict(snapshot.versions),
+        files=sealed,
+    )
+
+
+def _tell(run: Run, answer: Answer, requests: Sequence[Request]) -> None:
+    told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
+    if answer.saved:
+        last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}
+        run.status.update(last_checkpoint={**last, "at": answer.answered_at})
+        run.journal.write("saved", **last, digest=answer.digest, durable=answer.durable, **told)
+    else:
+        failed = run.status.now.failed_saves + 1
+        run.status.update(failed_saves=failed, last_failure=answer.error)
+        run.journal.write("failed", step=answer.step, error=answer.error, failed_saves=failed, **told)
+    answer_all(run, answer, requests)
+
+
+def _retain(run: Run, keep: retention.Keep, spared: Iterable[Path]) -> None:
+    for path in retention.surplus(catalog.entries(run.root), run.identity, keep, spared):
+        try:
+            retention.delete(run.root, path)
+        except OSError as error:
+            run.journal.write("not deleted", path=str(path), problem=str(error))
+        else:
+            run.journal.write("deleted", path=str(path))
+
+
+def _cause(root: Path, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    if not isinstance(error, NoSpaceError) and shutil.disk_usage(root).free < _FULL_BELOW_BYTES:
+        return f"the disk of {root} is full ({text})"
+    return text
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 3)

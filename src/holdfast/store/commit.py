@@ -1,0 +1,110 @@
+"""From staged files to a checkpoint: staged aside, synced, manifest last, one rename, directory synced.
+
+Standard library alone; the digest is handed in. The steps are those of `docs/format.md`, "How it is written".
+"""
+
+import os
+import stat
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from holdfast.store import files, names
+from holdfast.store.manifest import MOST_BYTES, File, Manifest, ManifestError, decode
+
+Digest = Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a commit made. `durable` is False where the file system cannot sync a directory's names."""
+
+    path: Path
+    durable: bool
+    superseded: Path | None
+
+
+class Attempt:
+    """One try at one checkpoint. It ends as a published checkpoint or as nothing; its name is never used again.
+
+    Args:
+        root: The run directory.
+        run: The identity of the run.
+        step: The step of the boundary that is being saved.
+    """
+
+    def __init__(self, root: Path, run: str, step: int) -> None:
+        self.root = root
+        self.step = step
+        self.token = uuid.uuid4().hex
+        self.directory = root / names.staging(run, step, self.token)
+        files.make_directory(self.directory)
+
+    def seal(self, digest: Digest) -> tuple[File, ...]:
+        """Syncs and measures all that was staged. Nothing may write there afterwards.
+
+        Raises:
+            OSError: Something could not be read or synced, is neither file nor directory, or has a forbidden name.
+        """
+        sealed = []
+        for folder, _, found in os.walk(self.directory, topdown=False):
+            for name in sorted(found):
+                path = Path(folder, name)
+                relative = path.relative_to(self.directory).as_posix()
+                if not names.is_relative_path(relative):
+                    raise OSError(f"a checkpoint cannot hold a file of this name: {relative!r}")
+                sealed.append(_seal(path, relative, digest))
+            Path(folder).chmod(0o700)
+            files.sync_directory(Path(folder))
+        return tuple(sorted(sealed, key=lambda file: file.path))
+
+    def publish(self, manifest: Manifest, fence: Callable[[], None]) -> Published:
+        """Writes the manifest and gives the directory its final name.
+
+        Args:
+            manifest: What `seal` measured, and the rest.
+            fence: Called just before the rename; raises if this process may not publish any more.
+        """
+        files.write_new(self.directory / names.MANIFEST, manifest.encode())
+        files.sync_directory(self.directory)
+        fence()
+        target = self.root / names.checkpoint(self.step)
+        moved = self._make_way(target)
+        files.rename_new(self.directory, target)
+        return Published(target, files.sync_directory(self.root), moved)
+
+    def discard(self) -> None:
+        """Removes what was staged, as far as that is possible; the next start sweeps what is left."""
+        with suppress(OSError):
+            files.remove_tree(self.directory)
+
+    def _make_way(self, target: Path) -> Path | None:
+        """A checkpoint that has the name already keeps its content under another one. Nothing is replaced."""
+        if not os.path.lexists(target):
+            return None
+        moved = self.root / names.superseded(self.step, _attempt_of(target) or uuid.uuid4().hex)
+        files.rename_new(target, moved)
+        files.sync_directory(self.root)
+        return moved
+
+
+def _seal(path: Path, relative: str, digest: Digest) -> File:
+    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise OSError(f"a checkpoint holds plain files alone, and {relative!r} is none")
+        os.fchmod(fd, 0o600)
+        os.fsync(fd)
+        return File(relative, found.st_size, digest(fd))
+    finally:
+        os.close(fd)
+
+
+def _attempt_of(directory: Path) -> str | None:
+    try:
+        return decode(files.read(directory / names.MANIFEST, limit=MOST_BYTES)).attempt
+    except (OSError, ManifestError):
+        return None

@@ -1,0 +1,173 @@
+"""The file operations that everything durable is made of. All of the commit core's changes to the disk go through here.
+
+Standard library alone, so that a fault test costs a tenth of a second. The order of these calls is the protocol; see
+`docs/format.md`.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+# What file systems answer that cannot sync a directory at all (SMB, some FUSE). EIO is not among them: that is a loss.
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
+# What renameat2 answers where the kernel or the file system has no RENAME_NOREPLACE.
+_NO_SUCH_RENAME = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+
+
+def make_directory(path: Path) -> None:
+    """Makes a directory that only its owner may enter. Fails if anything has that name."""
+    path.mkdir(mode=0o700)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Writes and syncs a file that must not exist yet, readable by its owner alone."""
+    fd = os.open(path, _NEW, 0o600)
+    try:
+        write_all(fd, data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Writes all of `data`. A short write is no error to the system (seen at a file-size limit), so it is looped over."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Gives `path` new content in one step: readers see the old or the new, never a part. `durable` syncs both."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        fd = os.open(temporary, _NEW, 0o600)
+        try:
+            write_all(fd, data)
+            if durable:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        sync_directory(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Adds `data` to the end of a file of ours in one write; never through a link, never to anything but a file."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        write_all(fd, data)
+    finally:
+        os.close(fd)
+
+
+def read(path: str | Path, *, limit: int, folder: int | None = None) -> bytes:
+    """Reads a regular file of at most `limit` bytes, not through a link at its name.
+
+    Raises:
+        OSError: It cannot be opened, is no regular file, or is larger than `limit` (EFBIG).
+    """
+    with open_regular(path, folder=folder) as fd:
+        parts = []
+        left = limit + 1
+        while left and (part := os.read(fd, min(left, 1 << 20))):
+            parts.append(part)
+            left -= len(part)
+    if not left:
+        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
+    return b"".join(parts)
+
+
+@contextmanager
+def open_regular(path: str | Path, *, folder: int | None = None) -> Iterator[int]:
+    """Opens a regular file for reading; never follows a link at its name, never waits (a FIFO would)."""
+    fd = os.open(path, _READ, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_folder(path: str | Path, *, folder: int | None = None) -> Iterator[int]:
+    """Opens a directory itself, not what a link at its name points to."""
+    fd = os.open(path, _FOLDER, dir_fd=folder)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def open_inside(folder: int, relative: str) -> Iterator[int]:
+    """Opens a regular file below `folder`, following no link on the way."""
+    first, _, rest = relative.partition("/")
+    if not rest:
+        with open_regular(first, folder=folder) as fd:
+            yield fd
+    else:
+        with open_folder(first, folder=folder) as inner, open_inside(inner, rest) as fd:
+            yield fd
+
+
+def sync_directory(path: Path) -> bool:
+    """Makes the names in a directory durable. False where the file system cannot; an I/O error is raised."""
+    with open_folder(path) as fd:
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            if error.errno not in _CANNOT_SYNC:
+                raise
+            return False
+    return True
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Renames, and fails with FileExistsError rather than replace anything (a plain rename replaces an empty directory).
+
+    Where the kernel or the file system cannot promise that, looks first and then renames: what could still be
+    replaced in between is an empty directory, which holds nothing.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        paths = (os.fsencode(source), os.fsencode(target))
+        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in _NO_SUCH_RENAME:
+            raise OSError(number, os.strerror(number), str(source), None, str(target))
+    if os.path.lexists(target):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    source.rename(target)
+
+
+def remove_tree(path: Path) -> None:
+    """Removes a directory and all in it."""
+    shutil.rmtree(path)
+
+
+def free_space(path: Path) -> tuple[int, int]:
+    """The bytes and the inodes that an ordinary user may still take. Inodes are -1 where the file system has no count."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else -1
