@@ -91,6 +91,11 @@ class Checkpointer:
         self.finished = True
 
     @property
+    def interrupted(self) -> bool:
+        """Whether the stop was a Ctrl+C: somebody sits there and wants the model."""
+        return self.stop_requested and self._interrupted_at is not None
+
+    @property
     def last_answer(self) -> Answer | None:
         """What the last save answered."""
         return self._last

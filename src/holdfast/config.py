@@ -27,7 +27,7 @@ class DynamicCheckpoint(BaseModel):
     def _a_plain_file_name(cls, name: str) -> str:
         if not names.is_component(name) or names.is_reserved(name):
             raise ValueError(
-                f"{name!r} is not a file name that a trigger file may have: it lies in output_dir itself, and its name is "
+                f"{name!r} is not a file name that a trigger file may have: it lies in output_dir, and its name is "
                 "letters, digits, '.', '_' and '-', with no leading dot, no '/', and not 'checkpoint-...'"
             )
         return name

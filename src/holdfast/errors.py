@@ -107,7 +107,7 @@ class NoCheckpointError(CheckpointError):
     """Nothing in the directory could be resumed from."""
 
 
-class Stopped(SystemExit):  # noqa: N818 - not a failure: the end that somebody asked for
+class Stopped(SystemExit):
     """Training ended because a stop was asked for. `code` is the exit code of the process.
 
     A `SystemExit`, so that a script that does not know Holdfast ends instead of taking a stopped training for a

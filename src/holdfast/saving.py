@@ -88,7 +88,7 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
 
 
 def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
-    """Gives the same answer to every request. An answer that cannot be written leaves its request for the next start."""
+    """Gives every request the same answer. One that cannot be written leaves its request for the next start."""
     for request in requests:
         try:
             run.inbox.answer(request, answer)

@@ -1,4 +1,4 @@
-"""What a bit-exact continuation depends on besides the state: versions, threads, devices. Recorded, compared, and said."""
+"""What a bit-exact continuation depends on besides the state: versions, threads, devices."""
 
 import os
 import platform

@@ -103,9 +103,9 @@ class Faces:
     def _end_of_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         trainer, checkpointer = self._trainer, self._checkpointer
         step = trainer.state.global_step
-        if not checkpointer.stop_requested and checkpointer.reach(step, last=True):
-            if not checkpointer.answer_with_last(step):
-                self._save(_EPOCH_END)
+        late = not checkpointer.stop_requested and checkpointer.reach(step, last=True)
+        if late and not checkpointer.answer_with_last(step):
+            self._save(_EPOCH_END)
         if step >= trainer.state.max_steps:
             checkpointer.finish()
         if checkpointer.stop_requested:

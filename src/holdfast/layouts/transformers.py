@@ -19,8 +19,8 @@ WEIGHTS = (
 )
 RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
-# What a Trainer looks for by name. A file of such a name that no manifest vouches for could be read instead of ours, and
-# half of these are pickles.
+# What a Trainer looks for by name. A file of such a name that no manifest vouches for could be read instead of
+# ours, and half of these are pickles.
 _LOOKED_FOR = (
     "*.safetensors",
     "*.bin",

@@ -41,7 +41,7 @@ def write_new(path: Path, data: bytes) -> None:
 
 
 def write_all(fd: int, data: bytes) -> None:
-    """Writes all of `data`. A short write is no error to the system (seen at a file-size limit), so it is looped over."""
+    """Writes all of `data`. The system takes a short write for no error (seen at a file-size limit), so we loop."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -67,6 +67,23 @@ def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         sync_directory(path.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a file's content to `target` in one step, synced; the rename is made durable by syncing the directory."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+    try:
+        shutil.copyfile(source, temporary)
+        fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.rename(target)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def append(path: Path, data: bytes) -> None:
@@ -144,7 +161,7 @@ def sync_directory(path: Path) -> bool:
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Renames, and fails with FileExistsError rather than replace anything (a plain rename replaces an empty directory).
+    """Renames, and fails with FileExistsError rather than replace anything. A plain rename replaces an empty directory.
 
     Where the kernel or the file system cannot promise that, looks first and then renames: what could still be
     replaced in between is an empty directory, which holds nothing.
@@ -168,6 +185,6 @@ def remove_tree(path: Path) -> None:
 
 
 def free_space(path: Path) -> tuple[int, int]:
-    """The bytes and the inodes that an ordinary user may still take. Inodes are -1 where the file system has no count."""
+    """The bytes and inodes that an ordinary user may still take; -1 inodes where the file system has no count."""
     found = os.statvfs(path)
     return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else -1

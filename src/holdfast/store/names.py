@@ -20,7 +20,7 @@ JOURNAL = "events.jsonl"
 
 
 def is_component(name: str) -> bool:
-    """Tells whether `name` may be one component of a path: letters, digits, `.`, `_`, `-`; at most 100; no leading dot."""
+    """Tells whether `name` may be part of a path: letters, digits, `.`, `_`, `-`; at most 100; no leading dot."""
     return _COMPONENT.fullmatch(name) is not None
 
 

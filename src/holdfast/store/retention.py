@@ -29,8 +29,8 @@ class Keep:
 def surplus(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Path]:
     """The checkpoints of this run that are more than `keep` allows, oldest commit first.
 
-    Only what verifies (names and sizes) counts as kept or is deleted; another run's checkpoints, damaged ones, and those
-    in `spared` are left alone. The newest good checkpoint is never among the surplus.
+    Only what verifies (names and sizes) counts as kept or is deleted; another run's checkpoints, damaged ones, and
+    those in `spared` are left alone. The newest good checkpoint is never among the surplus.
 
     Args:
         found: The catalog, newest commit first.

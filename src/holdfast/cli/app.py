@@ -1,0 +1,77 @@
+"""The command line: its verbs, and what becomes of errors. Described in `docs/cli.md`."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import typer
+
+from holdfast import __version__
+from holdfast.cli import list, save, status, stop, train, verify
+from holdfast.errors import HoldfastError
+
+app = typer.Typer(
+    name="holdfast",
+    help="Saves a PyTorch training run the moment you ask, and resumes it exactly where it was.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
+    """Ctrl+C ends a verb with 130, as it ends every program of a shell; typer would say 1."""
+
+    @functools.wraps(verb)
+    def wrapped(**options: Any) -> None:
+        try:
+            verb(**options)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+for name, verb in {
+    "train": train.train,
+    "save": save.save,
+    "stop": stop.stop,
+    "status": status.status,
+    "list": list.list_checkpoints,
+    "verify": verify.verify,
+}.items():
+    app.command(name)(_interruptible(verb))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> NoReturn:
+    """Runs the command and ends the process with the exit code that `docs/cli.md` promises."""
+    try:
+        app()
+    except HoldfastError as error:
+        sys.exit(_tell(error))
+    sys.exit(0)
+
+
+def _tell(error: HoldfastError) -> int:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
+    else:
+        print(f"holdfast: {error}" if error.exit_code != 2 else str(error), file=sys.stderr)
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)
+    return error.exit_code

@@ -1,0 +1,68 @@
+"""What `save` and `stop` share: a request through the run directory, and the wait for its answer."""
+
+from pathlib import Path
+
+from holdfast.cli.output import as_json
+from holdfast.errors import ConfigError, RunNotAliveError, SaveError
+from holdfast.run import lease
+from holdfast.run.directory import RunDirectory
+from holdfast.run.inbox import Inbox
+from holdfast.run.request import MOST_LABEL_BYTES, Request, clean_label
+
+
+def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: float | None, json: bool) -> None:
+    """Asks a run for a save, and prints what became of it.
+
+    Raises:
+        RunNotFoundError: There is no run in `root`.
+        RunNotAliveError: No process trains it, or its process ended before it answered.
+        WaitTimeoutError: There was no answer in time.
+        SaveError: The save failed.
+    """
+    if len(label.encode()) > MOST_LABEL_BYTES:
+        raise ConfigError([f"--label: has {len(label.encode())} bytes, and a label has at most {MOST_LABEL_BYTES}"])
+    directory = RunDirectory(root)
+    directory.open()
+    _require_alive(directory)
+    inbox = Inbox(directory)
+    request = Request("command", stop=stop, label=clean_label(label.encode()), why=why)
+    inbox.submit(request)
+    if not wait:
+        _print_asked(root, request, json)
+        return
+    answer = inbox.wait(request.id, timeout, lambda: _require_alive_or_answered(directory, inbox, request))
+    if json:
+        as_json({"request": request.id, **vars(answer)})
+    elif answer.saved:
+        print(answer.line(f"request:{request.id}"))
+    if not answer.saved:
+        raise SaveError(f"the save failed at step {answer.step}: {answer.error}") if not json else SystemExit(1)
+
+
+def _print_asked(root: Path, request: Request, json: bool) -> None:
+    if json:
+        as_json({"request": request.id})
+        return
+    after = "saves and ends" if request.stop else "saves and goes on"
+    print(f"asked: the run {after} at its next boundary (request {request.id})")
+    print(f"  to wait for the answer, add --wait; to look, holdfast status {root}")
+
+
+def _require_alive(directory: RunDirectory) -> None:
+    holder = lease.read(directory)
+    if holder is None or not lease.is_alive(directory, holder):
+        raise RunNotAliveError(
+            f"no process is training the run in {directory.root}",
+            hint=f"see what it left with: holdfast list {directory.root}",
+        )
+
+
+def _require_alive_or_answered(directory: RunDirectory, inbox: Inbox, request: Request) -> None:
+    try:
+        _require_alive(directory)
+    except RunNotAliveError:
+        if inbox.answer_to(request.id) is None:
+            raise RunNotAliveError(
+                f"the run in {directory.root} ended before it answered; the request is served when it is resumed",
+                hint=f"see what it left with: holdfast list {directory.root}",
+            ) from None

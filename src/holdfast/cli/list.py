@@ -1,0 +1,52 @@
+"""`holdfast list RUN`: the checkpoints of a run, newest commit first."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli.output import as_json, columns, size
+from holdfast.errors import RunNotFoundError
+from holdfast.store import catalog
+from holdfast.store.catalog import Entry
+
+
+def list_checkpoints(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List a run's checkpoints: step, when, size, who asked. Reads manifests alone; `verify` reads every byte."""
+    if not run.is_dir():
+        raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
+    found = catalog.entries(run)
+    if json:
+        as_json({"run": str(run), "checkpoints": [_described(entry) for entry in found]})
+    elif not found:
+        print(f"no checkpoint in {run} yet")
+    else:
+        columns(("CHECKPOINT", "STEP", "COMMIT", "WRITTEN (UTC)", "SIZE", "ASKED BY", "LABEL"), [*map(_row, found)])
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    described: dict[str, Any] = {"path": str(entry.path), "step": entry.step, "problem": entry.problem}
+    if (manifest := entry.manifest) is not None:
+        described |= {
+            "sequence": manifest.sequence,
+            "run": manifest.run,
+            "attempt": manifest.attempt,
+            "parent": manifest.parent,
+            "created": manifest.created,
+            "bytes": manifest.size,
+            "reasons": list(manifest.reasons),
+        }
+    return described
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    if (manifest := entry.manifest) is None:
+        problem = "made by plain transformers" if entry.foreign else entry.problem or ""
+        return (entry.path.name, str(entry.step), "-", "-", "-", problem, "")
+    asked = ", ".join(str(reason.get("why") or reason.get("door")) for reason in manifest.reasons)
+    labels = ", ".join(str(reason["label"]) for reason in manifest.reasons if reason.get("label"))
+    written = manifest.created.removesuffix("+00:00").replace("T", " ")
+    return (entry.path.name, str(entry.step), str(manifest.sequence), written, size(manifest.size), asked, labels)

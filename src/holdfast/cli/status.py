@@ -1,0 +1,54 @@
+"""`holdfast status RUN`: what a run is doing right now."""
+
+import json as json_library
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli.output import ago, as_json, size
+from holdfast.run import lease
+from holdfast.run.directory import RunDirectory
+
+
+def status(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell whether a run is alive, its step, rate, loss, last checkpoint, and what is pending."""
+    directory = RunDirectory(run)
+    directory.open()
+    holder = lease.read(directory)
+    alive = holder is not None and lease.is_alive(directory, holder)
+    content = directory.read_json(directory.status)
+    known: dict[str, Any] = content if isinstance(content, dict) else {}
+    if json:
+        as_json({"path": str(run), "alive": alive, **known})
+        return
+    for line in _lines(known, alive=alive):
+        print(line)
+
+
+def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
+    phase = known.get("phase", "unknown")
+    state = f"{phase} (pid {known.get('pid')})" if alive else "not running" + ("" if phase == "ended" else ", it died")
+    lines = [f"state       {state}", f"step        {known.get('step', 0)} of {known.get('max_steps', 0)}"]
+    if known.get("rate") and alive:
+        lines.append(f"rate        {known['rate']:g} steps/s")
+    if known.get("loss") is not None:
+        lines.append(f"loss        {known['loss']:.4f}")
+    if last := known.get("last_checkpoint"):
+        lines.append(
+            f"saved       {last['path']} ({size(last['bytes'])} in {last['seconds']:.2f} s, {ago(last['at'])})"
+        )
+    lines += [f"pending     {_pending(request)}" for request in known.get("pending", [])]
+    if known.get("failed_saves"):
+        lines.append(f"failed      {known['failed_saves']} saves; the last: {known.get('last_failure')}")
+    if alive and known.get("written_at"):
+        lines.append(f"heard of    {ago(known['written_at'])}")
+    return lines
+
+
+def _pending(request: dict[str, Any]) -> str:
+    label = f", label {json_library.dumps(request['label'])}" if request.get("label") else ""
+    return f"{request.get('why')} ({ago(float(request.get('asked_at', 0)))}{label})"

@@ -1,0 +1,22 @@
+"""`holdfast train config.yml`: train from an Axolotl-style configuration."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="An Axolotl-style YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key; dots go down. May be repeated."),
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option(metavar="auto|true|PATH", help="What to resume from; overrides the configuration.")
+    ] = None,
+) -> None:
+    """Fine-tune or pretrain a causal language model, with saves on demand and exact resume."""
+    from holdfast.train.run import run
+
+    raise typer.Exit(run(config, overrides or [], resume))

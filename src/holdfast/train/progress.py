@@ -1,0 +1,33 @@
+"""Passes what a trainer does on to the screen."""
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from holdfast.run.status import StatusFile
+from holdfast.train.screen import Screen
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Shows steps and logs. The trainer's own printing is turned off when it is built.
+
+    Args:
+        status: What the run is doing.
+        screen: Where it is shown.
+    """
+
+    def __init__(self, status: StatusFile, screen: Screen) -> None:
+        self._status = status
+        self._screen = screen
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Training begins."""
+        self._screen.begin(state.global_step, state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The step before is over, saves included."""
+        self._screen.step(self._status.now)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """There is something to log."""
+        self._screen.log(dict(logs or {}), self._status.now)

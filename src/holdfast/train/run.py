@@ -1,0 +1,109 @@
+"""`holdfast train`, from the configuration's file to the process's exit code."""
+
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from holdfast.checkpointer import Checkpointer
+from holdfast.errors import UnsupportedError
+from holdfast.layouts.model_copy import copy_model
+from holdfast.store.retention import Keep
+from holdfast.train.config import TrainConfig, load
+from holdfast.train.screen import Screen
+
+
+def run(path: Path, overrides: list[str], resume: str | None) -> int:
+    """Trains, and returns the exit code that `docs/cli.md` promises.
+
+    Args:
+        path: The configuration's file.
+        overrides: `KEY=VALUE` for keys that the command line sets.
+        resume: What to resume from; None leaves it to the configuration.
+
+    Raises:
+        HoldfastError: The configuration is wrong, the run is busy, or there is nothing to resume from.
+    """
+    loaded = load(path, overrides)
+    config = loaded.config
+    if find_spec("trl") is None:
+        raise UnsupportedError("holdfast train needs TRL", hint="pip install 'holdfast[trl]'")
+    with Screen() as screen:
+        for notice in loaded.notices:
+            screen.say(notice)
+        keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep)
+        wanted = _wanted(config, resume)
+        root = Path(config.output_dir)
+        with Checkpointer(root, config.dynamic_checkpoint, keep, wanted, screen.say) as checkpointer:
+            _announce(checkpointer, screen)
+            trainer = _trainer(config, checkpointer, screen)
+            trainer.train()
+            screen.end()
+            _leave_model(trainer, checkpointer, screen)
+        if checkpointer.stop_requested:
+            saved = checkpointer.exit_code != 1
+            screen.say("stopped after a good save" if saved else "stopped, and the last save FAILED: see above")
+            screen.say(f"to go on: holdfast train {path} --resume auto")
+        return checkpointer.exit_code
+
+
+def _wanted(config: TrainConfig, flag: str | None) -> str | bool | None:
+    if flag is not None:
+        return True if flag == "true" else flag
+    if config.resume_from_checkpoint:
+        return config.resume_from_checkpoint
+    return "auto" if config.auto_resume_from_checkpoints else None
+
+
+def _announce(checkpointer: Checkpointer, screen: Screen) -> None:
+    root, pid = checkpointer.run.root, os.getpid()
+    if (chosen := checkpointer.chosen) is not None:
+        screen.say(f"resuming from {chosen.path}")
+    screen.say(f"run {root}, process {pid}")
+    settings = checkpointer.settings
+    if settings.enabled:
+        when = f"within {settings.check_interval} steps" if settings.check_interval else "at the next step"
+        screen.say(f"to save {when}:  touch {root / settings.trigger_file_path}")
+    else:
+        screen.say("the trigger file is off; to turn it on: dynamic_checkpoint: {enabled: true}")
+    screen.say(f"to save at the next step:  holdfast save {root} --wait   (or: kill -USR1 {pid})")
+    screen.say(f"to save and stop:  holdfast stop {root}   (or: Ctrl+C, kill -TERM {pid}, kill -USR2 {pid})")
+
+
+def _trainer(config: TrainConfig, checkpointer: Checkpointer, screen: Screen) -> Any:
+    from transformers.utils import logging as transformers_logging
+
+    from holdfast.integrations.transformers import attach
+    from holdfast.train.progress import Progress
+    from holdfast.train.trainer import build
+
+    logging.getLogger("transformers.trainer").setLevel(logging.INFO)  # "***** Running training *****" and its kin
+    transformers_logging.disable_progress_bar()
+    trainer = build(config)
+    trainer.add_callback(Progress(checkpointer.run.status, screen))
+    return attach(trainer, checkpointer=checkpointer, on_stop="return")
+
+
+def _leave_model(trainer: Any, checkpointer: Checkpointer, screen: Screen) -> None:
+    """Leaves the model in `output_dir` itself: at the end of training, and after Ctrl+C."""
+    root, last = checkpointer.run.root, checkpointer.last_answer
+    if checkpointer.finished or checkpointer.interrupted:
+        if last is not None and last.saved and last.step == trainer.state.global_step:
+            copy_model(Path(last.path), root)
+        elif checkpointer.finished:
+            _write_model(trainer, root, checkpointer.run.identity)
+        else:
+            return
+        screen.say(f"the model can be loaded from {root}")
+
+
+def _write_model(trainer: Any, root: Path, run: str) -> None:
+    from holdfast.store.commit import Attempt
+
+    attempt = Attempt(root, run, trainer.state.global_step)
+    try:
+        trainer.save_model(str(attempt.directory))
+        copy_model(attempt.directory, root)
+    finally:
+        attempt.discard()
