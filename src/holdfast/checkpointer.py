@@ -72,9 +72,11 @@ class Checkpointer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._signals.stop()
+        failed = error is not None and not isinstance(error, SystemExit)
+        if self.finished and self._reached is not None and self._reception.look(self._reached, last=True):
+            self.answer_with_last(self._reached)
         self._reception.close()
         self._refuse_waiting("training ended before the next save")
-        failed = error is not None and not isinstance(error, SystemExit)
         outcome = f"failed: {kind.__name__}" if kind and failed else "stopped" if self.stop_requested else "finished"
         self.run.close(outcome, 1 if failed else self.exit_code)
 

@@ -34,15 +34,16 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-for name, verb in {
+_VERBS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "save": save.save,
     "stop": stop.stop,
     "status": status.status,
     "list": list.list_checkpoints,
     "verify": verify.verify,
-}.items():
-    app.command(name)(_interruptible(verb))
+}
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_interruptible(_verb))
 
 
 def _version(wanted: bool) -> None:

@@ -16,6 +16,9 @@ MOST_LABEL_BYTES = 4096
 MOST_BYTES = 64 << 10
 
 
+Data = bytes  # `Answer` has a field of that name
+
+
 class MalformedError(ValueError):
     """A request or an answer that is not one."""
 
@@ -83,7 +86,7 @@ class Answer:
     durable: bool = True
     answered_at: float = field(default_factory=time.time)
 
-    def encode(self, request: str) -> bytes:
+    def encode(self, request: str) -> Data:
         """The bytes of the answer's file, for the request of that id."""
         return json.dumps({"request": request, **asdict(self)}, indent=1).encode()
 

@@ -30,4 +30,4 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """There is something to log."""
-        self._screen.log(dict(logs or {}), self._status.now)
+        self._screen.log({**(logs or {}), "step": state.global_step}, self._status.now)

@@ -80,7 +80,7 @@ def _trainer(config: TrainConfig, checkpointer: Checkpointer, screen: Screen) ->
 
     logging.getLogger("transformers.trainer").setLevel(logging.INFO)  # "***** Running training *****" and its kin
     transformers_logging.disable_progress_bar()
-    trainer = build(config)
+    trainer = build(config, screen.say)
     trainer.add_callback(Progress(checkpointer.run.status, screen))
     return attach(trainer, checkpointer=checkpointer, on_stop="return")
 

@@ -49,7 +49,7 @@ class Screen:
     def log(self, logs: dict[str, Any], status: Status) -> None:
         """The trainer has something to log. The line begins as plain transformers' does, which people grep for."""
         shown = {key: _rounded(value) for key, value in logs.items()}
-        self.say(str({**shown, "step": status.step, "steps_per_second": status.rate or 0.0}))
+        self.say(str({**shown, "steps_per_second": status.rate or 0.0}))
 
     def end(self) -> None:
         """Takes the bar away."""

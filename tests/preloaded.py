@@ -1,0 +1,75 @@
+"""A process that has imported the trainers, and forks a child for each line of its standard input.
+
+A line is JSON: argv, cwd, env, output, program. The child is a process like any other: its own session, default
+signals, its output in a file; its exit code is left beside it.
+"""
+
+import json
+import os
+import select
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch  # noqa: F401
+import transformers.trainer  # noqa: F401
+import trl.trainer.sft_trainer  # noqa: F401
+
+from holdfast.cli.app import main
+
+
+def child(job: dict[str, Any]) -> NoReturn:
+    code = 1
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(job["cwd"])
+        os.environ.update(job["env"])
+        sys.argv = ["holdfast", *job["argv"]]
+        if job["program"] is None:
+            main()
+        exec(compile(job["program"], "program", "exec"), {"__name__": "__main__"})
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    outputs: dict[int, Path] = {}
+    open_input = True
+    while open_input or outputs:
+        readable, _, _ = select.select([sys.stdin] if open_input else [], [], [], 0.01)
+        if readable:
+            line = sys.stdin.readline()
+            open_input = bool(line)
+            if line:
+                job = json.loads(line)
+                pid = os.fork() or child(job)
+                outputs[pid] = Path(job["output"])
+                print(pid, flush=True)
+        for pid, output in list(outputs.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                temporary = output.with_suffix(".ending")
+                temporary.write_text(str(os.waitstatus_to_exitcode(status)))
+                temporary.rename(output.with_suffix(".code"))
+                del outputs[pid]
+        if not open_input:
+            for pid in outputs:
+                os.kill(pid, signal.SIGKILL)
+
+
+serve()
