@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 import pytest
-from support import Launcher
+
+from trainings import Launcher
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from support import Launcher, Training
 
-WORDS = "def return import self class for while value key list dict yield".split()
+from trainings import Launcher, Training
+
+WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]
 
 
 @pytest.fixture(scope="session")

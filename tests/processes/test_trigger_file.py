@@ -5,10 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
-from support import Training, answers, events, wait_until
+
+from waiting import wait_until
+from trainings import BLOCKED, Training, answers, events
 
 SAVED_BY_A_TRAINER = {
     "model.safetensors",
@@ -155,21 +156,6 @@ def test_a_file_that_cannot_be_removed_makes_one_save_and_one_warning_over_resta
         subprocess.run(["chattr", "-i", training.trigger], check=True)
     assert [event["step"] for event in training.saved()] == [5]
     assert first.output.count("cannot be removed") == 1 and second.output.count("cannot be removed") == 0
-
-
-BLOCKED = """
-import time
-from pathlib import Path
-from trl import SFTTrainer
-original = SFTTrainer.training_step
-def blocked(self, *args, **kwargs):
-    while self.state.global_step >= 3 and not Path("go").exists():
-        time.sleep(0.01)
-    return original(self, *args, **kwargs)
-SFTTrainer.training_step = blocked
-from holdfast.cli.app import main
-main()
-"""
 
 
 def test_a_crash_between_the_claim_and_the_save_does_not_lose_the_request(training: Training) -> None:

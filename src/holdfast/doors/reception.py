@@ -117,6 +117,7 @@ class Reception:
             waiting = tuple(r.reason() for r in self._waiting)
         self._run.status.update(pending=waiting)
         self._run.journal.write("request", stop=request.stop, **request.reason())
+        self._run.status.write()
 
     def _report(self, text: str) -> None:
         self._run.journal.write("refused", problem=text)

@@ -36,6 +36,7 @@ class StatusFile:
     def __init__(self, path: Path, status: Status) -> None:
         self._path = path
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._status = status
 
     @property
@@ -50,5 +51,6 @@ class StatusFile:
 
     def write(self) -> None:
         """Writes the file. Not synced: after a power cut nobody asks what a dead process was doing."""
-        content = asdict(replace(self._status, written_at=time.time()))
-        files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)
+        with self._writing:
+            content = asdict(replace(self._status, written_at=time.time()))
+            files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)

@@ -1,0 +1,158 @@
+"""What the documentation promises of signals, in real trainings."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from waiting import wait_until
+from trainings import BLOCKED, SAVE_THAT_FAILS, Process, Training, answers, events
+
+
+def loads(directory: Path) -> bool:
+    """Whether plain transformers loads a model and its tokenizer from there."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoTokenizer.from_pretrained(directory)
+    return AutoModelForCausalLM.from_pretrained(directory).num_parameters() > 0
+
+
+def test_ctrl_c_saves_leaves_the_model_and_ends_with_75(training: Training) -> None:
+    process = training.start()
+    training.wait_for_step(5)
+    process.send(signal.SIGINT)
+    assert process.wait() == 75
+    (saved,) = training.saved()
+    assert saved["doors"] == ["signal"]
+    assert loads(training.run) and loads(Path(saved["path"]))
+    assert (training.run / "model.safetensors").read_bytes() == Path(saved["path"], "model.safetensors").read_bytes()
+    for said in ("saving at the next boundary", "stopped after a good save", "--resume auto", "can be loaded from out"):
+        assert said in process.output
+    again = training.start("--resume", "auto", max_steps=saved["step"] + 3)
+    assert again.wait() == 0
+    assert f"resuming from out/checkpoint-{saved['step']}" in again.output
+
+
+def test_a_second_ctrl_c_abandons_the_save_and_leaves_what_was_committed(training: Training) -> None:
+    process = training.start(program=BLOCKED, save_strategy="steps", save_steps=2)
+    training.wait_for_step(3)
+    process.send(signal.SIGINT)
+    wait_until(lambda: events(training.run, "request"))
+    pressed = time.monotonic()
+    process.send(signal.SIGINT)  # within a second of the first: one press of a nervous hand
+    wait_until(lambda: time.monotonic() - pressed > 1.1)
+    assert process.code is None
+    process.send(signal.SIGINT)
+    assert process.wait(5) == 130
+    assert [event["step"] for event in training.saved()] == [2]
+    (asked,) = events(training.run, "request")
+    assert not answers(training.run)[asked["id"]]["saved"]
+    assert training.holdfast("verify", "out").wait() == 0
+    assert events(training.run, "end")[-1]["code"] == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_sigterm_and_sigusr2_save_and_stop_and_repeating_abandons_nothing(
+    training: Training, number: signal.Signals
+) -> None:
+    process = training.start(program=BLOCKED)
+    training.wait_for_step(3)
+    for _ in range(20):
+        process.send(number)
+    wait_until(lambda: events(training.run, "request"))
+    process.send(number)
+    (training.folder / "go").touch()
+    assert process.wait() == 75
+    (saved,) = training.saved()
+    assert saved["step"] == 4
+    assert not (training.run / "model.safetensors").exists()
+
+
+def test_sigusr1_saves_and_goes_on(training: Training) -> None:
+    process = training.start()
+    training.wait_for_step(2)
+    for count in (1, 2, 3):
+        process.send(signal.SIGUSR1)
+        training.wait_for_saves(count)
+    after = training.saved()[-1]["step"]
+    training.wait_for_step(after + 10)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 75
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
+def test_a_stop_before_the_first_step_ends_at_once(training: Training, number: signal.Signals, code: int) -> None:
+    process = training.start(program=BLOCKED, block_at=0)
+    process.wait_for("***** Running training *****")
+    process.send(number)
+    assert process.wait(5) == code
+    assert not training.saved() and "nothing to save" in process.output
+    assert training.start(max_steps=3).wait() == 0, "the lease was not given back"
+
+
+def test_a_stop_before_the_first_new_step_of_a_resumed_run_ends_with_75(training: Training) -> None:
+    assert training.start(max_steps=4, save_strategy="steps", save_steps=4).wait() == 0
+    process = training.start("--resume", "auto", program=BLOCKED, block_at=0)
+    process.wait_for("***** Running training *****")
+    process.send(signal.SIGTERM)
+    assert process.wait(5) == 75
+    assert "nothing is new since" in process.output
+
+
+def test_a_save_asked_for_before_the_first_step_is_served_at_the_first_boundary(training: Training) -> None:
+    process = training.start(program=BLOCKED, block_at=0)
+    process.wait_for("***** Running training *****")
+    process.send(signal.SIGUSR1)
+    wait_until(lambda: events(training.run, "request"))
+    (training.folder / "go").touch()
+    (saved,) = training.wait_for_saves(1)
+    assert saved["step"] == 1
+    process.send(signal.SIGTERM)
+    assert process.wait() == 75
+
+
+def test_a_stop_that_meets_the_last_step_leaves_a_finished_training(training: Training) -> None:
+    process = training.start(program=BLOCKED, max_steps=4)
+    training.wait_for_step(3)
+    process.send(signal.SIGTERM)
+    wait_until(lambda: events(training.run, "request"))
+    (training.folder / "go").touch()
+    assert process.wait() == 0
+    assert [event["step"] for event in training.saved()] == [4]
+    assert events(training.run, "end")[-1]["outcome"] == "finished" and loads(training.run)
+
+
+OWN_HANDLER = """
+import signal
+def own(number, frame):
+    print("own handler", flush=True)
+signal.signal(signal.SIGUSR1, own)
+import sys
+from holdfast.cli.app import main
+try:
+    main()
+finally:
+    print("restored", signal.getsignal(signal.SIGUSR1) is own, signal.getsignal(signal.SIGINT), flush=True)
+"""
+
+
+def test_the_users_own_handler_is_called_and_restored(training: Training) -> None:
+    process = training.start(program=OWN_HANDLER)
+    training.wait_for_step(1)
+    process.send(signal.SIGUSR1)
+    training.wait_for_saves(1)
+    process.wait_for("own handler")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 75
+    assert "restored True" in process.output and "default_int_handler" in process.output
+
+
+def test_a_stop_whose_save_fails_ends_with_1_and_says_so(training: Training) -> None:
+    process: Process = training.start(program=SAVE_THAT_FAILS)
+    training.wait_for_step(2)
+    process.send(signal.SIGTERM)
+    assert process.wait() == 1
+    assert "checkpoint failed" in process.output and "the last save FAILED" in process.output
+    assert events(training.run, "failed") and not list(training.run.glob("checkpoint-*"))
+    assert not list(training.run.glob(".tmp-*"))
