@@ -1,10 +1,14 @@
-"""Fixtures for everybody."""
+"""Fixtures for everybody: a tiny model and its data, and the start of whole trainings."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from trainings import Launcher
+from trainings import Launcher, Training
+
+WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +17,56 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     started = Launcher(tmp_path_factory.mktemp("processes"))
     yield started
     started.close()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model's configuration, a tokenizer, and some text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {word: number for number, word in enumerate([*specials, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder / "model")
+    LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        attention_dropout=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    ).save_pretrained(folder / "model")
+    with (folder / "text.jsonl").open("w") as file:
+        for number in range(120):
+            text = " ".join(WORDS[(number * 7 + place * place) % len(WORDS)] for place in range(12))
+            file.write(json.dumps({"text": text, "instruction": text, "output": text}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def training(tmp_path: Path, tiny: Path, launcher: Launcher) -> Training:
+    """A training of the tiny model that lasts until it is stopped."""
+    return Training(
+        tmp_path,
+        launcher,
+        {
+            "base_model": str(tiny / "model"),
+            "reinit_weights": True,
+            "datasets": [{"path": str(tiny / "text.jsonl"), "type": "completion"}],
+            "sequence_len": 16,
+            "micro_batch_size": 2,
+            "learning_rate": 1e-3,
+            "max_steps": 1_000_000,
+            "save_strategy": "no",
+            "output_dir": "out",
+            "dynamic_checkpoint": {"enabled": True, "check_interval": 5},
+        },
+    )

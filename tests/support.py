@@ -1,143 +1,244 @@
-"""What tests share: waiting for a condition, and real `holdfast` processes that start at once."""
+"""What several tests share: waiting, real processes, real small checkpoints, and processes that die half-way."""
 
-import json
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+import pytest
+from hypothesis import settings
 
-Found = TypeVar("Found")
+from holdfast.store import catalog, commit, digest, files
+from holdfast.store.manifest import Manifest
+
+T = TypeVar("T")
+
+# A machine that is busy is no bug, so no example has a deadline.
+fuzzed = settings(deadline=None, max_examples=60)
+
+RUN = "0123456789abcdef" * 2
+OTHER_RUN = "fedcba9876543210" * 2
+
+# The least that a Trainer resumes from, a few bytes each.
+RESUMABLE: Mapping[str, bytes] = {
+    "model.safetensors": b"weights",
+    "optimizer.pt": b"moments",
+    "rng_state.pth": b"generators",
+    "scheduler.pt": b"schedule",
+    "trainer_state.json": b"{}",
+}
+SCHEDULED = {"id": "0" * 32, "door": "schedule", "why": "save_strategy steps", "label": "", "asked_at": 1.0}
+ASKED = {"id": "1" * 32, "door": "command", "why": "holdfast save", "label": "before lr", "asked_at": 1.0}
 
 
-def wait_until(condition: Callable[[], Found], limit: float = 30.0, what: str = "") -> Found:
-    """Waits until `condition` gives something true, and gives it back."""
+def wait_until(condition: Callable[[], T], limit: float = 30.0, what: str = "") -> T:
+    """Looks until the condition gives something true, which it returns; fails after `limit` seconds."""
     deadline = time.monotonic() + limit
     while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {limit:g} s in vain for {what or condition}")
-        time.sleep(0.01)
+        assert time.monotonic() < deadline, f"waited {limit:g} s in vain for {what or condition}"
+        time.sleep(0.005)
     return found
 
 
-@dataclass
-class Process:
-    """A real process that runs `holdfast` with its own session, output file and signals."""
-
-    pid: int
-    output_file: Path
-
-    @property
-    def output(self) -> str:
-        return self.output_file.read_text() if self.output_file.exists() else ""
-
-    @property
-    def code(self) -> int | None:
-        """The exit code; negative for a signal that ended it; None while it runs."""
-        ended = self.output_file.with_suffix(".code")
-        return int(ended.read_text()) if ended.exists() else None
-
-    def send(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def wait_for(self, text: str, limit: float = 60.0) -> None:
-        def said() -> bool:
-            if text not in self.output and self.code is not None:
-                raise AssertionError(f"ended with {self.code} before it said {text!r}:\n{self.output}")
-            return text in self.output
-
-        wait_until(said, limit, f"{text!r} in the output of {self.pid}:\n{self.output}")
-
-    def wait(self, limit: float = 60.0) -> int:
-        wait_until(lambda: self.code is not None, limit, f"the end of {self.pid}:\n{self.output}")
-        assert self.code is not None
-        return self.code
+def manifest(step: int = 7, **changes: Any) -> Manifest:
+    """A manifest, with what a test does not care for filled in."""
+    fields: dict[str, Any] = {
+        "layout": "transformers",
+        "run": RUN,
+        "attempt": "a" * 32,
+        "parent": None,
+        "sequence": 1,
+        "step": step,
+        "world_size": 1,
+        "created": "2026-01-02T03:04:05+00:00",
+        "reasons": (SCHEDULED,),
+        "boundary": {"face": "logged"},
+        "versions": {"torch": "2.13.0"},
+        "files": (),
+    }
+    return Manifest(**(fields | changes))
 
 
-class Launcher:
-    """Starts `holdfast` in processes forked from one that has imported the trainers already (10 s, once)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._count = 0
-        self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"},
-        )
-
-    def start(self, *argv: str | Path, cwd: Path, program: str | None = None, **env: str) -> Process:
-        """Starts `holdfast ARGV`, or `program`, Python text that finds the arguments in `sys.argv`."""
-        assert self._server.stdin and self._server.stdout
-        self._count += 1
-        output = self._folder / f"process-{self._count}.txt"
-        job: dict[str, Any] = {"argv": [str(a) for a in argv], "cwd": str(cwd), "output": str(output), "env": env}
-        self._server.stdin.write(json.dumps({**job, "program": program}) + "\n")
-        self._server.stdin.flush()
-        return Process(int(self._server.stdout.readline()), output)
-
-    def close(self) -> None:
-        assert self._server.stdin and self._server.stdout
-        self._server.stdin.close()
-        self._server.wait(30)
-        self._server.stdout.close()
+def stage(directory: Path, content: Mapping[str, bytes] = RESUMABLE) -> None:
+    """Writes the files of a layout into a directory."""
+    for name, data in content.items():
+        path = directory / name
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+        files.write_new(path, data)
 
 
-def events(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """The journal of a run, or its events of one kind."""
-    journal = run / "events.jsonl"
-    lines = journal.read_text().splitlines() if journal.exists() else []
-    return [event for line in lines if (event := json.loads(line)) and kind in (None, event["event"])]
+def commit_checkpoint(root: Path, step: int, content: Mapping[str, bytes] = RESUMABLE, **fields: Any) -> Path:
+    """Makes a checkpoint as a run does, by the commit protocol. `fields` are the manifest's."""
+    attempt = commit.Attempt(root, fields.get("run", RUN), step)
+    stage(attempt.directory, content)
+    given = {
+        "attempt": attempt.token,
+        "sequence": catalog.next_sequence(catalog.entries(root)),
+        "files": attempt.seal(digest.of_descriptor),
+        **fields,
+    }
+    return attempt.publish(manifest(step, **given), lambda: None).path
 
 
-def answers(run: Path) -> dict[str, dict[str, Any]]:
-    """All answers of a run, by the request's id."""
-    found = [json.loads(path.read_text()) for path in (run / ".holdfast" / "answers").glob("*.json")]
-    return {answer["request"]: answer for answer in found}
+def content_of(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory, by its path there; a link by where it points."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            found[name] = b"-> " + os.fsencode(path.readlink())
+        elif path.is_file():
+            found[name] = path.read_bytes()
+    return found
 
 
-@dataclass
-class Training:
-    """A training that can be started, again and again, in one folder."""
+def holdfast(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, to its end."""
+    command = [sys.executable, "-m", "holdfast", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
-    folder: Path
-    launcher: Launcher
-    config: dict[str, Any]
 
-    @property
-    def run(self) -> Path:
-        return self.folder / "out"
+@contextmanager
+def process(script: str, *arguments: str | Path, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Runs a script in a process of its own, with pipes to talk through; it does not outlive the test."""
+    command = [*prefix, sys.executable, "-u", "-c", script, *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+        try:
+            yield started
+        finally:
+            started.kill()
 
-    @property
-    def trigger(self) -> Path:
-        return self.run / "axolotl_checkpoint.save"
 
-    def start(self, *options: str, program: str | None = None, **changes: Any) -> Process:
-        config = self.folder / "config.yml"
-        config.write_text(yaml.safe_dump({**self.config, **changes}))
-        return self.launcher.start("train", "config.yml", *options, cwd=self.folder, program=program)
+def line_of(started: subprocess.Popen[str]) -> str:
+    """The next line that a process prints; empty at its end."""
+    assert started.stdout is not None
+    return started.stdout.readline().rstrip("\n")
 
-    def holdfast(self, *argv: str) -> Process:
-        return self.launcher.start(*argv, cwd=self.folder)
 
-    def saved(self) -> list[dict[str, Any]]:
-        return events(self.run, "saved")
+@contextmanager
+def tiny_disk(path: Path, *, options: str) -> Iterator[Path]:
+    """Mounts a file system of its own, small enough to be filled. Only root may; skips elsewhere."""
+    path.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"SKIPPED, NOT PASSED: a full disk needs a mount, and this user may not: {made.stderr.decode()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
 
-    def wait_for_step(self, step: int) -> None:
-        status = self.run / ".holdfast" / "status.json"
-        wait_until(lambda: status.exists() and json.loads(status.read_text())["step"] >= step, 60, f"step {step}")
 
-    def wait_for_saves(self, count: int) -> list[dict[str, Any]]:
-        return wait_until(lambda: len(found := self.saved()) >= count and found, 60, f"{count} saves")
+def fill(path: Path) -> None:
+    """Takes all the room that is left on a disk."""
+    with (path / "filler").open("wb", buffering=0) as filler:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while filler.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
 
-    def manifest(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.run / name / "MANIFEST.json").read_text())
-        return found
+
+# Every operation that changes what is on the disk. The commit core makes no change by any other.
+_CHANGES = ("write", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod", "fchmod")
+
+
+class _Countdown:
+    """Counts operations on the disk, and has the last of them meet its fate."""
+
+    def __init__(self, left: int, fate: str) -> None:
+        self.left = left
+        self.fate = fate
+
+    def install(self) -> None:
+        for name in _CHANGES:
+            setattr(os, name, self._wrapped(getattr(os, name), name))
+        files.rename_new = self._wrapped(files.rename_new, "rename_new")
+        os.open = self._wrapped_open(os.open)
+
+    def _wrapped(self, real: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def operation(*args: Any, **kwargs: Any) -> Any:
+            if self._due():
+                if name == "write" and self.fate == "kill":
+                    real(args[0], bytes(args[1])[: len(args[1]) // 2])  # torn in the middle
+                self._meet_fate()
+            return real(*args, **kwargs)
+
+        return operation
+
+    def _wrapped_open(self, real: Callable[..., int]) -> Callable[..., int]:
+        def operation(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+            if flags & os.O_CREAT and self._due():
+                self._meet_fate()
+            return real(path, flags, *args, **kwargs)
+
+        return operation
+
+    def _due(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+    def _meet_fate(self) -> None:
+        if self.fate == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise OSError(5, "Input/output error")
+
+
+def dies_at(count: int, action: Callable[[], object]) -> bool:
+    """Runs an action in a child that SIGKILL ends right before its count-th change to the disk.
+
+    Returns:
+        Whether the action was cut off; False where it came to its end before that.
+    """
+    return _in_child(count, "kill", action) == -signal.SIGKILL
+
+
+def meets_error_at(count: int, action: Callable[[], object]) -> bool:
+    """Runs an action in a child whose count-th change to the disk fails with EIO, and no other.
+
+    Returns:
+        Whether there was such an operation. The action must not raise, error or not.
+    """
+    return _in_child(count, "error", action) == 1
+
+
+def _in_child(count: int, fate: str, action: Callable[[], object]) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            countdown = _Countdown(count, fate)
+            countdown.install()
+            action()
+            code = 1 if countdown.left <= 0 else 0
+        except BaseException as error:  # noqa: BLE001 - the child ends here, whatever happens
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code != 99, f"the action raised at operation {count}"
+    return code
+
+
+def every_crash(directory: Path, prepare: Callable[[Path], object], action: Callable[[Path], object]) -> Iterator[Path]:
+    """Prepares a directory, cuts an action off in it at the first operation, and so on for each, up to its end.
+
+    Yields:
+        The directory as each crash left it; the last one is of the action that came to its end.
+    """
+    for count in itertools.count(1):
+        root = directory / f"crash-{count}"
+        root.mkdir()
+        prepare(root)
+        died = dies_at(count, lambda root=root: action(root))  # type: ignore[misc]
+        yield root
+        if not died:
+            assert count > 3, "the action changed nothing"
+            return

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from waiting import wait_until
 
 # A training that stands still in the forward pass after the step BLOCK_AT, until there is a file "go".
@@ -148,7 +149,7 @@ class Training:
         wait_until(lambda: status.exists() and json.loads(status.read_text())["step"] >= step, 60, f"step {step}")
 
     def wait_for_saves(self, count: int) -> list[dict[str, Any]]:
-        return wait_until(lambda: len(found := self.saved()) >= count and found, 60, f"{count} saves")
+        return wait_until(lambda: found if len(found := self.saved()) >= count else [], 60, f"{count} saves")
 
     def manifest(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.run / name / "MANIFEST.json").read_text())

@@ -17,7 +17,7 @@ STEPS = 40
 def outcome(run: Path) -> tuple[str, list[dict[str, Any]]]:
     """The sha256 of a finished run's weights, and its whole log but the times."""
     last = max(run.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-    (weights,) = [path for path in run.glob("*.safetensors")]
+    (weights,) = run.glob("*.safetensors")
     state = json.loads((last / "trainer_state.json").read_text())
     log = [
         {key: value for key, value in line.items() if not key.endswith(("runtime", "per_second"))}

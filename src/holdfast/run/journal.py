@@ -1,6 +1,7 @@
 """The journal of a run: `events.jsonl`, one JSON object a line, only ever appended to."""
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,15 +11,29 @@ from holdfast.store import files
 
 
 class Journal:
-    """Writes events. It is a record for people and scripts; nothing of Holdfast decides by it."""
+    """Writes events. It is a record for people and scripts; nothing of Holdfast decides by it, or fails by it."""
 
     def __init__(self, path: Path, run: str) -> None:
         self._path = path
         self._run = run
         self._lock = threading.Lock()
+        self._whole = False  # whether the file is known to end with a whole line
 
     def write(self, event: str, **details: Any) -> None:
-        """Adds one event, with the time and the run."""
+        """Adds one event, with the time and the run. A disk that takes it not is no reason to stop training."""
         line = json.dumps({"at": round(time.time(), 3), "run": self._run, "event": event, **details})
         with self._lock:
-            files.append(self._path, line.encode() + b"\n")
+            try:
+                files.append(self._path, (b"" if self._whole or not self._torn() else b"\n") + line.encode() + b"\n")
+                self._whole = True
+            except OSError:
+                self._whole = False
+
+    def _torn(self) -> bool:
+        """Whether a crash or a full disk cut the last line off."""
+        try:
+            with files.open_regular(self._path) as fd:
+                size = os.fstat(fd).st_size
+                return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        except FileNotFoundError:
+            return False

@@ -14,6 +14,9 @@ _DOORS = ("trigger_file", "signal", "command", "python", "schedule")
 
 MOST_LABEL_BYTES = 4096
 MOST_BYTES = 64 << 10
+# What a library says of a failure can be longer than an answer may be; the beginning tells what it was.
+_MOST_ERROR = 2000
+_END_OF_TIME = 2.0**40  # seconds; also keeps out NaN, which cannot be sorted
 
 
 Data = bytes  # `Answer` has a field of that name
@@ -88,7 +91,8 @@ class Answer:
 
     def encode(self, request: str) -> Data:
         """The bytes of the answer's file, for the request of that id."""
-        return json.dumps({"request": request, **asdict(self)}, indent=1).encode()
+        content = {"request": request, **asdict(self), "error": self.error[:_MOST_ERROR]}
+        return json.dumps(content, indent=1).encode()
 
     def line(self, trigger: str) -> str:
         """One line to print and to grep for."""
@@ -97,13 +101,13 @@ class Answer:
                 f"checkpoint saved step={self.step} path={self.path} bytes={self.bytes}"
                 f" seconds={self.seconds:.3f} trigger={trigger}"
             )
-        return f"checkpoint failed step={self.step} trigger={trigger} error={self.error}"
+        return f"checkpoint failed step={self.step} trigger={trigger} error={_one_line(self.error)}"
 
 
 def clean_label(data: bytes) -> str:
     """A label from bytes that anybody may have written: text of one line, without control characters, at most 4 KiB."""
     text = data[:MOST_LABEL_BYTES].decode("utf-8", errors="replace")
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return _one_line(text)
 
 
 def decode_request(data: bytes) -> Request:
@@ -117,7 +121,9 @@ def decode_request(data: bytes) -> Request:
         raise MalformedError("it names no door, or no identity")
     kinds: dict[str, Any] = {"stop": bool, "label": str, "why": str, "asked_at": (int, float), "pid": int}
     _check(content, kinds | {"door": str, "id": str})
-    cleaned = {key: clean_label(content[key].encode()) for key in ("label", "why")}
+    if not 0 <= content["asked_at"] < _END_OF_TIME:
+        raise MalformedError("its asked_at is no time")
+    cleaned = {key: clean_label(content[key].encode(errors="replace")) for key in ("label", "why")}
     return Request(**{**content, **cleaned})
 
 
@@ -133,6 +139,10 @@ def decode_answer(data: bytes) -> Answer:
     kinds: dict[str, Any] = {"saved": bool, "path": str, "step": int, "bytes": int, "seconds": number}
     _check(content, kinds | {"digest": str, "error": str, "durable": bool, "answered_at": number})
     return Answer(**content)
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -49,8 +49,9 @@ class Attempt:
             OSError: Something could not be read or synced, is neither file nor directory, or has a forbidden name.
         """
         sealed = []
-        for folder, _, found in os.walk(self.directory, topdown=False):
-            for name in sorted(found):
+        for folder, folders, found in os.walk(self.directory, topdown=False):
+            links = [name for name in folders if Path(folder, name).is_symlink()]  # os.walk takes them for folders
+            for name in sorted((*found, *links)):
                 path = Path(folder, name)
                 relative = path.relative_to(self.directory).as_posix()
                 if not names.is_relative_path(relative):
@@ -66,14 +67,23 @@ class Attempt:
         Args:
             manifest: What `seal` measured, and the rest.
             fence: Called just before the rename; raises if this process may not publish any more.
+
+        Raises:
+            ManifestError: Nobody could read the manifest again: it breaks a rule of the format.
         """
-        files.write_new(self.directory / names.MANIFEST, manifest.encode())
+        encoded = manifest.encode()
+        decode(encoded)
+        files.write_new(self.directory / names.MANIFEST, encoded)
         files.sync_directory(self.directory)
         fence()
         target = self.root / names.checkpoint(self.step)
         moved = self._make_way(target)
         files.rename_new(self.directory, target)
-        return Published(target, files.sync_directory(self.root), moved)
+        try:
+            durable = files.sync_directory(self.root)
+        except OSError as error:
+            raise OSError(error.errno, f"{target} is there, but may not survive a power cut: {error.strerror}") from error
+        return Published(target, durable, moved)
 
     def discard(self) -> None:
         """Removes what was staged, as far as that is possible; the next start sweeps what is left."""

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from holdfast.store import names
+
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -49,37 +51,35 @@ def write_all(fd: int, data: bytes) -> None:
 
 def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Gives `path` new content in one step: readers see the old or the new, never a part. `durable` syncs both."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    try:
-        fd = os.open(temporary, _NEW, 0o600)
-        try:
-            write_all(fd, data)
-            if durable:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        temporary.rename(path)
-    except OSError:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with _replacing(path, durable=durable) as fd:
+        write_all(fd, data)
     if durable:
         sync_directory(path.parent)
 
 
 def copy(source: Path, target: Path) -> None:
     """Copies a file's content to `target` in one step, synced; the rename is made durable by syncing the directory."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+    with open_regular(source) as found, _replacing(target, durable=True) as fd:
+        while part := os.read(found, 1 << 20):
+            write_all(fd, part)
+
+
+@contextmanager
+def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
+    """Opens a new file that takes the place of `path` at the end, or is removed."""
+    # What lies in its way is never opened: whoever may write to the directory could have planted a link there.
+    temporary = path.with_name(names.temporary(path.name, os.getpid()))
+    with suppress(FileNotFoundError):
+        temporary.unlink()
     try:
-        shutil.copyfile(source, temporary)
-        fd = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(temporary, _NEW, 0o600)
         try:
-            os.fsync(fd)
+            yield fd
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
-        temporary.rename(target)
+        temporary.rename(path)
     except OSError:
         with suppress(OSError):
             temporary.unlink()

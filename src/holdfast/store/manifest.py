@@ -87,10 +87,9 @@ def decode(data: bytes) -> Manifest:
         raise ManifestError(f"the manifest is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ManifestError(f"the manifest's format is not {FORMAT!r}")
-    if content.get("version") != VERSION:
-        raise ManifestError(
-            f"the manifest is of format version {content.get('version')!r}, and this Holdfast reads version {VERSION}"
-        )
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ManifestError(f"the manifest is of format version {version!r}, and this Holdfast reads version {VERSION}")
     return _checked(content)
 
 

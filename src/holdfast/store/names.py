@@ -7,11 +7,13 @@ import re
 
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # The files that torch.distributed.checkpoint writes: `.metadata` and `__<rank>_<n>.distcp`.
-_DISTRIBUTED = re.compile(r"\.metadata|__\d{1,6}_\d{1,6}\.distcp")
-_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9]\d{0,17})")
-_SUPERSEDED = re.compile(r"superseded-(0|[1-9]\d{0,17})-[0-9a-f]{32}")
-_STAGING = re.compile(r"\.tmp-[0-9a-f]{32}-\d{1,18}-[0-9a-f]{32}")
+_DISTRIBUTED = re.compile(r"\.metadata|__[0-9]{1,6}_[0-9]{1,6}\.distcp")
+# Not `\d`: it takes the digits of every script.
+_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
+_SUPERSEDED = re.compile(r"superseded-(0|[1-9][0-9]{0,17})-[0-9a-f]{32}")
+_STAGING = re.compile(r"\.tmp-[0-9a-f]{32}-[0-9]{1,18}-[0-9a-f]{32}")
 _TRASH = re.compile(r"\.trash-[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.[0-9]{1,10}\.new")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 MANIFEST = "MANIFEST.json"
@@ -22,6 +24,11 @@ JOURNAL = "events.jsonl"
 def is_component(name: str) -> bool:
     """Tells whether `name` may be part of a path: letters, digits, `.`, `_`, `-`; at most 100; no leading dot."""
     return _COMPONENT.fullmatch(name) is not None
+
+
+def shown(text: str) -> str:
+    """How text that anybody may have written is printed: what would move a cursor, or is no text at all, is escaped."""
+    return text if text.isprintable() else ascii(text)
 
 
 def is_relative_path(path: str) -> bool:
@@ -62,6 +69,11 @@ def trash(token: str) -> str:
     return f".trash-{token}"
 
 
+def temporary(name: str, pid: int) -> str:
+    """The name under which a process writes what is to replace the file `name`."""
+    return f".{name}.{pid}.new"
+
+
 def is_staging(name: str) -> bool:
     """Tells whether `name` is one that `staging` made."""
     return _STAGING.fullmatch(name) is not None
@@ -70,6 +82,11 @@ def is_staging(name: str) -> bool:
 def is_trash(name: str) -> bool:
     """Tells whether `name` is one that `trash` made."""
     return _TRASH.fullmatch(name) is not None
+
+
+def is_temporary(name: str) -> bool:
+    """Tells whether `name` is one that `temporary` made."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def step_of(name: str) -> int | None:

@@ -44,8 +44,8 @@ def surplus(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path]
         safe.add(good[0].path.resolve())
     scheduled = [entry for entry in good if _only_scheduled(entry)]
     on_demand = [entry for entry in good if not _only_scheduled(entry)]
-    over = _beyond(scheduled, keep.scheduled) + _beyond(on_demand, keep.on_demand)
-    return [entry.path for entry in reversed(over) if entry.path.resolve() not in safe]
+    over = {entry.path for entry in _beyond(scheduled, keep.scheduled) + _beyond(on_demand, keep.on_demand)}
+    return [entry.path for entry in reversed(good) if entry.path in over and entry.path.resolve() not in safe]
 
 
 def delete(root: Path, path: Path) -> None:
@@ -57,13 +57,17 @@ def delete(root: Path, path: Path) -> None:
 
 
 def sweep(root: Path) -> list[str]:
-    """Removes what dead attempts and half-done deletions left. Only the holder of the run's lease may call this."""
+    """Removes what dead attempts, deletions and copies left. Only the holder of the run's lease may call this."""
     removed = []
     for path in sorted(root.iterdir()):
-        if (names.is_staging(path.name) or names.is_trash(path.name)) and not path.is_symlink():
-            with suppress(OSError):
+        with suppress(OSError):
+            if names.is_temporary(path.name):
+                path.unlink()
+            elif (names.is_staging(path.name) or names.is_trash(path.name)) and not path.is_symlink():
                 files.remove_tree(path)
-                removed.append(path.name)
+            else:
+                continue
+            removed.append(path.name)
     return removed
 
 

@@ -1,6 +1,7 @@
 """Whether a checkpoint is what its manifest says."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def verify(path: Path, *, full: bool = True) -> Report:
         return Report(entry, (f"it cannot be opened: {error.strerror or error}",), (), ())
     listed = {file.path for file in entry.manifest.files} | {names.MANIFEST}
     unlisted = tuple(sorted(_all_files(path) - listed))
-    notices = tuple(f"{name}: not in the manifest, and never read" for name in unlisted)
+    notices = tuple(f"{names.shown(name)}: not in the manifest, and never read" for name in unlisted)
     return Report(entry, tuple(problems), notices, unlisted)
 
 
@@ -61,4 +62,12 @@ def _problem(folder: int, file: File, full: bool) -> str | None:
 
 
 def _all_files(path: Path) -> set[str]:
-    return {Path(folder, name).relative_to(path).as_posix() for folder, _, found in os.walk(path) for name in found}
+    """All that lies below a checkpoint; behind a link to a directory one level, which is as far as a Trainer looks."""
+    found: set[Path] = set()
+    for folder, folders, others in os.walk(path):
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        found.update(Path(folder, name) for name in (*others, *links))
+        for link in links:
+            with suppress(OSError):
+                found.update(Path(folder, link).iterdir())
+    return {one.relative_to(path).as_posix() for one in found}

@@ -1,0 +1,83 @@
+"""Launch: make bench, or python -m benchmarks.
+
+Every figure is a median with its minimum and maximum. What is compared is measured in turns, within one run, because a
+machine's speed drifts; only the ratios carry over to another one.
+"""
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.saves import compare_saves
+from holdfast.checkpointer import Checkpointer
+from holdfast.config import DynamicCheckpoint
+from holdfast.store.retention import Keep
+
+_LOOKS = 20_000
+
+
+def main() -> None:
+    """Prints the table."""
+    folder = Path(tempfile.mkdtemp(prefix="holdfast-bench-", dir="."))
+    try:
+        print(f"{'at a boundary, when nobody asks':52}{'µs':>10}  (min-max)")
+        for text, settings in {
+            "trigger file off": DynamicCheckpoint(),
+            "trigger file every 100 steps (the default)": DynamicCheckpoint(enabled=True),
+            "trigger file every step": DynamicCheckpoint(enabled=True, check_interval=1),
+            "trigger file all the time, from a thread": DynamicCheckpoint(enabled=True, check_interval=0),
+        }.items():
+            print(_row(text, boundary_cost(folder / "run", settings), 1e6))
+        print(f"\n{'a verb, from start to end':52}{'s':>10}  (min-max)")
+        for verb in ("list", "status", "verify"):
+            print(_row(f"holdfast {verb}", verb_cost(verb, folder / "run"), 1))
+        print(f"\n{'one save of a 25 M parameter model with AdamW':52}{'s':>10}  (min-max)")
+        theirs, ours = compare_saves(folder)
+        print(_row("Trainer's own, not synced", theirs, 1))
+        print(_row("ours: synced, digested, committed, answered", ours, 1))
+        print(_row("ours / Trainer's own", [a / b for a, b in zip(ours, theirs, strict=True)], 1))
+    finally:
+        shutil.rmtree(folder)
+
+
+def boundary_cost(run: Path, settings: DynamicCheckpoint, rounds: int = 7) -> list[float]:
+    """Seconds that a boundary takes of the training thread when there is nothing to save, one value a round."""
+    costs = []
+    with Checkpointer(run, settings, Keep(None, None), None, _silent) as checkpointer:
+        checkpointer.begin(0, _LOOKS * rounds)
+        for turn in range(rounds):
+            begun = time.perf_counter()
+            for step in range(turn * _LOOKS + 1, (turn + 1) * _LOOKS + 1):
+                checkpointer.reach(step, last=False)
+            costs.append((time.perf_counter() - begun) / _LOOKS)
+    return costs
+
+
+def verb_cost(verb: str, run: Path, rounds: int = 9) -> list[float]:
+    """Seconds of whole processes."""
+    command = [sys.executable, "-m", "holdfast", verb, str(run)]
+    return [_timed(lambda: subprocess.run(command, capture_output=True, check=False)) for _ in range(rounds)]
+
+
+def _timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def _row(text: str, values: Sequence[float], scale: float) -> str:
+    middle, low, high = (scale * value for value in (statistics.median(values), min(values), max(values)))
+    return f"  {text:50}{middle:10.3g}  ({low:.3g}-{high:.3g})"
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

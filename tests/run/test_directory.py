@@ -1,0 +1,117 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from holdfast.errors import RunError, RunNotFoundError
+from holdfast.run.directory import RunDirectory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    made = RunDirectory(tmp_path / "runs" / "one")
+    made.create()
+    return made
+
+
+def test_create_makes_a_control_directory_that_its_owner_alone_may_enter(directory: RunDirectory) -> None:
+    for path in (directory.control, directory.requests, directory.answers):
+        assert path.is_dir() and path.stat().st_mode & 0o777 == 0o700
+
+
+def test_create_may_be_repeated_and_open_finds_it(directory: RunDirectory) -> None:
+    (directory.requests / "mine").touch()
+    directory.create()
+    directory.open()
+    assert (directory.requests / "mine").exists()
+
+
+def test_open_says_that_there_is_no_run(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(RunNotFoundError, match=f"no run in {root}") as raised:
+            RunDirectory(root).open()
+        assert raised.value.exit_code == 4 and raised.value.hint
+    assert not list(tmp_path.iterdir())
+
+
+def replaced_by_link(directory: RunDirectory) -> None:
+    directory.control.rename(directory.root / "elsewhere")
+    directory.control.symlink_to(directory.root / "elsewhere")
+
+
+def writable_by_the_group(directory: RunDirectory) -> None:
+    directory.requests.chmod(0o770)
+
+
+def writable_by_all(directory: RunDirectory) -> None:
+    directory.control.chmod(0o702)
+
+
+def a_strangers(directory: RunDirectory) -> None:
+    try:
+        os.chown(directory.answers, 12345, -1)
+    except PermissionError:
+        pytest.skip("SKIPPED, NOT PASSED: only root can make a stranger's directory")
+
+
+@pytest.mark.parametrize("change", [replaced_by_link, writable_by_the_group, writable_by_all, a_strangers])
+@pytest.mark.parametrize("use", [RunDirectory.create, RunDirectory.open])
+def test_a_control_directory_that_others_could_write_to_is_refused(
+    directory: RunDirectory, change: Callable[[RunDirectory], None], use: Callable[[RunDirectory], None]
+) -> None:
+    change(directory)
+    with pytest.raises(RunError, match="is not a private directory of this user"):
+        use(directory)
+
+
+def test_a_control_directory_that_lacks_a_part_is_refused(directory: RunDirectory) -> None:
+    directory.answers.rmdir()
+    with pytest.raises(RunError, match=r"answers cannot be looked at: No such file"):
+        directory.open()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_journal_that_is_no_regular_file_is_refused(directory: RunDirectory, kind: str) -> None:
+    if kind == "link":
+        directory.journal.symlink_to("elsewhere")
+    elif kind == "fifo":
+        os.mkfifo(directory.journal)
+    else:
+        directory.journal.mkdir()
+    with pytest.raises(RunError, match=r"events.jsonl is not a regular file"):
+        directory.create()
+
+
+def test_a_place_that_cannot_be_a_directory_is_refused_with_a_hint(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/runs")):
+        with pytest.raises(RunError, match=f"cannot use {root} as a run directory") as raised:
+            RunDirectory(root).create()
+        assert raised.value.hint is not None and "output_dir" in raised.value.hint
+
+
+def test_a_directory_that_this_user_may_not_write_to_is_refused(tmp_path: Path) -> None:
+    script = "from pathlib import Path; from holdfast.run.directory import RunDirectory; RunDirectory(Path('/root/x')).create()"
+    found = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", script], capture_output=True, text=True
+    )
+    if "setpriv" in found.stderr or "ModuleNotFoundError" in found.stderr or "Fatal Python" in found.stderr:
+        pytest.skip(f"SKIPPED, NOT PASSED: cannot become another user: {found.stderr[-200:]}")
+    assert "RunError: cannot use /root/x as a run directory: Permission denied" in found.stderr
+
+
+def test_small_json_files_are_read_and_anything_else_is_none(directory: RunDirectory, tmp_path: Path) -> None:
+    path = directory.status
+    path.write_text('{"a": [1]}')
+    assert directory.read_json(path) == {"a": [1]}
+    for content in (b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5000, b" " * (1 << 20) + b"1"):
+        path.write_bytes(content)
+        assert directory.read_json(path) is None
+    path.unlink()
+    assert directory.read_json(path) is None
+    (tmp_path / "secret").write_text("1")
+    path.symlink_to(tmp_path / "secret")
+    assert directory.read_json(path) is None

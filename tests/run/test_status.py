@@ -1,0 +1,58 @@
+import json
+import threading
+import time
+from pathlib import Path
+
+from holdfast.run.status import Status, StatusFile
+from support import RUN
+
+
+def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
+    status = StatusFile(tmp_path / "status.json", Status(RUN, 4711))
+    status.update(phase="training", step=7, loss=2.5, pending=({"id": "0" * 32},))
+    assert not (tmp_path / "status.json").exists()
+    before = time.time()
+    status.write()
+    content = json.loads((tmp_path / "status.json").read_text())
+    assert before <= content.pop("written_at") <= time.time()
+    assert content == {
+        "run": RUN,
+        "pid": 4711,
+        "phase": "training",
+        "step": 7,
+        "max_steps": 0,
+        "rate": None,
+        "loss": 2.5,
+        "last_checkpoint": None,
+        "pending": [{"id": "0" * 32}],
+        "failed_saves": 0,
+        "last_failure": "",
+    }
+
+
+def test_updates_of_many_threads_lose_none_and_a_reader_sees_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    status = StatusFile(path, Status(RUN, 1))
+    status.write()
+    fields = ("step", "max_steps", "failed_saves", "pid")
+    ending = threading.Event()
+
+    def update(field: str) -> None:
+        for value in range(200):
+            status.update(**{field: value})
+
+    def write() -> None:
+        while not ending.is_set():
+            status.write()
+
+    threads = [threading.Thread(target=update, args=(field,)) for field in fields]
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for thread in (*threads, *writers):
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert json.loads(path.read_text())["run"] == RUN
+    ending.set()
+    for thread in (*threads, *writers):
+        thread.join()
+    assert [getattr(status.now, field) for field in fields] == [199] * 4
+    assert [found.name for found in tmp_path.iterdir()] == ["status.json"]

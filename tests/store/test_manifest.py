@@ -1,0 +1,234 @@
+import hashlib
+import json
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.store.manifest import File, Manifest, ManifestError, decode
+from support import fuzzed, manifest
+
+FILES = (File("a", 1, "0" * 32), File("folder/b.bin", 0, "f" * 32))
+WHOLE = manifest(files=FILES, parent="b" * 32, boundary={"face": "logged", "loss": (0.1).hex()})
+
+
+def sealed(content: Any) -> bytes:
+    """The bytes of a manifest file whose digest is right, whatever its content."""
+    body = json.dumps(content, indent=2).removesuffix("\n}").encode() + b",\n"
+    return body + f'  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def resealed(data: bytes) -> bytes:
+    body = data[: data.index(b'  "sha256"')]
+    return body + f'  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def changed(**changes: Any) -> bytes:
+    content = {**json.loads(WHOLE.encode()), **changes}
+    del content["sha256"]
+    return sealed({key: value for key, value in content.items() if value is not ...})
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}(/[A-Za-z0-9][A-Za-z0-9._-]{0,20}){0,3}", fullmatch=True)
+TOKENS = st.text("0123456789abcdef", min_size=32, max_size=32)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+MANIFESTS = st.builds(
+    Manifest,
+    layout=TEXT,
+    run=TOKENS,
+    attempt=TOKENS,
+    parent=st.none() | TOKENS,
+    sequence=st.integers(1, 2**63 - 1),
+    step=st.integers(0, 2**63 - 1),
+    world_size=st.integers(1, 2**63 - 1),
+    created=TEXT,
+    reasons=st.lists(st.dictionaries(TEXT, JSON, max_size=3), max_size=3).map(tuple),
+    boundary=st.dictionaries(TEXT, JSON, max_size=3),
+    versions=st.dictionaries(TEXT, TEXT, max_size=3),
+    files=st.lists(
+        st.builds(File, NAMES, st.integers(0, 2**63 - 1), TOKENS),
+        min_size=1,
+        max_size=4,
+        unique_by=lambda file: file.path.casefold(),
+    )
+    .filter(lambda files: all(file.path != "MANIFEST.json" for file in files))
+    .map(tuple),
+)
+
+
+@fuzzed
+@given(MANIFESTS)
+def test_what_is_encoded_is_decoded_to_the_same(one: Manifest) -> None:
+    assert decode(one.encode()) == one
+
+
+def test_size_is_that_of_all_files() -> None:
+    assert manifest(files=(File("a", 3, "0" * 32), File("b", 4, "0" * 32))).size == 7
+
+
+def test_standard_tools_take_its_digest(tmp_path: Path) -> None:
+    (tmp_path / "MANIFEST.json").write_bytes(WHOLE.encode())
+    found = subprocess.run(
+        "head -n -2 MANIFEST.json | sha256sum", shell=True, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout.split()[0]
+    assert found == WHOLE.sha256 == json.loads((tmp_path / "MANIFEST.json").read_text())["sha256"]
+
+
+def test_a_manifest_that_json_cannot_hold_is_not_written() -> None:
+    with pytest.raises(ValueError):
+        manifest(boundary={"loss": float("nan")}).encode()
+
+
+def test_every_truncation_is_refused() -> None:
+    data = WHOLE.encode()
+    for length in range(len(data)):
+        with pytest.raises(ManifestError, match="cut short"):
+            decode(data[:length])
+
+
+def test_every_flipped_bit_is_refused() -> None:
+    data = WHOLE.encode()
+    for place in range(len(data)):
+        for bit in range(8):
+            flipped = bytearray(data)
+            flipped[place] ^= 1 << bit
+            with pytest.raises(ManifestError):
+                decode(bytes(flipped))
+
+
+def test_what_follows_the_end_is_refused() -> None:
+    for more in (b"\n", b" ", b"{}", b"\0"):
+        with pytest.raises(ManifestError, match="cut short"):
+            decode(WHOLE.encode() + more)
+
+
+REFUSED: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "cut short"),
+    "altered": (WHOLE.encode().replace(b'"step": 7', b'"step": 8'), "was altered"),
+    "not JSON": (resealed(WHOLE.encode().replace(b'"step": 7', b'"step": seven')), "not valid JSON"),
+    "not UTF-8": (resealed(WHOLE.encode().replace(b"logged", b"log\xff\xfe")), "not valid JSON"),
+    "NaN": (resealed(WHOLE.encode().replace(b'"step": 7', b'"step": NaN')), "NaN is not a number"),
+    "Infinity": (resealed(WHOLE.encode().replace(b'"step": 7', b'"step": -Infinity')), "-Infinity is not a number"),
+    "a key twice": (resealed(WHOLE.encode().replace(b'"step": 7', b'"step": 7, "step": 7')), "a key appears twice"),
+    "a number of 5000 digits": (resealed(WHOLE.encode().replace(b": 7", b": " + b"7" * 5000)), "not valid JSON"),
+    "very deep": (resealed(WHOLE.encode().replace(b'"logged"', b"[" * 90_000 + b"]" * 90_000)), "not valid JSON"),
+    "another format": (changed(format="zip"), "format is not"),
+    "no format": (changed(format=...), "format is not"),
+    "a future version": (changed(version=2), "of format version 2, and this Holdfast reads version 1"),
+    "no version": (changed(version=...), "of format version None"),
+    "a version that only looks like 1": (changed(version=True), "of format version True"),
+    "no layout": (changed(layout=...), "'layout' is missing"),
+    "a run that is no identity": (changed(run="../../etc/passwd"), "'run' is not an identity"),
+    "an attempt in capitals": (changed(attempt="A" * 32), "'attempt' is not an identity"),
+    "a parent that is no identity": (changed(parent="x"), "'parent' is not an identity"),
+    "a sequence of 0": (changed(sequence=0), "'sequence' is out of range"),
+    "a sequence beyond 64 bits": (changed(sequence=2**63), "'sequence' is out of range"),
+    "a negative step": (changed(step=-1), "'step' is out of range"),
+    "a step that is true": (changed(step=True), "'step' is missing or of the wrong kind"),
+    "a step with a fraction": (changed(step=7.0), "'step' is missing or of the wrong kind"),
+    "a step in text": (changed(step="7"), "'step' is missing or of the wrong kind"),
+    "no processes": (changed(world_size=0), "'world_size' is out of range"),
+    "reasons that are text": (changed(reasons="me"), "'reasons' is missing or of the wrong kind"),
+    "a reason that is text": (changed(reasons=["me"]), "'reasons' are of the wrong kind"),
+    "a boundary that is a list": (changed(boundary=[]), "'boundary' is missing or of the wrong kind"),
+    "versions that are text": (changed(versions="1"), "'versions' is missing or of the wrong kind"),
+    "no files": (changed(files=[]), "lists 0 files"),
+    "files that are an object": (changed(files={}), "'files' is missing or of the wrong kind"),
+    "a file that is text": (changed(files=["a"]), "something that is no file"),
+    "a file with more to say": (
+        changed(files=[{"path": "a", "size": 1, "xxh3_128": "0" * 32, "mode": 0o777}]),
+        "something that is no file",
+    ),
+}
+
+
+def one_file(path: Any = "a", size: Any = 1, digest: Any = "0" * 32) -> bytes:
+    return changed(files=[{"path": path, "size": size, "xxh3_128": digest}])
+
+
+for _path in (
+    "",
+    "/etc/passwd",
+    "../a",
+    "a/../../b",
+    "a//b",
+    "a\0b",
+    "a\nb",
+    ".hidden",
+    "a/b/c/d/e",
+    "MANIFEST.json",
+    7,
+):
+    REFUSED[f"a file of the name {_path!r}"] = (one_file(path=_path), "a name that is not allowed")
+for _size in (-1, 2**63, 1.0, True, "1", None):
+    REFUSED[f"a file of the size {_size!r}"] = (one_file(size=_size), "gives a no size")
+for _digest in ("", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n", 0, None):
+    REFUSED[f"a file of the digest {_digest!r}"] = (one_file(digest=_digest), "gives a no digest")
+for _twin in ("a", "A"):
+    REFUSED[f"a file twice, as a and {_twin}"] = (
+        changed(files=[{"path": path, "size": 1, "xxh3_128": "0" * 32} for path in ("a", _twin)]),
+        "lists a file twice",
+    )
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused(kind: str) -> None:
+    data, message = REFUSED[kind]
+    with pytest.raises(ManifestError, match=message):
+        decode(data)
+
+
+def test_what_a_later_version_may_add_within_version_1_does_not_matter() -> None:
+    assert decode(changed(comment="new")) == WHOLE
+
+
+def refuses_or_reads(data: bytes) -> None:
+    with suppress(ManifestError):
+        decode(data)
+
+
+@fuzzed
+@given(st.binary(max_size=300))
+def test_any_bytes_raise_nothing_but_a_manifest_error(data: bytes) -> None:
+    refuses_or_reads(data)
+    refuses_or_reads(sealed({}).replace(b"{", data, 1))
+
+
+ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["a" * 32, "a", 2**63, -1])
+ANY_JSON = st.recursive(
+    ODD, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=4
+)
+
+
+@fuzzed
+@given(st.dictionaries(st.sampled_from(sorted(json.loads(WHOLE.encode()))), ANY_JSON, max_size=4), ANY_JSON)
+def test_any_json_raises_nothing_but_a_manifest_error(changes: dict[str, Any], whole: Any) -> None:
+    refuses_or_reads(changed(**changes))
+    refuses_or_reads(sealed(whole))
+
+
+@fuzzed
+@given(st.lists(st.fixed_dictionaries({"path": ODD | NAMES, "size": ODD, "xxh3_128": ODD | TOKENS}), max_size=3))
+def test_any_list_of_files_raises_nothing_but_a_manifest_error(files: list[Any]) -> None:
+    refuses_or_reads(changed(files=files))
+
+
+@fuzzed
+@given(st.data())
+def test_any_edit_of_the_text_raises_nothing_but_a_manifest_error(data: st.DataObject) -> None:
+    text = WHOLE.encode()
+    at = data.draw(st.integers(0, text.index(b'  "sha256"')))
+    cut: Callable[[bytes], bytes] = resealed if data.draw(st.booleans()) else bytes
+    edited = text[:at] + data.draw(st.binary(max_size=8)) + text[at + data.draw(st.integers(0, 8)) :]
+    if b'  "sha256"' in edited:
+        refuses_or_reads(cut(edited))

@@ -1,0 +1,130 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from holdfast.store import catalog, names, retention
+from holdfast.store.retention import Keep
+from holdfast.store.verify import verify
+from support import ASKED, OTHER_RUN, RUN, SCHEDULED, commit_checkpoint, every_crash, stage
+
+
+def surplus(root: Path, keep: Keep, *spared: Path) -> list[str]:
+    return [path.name for path in retention.surplus(catalog.entries(root), RUN, keep, spared)]
+
+
+def commit_all(root: Path, *steps: int, reasons: tuple[object, ...] = (SCHEDULED,), run: str = RUN) -> None:
+    for step in steps:
+        commit_checkpoint(root, step, reasons=reasons, run=run)
+
+
+def test_without_limits_all_are_kept(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2, 3)
+    assert surplus(tmp_path, Keep(None, None)) == []
+
+
+def test_the_oldest_commits_go_first_not_the_lowest_steps_nor_the_oldest_files(tmp_path: Path) -> None:
+    commit_all(tmp_path, 30, 10, 20)
+    for age, step in enumerate((30, 20, 10)):
+        os.utime(tmp_path / f"checkpoint-{step}", (age, age))
+    assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-30", "checkpoint-10"]
+
+
+def test_the_limit_of_the_schedule_counts_scheduled_checkpoints_alone(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2)
+    commit_all(tmp_path, 3, 4, reasons=(ASKED,))
+    commit_all(tmp_path, 5)
+    commit_all(tmp_path, 6, reasons=(SCHEDULED, ASKED))
+    assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-1", "checkpoint-2"]
+    assert surplus(tmp_path, Keep(None, 1)) == ["checkpoint-3", "checkpoint-4"]
+    assert surplus(tmp_path, Keep(2, 2)) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_the_newest_good_checkpoint_is_never_among_them(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2)
+    assert surplus(tmp_path, Keep(0, 0)) == ["checkpoint-1"]
+    (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
+    assert surplus(tmp_path, Keep(0, 0)) == []
+
+
+def test_what_is_spared_is_not_among_them_by_whatever_path_it_is_named(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2, 3)
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert surplus(tmp_path, Keep(1, None), tmp_path / "link" / "checkpoint-1") == ["checkpoint-2"]
+
+
+@pytest.mark.parametrize("kind", ["of another run", "damaged", "foreign", "unfinished"])
+def test_what_is_not_this_runs_good_checkpoint_is_neither_counted_nor_deleted(tmp_path: Path, kind: str) -> None:
+    commit_all(tmp_path, 1)
+    commit_all(tmp_path, 2, run=OTHER_RUN if kind == "of another run" else RUN)
+    if kind == "damaged":
+        (tmp_path / "checkpoint-2" / "optimizer.pt").write_bytes(b"short")
+    elif kind in ("foreign", "unfinished"):
+        (tmp_path / "checkpoint-2" / "MANIFEST.json").unlink()
+    if kind == "unfinished":
+        (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
+    commit_all(tmp_path, 3)
+    assert surplus(tmp_path, Keep(2, None)) == []
+    assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-1"]
+
+
+def test_a_superseded_checkpoint_follows_the_rule_that_held_for_it(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 1, 2)
+    (first,) = tmp_path.glob("superseded-1-*")
+    assert surplus(tmp_path, Keep(2, None)) == [first.name]
+
+
+def test_delete_removes_the_checkpoint_and_nothing_else(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2)
+    retention.delete(tmp_path, tmp_path / "checkpoint-1")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def test_delete_follows_no_link(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1)
+    (tmp_path / "checkpoint-1" / "linked").symlink_to(tmp_path / "outside")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    retention.delete(tmp_path, tmp_path / "checkpoint-1")
+    assert (tmp_path / "outside" / "precious").exists()
+
+
+def test_a_crash_at_any_change_of_a_deletion_leaves_no_half_that_looks_whole(tmp_path: Path) -> None:
+    seen = set()
+    for root in every_crash(
+        tmp_path, lambda root: commit_all(root, 1, 2), lambda root: retention.delete(root, root / "checkpoint-1")
+    ):
+        reports = [verify(entry.path) for entry in catalog.entries(root)]
+        assert all(report.good for report in reports)
+        left = [report.entry.step for report in reports]
+        assert left in ([2, 1], [2])
+        seen.add((len(left), bool(list(root.glob(".trash-*")))))
+        retention.sweep(root)
+        assert sorted(path.name for path in root.iterdir()) == sorted(f"checkpoint-{step}" for step in left)
+    assert seen == {(2, False), (1, True), (1, False)}
+
+
+def test_a_sweep_removes_what_dead_attempts_left_and_nothing_else(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1)
+    litter = [names.staging(RUN, 2, "0" * 32), names.staging(OTHER_RUN, 3, "1" * 32), names.trash("2" * 32)]
+    for name in litter:
+        (tmp_path / name).mkdir()
+        stage(tmp_path / name)
+    litter.append(names.temporary("model.safetensors", 4711))
+    (tmp_path / litter[-1]).write_bytes(b"half a model")
+    kept = [".tmp-mine", ".trash", ".holdfast", ".config.json.new", "model.safetensors", names.trash("3" * 32)[1:]]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    assert retention.sweep(tmp_path) == sorted(litter)
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "checkpoint-1"}
+    assert retention.sweep(tmp_path) == []
+
+
+def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "precious").touch()
+    for name in (names.trash("0" * 32), names.staging(RUN, 2, "0" * 32)):
+        (tmp_path / name).symlink_to(tmp_path / "outside")
+    (tmp_path / names.temporary("model.safetensors", 1)).symlink_to(tmp_path / "outside" / "precious")
+    assert retention.sweep(tmp_path) == [".model.safetensors.1.new"]
+    assert (tmp_path / "outside" / "precious").exists()
