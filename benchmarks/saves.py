@@ -1,11 +1,14 @@
 """A save of ours beside the Trainer's own, in turns."""
 
+import contextlib
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 import holdfast
 
@@ -36,6 +39,7 @@ class _Timed(TrainerCallback):  # type: ignore[misc]
 def compare_saves(folder: Path, rounds: int = 5) -> tuple[list[float], list[float]]:
     """Seconds of the Trainer's own saves and of ours, one pair a round."""
     theirs, ours = [], []
+    transformers_logging.disable_progress_bar()
     for turn in range(rounds):
         theirs.append(_one_save(folder / f"theirs-{turn}", attached=False))
         ours.append(_one_save(folder / f"ours-{turn}", attached=True))
@@ -47,11 +51,18 @@ def _one_save(output_dir: Path, *, attached: bool) -> float:
         vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=5, num_attention_heads=8
     )
     args = TrainingArguments(
-        str(output_dir), max_steps=2, save_steps=1, per_device_train_batch_size=1, report_to="none", disable_tqdm=True
+        str(output_dir),
+        max_steps=2,
+        save_steps=1,
+        per_device_train_batch_size=1,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
     timed = _Timed()
     trainer = Trainer(LlamaForCausalLM(config), args, train_dataset=_Rows(), callbacks=[timed])
     if attached:
         holdfast.attach(trainer)
-    trainer.train()
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
     return timed.seconds[1]  # the first save of a process pays for imports
