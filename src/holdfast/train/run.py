@@ -11,7 +11,7 @@ from holdfast.errors import UnsupportedError
 from holdfast.layouts.model_copy import copy_model
 from holdfast.store.retention import Keep
 from holdfast.train.config import TrainConfig, load
-from holdfast.train.screen import Screen
+from holdfast.train.screen import LogToScreen, Screen
 
 
 def run(path: Path, overrides: list[str], resume: str | None) -> int:
@@ -39,6 +39,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
             _announce(checkpointer, screen)
             trainer = _trainer(config, checkpointer, screen)
             trainer.train()
+            screen.step(checkpointer.run.status.now)
             screen.end()
             _leave_model(trainer, checkpointer, screen)
         if checkpointer.stop_requested:
@@ -79,6 +80,8 @@ def _trainer(config: TrainConfig, checkpointer: Checkpointer, screen: Screen) ->
     from holdfast.train.trainer import build
 
     logging.getLogger("transformers.trainer").setLevel(logging.INFO)  # "***** Running training *****" and its kin
+    transformers_logging.disable_default_handler()
+    transformers_logging.add_handler(LogToScreen(screen))
     transformers_logging.disable_progress_bar()
     trainer = build(config, screen.say)
     trainer.add_callback(Progress(checkpointer.run.status, screen))

@@ -1,5 +1,6 @@
 """What `holdfast train` shows: a progress bar on a terminal, plain lines elsewhere."""
 
+import logging
 import sys
 from types import TracebackType
 from typing import Any
@@ -56,6 +57,19 @@ class Screen:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class LogToScreen(logging.Handler):
+    """Passes log records to the screen; written past it, they would land in the middle of the bar."""
+
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints a record's message, the empty lines around it left out."""
+        if (text := record.getMessage().strip("\n")).strip():
+            self._screen.say(text)
 
 
 def describe(status: Status) -> str:
