@@ -19,8 +19,11 @@ import shutil
 import sysconfig
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from tokenizers import ByteLevelBPETokenizer
 
 SEED = 20
 # Enough for a minute of training on two cores to pass over it more than once, and for a tokenizer to learn from.
@@ -29,10 +32,12 @@ FUNCTIONS = 600
 VOCABULARY = 2048
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
 
-# About 1.3 million parameters: wide and shallow, with larger weights at the start than usual, because such a model learns
-# something in a minute. The dropout is there on purpose: a run that draws random numbers at every step is resumed exactly
-# only if the random state is.
+# About 1.3 million parameters: wide and shallow, with larger weights at the start than usual, because such a model
+# learns something in a minute. The dropout is there on purpose: a run that draws random numbers at every step is
+# resumed exactly only if the random state is.
 MODEL: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
     "vocab_size": VOCABULARY,
     "hidden_size": 192,
     "intermediate_size": 512,
@@ -86,9 +91,10 @@ def selection(sources: list[tuple[str, str]]) -> list[str]:
 
 def functions(sources: list[tuple[str, str]]) -> list[dict[str, str]]:
     """Documented functions as pairs: the docstring and the signature are asked about, the body is the answer."""
-    pairs = [pair for module, source in sources for pair in _pairs(module, source)]
+    found = (pair for module, source in sources for pair in _pairs(module, source))
+    pairs = list(islice(found, FUNCTIONS))
     random.Random(SEED).shuffle(pairs)
-    return pairs[:FUNCTIONS]
+    return pairs
 
 
 def _pairs(module: str, source: str) -> Iterator[dict[str, str]]:
@@ -113,26 +119,22 @@ def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def write_model(folder: Path, texts: list[str]) -> None:
-    """Writes the model's config and its tokenizer, a byte-level BPE trained on `texts`."""
-    # Late, because `--help` should not wait for them.
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import LlamaConfig, PreTrainedTokenizerFast
-
+    """Writes the model's config and its tokenizer, a byte-level BPE trained on `texts`, as transformers reads them."""
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(
         texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=list(SPECIAL.values()), show_progress=False
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, model_max_length=MODEL["max_position_embeddings"], **SPECIAL
-    )
-    config = LlamaConfig(
-        **MODEL,
-        architectures=["LlamaForCausalLM"],
-        **{f"{name}_id": tokenizer.convert_tokens_to_ids(SPECIAL[name]) for name in SPECIAL if name != "unk_token"},
-    )
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer.save_pretrained(folder)
-    config.save_pretrained(folder)
+    folder.mkdir(parents=True)
+    bpe.save(str(folder / "tokenizer.json"))
+    tokenizer = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MODEL["max_position_embeddings"]}
+    _write(folder / "tokenizer_config.json", {**tokenizer, **SPECIAL})
+    ids = {f"{name}_id": bpe.token_to_id(SPECIAL[name]) for name in ("bos_token", "eos_token", "pad_token")}
+    _write(folder / "config.json", {**MODEL, **ids})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""What several tests share: waiting, real processes, real small checkpoints, and processes that die half-way."""
+"""What several tests share: real processes, real small checkpoints, and processes that die half-way."""
 
 import itertools
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from holdfast.store import catalog, commit, digest, files
 from holdfast.store.manifest import Manifest
-
-T = TypeVar("T")
 
 # A machine that is busy is no bug, so no example has a deadline.
 fuzzed = settings(deadline=None, max_examples=60)
@@ -35,15 +33,6 @@ RESUMABLE: Mapping[str, bytes] = {
 }
 SCHEDULED = {"id": "0" * 32, "door": "schedule", "why": "save_strategy steps", "label": "", "asked_at": 1.0}
 ASKED = {"id": "1" * 32, "door": "command", "why": "holdfast save", "label": "before lr", "asked_at": 1.0}
-
-
-def wait_until(condition: Callable[[], T], limit: float = 30.0, what: str = "") -> T:
-    """Looks until the condition gives something true, which it returns; fails after `limit` seconds."""
-    deadline = time.monotonic() + limit
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited {limit:g} s in vain for {what or condition}"
-        time.sleep(0.005)
-    return found
 
 
 def manifest(step: int = 7, **changes: Any) -> Manifest:
@@ -106,20 +95,29 @@ def holdfast(*arguments: str | Path, **options: Any) -> subprocess.CompletedProc
 
 
 @contextmanager
-def process(script: str, *arguments: str | Path, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
-    """Runs a script in a process of its own, with pipes to talk through; it does not outlive the test."""
+def process(script: str, *arguments: str | Path, prefix: Sequence[str] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs a script in a process of its own, with pipes to talk through. Nothing of it outlives the test."""
     command = [*prefix, sys.executable, "-u", "-c", script, *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as started:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True) as started:
         try:
             yield started
         finally:
-            started.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
 
 
-def line_of(started: subprocess.Popen[str]) -> str:
-    """The next line that a process prints; empty at its end."""
+def line_of(started: subprocess.Popen[bytes], limit: float = 30.0) -> str:
+    """The next line that a process prints; empty at its end; fails after `limit` seconds without one."""
     assert started.stdout is not None
-    return started.stdout.readline().rstrip("\n")
+    assert select.select([started.stdout], [], [], limit)[0], f"nothing printed within {limit:g} s"
+    return started.stdout.readline().decode().rstrip("\n")
+
+
+def tell(started: subprocess.Popen[bytes], line: str) -> None:
+    """Gives a process a line to read."""
+    assert started.stdin is not None
+    started.stdin.write(line.encode() + b"\n")
 
 
 @contextmanager
@@ -144,6 +142,20 @@ def fill(path: Path) -> None:
                     pass
             except OSError:
                 continue
+
+
+def succeeds_in_child(action: Callable[[], object]) -> bool:
+    """Whether an action gives something true in a process of its own, whose limits and user it may change."""
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            code = 0 if action() else 1
+        except BaseException as error:  # noqa: BLE001 - the child ends here, whatever happens
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # Every operation that changes what is on the disk. The commit core makes no change by any other.

@@ -48,7 +48,7 @@ def choose(root: Path, wanted: str | bool | None, say: Say) -> Chosen | None:
         return None
     if wanted is True or wanted == "auto":
         return _newest_good(root, say, required=wanted is True)
-    return _named(Path(wanted).expanduser(), say)
+    return _named(Path(wanted).expanduser().resolve(), say)  # a link to a checkpoint is a way to name it
 
 
 def _newest_good(root: Path, say: Say, *, required: bool) -> Chosen | None:
@@ -62,7 +62,8 @@ def _newest_good(root: Path, say: Say, *, required: bool) -> Chosen | None:
         say(f"no checkpoint in {root} yet: starting from zero")
         return None
     skipped = []
-    for entry in found:
+    # What has no manifest has no place in the order either, and could be the newest: it is named, whatever is chosen.
+    for entry in sorted(found, key=lambda entry: entry.manifest is not None):
         report = verify(entry.path)
         problems = problems_of(report)
         if not problems and entry.manifest is not None:
@@ -106,10 +107,9 @@ def problems_of(report: Report) -> list[str]:
     if manifest.layout != transformers.NAME:
         return [f"its layout is {manifest.layout!r}, and this trainer reads {transformers.NAME!r}"]
     lacking = transformers.missing((file.path for file in manifest.files), weights_only=False)
-    strangers = transformers.would_be_read(report.unlisted)
     return [
         *(f"it lacks {name}, without which nothing can be resumed" for name in lacking),
-        *(f"it holds {name}, which its manifest does not list and a Trainer would read" for name in strangers),
+        *transformers.strangers(report.unlisted),
     ]
 
 

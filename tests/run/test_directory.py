@@ -94,7 +94,7 @@ def test_a_place_that_cannot_be_a_directory_is_refused_with_a_hint(tmp_path: Pat
 
 
 def test_a_directory_that_this_user_may_not_write_to_is_refused(tmp_path: Path) -> None:
-    script = "from pathlib import Path; from holdfast.run.directory import RunDirectory; RunDirectory(Path('/root/x')).create()"
+    script = "from pathlib import Path; from holdfast.run.directory import *; RunDirectory(Path('/root/x')).create()"
     found = subprocess.run(
         ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", script], capture_output=True, text=True
     )

@@ -160,7 +160,9 @@ def test_any_field_of_an_answer_raises_nothing_but_a_malformed_error(changes: di
         assert "\n" not in decode_answer(data).line("schedule")
 
 
-@pytest.mark.parametrize("error", ["x" * 200_000, "\U0001f4a5" * 200_000, "\n" * 200_000], ids=["x", "wide", "line ends"])
+@pytest.mark.parametrize(
+    "error", ["x" * 200_000, "\U0001f4a5" * 200_000, "\n" * 200_000], ids=["x", "wide", "line ends"]
+)
 def test_an_answer_can_be_read_however_much_a_library_had_to_say(error: str) -> None:
     data = Answer(saved=False, error=error, path="/" + "é" * 2000).encode(REQUEST.id)
     assert len(data) <= MOST_BYTES

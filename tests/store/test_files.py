@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.store import files
+from support import succeeds_in_child
 
 
 @pytest.fixture
@@ -18,17 +19,6 @@ def open_umask() -> object:
     before = os.umask(0)
     yield
     os.umask(before)
-
-
-def in_child(action: Callable[[], object]) -> bool:
-    """Whether the action does what it should in a process of its own, whose limits it may change."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if action() else 1)
-        finally:
-            os._exit(2)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def raises_too_big(action: Callable[[], object]) -> bool:
@@ -76,7 +66,7 @@ def test_a_short_write_is_an_error_and_never_a_short_file(tmp_path: Path) -> Non
         limit_file_size(2048)
         return raises_too_big(lambda: files.write_new(tmp_path / "big", bytes(4096)))
 
-    assert in_child(action)
+    assert succeeds_in_child(action)
     assert (tmp_path / "big").stat().st_size == 2048, "the system did not write short: the test shows nothing"
 
 
@@ -134,7 +124,7 @@ def test_what_fails_leaves_no_temporary_file_and_the_old_content(tmp_path: Path,
             return raises_too_big(lambda: files.replace(target, bytes(4096)))
         return raises_too_big(lambda: files.copy(source, target))
 
-    assert in_child(action)
+    assert succeeds_in_child(action)
     assert target.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 

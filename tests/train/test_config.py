@@ -484,6 +484,7 @@ TOGETHER = [
     "eval_strategy: no",
     "save_strategy: no",
     "max_steps: 5",
+    "lora_target_linear: false\nlora_dropout: 0",
     "lr_scheduler: constant",
     "lr_scheduler: greedy\nval_set_size: 10",
     "fp16: true",

@@ -21,8 +21,8 @@ app = typer.Typer(
 )
 
 
-def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
-    """Ctrl+C ends a verb with 130, as it ends every program of a shell; typer would say 1."""
+def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """Ctrl+C ends a verb with 130, as it ends every program of a shell; a failing disk is one line, not a traceback."""
 
     @functools.wraps(verb)
     def wrapped(**options: Any) -> None:
@@ -30,6 +30,10 @@ def _interruptible(verb: Callable[..., None]) -> Callable[..., None]:
             verb(**options)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except OSError as error:
+            if verb is train.train:
+                raise  # whatever it was that failed in a training, its place in the code helps
+            raise HoldfastError(str(error)) from error
 
     return wrapped
 
@@ -43,7 +47,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
 }
 for _name, _verb in _VERBS.items():
-    app.command(_name)(_interruptible(_verb))
+    app.command(_name)(_guarded(_verb))
 
 
 def _version(wanted: bool) -> None:

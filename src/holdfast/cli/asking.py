@@ -1,5 +1,6 @@
 """What `save` and `stop` share: a request through the run directory, and the wait for its answer."""
 
+import os
 from pathlib import Path
 
 from holdfast.cli.output import as_json
@@ -19,13 +20,14 @@ def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: fl
         WaitTimeoutError: There was no answer in time.
         SaveError: The save failed.
     """
-    if len(label.encode()) > MOST_LABEL_BYTES:
-        raise ConfigError([f"--label: has {len(label.encode())} bytes, and a label has at most {MOST_LABEL_BYTES}"])
+    text = os.fsencode(label)  # a shell passes any bytes
+    if len(text) > MOST_LABEL_BYTES:
+        raise ConfigError([f"--label: has {len(text)} bytes, and a label has at most {MOST_LABEL_BYTES}"])
     directory = RunDirectory(root)
     directory.open()
     _require_alive(directory)
     inbox = Inbox(directory)
-    request = Request("command", stop=stop, label=clean_label(label.encode()), why=why)
+    request = Request("command", stop=stop, label=clean_label(text), why=why)
     inbox.submit(request)
     if not wait:
         _print_asked(root, request, json)

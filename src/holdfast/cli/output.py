@@ -1,13 +1,17 @@
 """How the verbs print: columns for people, JSON for scripts."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from holdfast.store.names import shown
+
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints rows under a head, each column as wide as its widest cell; never cut, so that it can be grepped."""
+    rows = [[shown(cell) for cell in row] for row in rows]  # a manifest's text may be anybody's
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -15,7 +19,16 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def as_json(content: Mapping[str, Any]) -> None:
     """Prints one JSON object."""
-    print(json.dumps(content, indent=2))
+    print(json.dumps(_strict(content), indent=2))
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no NaN, which a loss may be."""
+    if isinstance(value, Mapping):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def size(count: int) -> str:

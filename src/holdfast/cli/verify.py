@@ -7,6 +7,7 @@ import typer
 
 from holdfast.cli.output import as_json
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
+from holdfast.layouts import transformers
 from holdfast.store import catalog, names
 from holdfast.store.verify import Report
 from holdfast.store.verify import verify as check
@@ -19,14 +20,15 @@ def verify(
     """Check that checkpoints are what was written. Exit code 3 when one is not."""
     if not path.is_dir():
         raise RunNotFoundError(f"there is no directory {path}", hint="give an output_dir, or a checkpoint in one")
-    one = names.step_of(path.resolve().name) is not None or (path / names.MANIFEST).exists()
+    path = path.resolve()  # a link to a checkpoint, or `.` in one, has not its name
+    one = names.step_of(path.name) is not None or (path / names.MANIFEST).exists()
     paths = [path] if one else [entry.path for entry in catalog.entries(path)]
     if not paths:
         raise RunNotFoundError(f"there is no checkpoint in {path}", hint=f"see what there is: ls -a {path}")
     reports = [_say(check(each), quiet=json) for each in paths]
     if json:
         as_json({"checkpoints": [_described(report) for report in reports]})
-    damaged = [report.entry.path.name for report in reports if not _acceptable(report)]
+    damaged = [report.entry.path.name for report in reports if _problems(report) and not report.entry.foreign]
     if damaged and json:
         raise typer.Exit(DamagedCheckpointError.exit_code)
     if damaged:
@@ -36,15 +38,24 @@ def verify(
         )
 
 
-def _acceptable(report: Report) -> bool:
-    return report.good or report.entry.foreign
+def _problems(report: Report) -> list[str]:
+    """What is wrong with a checkpoint: with its files, or with others that would be read in their place."""
+    manifest = report.entry.manifest
+    for_a_trainer = manifest is not None and manifest.layout == transformers.NAME
+    return [*report.problems, *(transformers.strangers(report.unlisted) if for_a_trainer else [])]
+
+
+def _notices(report: Report) -> list[str]:
+    read = transformers.would_be_read(report.unlisted)
+    return [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
 
 
 def _say(report: Report, *, quiet: bool) -> Report:
     if not quiet:
-        verdict = "good" if report.good else "no manifest" if report.entry.foreign else "DAMAGED"
+        problems = _problems(report)
+        verdict = "no manifest" if report.entry.foreign else "DAMAGED" if problems else "good"
         print(f"{report.entry.path.name}: {verdict}")
-        for line in (*report.problems, *report.notices):
+        for line in (*problems, *_notices(report)):
             print(f"  {line}")
     return report
 
@@ -53,7 +64,7 @@ def _described(report: Report) -> dict[str, object]:
     return {
         "path": str(report.entry.path),
         "step": report.entry.step,
-        "good": report.good,
-        "problems": list(report.problems),
-        "notices": list(report.notices),
+        "good": not _problems(report),
+        "problems": _problems(report),
+        "notices": _notices(report),
     }

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from holdfast.config import DynamicCheckpoint
@@ -36,6 +37,7 @@ class Reception:
         self._known: set[str] = set()
         self._waiting: list[Request] = []
         self._closing = threading.Event()
+        self._trouble = ""
         self._thread = threading.Thread(target=self._watch, name="holdfast-reception", daemon=True)
 
     def start(self) -> None:
@@ -50,12 +52,22 @@ class Reception:
             self._trigger.recover()
         self._thread.start()
 
-    def accept(self, request: Request) -> None:
-        """Takes one request in; it waits for the next save."""
+    def accept(self, request: Request) -> bool:
+        """Takes one request in; it waits for the next save.
+
+        Returns:
+            Whether it is on disk too. On a full disk it is not, and a signal that asks to stop must be heard there.
+        """
         with self._lock:
             self._known.add(request.id)  # before it is on disk, where the watching thread would find it as a new one
-        self._run.inbox.submit(request)
+        try:
+            self._run.inbox.submit(request)
+            durable = True
+        except OSError as error:
+            durable = False
+            self._tell_of_trouble(error)
         self._keep(request)
+        return durable
 
     def look(self, step: int, *, last: bool) -> bool:
         """Tells the training thread, at a boundary, whether anything waits. Looks at the trigger file if it is time.
@@ -64,10 +76,13 @@ class Reception:
             step: The step of the boundary.
             last: Whether training ends here, so that no request is left unseen.
         """
-        if self._trigger is not None and (last or (self._interval > 0 and step % self._interval == 0)):
-            self._trigger.look()
-        if last:
-            self._collect()
+        try:
+            if self._trigger is not None and (last or (self._interval > 0 and step % self._interval == 0)):
+                self._trigger.look()
+            if last:
+                self._collect()
+        except OSError as error:
+            self._tell_of_trouble(error)
         return bool(self._waiting)
 
     def take(self) -> list[Request]:
@@ -93,9 +108,9 @@ class Reception:
                 if time.monotonic() - written >= _STATUS_SECONDS:
                     self._run.status.write()
                     written = time.monotonic()
+                    self._trouble = ""
             except OSError as error:
-                # A disk that fails now may work again: training goes on, and so does the watch.
-                self._say(f"cannot use the run directory at the moment: {error}")
+                self._tell_of_trouble(error)
                 self._closing.wait(_STATUS_SECONDS)
 
     def _collect(self) -> None:
@@ -117,8 +132,19 @@ class Reception:
             waiting = tuple(r.reason() for r in self._waiting)
         self._run.status.update(pending=waiting)
         self._run.journal.write("request", stop=request.stop, **request.reason())
-        self._run.status.write()
+        with suppress(OSError):
+            self._run.status.write()
 
     def _report(self, text: str) -> None:
         self._run.journal.write("refused", problem=text)
-        self._say(text)
+        self._tell(text)
+
+    def _tell_of_trouble(self, error: OSError) -> None:
+        """A disk that fails now may work again: training goes on, and so does the watch. Said once."""
+        if str(error) != self._trouble:
+            self._trouble = str(error)
+            self._tell(f"cannot use the run directory at the moment: {error}")
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError):  # whoever read our output may be gone: `| tee` dies of the Ctrl+C that we serve
+            self._say(text)

@@ -6,6 +6,7 @@ long call (seen: a Python handler ran 1.1 s late, a thread at the pipe saw the s
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -71,9 +72,15 @@ class Signals:
         while data := os.read(self._read, 64):
             for number in data:
                 if number in self._before:
-                    self._on_signal(number)
+                    self._tell(number)
             if self._chained_fd >= 0:
                 os.write(self._chained_fd, data)
+
+    def _tell(self, number: int) -> None:
+        try:
+            self._on_signal(number)
+        except BaseException:  # noqa: BLE001 - without this thread no signal could end the process any more
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
     def _restore(self) -> None:
         signal.set_wakeup_fd(self._chained_fd)

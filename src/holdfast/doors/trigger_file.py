@@ -21,7 +21,7 @@ _REMEMBERED = "unremovable-trigger"
 # empty one that is this young is given the time to be written.
 _SETTLING_SECONDS = 0.02
 
-Accept = Callable[[Request], None]
+Accept = Callable[[Request], bool]
 Report = Callable[[str], None]
 
 
@@ -31,7 +31,7 @@ class TriggerFile:
     Args:
         directory: The run directory.
         name: The file's name there.
-        accept: Takes a request in, durably.
+        accept: Takes a request in; tells whether it is on disk.
         report: Told, once for each, of what lies under the name and is no request.
     """
 
@@ -61,7 +61,11 @@ class TriggerFile:
     def recover(self) -> None:
         """Makes requests of claims that an earlier process left behind."""
         for claim in sorted(self._directory.requests.glob(f"*{_CLAIM}")):
-            if names.is_token(claim.name.removesuffix(_CLAIM)):
+            if not names.is_token(claim.stem):
+                continue
+            if any((folder / f"{claim.stem}.json").exists() for folder in (claim.parent, self._directory.answers)):
+                claim.unlink(missing_ok=True)  # the crash came between the request and this
+            else:
                 self._request(claim)
 
     def _claim(self, identity: str) -> None:
@@ -79,7 +83,7 @@ class TriggerFile:
         self._request(claim)
 
     def _request(self, claim: Path) -> None:
-        """Turns a claim into a request under the same identity; the claim goes when the request is durable."""
+        """Turns a claim into a request under the same identity; the claim goes only when the request is durable."""
         label = ""
         try:
             found = claim.lstat()
@@ -94,8 +98,8 @@ class TriggerFile:
                 label = clean_label(os.read(fd, MOST_LABEL_BYTES))
         except OSError as error:
             self._say(claim.name, f"the text of {self.path.name} cannot be read ({error.strerror}); it has no label")
-        self._accept(Request("trigger_file", label=label, why=self.path.name, id=claim.stem))
-        claim.unlink(missing_ok=True)
+        if self._accept(Request("trigger_file", label=label, why=self.path.name, id=claim.stem)):
+            claim.unlink(missing_ok=True)
 
     def _unremovable(self) -> str:
         try:

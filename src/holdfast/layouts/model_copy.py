@@ -15,9 +15,12 @@ def copy_model(source: Path, target: Path) -> None:
         source: A directory in the transformers layout.
         target: An existing directory. Files of the same names are replaced, others left alone.
     """
+    folders = {target}
     for path in sorted(source.rglob("*")):
         if path.is_file() and path.name not in _TRAINING and not path.name.startswith("rng_state"):
             destination = target / path.relative_to(source)
             destination.parent.mkdir(parents=True, exist_ok=True)
             files.copy(path, destination)
-    files.sync_directory(target)
+            folders.add(destination.parent)
+    for folder in sorted(folders, reverse=True):
+        files.sync_directory(folder)

@@ -7,6 +7,8 @@ Read off transformers 5.23, `trainer.py`: `_save_checkpoint`, `_load_from_checkp
 from collections.abc import Iterable
 from fnmatch import fnmatch
 
+from holdfast.store.names import shown
+
 NAME = "transformers"
 
 WEIGHTS = (
@@ -49,4 +51,18 @@ def missing(found: Iterable[str], *, weights_only: bool) -> list[str]:
 
 def would_be_read(unlisted: Iterable[str]) -> list[str]:
     """Those files that the manifest does not list and that a Trainer would read if it met them."""
-    return [name for name in unlisted if any(fnmatch(name, pattern) for pattern in _LOOKED_FOR)]
+    return [name for name in unlisted if any(_matches(name, pattern) for pattern in _LOOKED_FOR)]
+
+
+def strangers(unlisted: Iterable[str]) -> list[str]:
+    """A line for each such file: why a checkpoint that holds it cannot be resumed from."""
+    return [
+        f"it holds {shown(name)}, which its manifest does not list and a Trainer would read"
+        for name in would_be_read(unlisted)
+    ]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # Folder by folder: fnmatch's own `*` goes over `/`, and a model that a callback merged into a folder is never read.
+    parts, patterns = name.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch, parts, patterns))

@@ -1,5 +1,6 @@
 """Requests and answers on disk. A request's file goes away only after its answer is durable."""
 
+import errno
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +14,8 @@ from holdfast.store import files, names
 # Answers are kept for askers that come back late; the oldest beyond this many go when a run starts.
 _ANSWERS_KEPT = 1000
 _POLL_SECONDS = 0.05
+# What `files.read` raises of something that is no file of ours, and never will be. Other errors may pass.
+_NO_FILE = (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO)
 
 
 class Inbox:
@@ -20,6 +23,7 @@ class Inbox:
 
     def __init__(self, directory: RunDirectory) -> None:
         self._directory = directory
+        self._reported: set[str] = set()
 
     def submit(self, request: Request) -> None:
         """Puts a request where the run will find it, durably."""
@@ -28,7 +32,7 @@ class Inbox:
     def pending(self) -> tuple[list[Request], list[tuple[str, str]]]:
         """The requests without an answer, oldest first; and the files that are none, each with the reason.
 
-        A file that is no request is removed, so that it is reported once.
+        Each is reported once. A file that is no request is removed; one that cannot be read at the moment is not.
         """
         found, broken = [], []
         for path in self._directory.requests.glob("*.json"):
@@ -42,9 +46,12 @@ class Inbox:
             except FileNotFoundError:
                 continue
             except (OSError, MalformedError) as error:
-                broken.append((path.name, str(error)))
-                with suppress(OSError):
-                    path.unlink()
+                if path.name not in self._reported:
+                    broken.append((path.name, str(error)))
+                self._reported.add(path.name)
+                if isinstance(error, MalformedError) or error.errno in _NO_FILE:
+                    with suppress(OSError):
+                        path.unlink()
         return sorted(found, key=lambda request: (request.asked_at, request.id)), broken
 
     def answer(self, request: Request, answer: Answer) -> None:

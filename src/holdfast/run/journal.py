@@ -20,11 +20,12 @@ class Journal:
         self._whole = False  # whether the file is known to end with a whole line
 
     def write(self, event: str, **details: Any) -> None:
-        """Adds one event, with the time and the run. A disk that takes it not is no reason to stop training."""
+        """Adds one event, with the time and the run. A disk that does not take it is no reason to stop."""
         line = json.dumps({"at": round(time.time(), 3), "run": self._run, "event": event, **details})
         with self._lock:
             try:
-                files.append(self._path, (b"" if self._whole or not self._torn() else b"\n") + line.encode() + b"\n")
+                mend = b"\n" if not self._whole and self._torn() else b""
+                files.append(self._path, mend + line.encode() + b"\n")
                 self._whole = True
             except OSError:
                 self._whole = False

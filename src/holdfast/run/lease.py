@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,15 @@ def is_alive(directory: RunDirectory, holder: Holder) -> bool:
 
 
 def heartbeat(directory: RunDirectory) -> float:
-    """When the run was last heard of, in seconds since the epoch: its status is rewritten every second."""
+    """When the run was last heard of, in seconds since the epoch: its status is rewritten every second.
+
+    A run that has only just begun has a new lease, and maybe the status of the run before.
+    """
+    latest = 0.0
     for path in (directory.status, directory.lease):
-        try:
-            return path.stat().st_mtime
-        except OSError:
-            continue
-    return 0.0
+        with suppress(OSError):
+            latest = max(latest, path.stat().st_mtime)
+    return latest
 
 
 def _myself(run: str, generation: int) -> Holder:

@@ -1,5 +1,6 @@
 """A run that this process trains: its lease, and the places that it shares with other processes."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +60,10 @@ class Run:
         return self.lease.holder.run
 
     def close(self, outcome: str, code: int) -> None:
-        """Writes down how it ended, and gives the lease back."""
+        """Writes down how it ended, and gives the lease back, as far as the disk allows: training is over."""
         self.journal.write("end", outcome=outcome, code=code)
         self.status.update(phase="ended", pending=())
-        self.status.write()
-        self.lease.release()
+        with suppress(OSError):
+            self.status.write()
+        with suppress(OSError):
+            self.lease.release()

@@ -49,7 +49,7 @@ class Attempt:
             OSError: Something could not be read or synced, is neither file nor directory, or has a forbidden name.
         """
         sealed = []
-        for folder, folders, found in os.walk(self.directory, topdown=False):
+        for folder, folders, found in os.walk(self.directory, topdown=False, onerror=_raise):
             links = [name for name in folders if Path(folder, name).is_symlink()]  # os.walk takes them for folders
             for name in sorted((*found, *links)):
                 path = Path(folder, name)
@@ -82,7 +82,9 @@ class Attempt:
         try:
             durable = files.sync_directory(self.root)
         except OSError as error:
-            raise OSError(error.errno, f"{target} is there, but may not survive a power cut: {error.strerror}") from error
+            raise OSError(
+                error.errno, f"{target} is there, but may not survive a power cut: {error.strerror}"
+            ) from error
         return Published(target, durable, moved)
 
     def discard(self) -> None:
@@ -98,6 +100,11 @@ class Attempt:
         files.rename_new(target, moved)
         files.sync_directory(self.root)
         return moved
+
+
+def _raise(error: OSError) -> None:
+    """What `os.walk` is told to do with a folder that it cannot list. It would leave it out."""
+    raise error
 
 
 def _seal(path: Path, relative: str, digest: Digest) -> File:

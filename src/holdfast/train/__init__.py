@@ -1,0 +1,1 @@
+"""`holdfast train`: from a configuration to a trained model."""

@@ -27,7 +27,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     if isinstance(checkpoint, str) and checkpoint not in ("", "auto"):
         yield from _directory(("resume_from_checkpoint",), checkpoint)
     output = values.get("output_dir")
-    if isinstance(output, str) and output and _exists(output) and not _is_directory(output):
+    if isinstance(output, str) and _exists(output) and not _is_directory(output):
         yield ("output_dir",), f"there is a file of that name: {shown(output)}"
 
 

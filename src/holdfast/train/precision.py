@@ -1,8 +1,8 @@
 """Which number formats a training computes in, on the machine at hand.
 
 `auto` means what is fast here: bf16 where the hardware has it, fp16 on older NVIDIA cards, fp32 elsewhere. A processor
-without bf16 instructions only emulates them, and is slower for it: on two such cores a matrix product took five times as
-long as in fp32, and a whole step of a small model half as long again.
+without bf16 instructions only emulates them, and is slower for it: on two such cores a matrix product took five times
+as long as in fp32, and a whole step of a small model half as long again.
 """
 
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ def notices(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
     if config.warmup and config.lr_scheduler in choices.SCHEDULERS_WITHOUT_WARMUP:
         key = "warmup_steps" if config.warmup_steps else "warmup_ratio"
         yield Finding((key,), f"no effect: the scheduler {config.lr_scheduler!r} has no warm-up")
-    yield from _idle_lora(config, given)
+    yield from _idle_lora(config)
 
 
 def _excluded(given: AbstractSet[str]) -> Iterator[Finding]:
@@ -145,10 +145,8 @@ def _no_quantization_here() -> str | None:
     return None if torch.cuda.is_available() else "needs a CUDA device, and there is none"
 
 
-def _idle_lora(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
-    lora = [
-        key for key in TrainConfig.model_fields if key.startswith("lora_") and key in given and getattr(config, key)
-    ]
+def _idle_lora(config: TrainConfig) -> Iterator[Finding]:
+    lora = [key for key in TrainConfig.model_fields if key.startswith("lora_") and getattr(config, key)]
     if config.adapter is None:
         why = "adapter is not set, and all weights are trained"
     elif config.lora_model_dir:
