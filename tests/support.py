@@ -6,14 +6,17 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
 
+from holdfast.cli.app import main
 from holdfast.store import catalog, commit, digest, files
 from holdfast.store.manifest import Manifest
 
@@ -88,10 +91,46 @@ def content_of(directory: Path) -> dict[str, bytes]:
     return found
 
 
-def holdfast(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own, to its end."""
+def holdfast(*arguments: str | bytes | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end, in a child that is forked and not started anew: that saves it the imports."""
+    argv = ["holdfast", *map(os.fsdecode, arguments)]
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        child = os.fork()
+        if child == 0:
+            _become_holdfast(argv, output.fileno(), errors.fileno(), cwd)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = []
+        for file in (output, errors):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess(argv, code, *said)
+
+
+def _become_holdfast(argv: list[str], output: int, errors: int, cwd: Path | None) -> NoReturn:
+    code: object = 1
+    try:
+        os.dup2(output, 1)
+        os.dup2(errors, 2)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - as a new process has them
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False, errors="backslashreplace")  # noqa: SIM115
+        if cwd is not None:
+            os.chdir(cwd)
+        sys.argv = argv
+        main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001 - the child ends here, whatever happens
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def holdfast_begun(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own; `communicate` waits for its end."""
     command = [sys.executable, "-m", "holdfast", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
 @contextmanager

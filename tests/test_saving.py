@@ -263,12 +263,7 @@ def fills_the_disk_and_calls_it_something_else(folder: Path) -> None:
     "write",
     [
         fills_the_disk,
-        pytest.param(
-            fills_the_disk_and_calls_it_something_else,
-            marks=pytest.mark.xfail(
-                strict=True, reason="the disk is looked at after the attempt was removed, when it has room again"
-            ),
-        ),
+        fills_the_disk_and_calls_it_something_else,
     ],
 )
 def test_a_disk_that_fills_up_meanwhile_is_named_as_the_reason_and_has_its_room_back(
@@ -298,7 +293,6 @@ def test_a_disk_without_room_for_an_answer_does_not_stop_training_and_the_reques
         assert run.inbox.pending()[0] == []
 
 
-@pytest.mark.xfail(strict=True, reason="the look for a full disk itself fails where there is no directory")
 def test_a_directory_that_is_gone_is_a_failed_save_and_training_goes_on(run: Run) -> None:
     request = asked(run)
     run.root.rename(run.root.with_name("moved"))

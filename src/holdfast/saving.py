@@ -1,6 +1,5 @@
 """One save, from the requests to their answers. To be read from top to bottom."""
 
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -67,9 +66,10 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
         manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
         published = attempt.publish(manifest, run.lease.check)
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this attempt and not the training
+        cause = _cause(run.root, error)  # before the disk has its room back
         if attempt is not None:
             attempt.discard()
-        answer = Answer(saved=False, step=step, seconds=_since(begun), error=_cause(run.root, error))
+        answer = Answer(saved=False, step=step, seconds=_since(begun), error=cause)
     else:
         answer = Answer(
             saved=True,
@@ -149,9 +149,11 @@ def _retain(run: Run, keep: retention.Keep, spared: Iterable[Path]) -> None:
 
 def _cause(root: Path, error: Exception) -> str:
     text = str(error) or type(error).__name__
-    if not isinstance(error, NoSpaceError) and shutil.disk_usage(root).free < _FULL_BELOW_BYTES:
-        return f"the disk of {root} is full ({text})"
-    return text
+    try:
+        full = not isinstance(error, NoSpaceError) and files.free_space(root)[0] < _FULL_BELOW_BYTES
+    except OSError:
+        return text
+    return f"the disk of {root} is full ({text})" if full else text
 
 
 def _since(begun: float) -> float:

@@ -224,8 +224,10 @@ def test_a_value_is_read_as(text: str, key: str, value: Any) -> None:
 def test_a_home_directory_is_written_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
-    config = loaded(ENOUGH + "output_dir: ~/out\ndataset_prepared_path: ~\n", "base_model='~/here'").config
+    text = f"{ENOUGH}output_dir: ~/out\nresume_from_checkpoint: ~/here\ndataset_prepared_path: ~\n"
+    config = loaded(text, "base_model='~/here'").config
     assert (config.base_model, config.output_dir) == (f"{tmp_path}/here", f"{tmp_path}/out")
+    assert config.resume == tmp_path / "here"
     assert config.dataset_prepared_path is None, "a bare ~ is YAML's null"
 
 
@@ -276,9 +278,14 @@ WRONG: dict[str, list[str]] = {
         "config.yml:6: lora_target_modules: expected text or a list of text, found keys and values"
     ],
     "lora_target_modules: [a, 1]": ["config.yml:6: lora_target_modules: expected text or a list of text, found a list"],
+    "lora_target_modules: ['']": ["config.yml:6: lora_target_modules: must not be empty"],
+    "lora_target_modules: ''": ["config.yml:6: lora_target_modules: must not be empty"],
     "lora_target_modules: []": ["config.yml:6: lora_target_modules: must not be empty"],
     "resume_from_checkpoint: 500": [
         "config.yml:6: resume_from_checkpoint: expected auto, true, false or the path of a checkpoint, found 500"
+    ],
+    "resume_from_checkpoint: ''": [
+        "config.yml:6: resume_from_checkpoint: expected auto, true, false or the path of a checkpoint, found ''"
     ],
     # bounds
     "num_epochs: 0": ["config.yml:6: num_epochs: must be greater than 0, found 0"],
@@ -306,6 +313,9 @@ WRONG: dict[str, list[str]] = {
         ]
         for value in ("0", "-5", "1.5", "true", ".inf")
     },
+    "save_steps: [5]": [
+        "config.yml:6: save_steps: expected a whole number of steps, or a share of the run below 1, found a list"
+    ],
     "save_steps: often": ["config.yml:6: save_steps: expected a number, found 'often'"],
     "dynamic_checkpoint: {check_interval: -1}": [
         "config.yml:6: dynamic_checkpoint.check_interval: must be at least 0, found -1"

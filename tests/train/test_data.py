@@ -83,10 +83,14 @@ def test_files_are_taken_out_of_a_folder_or_by_their_format(configure: Configure
 
 
 def test_a_table_that_datasets_saved_is_read(configure: Configure, tmp_path: Path) -> None:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
 
-    Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "saved")
+    table = Dataset.from_dict({"text": ["one", "two"]})
+    table.save_to_disk(tmp_path / "saved")
+    DatasetDict({"train": table, "test": table.select([1])}).save_to_disk(tmp_path / "splits")
     assert learnt(configure(datasets=one(tmp_path / "saved", "completion"))) == ["one</s>", "two</s>"]
+    assert learnt(configure(datasets=one(tmp_path / "splits", "completion"))) == ["one</s>", "two</s>"]
+    assert learnt(configure(datasets=one(tmp_path / "splits", "completion", split="test"))) == ["two</s>"]
 
 
 def test_what_looks_like_a_number_or_like_nothing_stays_text_in_csv(configure: Configure, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import typer
 from holdfast.cli.output import ago, as_json, size
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
+from holdfast.store.names import shown
 
 
 def status(
@@ -43,7 +44,8 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         )
     lines += [f"pending     {_pending(request)}" for request in known.get("pending", [])]
     if known.get("failed_saves"):
-        lines.append(f"failed      {known['failed_saves']} saves; the last: {known.get('last_failure')}")
+        reason = shown(" ".join(str(known.get("last_failure")).split()))
+        lines.append(f"failed      {known['failed_saves']} saves; the last: {reason}")
     if alive and known.get("written_at"):
         lines.append(f"heard of    {ago(known['written_at'])}")
     return lines

@@ -65,9 +65,8 @@ def _all_files(path: Path) -> set[str]:
     """All that lies below a checkpoint; behind a link to a directory one level, which is as far as a Trainer looks."""
     found: set[Path] = set()
     for folder, folders, others in os.walk(path):
-        links = [name for name in folders if Path(folder, name).is_symlink()]
-        found.update(Path(folder, name) for name in (*others, *links))
-        for link in links:
+        found.update(Path(folder, name) for name in others)
+        for link in (Path(folder, name) for name in folders if Path(folder, name).is_symlink()):
             with suppress(OSError):
-                found.update(Path(folder, link).iterdir())
+                found.update(list(link.iterdir()) or [link])
     return {one.relative_to(path).as_posix() for one in found}

@@ -133,7 +133,10 @@ def _read(source: "DatasetConfig") -> Any:
             f"datasets: there is no file or folder {source.path!r}",
             hint=f"Relative paths start at the working directory, {Path.cwd()}.",
         )
-    if (path / "dataset_info.json").is_file():
+    split = source.split or "train"
+    if (path / "dataset_dict.json").is_file():
+        path /= split
+    if (path / "dataset_info.json").is_file():  # a table that `save_to_disk` wrote
         return load_from_disk(str(path))
     options: dict[str, Any] = {"data_files": list(source.data_files)} if source.data_files else {}
     if path.is_file():
@@ -144,15 +147,13 @@ def _read(source: "DatasetConfig") -> Any:
     kinds = {_BUILDERS.get(Path(file).suffix) for file in ([files] if isinstance(files, str) else files)}
     builder = _BUILDERS[path.suffix] if path.is_file() else source.path
     try:
-        return load_dataset(builder, source.name, split=source.split or "train", **options, **_verbatim(source, kinds))
+        return load_dataset(builder, source.name, split=split, **options, **_verbatim(source, kinds))
     except (OSError, ValueError, StopIteration, DatasetsError) as error:
         cause = error.__cause__ or error
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else "there is nothing in it"
         raise HoldfastError(
             f"datasets: cannot read {source.path!r}: {reason}",
-            hint=None
-            if local
-            else "It was looked for on the Hugging Face hub. A local file needs its path and suffix.",
+            hint=None if local else "It was looked for on the Hugging Face hub. A local file needs its suffix.",
         ) from error
 
 
@@ -224,7 +225,7 @@ def _pieces(example: dict[str, Any], *, tokenizer: Any, limit: int | None) -> It
     if not text:
         yield _Row([], [])
         return
-    ids = _tokens(text + tokenizer.eos_token, tokenizer)
+    ids = _tokens(_ended(text, tokenizer), tokenizer)
     starts = list(range(0, len(ids), limit or len(ids)))
     if len(starts) > 1 and starts[-1] == len(ids) - 1:
         starts[-1] -= 1  # a last piece of one token would teach nothing
@@ -236,7 +237,7 @@ def _pair(example: dict[str, Any], *, tokenizer: Any, limit: int, whole: bool) -
     """An instruction and its answer, which alone is learnt unless `whole`."""
     parts = {name: _text(example, name) for name in ("instruction", "input", "output")}
     prompt = (_ALPACA_WITH_INPUT if parts["input"] else _ALPACA).format(**parts)
-    ids = _tokens(prompt + parts["output"] + tokenizer.eos_token, tokenizer)
+    ids = _tokens(prompt + _ended(parts["output"], tokenizer), tokenizer)
     # Tokens may merge across the border, so the answer starts where the two tokenizations part.
     alone = _tokens(prompt, tokenizer)
     answer = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(alone, ids, strict=False)))
@@ -274,6 +275,11 @@ def _text(example: dict[str, Any], column: str) -> str:
     if value is not None and not isinstance(value, str):
         raise TypeError(f"its {column!r} is not text but {value!r}")
     return value or ""
+
+
+def _ended(text: str, tokenizer: Any) -> str:
+    end: str = tokenizer.eos_token
+    return text if text.endswith(end) else text + end
 
 
 def _tokens(text: str, tokenizer: Any) -> list[int]:

@@ -1,0 +1,192 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+import holdfast as package
+from cli.serving import training
+from holdfast.cli.app import app
+from holdfast.errors import HoldfastError
+from museum import EXHIBITS
+from support import commit_checkpoint, holdfast, holdfast_begun, tell
+from waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+
+# An interface: whoever changes it changes docs/cli.md and the CHANGELOG too.
+VERBS: dict[str, list[str]] = {
+    "train": ["CONFIG", "--resume", "--set"],
+    "save": ["RUN", "--json", "--label", "--stop", "--timeout", "--wait"],
+    "stop": ["RUN", "--json", "--label", "--timeout", "--wait"],
+    "status": ["RUN", "--json"],
+    "list": ["RUN", "--json"],
+    "verify": ["RUN|CHECKPOINT", "--json"],
+}
+# What each class of error ends a process with.
+CODES = {
+    "HoldfastError": 1,
+    "ConfigError": 2,
+    "UnsupportedError": 2,
+    "RunError": 1,
+    "RunNotFoundError": 4,
+    "RunNotAliveError": 4,
+    "RunBusyError": 1,
+    "LeaseLostError": 1,
+    "WaitTimeoutError": 5,
+    "SaveError": 1,
+    "NoSpaceError": 1,
+    "CheckpointError": 1,
+    "DamagedCheckpointError": 3,
+    "NoCheckpointError": 1,
+}
+
+
+def test_the_verbs_and_their_options_are_these() -> None:
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        arguments = [one.metavar for one in command.params if one.param_type_name == "argument"]
+        options = [text for one in command.params if one.param_type_name == "option" for text in one.opts]
+        found[name] = [*arguments, *sorted(options)]
+    assert found == VERBS
+
+
+def test_every_verb_and_option_is_documented() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    for verb, options in VERBS.items():
+        assert f"`holdfast {verb} " in page
+        for option in options:
+            assert f"`{option}" in page or option in ("RUN", "CONFIG", "RUN|CHECKPOINT")
+
+
+def subclasses(kind: type[HoldfastError]) -> list[type[HoldfastError]]:
+    return [kind, *(inner for below in kind.__subclasses__() for inner in subclasses(below))]
+
+
+def test_every_error_has_its_documented_exit_code() -> None:
+    assert {kind.__name__: kind.exit_code for kind in subclasses(HoldfastError)} == CODES
+    page = (ROOT / "docs" / "cli.md").read_text()
+    documented = {int(code) for row in re.findall(r"^\| ([0-9, ]+) \|", page, re.MULTILINE) for code in row.split(",")}
+    assert set(CODES.values()) <= documented
+
+
+def test_exit_code_0_1_2_3_4_5(tmp_path: Path) -> None:
+    commit_checkpoint(tmp_path / "good" if (tmp_path / "good").mkdir() is None else tmp_path, 7)
+    damaged = next(exhibit for exhibit in EXHIBITS if exhibit.kind == "bit_flip").in_a_run(tmp_path / "damaged")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open" / ".holdfast").mkdir(mode=0o700)
+    with training(tmp_path / "run"):
+        found = {
+            0: holdfast("verify", tmp_path / "good"),
+            1: holdfast("status", tmp_path / "open"),
+            2: holdfast("save"),
+            3: holdfast("verify", damaged),
+            4: holdfast("save", tmp_path / "missing"),
+            5: holdfast("save", tmp_path / "run", "--wait", "--timeout", "0"),
+        }
+    assert {code: one.returncode for code, one in found.items()} == {code: code for code in found}
+    assert not any("Traceback" in one.stderr for one in found.values())
+
+
+def test_exit_code_130_is_ctrl_c(tmp_path: Path) -> None:
+    with training(tmp_path):
+        asking = holdfast_begun("stop", tmp_path, "--wait", "--json")
+        wait_until(lambda: list((tmp_path / ".holdfast" / "requests").iterdir()))
+        asking.send_signal(signal.SIGINT)
+        assert (asking.communicate(timeout=30), asking.returncode) == (("", ""), 130)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--nonsense"], ["nonsense"], ["save"], ["save", ".", "--timeout", "soon"], ["save", ".", "--timeout", "-1"], []],
+    ids=" ".join,
+)
+def test_a_command_line_that_is_wrong_is_exit_code_2_and_asks_nobody(arguments: list[str], tmp_path: Path) -> None:
+    found = holdfast(*arguments, cwd=tmp_path)
+    assert found.returncode == 2 and "Usage: holdfast" in found.stdout + found.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["save", "stop", "status", "list", "verify"])
+def test_an_error_is_one_line_and_a_hint_or_one_json_object(tmp_path: Path, verb: str) -> None:
+    missing = tmp_path / "missing"
+    words, as_json = holdfast(verb, missing), holdfast(verb, missing, "--json")
+    assert (words.stdout, as_json.stderr) == ("", "")
+    said, hint = words.stderr.splitlines()
+    assert said.startswith("holdfast: ") and hint.startswith("  ")
+    assert json.loads(as_json.stdout) == {
+        "error": said.removeprefix("holdfast: "),
+        "hint": hint.strip(),
+        "exit_code": 4,
+    }
+    assert words.returncode == as_json.returncode == 4
+
+
+def test_a_directory_that_may_not_be_read_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    script = f"import sys; sys.argv = ['holdfast', 'list', '{closed}']; from holdfast.cli.app import main; main()"
+    closed.chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    command = [sys.executable, "-c", script]
+    if os.geteuid() == 0:  # root may read everything, so the test becomes somebody else
+        command = ["setpriv", "--reuid=65534", "--clear-groups", *command]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "setpriv" in found.stderr or "ModuleNotFoundError" in found.stderr or "Fatal Python" in found.stderr:
+        pytest.skip(f"SKIPPED, NOT PASSED: cannot become another user: {found.stderr[-200:]}")
+    assert found.returncode == 1 and found.stderr.startswith("holdfast: [Errno 13] Permission denied")
+    assert found.stderr.count("\n") == 1
+
+
+def test_the_version_and_the_help() -> None:
+    assert holdfast("--version").stdout == f"holdfast {package.__version__}\n"
+    for verb in VERBS:
+        found = holdfast(verb, "--help")
+        assert found.returncode == 0 and f"Usage: holdfast {verb}" in found.stdout
+
+
+LOADED = """
+import sys
+sys.argv = ["holdfast", *sys.argv[1:]]
+from holdfast.cli.app import main
+try:
+    main()
+except SystemExit as end:
+    heavy = {"torch", "pydantic", "numpy", "transformers", "safetensors", "yaml", "psutil"} & set(sys.modules)
+    print(end.code, sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["list", "RUN"], 0),
+        (["verify", "RUN"], 0),
+        (["status", "RUN"], 0),
+        (["save", "RUN"], 0),
+        (["stop", "RUN", "--wait", "--timeout", "0"], 5),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_no_verb_but_train_loads_torch_or_pydantic(tmp_path: Path, arguments: list[str], code: int) -> None:
+    with training(tmp_path) as run:
+        commit_checkpoint(tmp_path, 7)
+        given = [str(tmp_path) if word == "RUN" else word for word in arguments]
+        found = subprocess.run([sys.executable, "-c", LOADED, *given], capture_output=True, text=True, check=False)
+        assert found.stderr.splitlines()[-1] == f"{code} []"
+        tell(run, "end")
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    for command in ([sys.executable, "-m", "holdfast"], [str(Path(sys.executable).with_name("holdfast"))]):
+        found = subprocess.run([*command, "list", str(tmp_path)], capture_output=True, text=True, check=False)
+        assert (found.returncode, found.stdout) == (0, f"no checkpoint in {tmp_path} yet\n")

@@ -1,0 +1,99 @@
+import json
+import signal
+from pathlib import Path
+
+from cli.serving import training
+from support import holdfast, line_of, tell
+from waiting import wait_until
+
+
+def test_a_live_run_tells_step_rate_loss_last_checkpoint_and_what_is_pending(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        first = holdfast("status", tmp_path)
+        assert first.returncode == 0 and first.stderr == ""
+        assert first.stdout.splitlines()[:4] == [
+            f"state       training (pid {run.pid})",
+            "step        6 of 100",
+            "rate        2.5 steps/s",
+            "loss        nan",
+        ]
+        holdfast("save", tmp_path)
+        tell(run, "save")
+        assert line_of(run) == "saved"
+        holdfast("save", tmp_path, "--label", 'say "hi"')
+        status = tmp_path / ".holdfast" / "status.json"
+        wait_until(lambda: json.loads(status.read_text())["pending"])
+        lines = holdfast("status", tmp_path).stdout.splitlines()
+        assert any(line.startswith(f"saved       {tmp_path / 'checkpoint-7'} (") for line in lines)
+        (waiting,) = (line for line in lines if line.startswith("pending     holdfast save ("))
+        assert waiting.endswith(' ago, label "say \\"hi\\"")')
+        assert any(line.startswith("heard of    ") for line in lines)
+
+
+def test_failed_saves_are_shown_with_the_last_reason(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        holdfast("save", tmp_path)
+        tell(run, "fail")
+        assert line_of(run) == "failed"
+        assert "\nfailed      1 saves; the last: a bad day in two lines\n" in holdfast("status", tmp_path).stdout
+
+
+def test_json_is_one_strict_object_with_the_documented_fields(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        found = holdfast("status", tmp_path, "--json")
+        content = json.loads(found.stdout, parse_constant=lambda text: pytest_fails(text))
+        assert set(content) == {
+            "path",
+            "alive",
+            "run",
+            "pid",
+            "phase",
+            "step",
+            "max_steps",
+            "rate",
+            "loss",
+            "last_checkpoint",
+            "pending",
+            "failed_saves",
+            "last_failure",
+            "written_at",
+        }
+        assert (content["path"], content["alive"], content["pid"]) == (str(tmp_path), True, run.pid)
+        assert (content["phase"], content["step"], content["loss"]) == ("training", 6, None)
+
+
+def pytest_fails(text: str) -> None:
+    raise AssertionError(f"{text} is no JSON")
+
+
+def test_a_run_that_ended_and_one_that_died_are_told_apart(tmp_path: Path) -> None:
+    for end, said in ((signal.SIGKILL, "state       not running, it died"), (None, "state       not running")):
+        with training(tmp_path) as run:
+            if end is None:
+                tell(run, "end")
+            else:
+                run.send_signal(end)
+            run.wait(30)
+        found = holdfast("status", tmp_path)
+        assert found.returncode == 0 and found.stdout.splitlines()[0] == said
+        assert "rate" not in found.stdout
+        assert json.loads(holdfast("status", tmp_path, "--json").stdout)["alive"] is False
+
+
+def test_no_run_is_exit_code_4_in_words_and_in_json(tmp_path: Path) -> None:
+    found = holdfast("status", tmp_path)
+    assert (found.returncode, found.stdout) == (4, "")
+    assert found.stderr.splitlines()[0] == f"holdfast: no run in {tmp_path}"
+    as_json = holdfast("status", tmp_path, "--json")
+    assert (as_json.returncode, as_json.stderr) == (4, "")
+    error = json.loads(as_json.stdout)
+    assert set(error) == {"error", "hint", "exit_code"} and error["exit_code"] == 4
+
+
+def test_a_status_that_cannot_be_read_is_unknown_and_no_error(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    (tmp_path / ".holdfast" / "status.json").write_bytes(b"{")
+    found = holdfast("status", tmp_path)
+    assert found.returncode == 0 and found.stdout.startswith("state       not running")

@@ -1,0 +1,131 @@
+"""The floors of the house: `docs/design.md`, "The house"."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import holdfast
+
+SOURCE = Path(holdfast.__file__).parent
+
+# A room imports only from floors below its own, and from itself. `config` stands above `store`: it asks it for names.
+FLOORS = {
+    "errors": 1,
+    "store": 2,
+    "capture": 2,
+    "config": 3,
+    "run": 3,
+    "layouts": 3,
+    "doors": 4,
+    "ranks": 4,
+    "saving": 5,
+    "resuming": 5,
+    "checkpointer": 6,
+    "integrations": 7,
+    "train": 8,
+    "cli": 9,
+}
+# These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
+FACES = {"__init__", "__main__"}
+COMMIT_CORE = ("files", "names", "manifest", "commit")
+WITHOUT_TORCH = ("store", "run", "doors", "layouts", "cli")
+HEAVY = {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "safetensors", "numpy"}
+
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(SOURCE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path, *, inside_functions: bool = True) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, and every name from one, with the line."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if inside_functions else _at_module_level(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides the room that it comes from"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def _at_module_level(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield child
+            yield from _at_module_level(child)
+
+
+def rooms_that(path: Path) -> Iterator[tuple[str, int]]:
+    for module, line in imports(path):
+        house, *rest = module.split(".")
+        if house == "holdfast" and rest and rest[0] not in ("__version__",):
+            yield rest[0], line
+
+
+def test_every_room_has_a_floor_and_every_floor_a_room() -> None:
+    assert {room_of(path) for path in FILES} - FACES == set(FLOORS)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if room_of(path) not in FACES], ids=lambda path: str(path.relative_to(SOURCE))
+)
+def test_a_room_imports_from_floors_below_its_own_alone(path: Path) -> None:
+    own = room_of(path)
+    for room, line in rooms_that(path):
+        assert room in FLOORS, f"{path}:{line}: imports from the face of the house: {room}"
+        assert room == own or FLOORS[room] < FLOORS[own], f"{path}:{line}: {own} imports {room}, which is not below it"
+
+
+@pytest.mark.parametrize("name", COMMIT_CORE)
+def test_the_commit_core_imports_the_standard_library_and_itself_alone(name: str) -> None:
+    core = {f"holdfast.store.{other}" for other in COMMIT_CORE}
+    for module, line in imports(SOURCE / "store" / f"{name}.py"):
+        own = any(module.startswith(f"{other}.") or module == other for other in core)
+        assert own or module.split(".")[0] in sys.stdlib_module_names, f"{name}.py:{line}: imports {module}"
+
+
+def test_the_commit_core_loads_nothing_else_when_it_is_imported() -> None:
+    script = "import sys; import holdfast.store.commit; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    loaded = {module for module in found.stdout.split() if not _started_with_the_interpreter(module)}
+    own = {module for module in loaded if module.split(".")[0] == "holdfast"}
+    assert own == {
+        "holdfast",
+        "holdfast.errors",
+        "holdfast.store",
+        *(f"holdfast.store.{name}" for name in COMMIT_CORE),
+    }
+    assert {module.split(".")[0] for module in loaded - own} <= sys.stdlib_module_names | {"__main__"}
+
+
+def _started_with_the_interpreter(module: str) -> bool:
+    """What the environment loads into every process: files `*.pth` of packages that are installed editable."""
+    found = subprocess.run(
+        [sys.executable, "-I", "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True
+    )
+    return module in found.stdout.split()
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_no_module_that_a_verb_needs_loads_torch_or_its_kin(room: str) -> None:
+    for path in sorted((SOURCE / room).rglob("*.py")):
+        for module, line in imports(path, inside_functions=False):
+            assert module.split(".")[0] not in HEAVY, f"{path}:{line}: imports {module} when it is loaded"
+
+
+def test_the_verbs_reach_training_only_when_they_train() -> None:
+    for path in sorted((SOURCE / "cli").rglob("*.py")):
+        for module, line in imports(path, inside_functions=False):
+            above = [
+                room
+                for room in ("train", "integrations", "checkpointer", "saving", "capture", "doors", "config")
+                if module.startswith(f"holdfast.{room}")
+            ]
+            assert not above, f"{path}:{line}: imports {module} when it is loaded"

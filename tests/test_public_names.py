@@ -1,0 +1,31 @@
+import subprocess
+import sys
+
+import pytest
+
+import holdfast
+
+# An interface: a name that is added here is one that is kept.
+PUBLIC = ["DynamicCheckpoint", "HoldfastError", "Stopped", "__version__", "attach"]
+
+
+def test_the_public_names_are_these() -> None:
+    assert holdfast.__all__ == PUBLIC
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "__version__"])
+def test_each_resolves_and_says_what_it_is(name: str) -> None:
+    found = getattr(holdfast, name)
+    assert found.__doc__ and found.__name__ == name
+
+
+def test_there_is_nothing_else() -> None:
+    with pytest.raises(AttributeError, match="module 'holdfast' has no attribute 'Checkpointer2'"):
+        holdfast.Checkpointer2  # noqa: B018
+    assert holdfast.__doc__ and holdfast.__version__.count(".") == 2
+
+
+def test_importing_the_package_loads_neither_torch_nor_pydantic() -> None:
+    script = "import sys, holdfast; print({'torch', 'pydantic', 'transformers', 'numpy'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout == "set()\n"
