@@ -91,26 +91,19 @@ def test_the_commit_core_imports_the_standard_library_and_itself_alone(name: str
         assert own or module.split(".")[0] in sys.stdlib_module_names, f"{name}.py:{line}: imports {module}"
 
 
-def test_the_commit_core_loads_nothing_else_when_it_is_imported() -> None:
-    script = "import sys; import holdfast.store.commit; print(*sys.modules)"
+def loaded_by(statement: str) -> set[str]:
+    script = f"import sys; {statement}; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
-    loaded = {module for module in found.stdout.split() if not _started_with_the_interpreter(module)}
+    return set(found.stdout.split())
+
+
+def test_the_commit_core_loads_nothing_else_when_it_is_imported() -> None:
+    # What the environment loads into every process (files `*.pth` of editable installs) is none of its business.
+    loaded = loaded_by("import holdfast.store.commit") - loaded_by("pass")
     own = {module for module in loaded if module.split(".")[0] == "holdfast"}
-    assert own == {
-        "holdfast",
-        "holdfast.errors",
-        "holdfast.store",
-        *(f"holdfast.store.{name}" for name in COMMIT_CORE),
-    }
-    assert {module.split(".")[0] for module in loaded - own} <= sys.stdlib_module_names | {"__main__"}
-
-
-def _started_with_the_interpreter(module: str) -> bool:
-    """What the environment loads into every process: files `*.pth` of packages that are installed editable."""
-    found = subprocess.run(
-        [sys.executable, "-I", "-c", "import sys; print(*sys.modules)"], capture_output=True, text=True
-    )
-    return module in found.stdout.split()
+    core = {f"holdfast.store.{name}" for name in COMMIT_CORE}
+    assert own == {"holdfast", "holdfast.errors", "holdfast.store", *core}
+    assert {module.split(".")[0] for module in loaded - own} <= sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)

@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import holdfast
+from trainings import Launcher
 
 # An interface: a name that is added here is one that is kept.
 PUBLIC = ["DynamicCheckpoint", "HoldfastError", "Stopped", "__version__", "attach"]
@@ -13,10 +15,17 @@ def test_the_public_names_are_these() -> None:
     assert holdfast.__all__ == PUBLIC
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "__version__"])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in ("__version__", "attach")])
 def test_each_resolves_and_says_what_it_is(name: str) -> None:
     found = getattr(holdfast, name)
     assert found.__doc__ and found.__name__ == name
+
+
+def test_attach_resolves_and_says_what_it_is(launcher: Launcher, tmp_path: Path) -> None:
+    # It loads transformers, which takes ten seconds where that was not done before.
+    program = "import holdfast; print(holdfast.attach.__name__, holdfast.attach.__doc__.splitlines()[0])"
+    process = launcher.start(cwd=tmp_path, program=program)
+    assert process.wait() == 0 and process.output.startswith("attach Makes a trainer save on demand")
 
 
 def test_there_is_nothing_else() -> None:

@@ -34,8 +34,8 @@ def changed(**changes: Any) -> bytes:
     return sealed({key: value for key, value in content.items() if value is not ...})
 
 
-NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}(/[A-Za-z0-9][A-Za-z0-9._-]{0,20}){0,3}", fullmatch=True)
-TOKENS = st.text("0123456789abcdef", min_size=32, max_size=32)
+NAMES = st.lists(st.sampled_from(["a", "B.c", "0_-", "model.safetensors"]), min_size=1, max_size=4).map("/".join)
+TOKENS = st.integers(0, 2**128 - 1).map(lambda number: f"{number:032x}")
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,

@@ -181,6 +181,10 @@ eval_steps: 0.25
     assert unset == {"max_steps", "warmup_steps", "saves_per_epoch", "evals_per_epoch", "lora_model_dir", "plugins"}
 
 
+def test_a_key_of_a_dataset_with_nothing_after_it_has_its_default() -> None:
+    assert loaded(f"{ENOUGH}    split:\n    data_files:\n").config.datasets[0].split is None
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         loaded(ENOUGH).config.seed = 1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from holdfast.errors import ConfigError
-from holdfast.train import data, model
+from holdfast.train import model, rows
 from holdfast.train.config import TrainConfig
 from holdfast.train.trainer import build
 
@@ -109,6 +109,13 @@ def test_what_was_chosen_is_said(configure: Configure) -> None:
     assert len(said) == 2
 
 
+def test_how_packed_rows_are_computed_is_said(configure: Configure) -> None:
+    said: list[str] = []
+    trainer = build(configure(sample_packing=True), said.append)
+    assert said[-1] == "packing: row by row, which suits the attention of this model (sdpa)"
+    assert not trainer.padding_free
+
+
 def test_what_trl_refuses_is_a_configuration_error(configure: Configure) -> None:
     with pytest.raises(ConfigError, match="lm_head"):
         build(configure(**{**LORA, "lora_target_linear": False, "lora_target_modules": ["lm_head"]}), quiet)
@@ -183,7 +190,7 @@ def test_rows_are_those_of_trls_own_preparation(
     tokenizer = model.load_tokenizer(config)
     given: list[dict[str, Any]]
     if type == "alpaca":
-        form = {True: data._ALPACA_WITH_INPUT, False: data._ALPACA}
+        form = {True: rows._ALPACA_WITH_INPUT, False: rows._ALPACA}
         given = [{"prompt": form[bool(pair["input"])].format(**pair), "completion": pair["output"]} for pair in PAIRS]
     else:
         given = [{"messages": talk} for talk in TALKS]

@@ -138,7 +138,7 @@ def _field_errors(error: ValidationError, source: Source) -> Iterator[Line]:
             and details["type"] != "extra_forbidden"
         ):
             continue
-        model = _PARTS.get(str(loc[0])) if len(loc) > 1 else None
+        model = _PARTS.get(str(loc[0]))
         known = model.model_fields if model else [*TrainConfig.model_fields, *IGNORED]
         yield source.say(loc, describe(details, known, present=loc in source.places))
 
