@@ -21,7 +21,7 @@ from holdfast.store import catalog, commit, digest, files
 from holdfast.store.manifest import Manifest
 
 # A machine that is busy is no bug, so no example has a deadline.
-fuzzed = settings(deadline=None, max_examples=60)
+fuzzed = settings(deadline=None, max_examples=40)
 
 RUN = "0123456789abcdef" * 2
 OTHER_RUN = "fedcba9876543210" * 2

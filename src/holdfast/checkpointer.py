@@ -173,11 +173,9 @@ class Checkpointer:
             return
         if stop:
             self._stopping_by = number
-            again = "; press again to leave without it" if number == signal.SIGINT else ""
-            self.say(f"{name}: saving at the next boundary, then ending{again}")
-        else:
-            self.say(f"{name}: saving at the next boundary")
         self._reception.accept(Request("signal", stop=stop, why=name))
+        again = "; press again to leave without it" if number == signal.SIGINT else ""
+        self.say(f"{name}: saving at the next boundary" + (f", then ending{again}" if stop else ""))
 
     def _leave_before_the_first_boundary(self, number: int, name: str) -> None:
         if self.chosen is not None:

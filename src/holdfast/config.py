@@ -28,6 +28,7 @@ class DynamicCheckpoint(BaseModel):
         if not names.is_component(name) or names.is_reserved(name):
             raise ValueError(
                 f"{name!r} is not a file name that a trigger file may have: it lies in output_dir, and its name is "
-                "letters, digits, '.', '_' and '-', with no leading dot, no '/', and not 'checkpoint-...'"
+                "letters, digits, '.', '_' and '-', with no leading dot, no '/', not 'checkpoint-...', and without an "
+                "ending that files of a model have"
             )
         return name

@@ -138,7 +138,12 @@ def _tell(run: Run, answer: Answer, requests: Sequence[Request]) -> None:
 
 
 def _retain(run: Run, keep: retention.Keep, spared: Iterable[Path]) -> None:
-    for path in retention.surplus(catalog.entries(run.root), run.identity, keep, spared):
+    try:
+        surplus = retention.surplus(catalog.entries(run.root), run.identity, keep, spared)
+    except OSError as error:
+        run.journal.write("not deleted", path=str(run.root), problem=str(error))
+        return
+    for path in surplus:
         try:
             retention.delete(run.root, path)
         except OSError as error:

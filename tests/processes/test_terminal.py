@@ -1,5 +1,6 @@
 """What somebody at a terminal sees and presses, and what a log file gets instead."""
 
+import os
 import re
 import signal
 
@@ -80,3 +81,34 @@ def test_a_wrong_configuration_ends_with_2_names_every_line_and_leaves_nothing(t
     )
     assert any(re.match(r"config\.yml:\d+: micro_batch_size: expected", line) for line in lines)
     assert not training.run.exists()
+
+
+# Its output goes to a reader that dies of the same Ctrl+C, as `| tee` does.
+READER_GOES = """
+import os, signal, sys
+reading, writing = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.close(writing)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    while data := os.read(reading, 4096):
+        os.write(1, data)
+    os._exit(0)
+os.close(reading)
+os.dup2(writing, 1)
+os.dup2(writing, 2)
+os.close(writing)
+Path = __import__("pathlib").Path
+Path("reader").write_text(str(pid))
+from holdfast.cli.app import main
+main()
+"""
+
+
+def test_a_reader_that_dies_of_the_same_ctrl_c_costs_no_save(training: Training) -> None:
+    process = training.start(program=READER_GOES)
+    training.wait_for_step(3)
+    os.kill(int((training.folder / "reader").read_text()), signal.SIGINT)
+    process.send(signal.SIGINT)
+    assert process.wait() == 75
+    assert [event["doors"] for event in training.saved()] == [["signal"]]

@@ -1,4 +1,5 @@
 import json
+import sys
 import threading
 import time
 from pathlib import Path
@@ -35,24 +36,27 @@ def test_updates_of_many_threads_lose_none_and_a_reader_sees_whole_files(tmp_pat
     status = StatusFile(path, Status(RUN, 1))
     status.write()
     fields = ("step", "max_steps", "failed_saves", "pid")
-    ending = threading.Event()
 
     def update(field: str) -> None:
-        for value in range(200):
+        for value in range(1000):
             status.update(**{field: value})
 
     def write() -> None:
-        while not ending.is_set():
+        for _ in range(100):
             status.write()
 
     threads = [threading.Thread(target=update, args=(field,)) for field in fields]
-    writers = [threading.Thread(target=write) for _ in range(2)]
-    for thread in (*threads, *writers):
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        assert json.loads(path.read_text())["run"] == RUN
-    ending.set()
-    for thread in (*threads, *writers):
-        thread.join()
-    assert [getattr(status.now, field) for field in fields] == [199] * 4
+    threads += [threading.Thread(target=write) for _ in range(2)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet where they should not
+    try:
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            assert json.loads(path.read_text())["run"] == RUN
+    finally:
+        sys.setswitchinterval(interval)
+        for thread in threads:
+            thread.join()
+    assert [getattr(status.now, field) for field in fields] == [999] * 4
     assert [found.name for found in tmp_path.iterdir()] == ["status.json"]

@@ -23,6 +23,8 @@ def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: fl
     text = os.fsencode(label)  # a shell passes any bytes
     if len(text) > MOST_LABEL_BYTES:
         raise ConfigError([f"--label: has {len(text)} bytes, and a label has at most {MOST_LABEL_BYTES}"])
+    if timeout is not None and not wait:
+        raise ConfigError(["--timeout: has no meaning without --wait"])
     directory = RunDirectory(root)
     directory.open()
     _require_alive(directory)
@@ -37,8 +39,11 @@ def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: fl
         as_json({"request": request.id, **vars(answer)})
     elif answer.saved:
         print(answer.line(f"request:{request.id}"))
-    if not answer.saved:
-        raise SaveError(f"the save failed at step {answer.step}: {answer.error}") if not json else SystemExit(1)
+    problem = "" if answer.saved else f"the save failed at step {answer.step}: {answer.error}"
+    if answer.saved and not answer.durable:
+        problem = "the file system cannot promise that the checkpoint's name survives a power cut"
+    if problem:
+        raise SaveError(problem) if not json else SystemExit(SaveError.exit_code)
 
 
 def _print_asked(root: Path, request: Request, json: bool) -> None:

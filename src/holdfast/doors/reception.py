@@ -47,7 +47,7 @@ class Reception:
         a process that has ended.
         """
         for request in self._unknown():
-            self._keep(replace(request, stop=False))
+            self._keep(replace(request, stop=False) if request.id in self._run.left_over else request)
         if self._trigger is not None:
             self._trigger.recover()
         self._thread.start()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +81,8 @@ def _opened(
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)
+    with suppress(OSError):  # whoever read our output may be gone, and training goes on
+        print(text, flush=True)
 
 
 def _require_supported(trainer: Trainer) -> None:

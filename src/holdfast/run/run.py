@@ -4,6 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.errors import RunError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
@@ -14,7 +15,17 @@ from holdfast.store import retention
 
 @dataclass(frozen=True)
 class Run:
-    """One open run. `parent` is the attempt that it was resumed from, if any."""
+    """One open run.
+
+    Args:
+        directory: Where it is.
+        lease: The right to publish there.
+        inbox: What is asked of it.
+        journal: What has happened.
+        status: What it is doing.
+        parent: The attempt that it was resumed from, if any.
+        left_over: The ids of the requests that an earlier process left unanswered.
+    """
 
     directory: RunDirectory
     lease: Lease
@@ -22,6 +33,7 @@ class Run:
     journal: Journal
     status: StatusFile
     parent: str | None
+    left_over: frozenset[str] = frozenset()
 
     @classmethod
     def open(cls, root: Path, *, continues: str | None = None, parent: str | None = None) -> "Run":
@@ -38,16 +50,24 @@ class Run:
         """
         directory = RunDirectory(root)
         directory.create()
+        try:
+            return cls._open(directory, continues, parent)
+        except OSError as error:
+            raise RunError(f"cannot use {root} as a run directory: {error}", hint="is the disk full?") from error
+
+    @classmethod
+    def _open(cls, directory: RunDirectory, continues: str | None, parent: str | None) -> "Run":
+        inbox = Inbox(directory)
+        left_over = frozenset(request.id for request in inbox.pending()[0])
         lease = Lease.take(directory, continues)
         run = lease.holder.run
         journal = Journal(directory.journal, run)
         status = StatusFile(directory.status, Status(run, lease.holder.pid))
-        opened = cls(directory, lease, Inbox(directory), journal, status, parent)
-        swept = retention.sweep(root)
-        opened.inbox.forget_old_answers()
+        swept = retention.sweep(directory.root)
+        inbox.forget_old_answers()
         journal.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
-        return opened
+        return cls(directory, lease, inbox, journal, status, parent, left_over)
 
     @property
     def root(self) -> Path:

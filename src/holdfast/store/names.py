@@ -16,6 +16,9 @@ _TRASH = re.compile(r"\.trash-[0-9a-f]{32}")
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.[0-9]{1,10}\.new")
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
+# What a finished model leaves in a run directory ends so, and so do our own files.
+_OF_MODELS = (".json", ".jsonl", ".safetensors", ".bin", ".pt", ".pth", ".model", ".jinja", ".md")
+
 MANIFEST = "MANIFEST.json"
 CONTROL = ".holdfast"
 JOURNAL = "events.jsonl"
@@ -46,7 +49,7 @@ def is_token(text: str) -> bool:
 
 def is_reserved(name: str) -> bool:
     """Tells whether `name` has a meaning of its own in a run directory, so that no user may give it to a file."""
-    return name in (MANIFEST, JOURNAL) or name.startswith(("checkpoint-", "superseded-", "."))
+    return name.startswith(("checkpoint-", "superseded-", ".")) or name.endswith(_OF_MODELS)
 
 
 def checkpoint(step: int) -> str:

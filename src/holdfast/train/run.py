@@ -33,7 +33,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
         for notice in loaded.notices:
             screen.say(notice)
         keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep)
-        wanted = _wanted(config, resume)
+        wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
         with Checkpointer(root, config.dynamic_checkpoint, keep, wanted, screen.say) as checkpointer:
             _announce(checkpointer, screen)
@@ -47,14 +47,6 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
             screen.say("stopped after a good save" if saved else "stopped, and the last save FAILED: see above")
             screen.say(f"to go on: holdfast train {path} --resume auto")
         return checkpointer.exit_code
-
-
-def _wanted(config: TrainConfig, flag: str | None) -> str | bool | None:
-    if flag is not None:
-        return True if flag == "true" else flag
-    if config.resume_from_checkpoint:
-        return config.resume_from_checkpoint
-    return "auto" if config.auto_resume_from_checkpoints else None
 
 
 def _announce(checkpointer: Checkpointer, screen: Screen) -> None:

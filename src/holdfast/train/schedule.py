@@ -1,7 +1,6 @@
 """How long a run is, how it warms up, and when it saves and evaluates: the keys, and what they come to together."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from holdfast.train.field_types import (
@@ -109,11 +108,9 @@ class ScheduleFields(Fields):
         return self.save_total_limit or _SCHEDULED_KEPT_UNLESS_SAID
 
     @property
-    def resume(self) -> Path | Literal["auto"] | None:
-        """What is resumed: the newest good checkpoint of the run, the one at a path, or nothing."""
-        if self.auto_resume_from_checkpoints or self.resume_from_checkpoint in (True, "auto"):
-            return "auto"
-        return Path(self.resume_from_checkpoint) if isinstance(self.resume_from_checkpoint, str) else None
+    def resume(self) -> str | bool | None:
+        """What is resumed, as `resuming.choose` takes it: `auto`, true, a path, or nothing."""
+        return self.resume_from_checkpoint or ("auto" if self.auto_resume_from_checkpoints else None)
 
     def _schedule(
         self, strategy: Literal["no", "steps", "epoch"] | None, steps: int | float | None, per_epoch: int | None

@@ -1,7 +1,9 @@
 """What `holdfast train` shows: a progress bar on a terminal, plain lines elsewhere."""
 
 import logging
+import os
 import sys
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +18,7 @@ class Screen:
 
     def __init__(self) -> None:
         # Lines are data: no wrapping, no colours guessed from their content, no markup in what a user named.
-        self._console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._console = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -31,7 +33,6 @@ class Screen:
     def say(self, text: str) -> None:
         """Prints a line. Any thread may."""
         self._console.print(text)
-        sys.stdout.flush()
 
     def begin(self, step: int, max_steps: int) -> None:
         """Training begins."""
@@ -57,6 +58,14 @@ class Screen:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence. `| tee` dies of the Ctrl+C that is being served, and the save matters more."""
+        self.quiet = True
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 class LogToScreen(logging.Handler):
