@@ -32,7 +32,8 @@ def staged(root: Path, step: int = 7, content: Mapping[str, bytes] = RESUMABLE) 
 
 def publish(attempt: Attempt, fence: Callable[[], None] = lambda: None) -> Published:
     sealed = attempt.seal(digest.of_descriptor)
-    return attempt.publish(manifest(attempt.step, attempt=attempt.token, files=sealed), fence)
+    sequence = catalog.next_sequence(catalog.entries(attempt.root))
+    return attempt.publish(manifest(attempt.step, attempt=attempt.token, files=sealed, sequence=sequence), fence)
 
 
 def test_a_commit_makes_one_directory_that_verifies_and_holds_what_was_staged(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def entries(root: Path) -> list[Entry]:
         for item in listing:
             if names.step_of(item.name) is not None and item.is_dir(follow_symlinks=False):
                 found.append(read(Path(root, item.name)))
-    return sorted(found, key=lambda e: (e.manifest.sequence if e.manifest else 0, e.step), reverse=True)
+    found.sort(key=lambda e: e.path.name)  # so that a copy under another name always comes after its original
+    return sorted(found, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
 
 
 def read(path: Path) -> Entry:
