@@ -94,13 +94,12 @@ def test_a_place_that_cannot_be_a_directory_is_refused_with_a_hint(tmp_path: Pat
 
 
 def test_a_directory_that_this_user_may_not_write_to_is_refused(tmp_path: Path) -> None:
-    script = "from pathlib import Path; from holdfast.run.directory import *; RunDirectory(Path('/root/x')).create()"
-    found = subprocess.run(
-        ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", script], capture_output=True, text=True
-    )
+    script = "import sys; from holdfast.run.directory import *; RunDirectory(Path(sys.argv[1])).create()"
+    other = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", script, str(tmp_path / "x")]
+    found = subprocess.run(other, capture_output=True, text=True)
     if "setpriv" in found.stderr or "ModuleNotFoundError" in found.stderr or "Fatal Python" in found.stderr:
         pytest.skip(f"SKIPPED, NOT PASSED: cannot become another user: {found.stderr[-200:]}")
-    assert "RunError: cannot use /root/x as a run directory: Permission denied" in found.stderr
+    assert f"RunError: cannot use {tmp_path / 'x'} as a run directory: Permission denied" in found.stderr
 
 
 def test_small_json_files_are_read_and_anything_else_is_none(directory: RunDirectory, tmp_path: Path) -> None:

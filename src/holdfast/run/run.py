@@ -63,7 +63,8 @@ class Run:
         run = lease.holder.run
         journal = Journal(directory.journal, run)
         status = StatusFile(directory.status, Status(run, lease.holder.pid))
-        swept = retention.sweep(directory.root)
+        # Not in `requests`: somebody may be writing one there.
+        swept = [name for f in (directory.root, directory.control, directory.answers) for name in retention.sweep(f)]
         inbox.forget_old_answers()
         journal.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
