@@ -85,7 +85,7 @@ class Checkpointer:
         """The exit code that tells how training ended: 0, 75 after a stop with a good save, 1 after one without."""
         if not self.stop_requested:
             return 0
-        return STOPPED_AFTER_SAVE if self._last is not None and self._last.saved else 1
+        return _stopped_after_save() if self._last is not None and self._last.saved else 1
 
     def finish(self) -> None:
         """Training has come to its end by itself; a stop that met the last step changes nothing any more."""
@@ -179,7 +179,7 @@ class Checkpointer:
 
     def _leave_before_the_first_boundary(self, number: int, name: str) -> None:
         if self.chosen is not None:
-            self._leave(STOPPED_AFTER_SAVE, f"{name}: nothing is new since {self.chosen.path}; ending")
+            self._leave(_stopped_after_save(), f"{name}: nothing is new since {self.chosen.path}; ending")
         self._leave(128 + number, f"{name}: no step was taken yet, so there is nothing to save; ending")
 
     def _leave(self, code: int, why: str) -> None:
@@ -199,6 +199,10 @@ class Checkpointer:
     def _refuse_waiting(self, why: str) -> None:
         waiting = self._reception.take()
         saving.answer_all(self.run, Answer(saved=False, step=self._reached or 0, error=why), waiting)
+
+
+def _stopped_after_save() -> int:
+    return 0 if ranks.under_elastic_agent() else STOPPED_AFTER_SAVE
 
 
 class _Rate:

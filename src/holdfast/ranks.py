@@ -1,4 +1,4 @@
-"""How many processes train together. This version saves for one; more are refused before anything is written."""
+"""The processes that train together, and who started them. This version saves for one process."""
 
 import os
 
@@ -17,3 +17,8 @@ def require_one() -> None:
             f"this training has WORLD_SIZE={size}, and this version of Holdfast saves a single process",
             hint="start it without a launcher, or with one process",
         )
+
+
+def under_elastic_agent() -> bool:
+    """Whether torchrun started this process. It starts again what does not exit with 0, a good stop included (seen)."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

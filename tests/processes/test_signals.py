@@ -1,10 +1,15 @@
 """What the documentation promises of signals, in real trainings."""
 
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainings import BLOCKED, SAVE_THAT_FAILS, Process, Training, answers, events
 from waiting import wait_until
@@ -156,3 +161,22 @@ def test_a_stop_whose_save_fails_ends_with_1_and_says_so(training: Training) -> 
     assert "checkpoint failed" in process.output and "the last save FAILED" in process.output
     assert events(training.run, "failed") and not list(training.run.glob("checkpoint-*"))
     assert not list(training.run.glob(".tmp-*"))
+
+
+def test_under_torchrun_a_good_stop_ends_with_0_so_that_the_agent_does_not_start_it_again(training: Training) -> None:
+    (training.folder / "config.yml").write_text(yaml.safe_dump(training.config))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--max-restarts", "1"]
+    with (training.folder / "agent.txt").open("w") as output:
+        agent = subprocess.Popen(
+            [*command, "-m", "holdfast", "train", "config.yml"],
+            cwd=training.folder,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+        )
+    training.wait_for_step(2)
+    status = json.loads((training.run / ".holdfast/status.json").read_text())
+    os.kill(status["pid"], signal.SIGUSR2)  # to the process itself: a signal to the agent ends the agent with 1
+    assert agent.wait(60) == 0, (training.folder / "agent.txt").read_text()
+    assert len(training.saved()) == 1 and len(events(training.run, "start")) == 1
+    assert (events(training.run, "end")[0]["outcome"], events(training.run, "end")[0]["code"]) == ("stopped", 0)
