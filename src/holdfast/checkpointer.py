@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -15,13 +17,14 @@ from holdfast.doors.signals import SAVE_AND_STOP, Signals
 from holdfast.resuming import Chosen, choose
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
+from holdfast.run.status import Rate
 from holdfast.store.retention import Keep
 
 STOPPED_AFTER_SAVE = 75  # EX_TEMPFAIL: come back later
 # A terminal sends one Ctrl+C, a nervous hand two in a row. The second counts from here on.
 _SECOND_PRESS_SECONDS = 1.0
-
-_RATE_SECONDS = 15.0
+# Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer.
+_LEAVING_SECONDS = 3.0
 
 Say = Callable[[str], None]
 
@@ -57,7 +60,7 @@ class Checkpointer:
         self._interrupted_at: float | None = None
         self._stopping_by: int | None = None
         self._reached: int | None = None
-        self._rate = _Rate(0)
+        self._rate = Rate(0)
         self._last: Answer | None = None
         self.stop_requested = False
         self.finished = False
@@ -104,7 +107,7 @@ class Checkpointer:
 
     def begin(self, step: int, max_steps: int) -> None:
         """Training begins: at `step`, which is 0 unless it is resumed, until `max_steps`."""
-        self._rate = _Rate(step)
+        self._rate = Rate(step)
         self.run.status.update(phase="training", step=step, max_steps=max_steps)
 
     def reach(self, step: int, *, last: bool) -> bool:
@@ -183,17 +186,21 @@ class Checkpointer:
         self._leave(128 + number, f"{name}: no step was taken yet, so there is nothing to save; ending")
 
     def _leave(self, code: int, why: str) -> None:
-        """Ends the process at once, whatever the training thread does."""
-        self.say(why)
+        """Ends the process at once, whatever the training thread does, and whatever the disk does."""
+        hurry = threading.Timer(_LEAVING_SECONDS, os._exit, (code,))
+        hurry.daemon = True
+        hurry.start()
         try:
+            self.say(why)
             self._reception.close()
             self._refuse_waiting(why)
             self.run.close(f"left: {why}", code)
         finally:
-            if sys.stdout.isatty():
-                sys.stdout.write("\x1b[?25h\n")  # a progress bar hides the cursor
-            sys.stdout.flush()
-            sys.stderr.flush()
+            with suppress(OSError):
+                if sys.stdout.isatty():
+                    sys.stdout.write("\x1b[?25h\n")  # a progress bar hides the cursor
+                sys.stdout.flush()
+                sys.stderr.flush()
             os._exit(code)
 
     def _refuse_waiting(self, why: str) -> None:
@@ -203,17 +210,3 @@ class Checkpointer:
 
 def _stopped_after_save() -> int:
     return 0 if ranks.under_elastic_agent() else STOPPED_AFTER_SAVE
-
-
-class _Rate:
-    """Steps a second, over about the last half minute."""
-
-    def __init__(self, step: int) -> None:
-        self._since = self._before = (time.monotonic(), step)
-
-    def at(self, step: int) -> float | None:
-        now = time.monotonic()
-        if now - self._since[0] > _RATE_SECONDS:
-            self._before, self._since = self._since, (now, step)
-        begun, first = self._before
-        return round((step - first) / (now - begun), 3) if now > begun and step > first else None

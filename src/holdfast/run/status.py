@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from holdfast.store import files
 
+_RATE_SECONDS = 15.0
+
 Phase = Literal["starting", "training", "saving", "stopping", "ended"]
 
 
@@ -54,3 +56,18 @@ class StatusFile:
         with self._writing:
             content = asdict(replace(self._status, written_at=time.time()))
             files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)
+
+
+class Rate:
+    """Steps a second, over about the last half minute."""
+
+    def __init__(self, step: int) -> None:
+        self._since = self._before = (time.monotonic(), step)
+
+    def at(self, step: int) -> float | None:
+        """The rate, now that `step` is done; None where there is nothing to go by yet."""
+        now = time.monotonic()
+        if now - self._since[0] > _RATE_SECONDS:
+            self._before, self._since = self._since, (now, step)
+        begun, first = self._before
+        return round((step - first) / (now - begun), 3) if now > begun and step > first else None
