@@ -46,5 +46,5 @@ EXHIBITS = (
     Exhibit("duplicate_file", "the manifest lists a file twice"),
     Exhibit("linked_file", "model.safetensors: cannot be read: Too many levels of symbolic links"),
     Exhibit("linked_manifest", "its MANIFEST.json cannot be read: Too many levels of symbolic links"),
-    Exhibit("other_layout", "its layout is 'native', and this trainer reads 'transformers'", code=0, good=True),
+    Exhibit("other_layout", "its layout is 'native', and this training reads 'transformers'", code=0, good=True),
 )

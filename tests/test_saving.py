@@ -27,7 +27,11 @@ Write = Callable[[Path], None]
 
 
 def snapshot(step: int = 7, write: Write = stage, **changes: Any) -> Snapshot:
-    fields: dict[str, Any] = {"boundary": Boundary(step, "logged"), "write": write, "layout": "transformers"}
+    def writing(folder: Path) -> dict[str, str]:
+        write(folder)
+        return {}
+
+    fields: dict[str, Any] = {"boundary": Boundary(step, "logged"), "write": writing, "layout": "transformers"}
     return Snapshot(**({**fields, "estimate": 1000} | changes))
 
 

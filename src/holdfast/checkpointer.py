@@ -1,212 +1,259 @@
-"""What a training loop holds: it marks boundaries, asks whether to save, and learns whether to stop."""
+"""What a plain PyTorch loop holds."""
 
-import os
-import signal
-import sys
-import threading
+import itertools
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import Any, Literal
 
-from holdfast import ranks, saving
-from holdfast.config import DynamicCheckpoint
-from holdfast.doors.reception import Reception
-from holdfast.doors.signals import SAVE_AND_STOP, Signals
-from holdfast.resuming import Chosen, choose
-from holdfast.run.request import Answer, Request
-from holdfast.run.run import Run
-from holdfast.run.status import Rate
+import torch
+
+from holdfast.capture.data_position import DataPosition
+from holdfast.capture.state import parts_of
+from holdfast.config import validated
+from holdfast.engine import Engine
+from holdfast.errors import ConfigError, HoldfastError, PartialAccumulationError, Stopped
+from holdfast.layouts import native
+from holdfast.loading import load_into
+from holdfast.loop_state import LoopState
+from holdfast.run.request import Request, clean_label
 from holdfast.store.retention import Keep
+from holdfast.ticket import Ticket
 
-STOPPED_AFTER_SAVE = 75  # EX_TEMPFAIL: come back later
-# A terminal sends one Ctrl+C, a nervous hand two in a row. The second counts from here on.
-_SECOND_PRESS_SECONDS = 1.0
-# Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer.
-_LEAVING_SECONDS = 3.0
-
-Say = Callable[[str], None]
+# A loss on a device is looked at this often for the status: looking waits for the device.
+_LOSS_SECONDS = 1.0
 
 
 class Checkpointer:
-    """One training's saves, from its start to its end. Use it as a context manager.
+    """Saves a plain loop's last boundary whenever somebody asks, and resumes it exactly where it was.
+
+        with Checkpointer("runs/gpt", model=model, optimizer=optimizer, scheduler=scheduler, data=loader) as ckpt:
+            for batch in ckpt.batches(until=10_000):
+                loss = model(batch).loss
+                loss.backward(); optimizer.step(); scheduler.step(); optimizer.zero_grad()
+                ckpt.step(loss=loss)
 
     Args:
         output_dir: The run directory.
-        settings: The trigger file's settings.
-        keep: How many checkpoints may stay.
-        resume: What to go on from, as `resume_from_checkpoint` has it.
+        data: What `batches` goes through: a DataLoader, or any iterable that can be gone through again.
+        save_steps: Save every so many steps.
+        save_minutes: Save when so many minutes have passed since the last save.
+        save_total_limit: How many scheduled checkpoints are kept; the oldest go first. None keeps all.
+        keep_every: Keep those whose step is a multiple of this for good.
+        resume: What to go on from. `auto`: the newest good checkpoint in `output_dir`, or a start from zero where there
+            is none; True: the newest good one, which must be there; a path: that one; False: none.
+        strict: Whether a checkpoint that does not fit is refused. False takes what fits, and says what it left out.
+        replay: Whether the batches before the position are loaded and dropped, which is exact also where samples draw
+            random numbers inside worker processes. They are skipped unloaded otherwise.
+        on_stop: What leaving the `with` block does after a stop: `exit` raises `Stopped`, a `SystemExit` with code 75,
+            so that the code after it does not take the training for finished; `return` goes on.
         say: Prints a line for the user.
+        dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
+            served at once.
+        save_on_exception: Whether an exception that leaves the `with` block is preceded by a save of the last boundary.
+        stop_grace_seconds: From a stop to the end of the process at the latest, even when the loop does not come back.
+        staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
+            is free.
+        **parts: What is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module, optimizer, random
+            generator, or object with `state_dict` and `load_state_dict`.
 
     Raises:
+        ConfigError: A part cannot be saved, or a setting is wrong.
         RunBusyError: Another process trains in `output_dir`.
         NoCheckpointError: `resume` names something that cannot be resumed from.
     """
 
     def __init__(
-        self, output_dir: Path, settings: DynamicCheckpoint, keep: Keep, resume: str | bool | None, say: Say
+        self,
+        output_dir: str | Path,
+        *,
+        data: Any = None,
+        save_steps: int | None = None,
+        save_minutes: float | None = None,
+        save_total_limit: int | None = None,
+        keep_every: int | None = None,
+        resume: str | bool = "auto",
+        strict: bool = True,
+        replay: bool = False,
+        on_stop: Literal["exit", "return"] = "exit",
+        say: Callable[[str], None] = print,
+        dynamic_checkpoint: Mapping[str, Any] | None = None,
+        save_on_exception: bool = True,
+        stop_grace_seconds: float = 25.0,
+        staging_memory: int | str | None = None,
+        **parts: Any,
     ) -> None:
-        ranks.require_one()
-        self.say = say
-        self._keep = keep
-        self.chosen: Chosen | None = choose(output_dir, resume, say)
-        manifest = self.chosen.manifest if self.chosen else None
-        continues = self.chosen.continues(output_dir) if self.chosen else None
-        self.run = Run.open(output_dir, continues=continues, parent=manifest.attempt if manifest else None)
-        self.settings = settings
-        self._reception = Reception(self.run, settings, say)
-        self._signals = Signals(self._on_signal)
-        self._interrupted_at: float | None = None
-        self._stopping_by: int | None = None
-        self._reached: int | None = None
-        self._rate = Rate(0)
-        self._last: Answer | None = None
-        self.stop_requested = False
-        self.finished = False
+        settings = validated(
+            dynamic_checkpoint=dynamic_checkpoint,
+            save_minutes=save_minutes,
+            save_on_exception=save_on_exception,
+            stop_grace_seconds=stop_grace_seconds,
+            staging_memory=staging_memory,
+        )
+        if save_steps is not None and save_steps < 1:
+            raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
+        generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
+        found = parts_of({name: part for name, part in parts.items() if name not in generators})
+        keep = Keep(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+        self._engine = Engine(Path(output_dir), settings, keep, resume, native.NAME, say)
+        chosen = self._engine.chosen
+        self._data = None if data is None else DataPosition(data)
+        self._state = LoopState(found, generators, self._data, [chosen.path] if chosen else [])
+        self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
+        self._save_steps = save_steps
+        self._strict = strict
+        self._replay = replay
+        self._on_stop = on_stop
+        self._step: int | None = None
+        self._parameters: list[torch.Tensor] = []
+        self._until = 0
+        self._loss_at = 0.0
 
     def __enter__(self) -> "Checkpointer":
-        self._reception.start()
-        if not self._signals.start():
-            self.say("not in the main thread: signals do not ask for saves here; the other doors are open")
+        self._engine.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._signals.stop()
-        failed = error is not None and not isinstance(error, SystemExit)
-        if self.finished and self._reached is not None and self._reception.look(self._reached, last=True):
-            self.answer_with_last(self._reached)
-        self._reception.close()
-        self._refuse_waiting("training ended before the next save")
-        outcome = f"failed: {kind.__name__}" if kind and failed else "stopped" if self.stop_requested else "finished"
-        self.run.close(outcome, 1 if failed else self.exit_code)
+    ) -> bool:
+        was_the_stop = self._engine.__exit__(kind, error, trace)
+        if self._engine.stop_requested and (error is None or was_the_stop) and self._on_stop == "exit":
+            raise Stopped(self._engine.exit_code) from None
+        return was_the_stop
+
+    def close(self) -> None:
+        """What leaving the `with` block does, for those who have none."""
+        self.__exit__(None, None, None)
 
     @property
-    def exit_code(self) -> int:
-        """The exit code that tells how training ended: 0, 75 after a stop with a good save, 1 after one without."""
-        if not self.stop_requested:
-            return 0
-        return _stopped_after_save() if self._last is not None and self._last.saved else 1
-
-    def finish(self) -> None:
-        """Training has come to its end by itself; a stop that met the last step changes nothing any more."""
-        self.stop_requested = False
-        self.finished = True
+    def stop_requested(self) -> bool:
+        """Whether a stop was asked for and saved: the loop should end. `batches` does so by itself."""
+        return self._engine.stop_requested
 
     @property
-    def interrupted(self) -> bool:
-        """Whether the stop was a Ctrl+C: somebody sits there and wants the model."""
-        return self.stop_requested and self._interrupted_at is not None
+    def step_count(self) -> int:
+        """The optimizer steps taken, over all resumes."""
+        return self._step or 0
 
-    @property
-    def last_answer(self) -> Answer | None:
-        """What the last save answered."""
-        return self._last
+    def resume(self) -> int:
+        """Puts back what the checkpoint holds, in place, and announces it in one line.
 
-    def begin(self, step: int, max_steps: int) -> None:
-        """Training begins: at `step`, which is 0 unless it is resumed, until `max_steps`."""
-        self._rate = Rate(step)
-        self.run.status.update(phase="training", step=step, max_steps=max_steps)
+        `batches` calls it. A loop with its own loader calls it once, before its first batch.
 
-    def reach(self, step: int, *, last: bool) -> bool:
-        """Marks a boundary, and tells whether a save is asked for.
+        Returns:
+            The step to go on from; 0 at the beginning.
+
+        Raises:
+            CheckpointError: The checkpoint does not fit the parts. Nothing was changed.
+        """
+        if self._step is not None:
+            raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
+        chosen = self._engine.chosen
+        step = 0
+        if chosen is not None:
+            step = load_into(self._state, chosen, strict=self._strict, replay=self._replay, say=self._engine.say)
+        self._step = step
+        self._parameters = self._state.parameters()
+        self._engine.begin(self._state, step, self._until)
+        return step
+
+    def batches(
+        self, until: int | None = None, epochs: int | None = None, accumulate: int | None = None
+    ) -> Iterator[Any]:
+        """Goes through the data from where the run was left, epoch after epoch, until the end or a stop.
 
         Args:
-            step: The step of the boundary.
-            last: Whether training ends here; every door is looked at once more.
-        """
-        self._reached = step
-        self.run.status.update(step=step, rate=self._rate.at(step))
-        return self._reception.look(step, last=last)
+            until: Ends after this many steps, over all resumes.
+            epochs: Ends after this many epochs, over all resumes.
+            accumulate: Gives lists of so many batches, one list for one step; the last of an epoch may be shorter.
 
-    def save(self, snapshot: saving.Snapshot, *, scheduled: str = "") -> Answer:
-        """Saves a boundary for everybody who asks, together with the schedule if it is due.
+        Raises:
+            ConfigError: There is no data to go through, or `accumulate` is no number of batches.
+        """
+        if self._data is None:
+            raise ConfigError(["data: batches() goes through the data, and there is none; give data=..."])
+        if accumulate is not None and accumulate < 1:
+            raise ConfigError([f"accumulate: {accumulate} is no number of batches; give 1 or more"])
+        if self._step is None:
+            self._until = until or 0
+            self.resume()
+        while not self._is_over(until) and (epochs is None or self._data.epoch < epochs):
+            for item in _in_groups(self._data.rest_of_epoch(), accumulate):
+                yield item
+                if self._is_over(until):
+                    break
+        if not self.stop_requested or (until is not None and self.step_count >= until):
+            self._engine.finish()
+
+    def _is_over(self, until: int | None) -> bool:
+        return self.stop_requested or (until is not None and self.step_count >= until)
+
+    def step(self, loss: float | torch.Tensor | None = None) -> None:
+        """Marks a boundary: the update is done, and model, optimizer and schedule agree. Once for each update.
 
         Args:
-            snapshot: The boundary's state.
-            scheduled: What made the schedule ask, for the manifest; empty when it does not.
+            loss: Shown by `holdfast status`.
+
+        Raises:
+            PartialAccumulationError: There are gradients, and no optimizer has stepped since the last boundary.
         """
-        requests = self._reception.take()
-        if scheduled:
-            requests.append(Request("schedule", why=scheduled))
-        self._last = saving.save(self.run, snapshot, requests, self._keep)
-        self._report(self._last, requests)
-        self._stop_if_asked(requests)
-        return self._last
+        if self._step is None:
+            raise HoldfastError(
+                "step() before resume(): nothing says where this training begins",
+                hint="take the data from batches(), or call resume() before the first batch",
+            )
+        self._require_an_update()
+        self._step += 1
+        self._show(loss)
+        due = self._save_steps is not None and self._step % self._save_steps == 0
+        scheduled = f"save_steps {self._save_steps}" if due else ""
+        self._engine.reach(self._step, last=self._step == self._until, scheduled=scheduled)
 
-    def answer_with_last(self, step: int) -> bool:
-        """Answers what waits with the checkpoint of this very boundary, if there is one already."""
-        if self._last is None or not self._last.saved or self._last.step != step:
-            return False
-        requests = self._reception.take()
-        saving.answer_all(self.run, self._last, requests)
-        if requests:
-            self._report(self._last, requests)
-            self._stop_if_asked(requests)
-        return True
+    def update(self) -> AbstractContextManager[None]:
+        """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken."""
+        return self._engine.update()
 
-    def _stop_if_asked(self, requests: list[Request]) -> None:
-        if any(request.stop for request in requests):
-            self.stop_requested = True
-            self.run.status.update(phase="stopping")
+    def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> Ticket:
+        """Asks for a save of the last boundary. From any thread, at any time.
 
-    def _report(self, answer: Answer, requests: list[Request]) -> None:
-        asked = ",".join(r.id for r in requests if r.door != "schedule")
-        self.say(answer.line(f"request:{asked}" if asked else "schedule"))
-        if not answer.saved and not self.stop_requested:
-            self.say("training goes on; earlier checkpoints are intact")
+        Args:
+            label: What the checkpoint is to be known for.
+            wait: Whether to return only when it is durable.
+            stop: Whether training should end after it.
 
-    def _on_signal(self, number: int) -> None:
-        """Runs in the thread that listens to signals."""
-        name = signal.Signals(number).name
-        if number == signal.SIGINT:
-            now = time.monotonic()
-            if self._interrupted_at is not None:
-                if now - self._interrupted_at >= _SECOND_PRESS_SECONDS:
-                    self._leave(128 + number, "second Ctrl+C: the save is abandoned; earlier checkpoints are intact")
-                return
-            self._interrupted_at = now
-        stop = number in SAVE_AND_STOP
-        if stop and self._reached is None:
-            self._leave_before_the_first_boundary(number, name)
-        if stop and self._stopping_by is not None:
-            self.say(f"{name}: a save and the end are already under way")
+        Returns:
+            A ticket that learns what becomes of it.
+
+        Raises:
+            SaveError: With `wait`: it failed.
+        """
+        request = Request("python", stop=stop, label=clean_label(label.encode()), why="Checkpointer.save")
+        ticket = self._engine.ask(request)
+        if wait:
+            ticket.wait()
+        return ticket
+
+    def _require_an_update(self) -> None:
+        if self._engine.gate.updating or self._scales:
             return
-        if stop:
-            self._stopping_by = number
-        self._reception.accept(Request("signal", stop=stop, why=name))
-        again = "; press again to leave without it" if number == signal.SIGINT else ""
-        self.say(f"{name}: saving at the next boundary" + (f", then ending{again}" if stop else ""))
+        if any(parameter.grad is not None for parameter in self._parameters):
+            raise PartialAccumulationError(
+                f"step() after step {self._step}: there are gradients, and no optimizer has taken its step with them",
+                hint="call step() once for each update; an update of your own goes into: with checkpointer.update():",
+            )
 
-    def _leave_before_the_first_boundary(self, number: int, name: str) -> None:
-        if self.chosen is not None:
-            self._leave(_stopped_after_save(), f"{name}: nothing is new since {self.chosen.path}; ending")
-        self._leave(128 + number, f"{name}: no step was taken yet, so there is nothing to save; ending")
-
-    def _leave(self, code: int, why: str) -> None:
-        """Ends the process at once, whatever the training thread does, and whatever the disk does."""
-        hurry = threading.Timer(_LEAVING_SECONDS, os._exit, (code,))
-        hurry.daemon = True
-        hurry.start()
-        try:
-            self.say(why)
-            self._reception.close()
-            self._refuse_waiting(why)
-            self.run.close(f"left: {why}", code)
-        finally:
-            with suppress(OSError):
-                if sys.stdout.isatty():
-                    sys.stdout.write("\x1b[?25h\n")  # a progress bar hides the cursor
-                sys.stdout.flush()
-                sys.stderr.flush()
-            os._exit(code)
-
-    def _refuse_waiting(self, why: str) -> None:
-        waiting = self._reception.take()
-        saving.answer_all(self.run, Answer(saved=False, step=self._reached or 0, error=why), waiting)
+    def _show(self, loss: float | torch.Tensor | None) -> None:
+        if loss is None or time.monotonic() - self._loss_at < _LOSS_SECONDS:
+            return
+        self._loss_at = time.monotonic()
+        self._engine.run.status.update(loss=float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
 
 
-def _stopped_after_save() -> int:
-    return 0 if ranks.under_elastic_agent() else STOPPED_AFTER_SAVE
+def _in_groups(batches: Iterator[Any], size: int | None) -> Iterator[Any]:
+    if size is None:
+        yield from batches
+        return
+    while group := list(itertools.islice(batches, size)):
+        yield group

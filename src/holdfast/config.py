@@ -1,7 +1,11 @@
 """The settings that ask for saves and keep them, validated. `docs/configuration.md` describes each for a user."""
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import re
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from holdfast.errors import ConfigError
 from holdfast.store import names
 
 
@@ -32,3 +36,52 @@ class DynamicCheckpoint(BaseModel):
                 "ending that files of a model have"
             )
         return name
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?")
+
+
+def as_bytes(value: object) -> object:
+    """A number of bytes from text like `2GB` or `512 MiB`; anything else as it is."""
+    found = _BYTES.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    return int(float(found[1]) * _UNITS[found[2]]) if found else value
+
+
+class Settings(BaseModel):
+    """How a training is saved, whatever asks for it. `docs/configuration.md` describes each for a user."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint(enabled=True, check_interval=0)
+    """The trigger file."""
+
+    save_minutes: float | None = Field(default=None, gt=0)
+    """Save when this many minutes have passed since the last save."""
+
+    save_on_exception: bool = True
+    """Whether an exception that leaves the loop is preceded by a save of the last boundary."""
+
+    stop_grace_seconds: float = Field(default=25.0, gt=0)
+    """From a stop to the end of the process at the latest, even when the loop does not come back."""
+
+    staging_memory: int | None = Field(default=None, ge=0)
+    """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
+
+    @field_validator("staging_memory", mode="before")
+    @classmethod
+    def _bytes(cls, value: object) -> object:
+        return as_bytes(value)
+
+
+def validated(**given: Any) -> Settings:
+    """The settings from keyword arguments; None leaves one at its default.
+
+    Raises:
+        ConfigError: One line for each setting that is wrong.
+    """
+    try:
+        return Settings.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(problems, hint="docs/configuration.md describes each setting") from error

@@ -11,6 +11,8 @@
       WaitTimeoutError                  5   the answer did not come in time; the request stands
       SaveError                         1   a save failed; training goes on
         NoSpaceError                    1   the disk is full, or would be
+        TornError                       1   the state was written to outside an update while it was saved
+      PartialAccumulationError          1   `step()` was called in the middle of an accumulation
       CheckpointError
         DamagedCheckpointError          3   what is on disk is not what was written
         NoCheckpointError               1   nothing that could be resumed from
@@ -18,6 +20,8 @@
 
 Each message says what happened and to what; `hint` says what to do next.
 """
+
+from collections.abc import Sequence
 
 
 class HoldfastError(Exception):
@@ -87,6 +91,26 @@ class SaveError(HoldfastError):
 
 class NoSpaceError(SaveError):
     """The file system has too little room, or too few inodes, for the checkpoint."""
+
+
+class TornError(SaveError):
+    """The state was written to, outside an update, while or before it was read. Nothing of it is published.
+
+    Args:
+        names: The tensors that were seen to change.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        super().__init__(
+            f"{shown}: written outside the optimizer's step, while the last boundary was to be saved",
+            hint="put such writes before step(), or into: with checkpointer.update():",
+        )
+        self.names = tuple(names)
+
+
+class PartialAccumulationError(HoldfastError):
+    """`step()` was called with gradients present and no optimizer's step since the last boundary."""
 
 
 class CheckpointError(HoldfastError):

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
-from holdfast.layouts import transformers
+from holdfast.layouts import native, transformers
 from holdfast.store import catalog
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import Report, verify
@@ -30,13 +30,14 @@ class Chosen:
         return self.manifest.run if self.manifest is not None and here else None
 
 
-def choose(root: Path, wanted: str | bool | None, say: Say) -> Chosen | None:
+def choose(root: Path, wanted: str | bool | None, layout: str, say: Say) -> Chosen | None:
     """Finds the checkpoint that `resume_from_checkpoint` means.
 
     Args:
         root: The run directory.
         wanted: `auto`: the newest good one, or none if there is nothing; True: the newest good one, which must exist;
             a path: that one; None or False: none.
+        layout: The layout that this training reads.
         say: Prints a line for the user: what was chosen, what was skipped and why.
 
     Raises:
@@ -47,11 +48,11 @@ def choose(root: Path, wanted: str | bool | None, say: Say) -> Chosen | None:
         _warn_of_what_is_there(root, say)
         return None
     if wanted is True or wanted == "auto":
-        return _newest_good(root, say, required=wanted is True)
-    return _named(Path(wanted).expanduser().resolve(), say)  # a link to a checkpoint is a way to name it
+        return _newest_good(root, layout, say, required=wanted is True)
+    return _named(Path(wanted).expanduser().resolve(), layout, say)  # a link to a checkpoint is a way to name it
 
 
-def _newest_good(root: Path, say: Say, *, required: bool) -> Chosen | None:
+def _newest_good(root: Path, layout: str, say: Say, *, required: bool) -> Chosen | None:
     found = catalog.entries(root) if root.is_dir() else []
     if not found:
         if required:
@@ -65,7 +66,7 @@ def _newest_good(root: Path, say: Say, *, required: bool) -> Chosen | None:
     # What has no manifest has no place in the order either, and could be the newest: it is named, whatever is chosen.
     for entry in sorted(found, key=lambda entry: entry.manifest is not None):
         report = verify(entry.path)
-        problems = problems_of(report)
+        problems = problems_of(report, layout)
         if not problems and entry.manifest is not None:
             for notice in report.notices:
                 say(f"{entry.path.name}: {notice}")
@@ -79,16 +80,16 @@ def _newest_good(root: Path, say: Say, *, required: bool) -> Chosen | None:
     )
 
 
-def _named(path: Path, say: Say) -> Chosen:
+def _named(path: Path, layout: str, say: Say) -> Chosen:
     if not path.is_dir():
         raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
     entry = catalog.read(path)
-    if entry.foreign:
+    if entry.foreign and layout == transformers.NAME:
         _require_safe_torch(path)
         say(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
         return Chosen(path, None)
     report = verify(path)
-    if problems := problems_of(report):
+    if problems := problems_of(report, layout):
         raise DamagedCheckpointError(
             f"{path} cannot be resumed from: {'; '.join(problems)}",
             problems,
@@ -99,18 +100,20 @@ def _named(path: Path, say: Say) -> Chosen:
     return Chosen(path, entry.manifest)
 
 
-def problems_of(report: Report) -> list[str]:
-    """Why a checkpoint cannot be resumed from; empty if it can."""
+def problems_of(report: Report, layout: str) -> list[str]:
+    """Why a checkpoint cannot be resumed from by a training that reads `layout`; empty if it can."""
     manifest = report.entry.manifest
     if manifest is None or not report.good:
         return list(report.problems)
-    if manifest.layout != transformers.NAME:
-        return [f"its layout is {manifest.layout!r}, and this trainer reads {transformers.NAME!r}"]
-    lacking = transformers.missing((file.path for file in manifest.files), weights_only=False)
-    return [
-        *(f"it lacks {name}, without which nothing can be resumed" for name in lacking),
-        *transformers.strangers(report.unlisted),
-    ]
+    if manifest.layout != layout:
+        return [f"its layout is {manifest.layout!r}, and this training reads {layout!r}"]
+    found = [file.path for file in manifest.files]
+    if layout == native.NAME:
+        lacking, strangers = native.missing(found), []  # what the manifest does not list is never read
+    else:
+        lacking = transformers.missing(found, weights_only=False)
+        strangers = transformers.strangers(report.unlisted)
+    return [*(f"it lacks {name}, without which nothing can be resumed" for name in lacking), *strangers]
 
 
 def _require_safe_torch(path: Path) -> None:

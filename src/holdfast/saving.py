@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from holdfast.capture.boundary import Boundary
-from holdfast.errors import NoSpaceError
+from holdfast.errors import NoSpaceError, TornError
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, commit, digest, files, retention
@@ -27,7 +27,8 @@ class Snapshot:
 
     Args:
         boundary: Which boundary.
-        write: Fills a directory with the files of the layout.
+        write: Fills a directory with the files of the layout. Gives the digests of those that it took them of while it
+            wrote.
         layout: The layout's name.
         estimate: About how many bytes it will take.
         versions: What a bit-exact continuation depends on.
@@ -36,7 +37,7 @@ class Snapshot:
     """
 
     boundary: Boundary
-    write: Callable[[Path], None]
+    write: Callable[[Path], Mapping[str, str]]
     layout: str
     estimate: int
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -52,6 +53,9 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
         snapshot: What to save.
         requests: Who asked; at least one.
         keep: How many checkpoints may stay.
+
+    Raises:
+        TornError: The state was written to while it was read. Nothing is answered: the save is to be tried again.
     """
     begun = time.monotonic()
     step = snapshot.boundary.step
@@ -61,10 +65,15 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
     try:
         _preflight(run.root, snapshot.estimate)
         attempt = commit.Attempt(run.root, run.identity, step)
-        snapshot.write(attempt.directory)
-        sealed = attempt.seal(digest.of_descriptor)
+        known = snapshot.write(attempt.directory)
+        sealed = attempt.seal(digest.of_descriptor, known)
         manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
         published = attempt.publish(manifest, run.lease.check)
+    except TornError:
+        if attempt is not None:
+            attempt.discard()
+        run.status.update(phase=phase)
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this attempt and not the training
         cause = _cause(run.root, error)  # before the disk has its room back
         if attempt is not None:

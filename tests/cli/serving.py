@@ -23,12 +23,13 @@ from holdfast.store.retention import Keep
 def save(folder):
     for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"):
         (folder / name).write_bytes(name.encode())
+    return {}
 
 def fail(folder):
     raise RuntimeError("a bad day\\nin two lines")
 
 run = Run.open(Path(sys.argv[1]))
-reception = Reception(run, DynamicCheckpoint(), lambda text: None)
+reception = Reception(run, DynamicCheckpoint(), lambda text: None, lambda: None)
 reception.start()
 run.status.update(phase="training", step=6, max_steps=100, rate=2.5, loss=float("nan"))
 run.status.write()

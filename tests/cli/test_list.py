@@ -1,6 +1,9 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from holdfast.store import pins
 from museum import EXHIBITS
 from support import ASKED, RUN, SCHEDULED, commit_checkpoint, holdfast
 
@@ -19,6 +22,7 @@ def test_checkpoints_are_listed_newest_commit_first_with_who_asked_and_the_label
         "COMMIT",
         "WRITTEN (UTC)",
         "SIZE",
+        "PINNED",
         "ASKED BY",
         "LABEL",
     ]
@@ -30,6 +34,7 @@ def test_checkpoints_are_listed_newest_commit_first_with_who_asked_and_the_label
         "2",
         "2026-01-02 03:04:05",
         "34 B",
+        "-",
         "save_strategy steps, holdfast save",
         "before lr",
     ]
@@ -51,6 +56,7 @@ def test_json_describes_each(tmp_path: Path) -> None:
         "parent",
         "created",
         "bytes",
+        "pinned",
         "reasons",
     }
     assert (good["path"], good["step"], good["problem"]) == (str(tmp_path / "checkpoint-50"), 50, None)
@@ -85,3 +91,16 @@ def test_what_a_manifest_says_moves_no_cursor_and_breaks_no_line(tmp_path: Path)
     found = holdfast("list", tmp_path)
     assert found.returncode == 0, found.stderr
     assert all(line.isprintable() for line in found.stdout.splitlines()) and len(found.stdout.splitlines()) == 2
+
+
+def test_who_may_not_look_at_the_pins_still_sees_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(root: Path) -> frozenset[str]:
+        raise PermissionError(13, "Permission denied", str(root / ".holdfast" / "pins"))
+
+    commit_checkpoint(tmp_path, 7)
+    monkeypatch.setattr(pins, "pinned", refused)
+    assert holdfast("list", tmp_path).stdout.splitlines()[1].split()[-3] == "?"
+    (one,) = json.loads(holdfast("list", tmp_path, "--json").stdout)["checkpoints"]
+    assert one["pinned"] is None

@@ -56,6 +56,9 @@ def test_json_is_one_strict_object_with_the_documented_fields(tmp_path: Path) ->
             "pending",
             "failed_saves",
             "last_failure",
+            "capture",
+            "staging_bytes",
+            "held_seconds",
             "written_at",
         }
         assert (content["path"], content["alive"], content["pid"]) == (str(tmp_path), True, run.pid)

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,8 +28,9 @@ class Desk:
     def __init__(self, root: Path, say: Callable[[str], None] | None = None, **settings: Any) -> None:
         self.run = Run.open(root)
         self.said: list[str] = []
+        self.notified = threading.Event()
         chosen = DynamicCheckpoint(**{"enabled": True, "check_interval": 0, **settings})
-        self.reception = Reception(self.run, chosen, say or self.said.append)
+        self.reception = Reception(self.run, chosen, say or self.said.append, self.notified.set)
         self.trigger = root / NAME
 
     def waits(self) -> bool:
@@ -168,7 +170,7 @@ from holdfast.doors.reception import Reception
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 run = Run.open(Path(sys.argv[1]))
-reception = Reception(run, DynamicCheckpoint(enabled=True, check_interval=0), print)
+reception = Reception(run, DynamicCheckpoint(enabled=True, check_interval=0), print, lambda: None)
 reception.start()
 reception.accept(Request("signal", stop=True, why="SIGTERM"))
 (Path(sys.argv[1]) / "axolotl_checkpoint.save").write_text("mine")

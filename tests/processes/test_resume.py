@@ -69,9 +69,9 @@ def test_a_killed_and_resumed_run_ends_as_if_never_interrupted(
     assert outcome(training.run) == outcome(whole.run)
 
 
-# Asks for a save through the trigger file after a step, and is killed two steps after the answer.
+# Asks for a save through the trigger file after a step, and is killed two steps later, when it was answered.
 STOPS_AT_A_STEP = """
-import os, signal
+import os, signal, time
 from pathlib import Path
 from trl import SFTTrainer
 original = SFTTrainer.training_step
@@ -79,6 +79,8 @@ def step(self, *args, **kwargs):
     if self.state.global_step == STEP - 1:
         Path("out/axolotl_checkpoint.save").touch()
     if self.state.global_step == STEP + 2:
+        while '"event": "saved"' not in Path("out/events.jsonl").read_text():
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *args, **kwargs)
 SFTTrainer.training_step = step

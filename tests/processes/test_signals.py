@@ -32,15 +32,64 @@ def test_ctrl_c_saves_leaves_the_model_and_ends_with_75(training: Training) -> N
     assert saved["doors"] == ["signal"]
     assert loads(training.run) and loads(Path(saved["path"]))
     assert (training.run / "model.safetensors").read_bytes() == Path(saved["path"], "model.safetensors").read_bytes()
-    for said in ("saving at the next boundary", "stopped after a good save", "--resume auto", "can be loaded from out"):
+    for said in ("saving the last boundary", "stopped after a good save", "--resume auto", "can be loaded from out"):
         assert said in process.output
     again = training.start("--resume", "auto", max_steps=saved["step"] + 3)
     assert again.wait() == 0
     assert f"resuming from out/checkpoint-{saved['step']}" in again.output
 
 
+# From the second save on, nothing comes back from the disk.
+A_DISK_THAT_HANGS = """
+import os, threading
+from holdfast.store import commit
+original, saves = commit.Attempt.seal, []
+def seal(self, *args, **kwargs):
+    saves.append(self)
+    if len(saves) > 1:
+        threading.Event().wait()
+    return original(self, *args, **kwargs)
+commit.Attempt.seal = seal
+from holdfast.cli.app import main
+main()
+"""
+
+
+def test_a_second_ctrl_c_leaves_a_step_that_does_not_end_after_a_good_save(training: Training) -> None:
+    process = training.start(program=BLOCKED)
+    training.wait_for_step(3)
+    process.send(signal.SIGINT)
+    pressed = time.monotonic()
+    (saved,) = training.wait_for_saves(1)
+    wait_until(lambda: time.monotonic() - pressed > 1.1)
+    process.send(signal.SIGINT)
+    assert process.wait(5) == 75 and saved["step"] == 3
+    assert training.holdfast("verify", "out").wait() == 0
+
+
+def test_a_stop_in_a_step_that_does_not_end_is_saved_and_over_within_its_grace(training: Training) -> None:
+    process = training.start("--set", "stop_grace_seconds=2", program=BLOCKED)
+    training.wait_for_step(3)
+    process.send(signal.SIGTERM)
+    assert process.wait(10) == 75
+    (saved,) = training.saved()
+    assert saved["step"] == 3 and "did not end within 2 s" in process.output
+    assert events(training.run, "end")[-1]["code"] == 75
+
+
+def test_a_stop_whose_save_does_not_come_within_the_grace_ends_with_the_signal(training: Training) -> None:
+    process = training.start(
+        "--set", "stop_grace_seconds=2", program=A_DISK_THAT_HANGS, save_strategy="steps", save_steps=2
+    )
+    training.wait_for_saves(1)
+    process.send(signal.SIGTERM)
+    assert process.wait(15) == 143
+    assert "no checkpoint was saved within 2 s" in process.output and len(training.saved()) == 1
+
+
 def test_a_second_ctrl_c_abandons_the_save_and_leaves_what_was_committed(training: Training) -> None:
-    process = training.start(program=BLOCKED, save_strategy="steps", save_steps=2)
+    process = training.start(program=A_DISK_THAT_HANGS, save_strategy="steps", save_steps=2)
+    training.wait_for_saves(1)
     training.wait_for_step(3)
     process.send(signal.SIGINT)
     wait_until(lambda: events(training.run, "request"))
@@ -70,7 +119,7 @@ def test_sigterm_and_sigusr2_save_and_stop_and_repeating_abandons_nothing(
     (training.folder / "go").touch()
     assert process.wait() == 75
     (saved,) = training.saved()
-    assert saved["step"] == 4
+    assert saved["step"] == 3, "the last boundary, not one that is still to come"
     assert not (training.run / "model.safetensors").exists()
 
 
@@ -124,7 +173,7 @@ def test_a_stop_that_meets_the_last_step_leaves_a_finished_training(training: Tr
     wait_until(lambda: events(training.run, "request"))
     (training.folder / "go").touch()
     assert process.wait() == 0
-    assert [event["step"] for event in training.saved()] == [4]
+    assert [event["step"] for event in training.saved()] == [3]
     assert events(training.run, "end")[-1]["outcome"] == "finished" and loads(training.run)
 
 

@@ -37,7 +37,7 @@ def test_a_terminal_shows_a_bar_and_ctrl_c_there_saves(training: Training) -> No
     wait_until(lambda: re.search(r"loss \d\.\d+ \| \d+\.\d+ steps/s \| saved step \d+", process.output))
     (training.folder / "press").touch()
     assert process.wait() == 75
-    assert "SIGINT: saving at the next boundary" in process.output
+    assert "SIGINT: saving the last boundary" in process.output
     assert process.output.rstrip().endswith("--resume auto")
 
 

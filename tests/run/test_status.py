@@ -28,6 +28,9 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "pending": [{"id": "0" * 32}],
         "failed_saves": 0,
         "last_failure": "",
+        "capture": "live",
+        "staging_bytes": 0,
+        "held_seconds": 0.0,
     }
 
 

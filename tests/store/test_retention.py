@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.store import catalog, names, retention
-from holdfast.store.retention import Keep
+from holdfast.store import catalog, files, names, retention
+from holdfast.store.retention import Keep, StillWantedError
 from holdfast.store.verify import verify
 from support import ASKED, OTHER_RUN, RUN, SCHEDULED, commit_checkpoint, every_crash, stage
 
@@ -51,6 +51,7 @@ def test_what_is_spared_is_not_among_them_by_whatever_path_it_is_named(tmp_path:
     commit_all(tmp_path, 1, 2, 3)
     (tmp_path / "link").symlink_to(tmp_path)
     assert surplus(tmp_path, Keep(1, None), tmp_path / "link" / "checkpoint-1") == ["checkpoint-2"]
+    assert surplus(tmp_path / "link", Keep(1, None), tmp_path / "checkpoint-1") == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("kind", ["of another run", "damaged", "foreign", "unfinished"])
@@ -72,6 +73,92 @@ def test_a_superseded_checkpoint_follows_the_rule_that_held_for_it(tmp_path: Pat
     commit_all(tmp_path, 1, 1, 2)
     (first,) = tmp_path.glob("superseded-1-*")
     assert surplus(tmp_path, Keep(2, None)) == [first.name]
+
+
+def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path) -> None:
+    commit_all(tmp_path, 50, 100, 150, 200, 250)
+    commit_all(tmp_path, 300, reasons=(ASKED,))
+    commit_all(tmp_path, 350)
+    assert surplus(tmp_path, Keep(1, 0, every=100)) == ["checkpoint-50", "checkpoint-150", "checkpoint-250"]
+
+
+def test_the_last_so_many_are_kept_whoever_asked_and_whatever_the_other_rules_say(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2)
+    commit_all(tmp_path, 3, reasons=(ASKED,))
+    commit_all(tmp_path, 4)
+    assert surplus(tmp_path, Keep(0, 0, last=3)) == ["checkpoint-1"]
+    assert surplus(tmp_path, Keep(3, 0, last=2)) == []
+    assert surplus(tmp_path, Keep(0, 0, last=9)) == []
+
+
+def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2, 3, 10, 11)
+    commit_all(tmp_path, 12, reasons=(ASKED,))
+    commit_all(tmp_path, 13)
+    commit_all(tmp_path, 14, run=OTHER_RUN)
+    (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
+    spared = [tmp_path / "checkpoint-2"]
+    verdicts = retention.judge(catalog.entries(tmp_path), RUN, Keep(1, 1, every=5, last=2), spared)
+    assert {verdict.entry.step: verdict.kept for verdict in verdicts} == {
+        14: "of another run",
+        13: "the newest good one",
+        12: "one of the last 2",
+        11: None,
+        10: "its step is a multiple of 5",
+        3: None,
+        2: "still needed",
+        1: "damaged: optimizer.pt: is missing",
+    }
+    verdicts = retention.judge(catalog.entries(tmp_path), RUN, Keep(3, None))
+    kept = {verdict.entry.step: verdict.kept for verdict in verdicts}
+    assert (kept[12], kept[10]) == ("all on-demand ones stay", "one of the last 3 scheduled ones")
+
+
+def test_who_deletes_what_has_gone_is_told_so(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2)
+    with pytest.raises(FileNotFoundError):
+        retention.delete(tmp_path, tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize("when", ["before it is looked at", "right before its name goes"])
+def test_a_new_checkpoint_is_not_taken_for_the_one_whose_name_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    commit_all(tmp_path, 1, 2)
+    doomed = catalog.read(tmp_path / "checkpoint-1").manifest
+    assert doomed is not None
+    real = files.rename_new
+
+    def rename_too_late(source: Path, target: Path) -> None:
+        monkeypatch.undo()
+        commit_all(tmp_path, 1)
+        real(source, target)
+
+    if when == "before it is looked at":
+        commit_all(tmp_path, 1)
+    else:
+        monkeypatch.setattr(files, "rename_new", rename_too_late)
+    with pytest.raises(StillWantedError, match="not the checkpoint that was to be deleted"):
+        retention.delete(tmp_path, tmp_path / "checkpoint-1", doomed.attempt)
+    assert [entry.step for entry in catalog.entries(tmp_path)] == [1, 2, 1]
+
+
+def test_a_deletion_and_the_sweep_of_a_start_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_all(tmp_path, 1, 2)
+    real = os.unlink
+    swept: list[str] = []
+
+    def sweep_first(path: str, **options: int) -> None:
+        if not swept:
+            swept.append(path)
+            retention.sweep(tmp_path)
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", sweep_first)
+    retention.delete(tmp_path, tmp_path / "checkpoint-1")
+    assert swept and [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_delete_removes_the_checkpoint_and_nothing_else(tmp_path: Path) -> None:

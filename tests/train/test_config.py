@@ -76,6 +76,10 @@ datasets:
 output_dir: ./out
 dataset_prepared_path: prepared
 dynamic_checkpoint: {enabled: true, check_interval: 0, trigger_file_path: save.me, keep: 3}
+save_minutes: 30
+save_on_exception: false
+stop_grace_seconds: 12.5
+staging_memory: 2GB
 sequence_len: 64
 sample_packing: true
 pad_to_sequence_len: false
@@ -136,6 +140,10 @@ eval_steps: 0.25
         output_dir="./out",
         dataset_prepared_path="prepared",
         dynamic_checkpoint=DynamicCheckpoint(enabled=True, check_interval=0, trigger_file_path="save.me", keep=3),
+        save_minutes=30,
+        save_on_exception=False,
+        stop_grace_seconds=12.5,
+        staging_memory=2_000_000_000,
         sequence_len=64,
         sample_packing=True,
         pad_to_sequence_len=False,

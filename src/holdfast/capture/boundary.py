@@ -1,25 +1,39 @@
 """The moment after an optimizer step when model, optimizer and schedule agree."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from holdfast.capture.net import Mark
 
 
 @dataclass(frozen=True)
 class Boundary:
-    """One boundary, and the small state that no file of the layout holds.
+    """One boundary, and what is recorded there because it changes before the next update.
 
     Args:
         step: The number of optimizer steps taken, over all resumes.
         face: How far a trainer has gone at this step: `update` right after it, `logged` after logging and evaluation,
             `epoch_end` after what belongs to the end of an epoch.
-        small: Counters that a resume needs back. Values are JSON; floats are written as `float.hex` gives them, so that
-            they return bit for bit, NaN included.
+        small: What the manifest says of it: counters that a resume needs back. Values are JSON; floats are written as
+            `float.hex` gives them, so that they return bit for bit, NaN included.
+        number: Which boundary of this process it is.
+        recorded: The small state, as whoever supplied it wants it back.
+        mark: How the large state looked.
+        scheduled: What made the schedule ask for a save of this very boundary; empty when it does not.
+        reached_at: When, on the monotonic clock.
     """
 
     step: int
     face: str
     small: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
+    recorded: Any = None
+    mark: "Mark | None" = None
+    scheduled: str = ""
+    reached_at: float = field(default_factory=time.monotonic)
 
     def record(self) -> dict[str, Any]:
         """What the manifest says of the boundary."""

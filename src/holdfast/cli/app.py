@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from holdfast import __version__
-from holdfast.cli import list, save, status, stop, train, verify
+from holdfast.cli import diff, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
 from holdfast.errors import HoldfastError
 
 app = typer.Typer(
@@ -45,6 +45,12 @@ _VERBS: dict[str, Callable[..., None]] = {
     "status": status.status,
     "list": list.list_checkpoints,
     "verify": verify.verify,
+    "inspect": inspect.inspect,
+    "diff": diff.diff,
+    "pin": pin.pin,
+    "unpin": unpin.unpin,
+    "prune": prune.prune,
+    "export": export.export,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_guarded(_verb))

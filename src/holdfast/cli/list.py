@@ -5,10 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from holdfast.cli.naming import pinned_in
 from holdfast.cli.output import as_json, columns, size
 from holdfast.errors import RunNotFoundError
 from holdfast.store import catalog
 from holdfast.store.catalog import Entry
+
+_HEAD = ("CHECKPOINT", "STEP", "COMMIT", "WRITTEN (UTC)", "SIZE", "PINNED", "ASKED BY", "LABEL")
 
 
 def list_checkpoints(
@@ -19,15 +22,16 @@ def list_checkpoints(
     if not run.is_dir():
         raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
     found = catalog.entries(run)
+    pinned = pinned_in(run)
     if json:
-        as_json({"run": str(run), "checkpoints": [_described(entry) for entry in found]})
+        as_json({"run": str(run), "checkpoints": [_described(entry, pinned) for entry in found]})
     elif not found:
         print(f"no checkpoint in {run} yet")
     else:
-        columns(("CHECKPOINT", "STEP", "COMMIT", "WRITTEN (UTC)", "SIZE", "ASKED BY", "LABEL"), [*map(_row, found)])
+        columns(_HEAD, [_row(entry, pinned) for entry in found])
 
 
-def _described(entry: Entry) -> dict[str, Any]:
+def _described(entry: Entry, pinned: frozenset[str] | None) -> dict[str, Any]:
     described: dict[str, Any] = {"path": str(entry.path), "step": entry.step, "problem": entry.problem}
     if (manifest := entry.manifest) is not None:
         described |= {
@@ -37,16 +41,18 @@ def _described(entry: Entry) -> dict[str, Any]:
             "parent": manifest.parent,
             "created": manifest.created,
             "bytes": manifest.size,
+            "pinned": None if pinned is None else manifest.attempt in pinned,
             "reasons": list(manifest.reasons),
         }
     return described
 
 
-def _row(entry: Entry) -> tuple[str, ...]:
+def _row(entry: Entry, pinned: frozenset[str] | None) -> tuple[str, ...]:
     if (manifest := entry.manifest) is None:
         problem = "made by plain transformers" if entry.foreign else entry.problem or ""
-        return (entry.path.name, str(entry.step), "-", "-", "-", problem, "")
+        return (entry.path.name, str(entry.step), "-", "-", "-", "-", problem, "")
     asked = ", ".join(str(reason.get("why") or reason.get("door")) for reason in manifest.reasons)
     labels = ", ".join(str(reason["label"]) for reason in manifest.reasons if reason.get("label"))
     written = manifest.created.removesuffix("+00:00").replace("T", " ")
-    return (entry.path.name, str(entry.step), str(manifest.sequence), written, size(manifest.size), asked, labels)
+    pin = "?" if pinned is None else "yes" if manifest.attempt in pinned else "-"
+    return (entry.path.name, str(entry.step), str(manifest.sequence), written, size(manifest.size), pin, asked, labels)

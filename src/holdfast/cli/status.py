@@ -42,6 +42,10 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         lines.append(
             f"saved       {last['path']} ({size(last['bytes'])} in {last['seconds']:.2f} s, {ago(last['at'])})"
         )
+    if known.get("capture", "live") != "live":
+        lines.append(f"capture     at boundaries only: {shown(str(known['capture']))}")
+    if known.get("held_seconds"):
+        lines.append(f"waited      {known['held_seconds']:.2f} s for saves in all")
     lines += [f"pending     {_pending(request)}" for request in known.get("pending", [])]
     if known.get("failed_saves"):
         reason = shown(" ".join(str(known.get("last_failure")).split()))

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from holdfast.config import DynamicCheckpoint
+from holdfast.doors.schedule import Minutes
 from holdfast.doors.trigger_file import TriggerFile
 from holdfast.run.request import Request
 from holdfast.run.run import Run
@@ -22,11 +23,22 @@ class Reception:
         run: The open run.
         settings: Whether and how often the trigger file is looked at.
         say: Prints a line for the user.
+        notify: Called when something waits.
+        minutes: The schedule by the clock, if there is one.
     """
 
-    def __init__(self, run: Run, settings: DynamicCheckpoint, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        settings: DynamicCheckpoint,
+        say: Callable[[str], None],
+        notify: Callable[[], None],
+        minutes: Minutes | None = None,
+    ) -> None:
         self._run = run
         self._say = say
+        self._notify = notify
+        self._minutes = minutes
         self._interval = settings.check_interval
         self._trigger = (
             TriggerFile(run.directory, settings.trigger_file_path, self.accept, self._report)
@@ -51,6 +63,16 @@ class Reception:
         if self._trigger is not None:
             self._trigger.recover()
         self._thread.start()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiting)
+
+    @property
+    def stop_waits(self) -> bool:
+        """Whether a stop waits, which is in a hurry."""
+        return any(request.stop for request in self._waiting)
 
     def accept(self, request: Request) -> bool:
         """Takes one request in; it waits for the next save.
@@ -83,7 +105,12 @@ class Reception:
                 self._collect()
         except OSError as error:
             self._tell_of_trouble(error)
-        return bool(self._waiting)
+        return self.waiting
+
+    def saved(self) -> None:
+        """Something was saved just now."""
+        if self._minutes is not None:
+            self._minutes.restart()
 
     def take(self) -> list[Request]:
         """All requests that wait, oldest first; they are the caller's to answer."""
@@ -105,6 +132,8 @@ class Reception:
                 if self._trigger is not None and self._interval == 0:
                     self._trigger.look()
                 self._collect()
+                if self._minutes is not None and self._minutes.due():
+                    self._keep(self._minutes.request())
                 if time.monotonic() - written >= _STATUS_SECONDS:
                     self._run.status.write()
                     written = time.monotonic()
@@ -132,6 +161,7 @@ class Reception:
             waiting = tuple(r.reason() for r in self._waiting)
         self._run.status.update(pending=waiting)
         self._run.journal.write("request", stop=request.stop, **request.reason())
+        self._notify()
         with suppress(OSError):
             self._run.status.write()
 

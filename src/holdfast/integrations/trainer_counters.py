@@ -5,29 +5,58 @@ transformers 5.23 (`_inner_training_loop` sets them anew) and TRL 1.16 (`SFTTrai
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import Trainer
 
 
-def record(trainer: Trainer, elapsed: float) -> dict[str, Any]:
-    """The counters as JSON, floats in hexadecimal so that they return bit for bit.
+@dataclass(frozen=True)
+class Counters:
+    """The counters at a boundary, taken without waiting for a device.
+
+    TRL's lists are only ever added to, or left for new ones, so their lengths are enough.
+    """
+
+    tr_loss: torch.Tensor
+    total_loss: float
+    last_logged_step: int
+    initial_step: int
+    elapsed: float
+    trl_metrics: tuple[tuple[str, list[float], int], ...]
+    trl_tokens: float
+
+    def encode(self) -> dict[str, Any]:
+        """The counters as JSON, floats in hexadecimal so that they return bit for bit."""
+        return {
+            "tr_loss": float(self.tr_loss).hex(),
+            "total_loss": float(self.total_loss).hex(),
+            "last_logged_step": self.last_logged_step,
+            "initial_step": self.initial_step,
+            "elapsed_seconds": round(self.elapsed, 3),
+            "trl_metrics": {name: [float(v).hex() for v in values[:count]] for name, values, count in self.trl_metrics},
+            "trl_tokens": self.trl_tokens,
+        }
+
+
+def record(trainer: Trainer, elapsed: float) -> Counters:
+    """Takes the counters.
 
     Args:
         trainer: The trainer, at a boundary.
         elapsed: Seconds of training so far, over all resumes.
     """
     metrics = getattr(trainer, "_metrics", {}).get("train", {})
-    return {
-        "tr_loss": float(trainer._tr_loss).hex(),
-        "total_loss": float(trainer._total_loss_scalar).hex(),
-        "last_logged_step": trainer._globalstep_last_logged,
-        "initial_step": trainer._initial_global_step,
-        "elapsed_seconds": round(elapsed, 3),
-        "trl_metrics": {name: [float(value).hex() for value in values] for name, values in metrics.items()},
-        "trl_tokens": getattr(trainer, "_total_train_tokens", 0),
-    }
+    return Counters(
+        trainer._tr_loss.detach().clone(),
+        trainer._total_loss_scalar,
+        trainer._globalstep_last_logged,
+        trainer._initial_global_step,
+        elapsed,
+        tuple((name, values, len(values)) for name, values in metrics.items()),
+        getattr(trainer, "_total_train_tokens", 0),
+    )
 
 
 def restore(trainer: Trainer, small: Mapping[str, Any]) -> float:

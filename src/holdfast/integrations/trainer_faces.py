@@ -1,12 +1,14 @@
-"""Where a Trainer's step ends, and where its saves are taken.
+"""Where a Trainer's step ends: the boundaries that are marked there, and what is done of a step after a resume.
 
 A step ends in two or three faces: the update; logging and evaluation; and, after an epoch's last step, what belongs to
-the end of the epoch. Saves are taken at the last of them: nothing of the step is left to do, so plain transformers too
-resumes exactly. Read against transformers 5.23.
+the end of the epoch. Each is a boundary. A scheduled save is taken at the last: nothing of the step is left to do, so
+plain transformers too resumes exactly. One on demand is taken of the last face that was reached; a resume does the rest
+of that step before the next. Read against transformers 5.23.
 """
 
+import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,100 +17,158 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from holdfast.capture import environment
-from holdfast.capture.boundary import Boundary
-from holdfast.checkpointer import Checkpointer
-from holdfast.integrations import trainer_counters, trainer_writer
-from holdfast.layouts import transformers as layout
-from holdfast.saving import Snapshot
+from holdfast.engine import Engine
+from holdfast.integrations import trainer_counters
+from holdfast.integrations.trainer_state import Pending, TrainerSubject
+from holdfast.store import names
 
+_UPDATE = "update"
 _LOGGED = "logged"
 _EPOCH_END = "epoch_end"
+
+_REPLACED = ("_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
 
 
 class Faces:
     """Stands in the places of a trainer where a step ends, as long as the context is open.
 
-    Replaced on the trainer, and nothing else: `_maybe_log_save_evaluate`, `_save_checkpoint`, `_finalize_training`.
-
     Args:
         trainer: The trainer, before `train`.
-        checkpointer: An open checkpointer.
+        engine: An open engine.
     """
 
-    def __init__(self, trainer: Trainer, checkpointer: Checkpointer) -> None:
+    def __init__(self, trainer: Trainer, engine: Engine) -> None:
         self._trainer = trainer
-        self._checkpointer = checkpointer
+        self._engine = engine
         self._log_and_evaluate = trainer._maybe_log_save_evaluate
-        self._write_checkpoint = trainer._save_checkpoint
         self._finalize = trainer._finalize_training
+        self._restore_random_state = trainer._load_rng_state
         self._callback = _Callback(self)
+        self._subject: TrainerSubject | None = None
         self._wanted = False
         self._last_step = -1
         self._begun = time.monotonic()
         self._elapsed_before = 0.0
+        self._unfinished: Mapping[str, Any] = {}
 
     def __enter__(self) -> "Faces":
-        self._trainer._maybe_log_save_evaluate = self._end_of_step
-        self._trainer._save_checkpoint = self._remember
-        self._trainer._finalize_training = self._end_of_training
+        replacements = (self._end_of_step, self._remember, self._end_of_training, self._go_on)
+        for name, replacement in zip(_REPLACED, replacements, strict=True):
+            setattr(self._trainer, name, replacement)
         self._trainer.add_callback(self._callback)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for name in ("_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training"):
+        for name in _REPLACED:
             delattr(self._trainer, name)
         self._trainer.remove_callback(self._callback)
 
     def begin(self) -> None:
         """Right before the first step: what a Trainer forgets on resume comes back."""
-        trainer, chosen = self._trainer, self._checkpointer.chosen
+        trainer, chosen = self._trainer, self._engine.chosen
         self._begun = time.monotonic()
-        self._checkpointer.begin(trainer.state.global_step, trainer.state.max_steps)
-        if chosen is None:
-            return
-        # The intervals in a resumed state are those of the old configuration; the user may have changed them.
-        trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
-        if chosen.manifest is not None:
-            self._elapsed_before = trainer_counters.restore(trainer, chosen.manifest.boundary)
+        if chosen is not None:
+            # The intervals in a resumed state are those of the old configuration; the user may have changed them.
+            trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
+        if chosen is not None and chosen.manifest is not None:
+            small = chosen.manifest.boundary
+            self._elapsed_before = trainer_counters.restore(trainer, small)
+            self._unfinished = small.get("pending", {})
             changed = environment.differences(chosen.manifest.versions, environment.record())
             if changed:
-                self._checkpointer.say(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
+                self._engine.say(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
+        self._subject = TrainerSubject(trainer, [chosen.path] if chosen else [])
+        self._subject.elapsed = lambda: self._elapsed_before + time.monotonic() - self._begun
+        self._engine.begin(self._subject, trainer.state.global_step, trainer.state.max_steps)
 
     def log(self, logs: dict[str, Any]) -> None:
         """Passes the loss on to whoever looks at the status."""
         if "loss" in logs:
-            self._checkpointer.run.status.update(loss=float(logs["loss"]))
+            self._engine.run.status.update(loss=float(logs["loss"]))
 
     def _remember(self, model: Any, trial: Any) -> None:
         """In the place of the trainer's save, which is taken at the step's last face instead."""
         self._wanted = True
 
-    def _end_of_step(self, *args: Any, **kwargs: Any) -> None:
-        trainer, checkpointer = self._trainer, self._checkpointer
-        if checkpointer.stop_requested:
-            return  # the end of an epoch that was broken off: all is saved, and logging it would be false
-        self._wanted |= trainer.control.should_save
-        trainer.control.should_save = False
-        with self._silent_on_save():
-            self._log_and_evaluate(*args, **kwargs)
+    def _end_of_step(
+        self,
+        tr_loss: Any,
+        grad_norm: Any,
+        model: Any,
+        trial: Any,
+        epoch: Any,
+        ignore_keys_for_eval: Any,
+        start_time: Any,
+        learning_rate: float | None = None,
+    ) -> None:
+        trainer, engine, control = self._trainer, self._engine, self._trainer.control
+        if engine.stop_requested:
+            # Broken off: all is saved that will be, and to log or evaluate it would only cost the time that is left.
+            control.should_training_stop = True
+            return
         step = trainer.state.global_step
         again, self._last_step = step == self._last_step, step
-        if not again and self._another_face_follows():
-            return
-        if checkpointer.reach(step, last=self._is_last()) or self._wanted:
-            self._save(_EPOCH_END if again else _LOGGED)
-        if checkpointer.stop_requested:
+        self._wanted |= control.should_save
+        control.should_save = False
+        epoch_end = not again and self._another_face_follows()
+        todo = Pending(
+            control.should_log, control.should_evaluate, self._wanted, epoch_end, grad_norm, learning_rate, float(epoch)
+        )
+        if not again and (todo.log or todo.evaluate):
+            self._mark(_UPDATE, todo)
+        with self._silent_on_save():
+            self._log_and_evaluate(
+                tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=learning_rate
+            )
+        if epoch_end:
+            self._mark(_LOGGED, Pending(save=self._wanted, epoch_end=True, epoch=float(epoch)))
+        else:
+            self._mark(_EPOCH_END if again else _LOGGED, Pending(), last_of_step=True)
+        if engine.stop_requested:
             trainer.control.should_training_stop = True
 
-    def _end_of_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
-        trainer, checkpointer = self._trainer, self._checkpointer
+    def _mark(self, face: str, pending: Pending, *, last_of_step: bool = False) -> None:
+        trainer, subject = self._trainer, self._subject
+        assert subject is not None
+        self._tell_of_saves()
+        subject.pending = pending
+        scheduled = ""
+        if last_of_step and self._wanted:
+            scheduled = f"save_strategy {trainer.args.save_strategy.value}"
+            self._wanted = False
         step = trainer.state.global_step
-        late = not checkpointer.stop_requested and checkpointer.reach(step, last=True)
-        if late and not checkpointer.answer_with_last(step):
-            self._save(_EPOCH_END)
-        if step >= trainer.state.max_steps:
-            checkpointer.finish()
-        if checkpointer.stop_requested:
+        self._engine.reach(
+            step, face=face, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
+        )
+
+    def _go_on(self, checkpoint: str | None) -> None:
+        """In the place of restoring the random state on resume: then, and not before, the rest of the step is done."""
+        self._restore_random_state(checkpoint)
+        trainer, todo = self._trainer, self._unfinished
+        self._unfinished = {}
+        if not todo:
+            return
+        control = trainer.control
+        control.should_log, control.should_evaluate, control.should_save = todo["log"], todo["evaluate"], todo["save"]
+        numbers = {name: _number(todo[name]) for name in ("grad_norm", "learning_rate")}
+        call = (trainer._tr_loss, numbers["grad_norm"], trainer.model_wrapped, None, todo["epoch"], None, time.time())
+        if todo["log"] or todo["evaluate"] or (todo["save"] and not todo["epoch_end"]):
+            self._end_of_step(*call, learning_rate=numbers["learning_rate"])
+        if todo["epoch_end"]:
+            self._last_step = trainer.state.global_step
+            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, trainer.control)
+            self._end_of_step(*call, learning_rate=numbers["learning_rate"])
+
+    def _end_of_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
+        trainer, engine = self._trainer, self._engine
+        step = trainer.state.global_step
+        if not engine.stop_requested and self._last_step >= 0:
+            self._mark(_EPOCH_END, Pending(), last_of_step=True)
+        engine.settle()
+        self._tell_of_saves()
+        if step >= trainer.state.max_steps or not engine.stop_requested:
+            engine.finish()
+        if engine.stop_requested:
             # Not finished: no summary, no best model to load, nothing that reads like a completed training.
             trainer.control = trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
             trainer.is_in_train = False
@@ -117,6 +177,19 @@ class Faces:
         output: TrainOutput = self._finalize(trial, num_train_samples, start_time - self._elapsed_before)
         return output
 
+    def _tell_of_saves(self) -> None:
+        """Whoever must see a finished checkpoint sees it here, in the training thread, after its commit."""
+        trainer = self._trainer
+        for answer in self._engine.newly_published():
+            if trainer.state.best_global_step == answer.step:
+                trainer.state.best_model_checkpoint = str(Path(trainer.args.output_dir, names.checkpoint(answer.step)))
+            if trainer.args.push_to_hub:
+                trainer._push_from_checkpoint(answer.path)
+            # Callbacks find the directory by the step, and training may be further by now.
+            then = copy.copy(trainer.state)
+            then.global_step = answer.step
+            trainer.control = trainer.callback_handler.on_save(trainer.args, then, trainer.control)
+
     def _another_face_follows(self) -> bool:
         control, epoch = self._trainer.control, self._trainer.state.epoch
         return bool(control.should_training_stop or control.should_epoch_stop or epoch == int(epoch))
@@ -124,25 +197,6 @@ class Faces:
     def _is_last(self) -> bool:
         state = self._trainer.state
         return bool(self._trainer.control.should_training_stop or state.global_step >= state.max_steps)
-
-    def _save(self, face: str) -> None:
-        trainer = self._trainer
-        scheduled = f"save_strategy {trainer.args.save_strategy.value}" if self._wanted else ""
-        self._wanted = False
-        best, chosen = trainer.state.best_model_checkpoint, self._checkpointer.chosen
-        elapsed = self._elapsed_before + time.monotonic() - self._begun
-        snapshot = Snapshot(
-            boundary=Boundary(trainer.state.global_step, face, trainer_counters.record(trainer, elapsed)),
-            write=lambda directory: trainer_writer.write(trainer, self._write_checkpoint, directory),
-            layout=layout.NAME,
-            estimate=trainer_writer.estimate(trainer),
-            versions=environment.record(),
-            spared=[*([Path(best)] if best else []), *([chosen.path] if chosen else [])],
-        )
-        if self._checkpointer.save(snapshot, scheduled=scheduled).saved:
-            trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
-        else:
-            trainer.state.best_model_checkpoint = best
 
     @contextmanager
     def _silent_on_save(self) -> Iterator[None]:
@@ -164,3 +218,7 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self._faces.log(logs or {})
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float.fromhex(text)

@@ -1,85 +1,198 @@
-"""Has a Trainer write its own checkpoint files, exactly those, into a staging directory."""
+"""A Trainer's checkpoint, exactly as its own writer makes it, of a boundary that training has left.
+
+The trainer's `_save_checkpoint`, a subclass's included, runs on a stand-in: a shallow copy of the trainer that shows
+the state that was recorded. The small files are written by it; the large ones are intercepted, and become files to be
+that the engine fills from the live tensors.
+"""
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer, TrainingArguments
 
 from holdfast.errors import SaveError
+from holdfast.layouts import tensor_file, torch_file
 from holdfast.layouts import transformers as layout
+from holdfast.layouts.tensor_file import Image
 from holdfast.store import names
 
-Write = Callable[[Any, Any], None]
+if TYPE_CHECKING:
+    from holdfast.integrations.trainer_state import Recorded
+
+# What `Faces` puts in the trainer's own place; the stand-in has the trainer's own again.
+REPLACED = ("train", "_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
+
+_intercepting = threading.local()
 
 
-def write(trainer: Trainer, save_checkpoint: Write, directory: Path) -> None:
-    """Fills `directory` with what the trainer's own `_save_checkpoint` writes.
+def write(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    recorded: "Recorded",
+    instead: Mapping[int, torch.Tensor],
+    directory: Path,
+) -> Sequence[Image]:
+    """Fills `directory` with the small files, and gives the large ones.
 
     Args:
-        trainer: The trainer, at a boundary.
-        save_checkpoint: Its `_save_checkpoint`, a subclass's included.
+        trainer: The trainer.
+        optimizer: Its optimizer, unwrapped.
+        recorded: The small state of the boundary.
+        instead: Tensors that stand for others, by the data pointers of those: buffers, as they were.
         directory: An empty directory.
 
     Raises:
         SaveError: The trainer left out something that a resume needs.
     """
-    with _redirected(trainer, directory):
-        save_checkpoint(trainer.model_wrapped, None)
-    (written,) = directory.iterdir()
-    _name_the_best(trainer, written)
-    for path in list(written.iterdir()):
-        path.rename(directory / path.name)
-    written.rmdir()
+    final = Path(trainer.args.output_dir, names.checkpoint(recorded.state.global_step))
+    logging.getLogger("transformers.trainer").info(f"Saving model checkpoint to {final}")
+    stand_in = _stand_in(trainer, recorded, directory)
+    images: list[Image] = []
+
+    def save_optimizer_and_scheduler(output_dir: str) -> None:
+        content = optimizer.state_dict()
+        content["param_groups"] = [
+            {**group, **then} for group, then in zip(content["param_groups"], recorded.groups, strict=True)
+        ]
+        images.append(torch_file.image("optimizer.pt", content, Path(output_dir, "optimizer.pt")))
+        torch.save(recorded.schedule, Path(output_dir, "scheduler.pt"))
+
+    def save_scaler(output_dir: str) -> None:
+        if recorded.scaler is not None:
+            torch.save(_scaler(trainer, recorded.scaler), Path(output_dir, "scaler.pt"))
+
+    stand_in._save_optimizer_and_scheduler = save_optimizer_and_scheduler
+    stand_in._save_scaler = save_scaler
+    stand_in._save_rng_state = lambda output_dir: torch.save(
+        recorded.random.as_transformers(), Path(output_dir, "rng_state.pth")
+    )
+    with _intercepted(images, instead, directory / names.checkpoint(recorded.state.global_step)):
+        type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
+    _gather(stand_in, directory)
     found = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    found += [image.path for image in images]
     if lacking := layout.missing(found, weights_only=trainer.args.save_only_model):
         raise SaveError(f"the trainer did not write {', '.join(lacking)}")
-
-
-def estimate(trainer: Trainer) -> int:
-    """About how many bytes the files will take: the weights, and AdamW's two moments of those that are trained."""
-    parameters = list(trainer.model.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    # An adapter's base model is not written.
-    written = trained if hasattr(trainer.model, "peft_config") else parameters
-    return int(sum(p.nbytes for p in written) + 2 * sum(p.nbytes for p in trained))
+    return images
 
 
 @contextmanager
-def _redirected(trainer: Trainer, directory: Path) -> Iterator[None]:
-    args = trainer.args
+def interceptors() -> Iterator[None]:
+    """As long as this is open, the writers of safetensors can be intercepted in the thread that saves."""
+    import safetensors.torch
+    from transformers import modeling_utils
+
+    places: list[tuple[Any, str]] = [(safetensors.torch, "save_file"), (modeling_utils, "safe_save_file")]
+    try:
+        from peft import peft_model
+    except ImportError:
+        pass
+    else:
+        places.append((peft_model, "safe_save_file"))
+    before = [(place, name, getattr(place, name)) for place, name in places]
+    for place, name, own in before:
+        setattr(place, name, _diverting(own))
+    quiet = _Quiet()
     log = logging.getLogger("transformers.trainer")
-    level = log.level
-    log.info(f"Saving model checkpoint to {Path(args.output_dir, names.checkpoint(trainer.state.global_step))}")
-    trainer.args = _without_secrets(args)
-    trainer._get_output_dir = lambda trial=None: str(directory)
-    log.setLevel(logging.WARNING)  # it would say the same of the staging directory
+    log.addFilter(quiet)
     try:
         yield
     finally:
-        log.setLevel(level)
-        del trainer._get_output_dir
-        trainer.args = args
+        log.removeFilter(quiet)
+        for place, name, own in before:
+            setattr(place, name, own)
+
+
+def _diverting(own: Any) -> Any:
+    def save_file(tensors: dict[str, torch.Tensor], filename: Any, metadata: dict[str, str] | None = None) -> None:
+        taken = getattr(_intercepting, "taken", None)
+        if taken is None:
+            own(tensors, filename, metadata)
+            return
+        images, instead, written = taken
+        content = {name: instead.get(tensor.data_ptr(), tensor) for name, tensor in tensors.items()}
+        path = Path(filename).relative_to(written).as_posix()
+        images.append(tensor_file.image(path, content, metadata or {}))
+
+    return save_file
+
+
+@contextmanager
+def _intercepted(images: list[Image], instead: Mapping[int, torch.Tensor], written: Path) -> Iterator[None]:
+    _intercepting.taken = (images, instead, written)
+    try:
+        yield
+    finally:
+        _intercepting.taken = None
+
+
+class _Quiet(logging.Filter):
+    """Keeps the staging directory's name out of the log; the final one is said when the checkpoint is there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return getattr(_intercepting, "taken", None) is None
+
+
+def _stand_in(trainer: Trainer, recorded: "Recorded", directory: Path) -> Any:
+    stand_in = copy.copy(trainer)
+    for name in REPLACED:
+        stand_in.__dict__.pop(name, None)
+    state = copy.copy(recorded.state)
+    state.log_history = state.log_history[: recorded.logged]
+    state.total_flos += recorded.flos
+    state.stateful_callbacks = copy.deepcopy(state.stateful_callbacks)
+    for name, exported in recorded.callbacks:
+        if isinstance(state.stateful_callbacks.get(name), list):
+            state.stateful_callbacks[name].append(exported)
+        else:
+            state.stateful_callbacks[name] = exported
+    stand_in.state = state
+    stand_in.control = recorded.control
+    stand_in.callback_handler = copy.copy(trainer.callback_handler)
+    stand_in.callback_handler.callbacks = []  # their states are recorded above
+    stand_in.args = _without_secrets(trainer.args)
+    stand_in.store_flos = lambda: None
+    stand_in._get_output_dir = lambda trial=None: str(directory)
+    return stand_in
 
 
 def _without_secrets(args: TrainingArguments) -> TrainingArguments:
-    """The trainer pickles its arguments into `training_args.bin`, tokens and all. Nothing reads them from there."""
+    """The trainer pickles its arguments into `training_args.bin`, tokens and all. Nothing reads them from there.
+
+    What is done with a finished checkpoint, pushing and rotating, is not the writer's business either.
+    """
     safe = copy.copy(args)
     for name in vars(args):
         if "token" in name:
             setattr(safe, name, None)
+    safe.push_to_hub = False
+    safe.save_total_limit = None
     return safe
 
 
-def _name_the_best(trainer: Trainer, written: Path) -> None:
-    """The best checkpoint goes by its final name, not by the staging one that the trainer saw."""
-    state = trainer.state
-    if not state.best_global_step:
-        return
-    final = Path(trainer.args.output_dir, names.checkpoint(state.best_global_step))
-    if state.best_global_step == state.global_step or final.is_dir():
-        state.best_model_checkpoint = str(final)
-        state.save_to_json(str(written / "trainer_state.json"))
+def _gather(stand_in: Any, directory: Path) -> None:
+    """The trainer writes into a folder of its own; the best checkpoint goes by its final name."""
+    (written,) = (path for path in directory.iterdir() if path.is_dir())
+    state, args = stand_in.state, stand_in.args
+    if state.best_global_step:
+        final = Path(args.output_dir, names.checkpoint(state.best_global_step))
+        if state.best_global_step == state.global_step or final.is_dir():
+            state.best_model_checkpoint = str(final)
+            state.save_to_json(str(written / "trainer_state.json"))
+    for path in list(written.iterdir()):
+        path.rename(directory / path.name)
+    written.rmdir()
+
+
+def _scaler(trainer: Trainer, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = dict(trainer.accelerator.scaler.state_dict())
+    if recorded["_scale"] is not None:
+        content["scale"] = float(recorded["_scale"])
+        content["_growth_tracker"] = int(recorded["_growth_tracker"])
+    return content

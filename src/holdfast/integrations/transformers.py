@@ -9,43 +9,61 @@ from typing import Any, Literal
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
-from holdfast.checkpointer import Checkpointer
-from holdfast.config import DynamicCheckpoint
+from holdfast.config import Settings, validated
+from holdfast.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer_faces import Faces
+from holdfast.integrations.trainer_writer import interceptors
+from holdfast.layouts import transformers as layout
 from holdfast.store.retention import Keep
-
-# Where nothing is said, the trigger file is on and served at once; `holdfast train` has its own documented defaults.
-AT_ONCE = DynamicCheckpoint(enabled=True, check_interval=0)
 
 
 def attach(
     trainer: Trainer,
     *,
-    dynamic_checkpoint: DynamicCheckpoint | Mapping[str, Any] = AT_ONCE,
+    dynamic_checkpoint: Mapping[str, Any] | None = None,
+    save_minutes: float | None = None,
+    keep_every: int | None = None,
+    save_on_exception: bool = True,
+    stop_grace_seconds: float = 25.0,
+    staging_memory: int | str | None = None,
     on_stop: Literal["exit", "return"] = "exit",
-    checkpointer: Checkpointer | None = None,
+    engine: Engine | None = None,
 ) -> Trainer:
-    """Makes a trainer save on demand, commit its checkpoints, and resume from verified ones.
+    """Makes a trainer save on demand without stopping, commit its checkpoints, and resume from verified ones.
 
     `trainer.train(resume_from_checkpoint=...)` then also takes `"auto"`.
 
     Args:
         trainer: A `transformers.Trainer` or a subclass, before `train`.
-        dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them.
+        dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
+            served at once.
+        save_minutes: Save when so many minutes have passed since the last save.
+        keep_every: Keep scheduled checkpoints whose step is a multiple of this for good.
+        save_on_exception: Whether an exception that ends the training is preceded by a save of the last boundary.
+        stop_grace_seconds: From a stop to the end of the process at the latest, even when a step does not end.
+        staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
+            is free.
         on_stop: What `train` does after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
-        checkpointer: One that is open already; its settings hold.
+        engine: One that is open already; its settings hold.
 
     Returns:
         The same trainer.
 
     Raises:
+        ConfigError: A setting is wrong.
         UnsupportedError: This trainer saves in a way that this version cannot commit.
     """
     _require_supported(trainer)
-    settings = DynamicCheckpoint.model_validate(dynamic_checkpoint)
+    settings = validated(
+        dynamic_checkpoint=dynamic_checkpoint,
+        save_minutes=save_minutes,
+        save_on_exception=save_on_exception,
+        stop_grace_seconds=stop_grace_seconds,
+        staging_memory=staging_memory,
+    )
     inner = trainer.train
 
     @functools.wraps(inner)
@@ -54,12 +72,14 @@ def attach(
     ) -> TrainOutput:
         if trial is not None:
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
+        output = TrainOutput(0, float("nan"), {})
         with (
-            _opened(trainer, settings, resume_from_checkpoint, checkpointer) as opened,
+            _opened(trainer, settings, keep_every, resume_from_checkpoint, engine) as opened,
+            interceptors(),
             Faces(trainer, opened),
         ):
             chosen = opened.chosen
-            output: TrainOutput = inner(None if chosen is None else str(chosen.path), None, *args, **kwargs)
+            output = inner(None if chosen is None else str(chosen.path), None, *args, **kwargs)
         if opened.stop_requested and on_stop == "exit":
             raise Stopped(opened.exit_code)
         return output
@@ -70,13 +90,13 @@ def attach(
 
 @contextmanager
 def _opened(
-    trainer: Trainer, settings: DynamicCheckpoint, resume: str | bool | None, given: Checkpointer | None
-) -> Iterator[Checkpointer]:
+    trainer: Trainer, settings: Settings, keep_every: int | None, resume: str | bool | None, given: Engine | None
+) -> Iterator[Engine]:
     if given is not None:
         yield given
         return
-    keep = Keep(trainer.args.save_total_limit, settings.keep)
-    with Checkpointer(Path(trainer.args.output_dir), settings, keep, resume, _print) as opened:
+    keep = Keep(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+    with Engine(Path(trainer.args.output_dir), settings, keep, resume, layout.NAME, _print) as opened:
         yield opened
 
 
@@ -93,7 +113,6 @@ def _require_supported(trainer: Trainer) -> None:
         "DeepSpeed": trainer.is_deepspeed_enabled,
         "FSDP": trainer.is_fsdp_enabled,
         "enable_jit_checkpoint (Holdfast does its work)": args.enable_jit_checkpoint,
-        "push_to_hub": args.push_to_hub,
     }
     if refused := [name for name, used in in_use.items() if used]:
         raise UnsupportedError(

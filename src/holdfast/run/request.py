@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from holdfast.store import names
 
-Door = Literal["trigger_file", "signal", "command", "python", "schedule"]
-_DOORS = ("trigger_file", "signal", "command", "python", "schedule")
+Door = Literal["trigger_file", "signal", "command", "python", "schedule", "exception"]
+_DOORS = ("trigger_file", "signal", "command", "python", "schedule", "exception")
 
 MOST_LABEL_BYTES = 4096
 MOST_BYTES = 64 << 10

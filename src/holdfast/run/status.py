@@ -29,6 +29,11 @@ class Status:
     pending: tuple[dict[str, Any], ...] = ()
     failed_saves: int = 0
     last_failure: str = ""
+    capture: str = "live"
+    """`live`, or why snapshots are taken at boundaries only."""
+    staging_bytes: int = 0
+    held_seconds: float = 0.0
+    """How long training has waited at the gate in all."""
     written_at: float = field(default=0.0)
 
 

@@ -6,7 +6,7 @@ Standard library alone; the digest is handed in. The steps are those of `docs/fo
 import os
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,12 @@ class Attempt:
         self.directory = root / names.staging(run, step, self.token)
         files.make_directory(self.directory)
 
-    def seal(self, digest: Digest) -> tuple[File, ...]:
+    def seal(self, digest: Digest, known: Mapping[str, str] | None = None) -> tuple[File, ...]:
         """Syncs and measures all that was staged. Nothing may write there afterwards.
+
+        Args:
+            digest: Takes the digest of an open file.
+            known: The digests of files that were taken as their bytes passed, by their paths; they are not read again.
 
         Raises:
             OSError: Something could not be read or synced, is neither file nor directory, or has a forbidden name.
@@ -56,7 +60,7 @@ class Attempt:
                 relative = path.relative_to(self.directory).as_posix()
                 if not names.is_relative_path(relative):
                     raise OSError(f"a checkpoint cannot hold a file of this name: {relative!r}")
-                sealed.append(_seal(path, relative, digest))
+                sealed.append(_seal(path, relative, digest, (known or {}).get(relative)))
             Path(folder).chmod(0o700)
             files.sync_directory(Path(folder))
         return tuple(sorted(sealed, key=lambda file: file.path))
@@ -107,7 +111,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _seal(path: Path, relative: str, digest: Digest) -> File:
+def _seal(path: Path, relative: str, digest: Digest, known: str | None) -> File:
     fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         found = os.fstat(fd)
@@ -115,7 +119,7 @@ def _seal(path: Path, relative: str, digest: Digest) -> File:
             raise OSError(f"a checkpoint holds plain files alone, and {relative!r} is none")
         os.fchmod(fd, 0o600)
         os.fsync(fd)
-        return File(relative, found.st_size, digest(fd))
+        return File(relative, found.st_size, known or digest(fd))
     finally:
         os.close(fd)
 

@@ -32,9 +32,14 @@ def make_directory(path: Path) -> None:
     path.mkdir(mode=0o700)
 
 
+def open_new(path: Path) -> int:
+    """Opens a file for writing that must not exist yet, readable by its owner alone."""
+    return os.open(path, _NEW, 0o600)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Writes and syncs a file that must not exist yet, readable by its owner alone."""
-    fd = os.open(path, _NEW, 0o600)
+    fd = open_new(path)
     try:
         write_all(fd, data)
         os.fsync(fd)
@@ -72,7 +77,7 @@ def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
     with suppress(FileNotFoundError):
         temporary.unlink()
     try:
-        fd = os.open(temporary, _NEW, 0o600)
+        fd = open_new(temporary)
         try:
             yield fd
             if durable:

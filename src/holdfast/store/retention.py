@@ -1,59 +1,112 @@
 """What is deleted, and how: validity goes first, and the last good checkpoint never."""
 
+import errno
+import os
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.store import files, names
+from holdfast.store import catalog, files, names, pins
 from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
 
 SCHEDULE = "schedule"
+NEEDED = "still needed"
 
 
 @dataclass(frozen=True)
 class Keep:
-    """How many checkpoints of each kind are kept; None keeps all.
+    """Which checkpoints are kept: those that any of these rules speaks for.
 
     Args:
-        scheduled: Of those that only the schedule asked for (`save_total_limit`).
-        on_demand: Of those that somebody asked for (`dynamic_checkpoint.keep`).
+        scheduled: The newest so many of those that only the schedule asked for (`save_total_limit`); None: all.
+        on_demand: The newest so many of those that somebody asked for (`dynamic_checkpoint.keep`); None: all.
+        every: Those whose step is a multiple of this.
+        last: The newest so many, whoever asked.
     """
 
     scheduled: int | None
     on_demand: int | None
+    every: int | None = None
+    last: int = 0
 
 
-def surplus(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Path]:
-    """The checkpoints of this run that are more than `keep` allows, oldest commit first.
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a checkpoint: `kept` says why it stays; None where it goes."""
 
-    Only what verifies (names and sizes) counts as kept or is deleted; another run's checkpoints, damaged ones, and
-    those in `spared` are left alone. The newest good checkpoint is never among the surplus.
+    entry: Entry
+    kept: str | None
+
+
+class StillWantedError(OSError):
+    """A checkpoint that was to be deleted was pinned, or gave its name to another, at the last moment. It is there."""
+
+
+def judge(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Verdict]:
+    """Says of each checkpoint whether it stays, and why.
+
+    Only what verifies (names and sizes) counts as kept or goes; another run's checkpoints, damaged ones, pinned ones,
+    and those in `spared` are left alone. The newest good checkpoint never goes.
 
     Args:
         found: The catalog, newest commit first.
         run: The identity of the run that asks.
-        keep: The limits.
+        keep: The rules.
         spared: Checkpoints that something still needs: the one this run resumed from, the best one.
+
+    Raises:
+        OSError: The pins cannot be read.
     """
+    pinned = pins.pinned(found[0].path.parent) if found else frozenset()
     safe = {path.resolve() for path in spared}
-    good = [e for e in found if e.manifest and e.manifest.run == run and verify(e.path, full=False).good]
-    if good:
-        safe.add(good[0].path.resolve())
-    scheduled = [entry for entry in good if _only_scheduled(entry)]
-    on_demand = [entry for entry in good if not _only_scheduled(entry)]
-    over = {entry.path for entry in _beyond(scheduled, keep.scheduled) + _beyond(on_demand, keep.on_demand)}
-    return [entry.path for entry in reversed(good) if entry.path in over and entry.path.resolve() not in safe]
+    kept = {entry.path: why for entry in found if (why := _why_left_alone(entry, run)) is not None}
+    good = [entry for entry in found if entry.path not in kept]
+    by_rule = _by_rule(good, keep)
+    for entry in good:
+        if entry is good[0]:
+            kept[entry.path] = "the newest good one"
+        elif entry.manifest is not None and entry.manifest.attempt in pinned:
+            kept[entry.path] = "pinned"
+        elif entry.path.resolve() in safe:
+            kept[entry.path] = NEEDED
+        elif entry.path in by_rule:
+            kept[entry.path] = by_rule[entry.path]
+    return [Verdict(entry, kept.get(entry.path)) for entry in found]
 
 
-def delete(root: Path, path: Path) -> None:
-    """Deletes a checkpoint: its name goes first, durably, so that a crash leaves no half of one that looks whole."""
+def surplus(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Path]:
+    """The checkpoints that go, oldest commit first. The arguments are those of `judge`."""
+    return [verdict.entry.path for verdict in reversed(judge(found, run, keep, spared)) if verdict.kept is None]
+
+
+def delete(root: Path, path: Path, attempt: str | None = None) -> None:
+    """Deletes a checkpoint: its name goes first, durably, so that a crash leaves no half of one that looks whole.
+
+    Any process may do so beside any other. What was pinned a moment ago keeps its name, or gets it back: whoever pins
+    looks for the checkpoint after the pin is there, and here the pins are read after the name has gone.
+
+    Args:
+        root: The run directory.
+        path: The checkpoint.
+        attempt: Which checkpoint is meant, for who cannot know that no other has its name by now.
+
+    Raises:
+        StillWantedError: It is pinned, or is another one than was meant.
+        FileNotFoundError: It has gone already.
+    """
+    _require_unwanted(root, path, attempt)
     doomed = root / names.trash(uuid.uuid4().hex)
     files.rename_new(path, doomed)
+    try:
+        _require_unwanted(root, doomed, attempt)
+    except OSError:
+        _give_back(root, doomed, path)
+        raise
     files.sync_directory(root)
-    files.remove_tree(doomed)
+    _remove(doomed)
 
 
 def sweep(root: Path) -> list[str]:
@@ -71,9 +124,56 @@ def sweep(root: Path) -> list[str]:
     return removed
 
 
+def _why_left_alone(entry: Entry, run: str) -> str | None:
+    if entry.manifest is None:
+        return "made by plain transformers" if entry.foreign else f"damaged: {entry.problem}"
+    if entry.manifest.run != run:
+        return "of another run"
+    problems = verify(entry.path, full=False).problems
+    return f"damaged: {problems[0]}" if problems else None
+
+
+def _by_rule(good: Sequence[Entry], keep: Keep) -> dict[Path, str]:
+    """The checkpoints that a rule speaks for, and which."""
+    found: dict[Path, str] = {}
+    for kind, wanted, limit in (("scheduled", True, keep.scheduled), ("on-demand", False, keep.on_demand)):
+        why = f"all {kind} ones stay" if limit is None else f"one of the last {limit} {kind} ones"
+        alike = [entry for entry in good if _only_scheduled(entry) is wanted]
+        found.update((entry.path, why) for entry in alike[:limit])
+    if keep.every is not None:
+        why = f"its step is a multiple of {keep.every}"
+        found.update((entry.path, why) for entry in good if entry.step % keep.every == 0)
+    found.update((entry.path, f"one of the last {keep.last}") for entry in good[: keep.last])
+    return found
+
+
 def _only_scheduled(entry: Entry) -> bool:
     return entry.manifest is not None and all(r.get("door") == SCHEDULE for r in entry.manifest.reasons)
 
 
-def _beyond(kept: list[Entry], limit: int | None) -> list[Entry]:
-    return [] if limit is None else kept[limit:]
+def _require_unwanted(root: Path, path: Path, attempt: str | None) -> None:
+    if not os.path.lexists(path):
+        raise FileNotFoundError(errno.ENOENT, "it has gone already", str(path))
+    manifest = catalog.read(path).manifest
+    if manifest is None or attempt not in (None, manifest.attempt):
+        raise StillWantedError("it is not the checkpoint that was to be deleted")
+    if manifest.attempt in pins.pinned(root):
+        raise StillWantedError("it was pinned")
+
+
+def _give_back(root: Path, doomed: Path, path: Path) -> None:
+    """Gives a name back, or, where a new checkpoint has it by now, the one that such a checkpoint gives way to."""
+    try:
+        files.rename_new(doomed, path)
+    except FileExistsError:
+        manifest = catalog.read(doomed).manifest
+        attempt = manifest.attempt if manifest is not None else uuid.uuid4().hex
+        files.rename_new(doomed, root / names.superseded(names.step_of(path.name) or 0, attempt))
+    files.sync_directory(root)
+
+
+def _remove(doomed: Path) -> None:
+    """Removes what has no name any more. The sweep of a run that starts may be at it too, and takes files away."""
+    while os.path.lexists(doomed):
+        with suppress(FileNotFoundError):
+            files.remove_tree(doomed)

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from holdfast.config import DynamicCheckpoint
+from holdfast.config import DynamicCheckpoint, as_bytes
 from holdfast.train.field_types import (
     AutoOrBool,
     Count,
+    CountOrZero,
     Fields,
     OffloadOrBool,
     OneOrMoreTexts,
@@ -95,6 +96,15 @@ class TrainConfig(ScheduleFields):
 
     dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint()
     """Saving on demand through a trigger file."""
+
+    save_on_exception: bool = True
+    """Save the last boundary before an exception ends the training."""
+
+    stop_grace_seconds: Positive = 25.0
+    """From a stop to the end of the process at the latest, even in the middle of a step."""
+
+    staging_memory: Annotated[CountOrZero | None, BeforeValidator(as_bytes)] = None
+    """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
 
     # How rows become batches.
 

@@ -6,8 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from holdfast.checkpointer import Checkpointer
+from holdfast.config import Settings
+from holdfast.engine import Engine
 from holdfast.errors import UnsupportedError
+from holdfast.layouts import transformers as layout
 from holdfast.layouts.model_copy import copy_model
 from holdfast.store.retention import Keep
 from holdfast.train.config import TrainConfig, load
@@ -35,26 +37,30 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
         keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
-        with Checkpointer(root, config.dynamic_checkpoint, keep, wanted, screen.say) as checkpointer:
-            _announce(checkpointer, screen)
-            trainer = _trainer(config, checkpointer, screen)
+        with Engine(root, _settings(config), keep, wanted, layout.NAME, screen.say) as engine:
+            _announce(engine, screen)
+            trainer = _trainer(config, engine, screen)
             trainer.train()
-            screen.step(checkpointer.run.status.now)
+            screen.step(engine.run.status.now)
             screen.end()
-            _leave_model(trainer, checkpointer, screen)
-        if checkpointer.stop_requested:
-            saved = checkpointer.exit_code != 1
+            _leave_model(trainer, engine, screen)
+        if engine.stop_requested:
+            saved = engine.exit_code != 1
             screen.say("stopped after a good save" if saved else "stopped, and the last save FAILED: see above")
             screen.say(f"to go on: holdfast train {path} --resume auto")
-        return checkpointer.exit_code
+        return engine.exit_code
 
 
-def _announce(checkpointer: Checkpointer, screen: Screen) -> None:
-    root, pid = checkpointer.run.root, os.getpid()
-    if (chosen := checkpointer.chosen) is not None:
+def _settings(config: TrainConfig) -> Settings:
+    return Settings(**{name: getattr(config, name) for name in Settings.model_fields})
+
+
+def _announce(engine: Engine, screen: Screen) -> None:
+    root, pid = engine.run.root, os.getpid()
+    if (chosen := engine.chosen) is not None:
         screen.say(f"resuming from {chosen.path}")
     screen.say(f"run {root}, process {pid}")
-    settings = checkpointer.settings
+    settings = engine.settings.dynamic_checkpoint
     if settings.enabled:
         when = f"within {settings.check_interval} steps" if settings.check_interval else "at the next step"
         screen.say(f"to save {when}:  touch {root / settings.trigger_file_path}")
@@ -64,7 +70,7 @@ def _announce(checkpointer: Checkpointer, screen: Screen) -> None:
     screen.say(f"to save and stop:  holdfast stop {root}   (or: Ctrl+C, kill -TERM {pid}, kill -USR2 {pid})")
 
 
-def _trainer(config: TrainConfig, checkpointer: Checkpointer, screen: Screen) -> Any:
+def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:
     from transformers.utils import logging as transformers_logging
 
     from holdfast.integrations.transformers import attach
@@ -76,18 +82,19 @@ def _trainer(config: TrainConfig, checkpointer: Checkpointer, screen: Screen) ->
     transformers_logging.add_handler(LogToScreen(screen))
     transformers_logging.disable_progress_bar()
     trainer = build(config, screen.say)
-    trainer.add_callback(Progress(checkpointer.run.status, screen))
-    return attach(trainer, checkpointer=checkpointer, on_stop="return")
+    trainer.add_callback(Progress(engine.run.status, screen))
+    return attach(trainer, engine=engine, on_stop="return")
 
 
-def _leave_model(trainer: Any, checkpointer: Checkpointer, screen: Screen) -> None:
+def _leave_model(trainer: Any, engine: Engine, screen: Screen) -> None:
     """Leaves the model in `output_dir` itself: at the end of training, and after Ctrl+C."""
-    root, last = checkpointer.run.root, checkpointer.last_answer
-    if checkpointer.finished or checkpointer.interrupted:
-        if last is not None and last.saved and last.step == trainer.state.global_step:
+    root, last = engine.run.root, engine.last_answer
+    if engine.finished or engine.interrupted:
+        # After Ctrl+C the checkpoint may be of the step before the one that was under way.
+        if last is not None and last.saved and (engine.interrupted or last.step == trainer.state.global_step):
             copy_model(Path(last.path), root)
-        elif checkpointer.finished:
-            _write_model(trainer, root, checkpointer.run.identity)
+        elif engine.finished:
+            _write_model(trainer, root, engine.run.identity)
         else:
             return
         screen.say(f"the model can be loaded from {root}")

@@ -1,0 +1,203 @@
+"""The gate: what training waits at before its next update, while a snapshot of the last boundary is being taken."""
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from holdfast.capture.boundary import Boundary
+
+_REMEMBERED = 64
+
+
+class Gate:
+    """Between two threads: training, which reaches boundaries and makes updates, and the one that takes snapshots.
+
+    From a boundary until the next update the parameters and the optimizer's state stand still, so a snapshot can be
+    taken whenever the gate is shut, whatever else training does meanwhile.
+
+    Args:
+        on_shut: Called when training shuts the gate itself, at a boundary that is to be saved.
+    """
+
+    def __init__(self, on_shut: Callable[[], None]) -> None:
+        self._on_shut = on_shut
+        self._changed = threading.Condition()
+        self._boundary: Boundary | None = None
+        self._updating = False
+        self._shut = False
+        self._wanted = False
+        self._parked = 0
+        self.held_since: float | None = None
+        """When training came to the shut gate (`time.monotonic`); None while it is not held."""
+        self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
+        """The latest times from a boundary to the next update, without the time that it was held."""
+        self.held_seconds = 0.0
+        """How long training has been held in all."""
+        self.hurry = threading.Event()
+        """Set while training is held: what is left of the snapshot should be in memory soon."""
+        self.only_when_parked = False
+        """Whether snapshots are taken only while the training thread stands still: "at a boundary" mode."""
+
+    @property
+    def boundary(self) -> Boundary | None:
+        """The last boundary, which may have been left for an update since."""
+        return self._boundary
+
+    @property
+    def updating(self) -> bool:
+        """Whether training is somewhere between the beginning of an update and the next boundary."""
+        return self._updating
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether training would have to wait before its next update."""
+        return self._shut
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether training stands still until it is answered."""
+        return self._parked > 0
+
+    def leave(self) -> None:
+        """Waits while the gate is shut; then the last boundary is no more, and the next is being recorded.
+
+        Called by training at the beginning of `step()`: a scaler that skips an update never comes to the optimizer's.
+        """
+        with self._changed:
+            self._wait_until_open()
+            self._updating = True
+
+    def enter_update(self) -> None:
+        """Waits while the gate is shut; then an update is in progress until the next boundary."""
+        with self._changed:
+            if not self._updating and self._boundary is not None and not self._shut:
+                self.undisturbed_seconds.append(time.monotonic() - self._boundary.reached_at)
+            self._wait_until_open()
+            self._updating = True
+
+    def reach(self, boundary: Boundary, *, shut: bool) -> None:
+        """Training has reached a boundary.
+
+        Args:
+            boundary: The boundary.
+            shut: Whether it is to be saved, so that no update may begin before it was taken.
+        """
+        with self._changed:
+            self._boundary = boundary
+            self._updating = False
+            if shut or self._wanted:
+                self._shut = True
+                self._wanted = False
+                self._changed.notify_all()
+                self._on_shut()
+                if self.only_when_parked:
+                    self._wait_until_open()
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """The training thread waits for a save, and touches nothing meanwhile."""
+        with self._changed:
+            self._parked += 1
+            self.hurry.set()
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._parked -= 1
+                if self.held_since is None:
+                    self.hurry.clear()
+
+    def shut(self, after: int, give_up: Callable[[], bool]) -> Boundary | None:
+        """Shuts the gate as soon as there is a boundary to take; called by the thread that takes snapshots.
+
+        Args:
+            after: The number of a boundary that is of no use any more; the next one is.
+            give_up: Asked now and then whether there is still something to wait for.
+
+        Returns:
+            The boundary; None if it was given up.
+        """
+        with self._changed:
+            while not self._can_shut(after):
+                self._wanted = True
+                if give_up():
+                    self._wanted = False
+                    return None
+                self._changed.wait(0.05)
+            self._shut = True
+            self._wanted = False
+            return self._boundary
+
+    def open(self, number: int | None) -> None:
+        """Lets training go on.
+
+        Args:
+            number: The boundary that was taken. One that training has reached since, and wants saved, keeps the gate
+                shut. None opens it whatever it is shut for.
+        """
+        with self._changed:
+            if self._shut and (number is None or self._boundary is None or self._boundary.number == number):
+                self._shut = False
+                self._changed.notify_all()
+
+    def _can_shut(self, after: int) -> bool:
+        if self._shut:
+            return True
+        if self._boundary is None or self._updating:
+            return False
+        if self._parked:
+            return True
+        return self._boundary.number > after and not self.only_when_parked
+
+    def _wait_until_open(self) -> None:
+        if not self._shut:
+            return
+        self.held_since = begun = time.monotonic()
+        self.hurry.set()
+        try:
+            while self._shut:
+                self._changed.wait()
+        finally:
+            self.held_since = None
+            self.held_seconds += time.monotonic() - begun
+            if not self._parked:
+                self.hurry.clear()
+
+
+class OptimizerHook:
+    """Sends every optimizer that owns registered parameters through the gate before it updates them.
+
+    torch calls the hook for each of its optimizers, whatever its class: plain, scheduled, wrapped by accelerate, called
+    by a GradScaler, LBFGS, compiled. Others (a probe's, inside an evaluation) pass.
+
+    Args:
+        gate: The gate.
+        parameters: The registered parameters.
+    """
+
+    def __init__(self, gate: Gate, parameters: Iterable[torch.Tensor]) -> None:
+        self._gate = gate
+        self._parameters = {id(parameter) for parameter in parameters}
+        self._owners: weakref.WeakKeyDictionary[Any, tuple[int, bool]] = weakref.WeakKeyDictionary()
+        self._handle = register_optimizer_step_pre_hook(self._before_step)
+
+    def remove(self) -> None:
+        """Calls no more."""
+        self._handle.remove()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        groups = len(optimizer.param_groups)
+        known = self._owners.get(optimizer)
+        if known is None or known[0] != groups:
+            owns = any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
+            self._owners[optimizer] = known = (groups, owns)
+        if known[1]:
+            self._gate.enter_update()

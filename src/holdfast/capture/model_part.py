@@ -1,0 +1,177 @@
+"""A model: its weights, which stand still between updates, and what its forward may write."""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import Any
+
+import torch
+from torch import nn
+
+from holdfast.capture import buffers, model_fit, tree
+from holdfast.capture.buffers import Buffers
+from holdfast.capture.slots import Slot, identity, modules_of, slots_of
+from holdfast.capture.state import ASIDE, Stored, rest_of
+from holdfast.errors import CheckpointError, ConfigError
+
+_numbers = count()
+
+
+class _Plan:
+    """What a model consists of, as long as it consists of that."""
+
+    def __init__(self, module: nn.Module, moving: Mapping[str, int]) -> None:
+        self.modules = list(modules_of(module))
+        self.inside = [inner.__dict__ for _, inner in self.modules]
+        self.slots: list[Slot] = []
+        self.aliases: dict[str, str] = {}
+        first: dict[Any, Slot] = {}
+        for slot in slots_of(module):
+            kept = first.setdefault(identity(slot.tensor), slot)
+            if kept is slot:
+                self.slots.append(slot)
+            elif slot.kind != "cache":
+                self.aliases[slot.name] = kept.name
+        self.weights = {slot.name: slot.tensor for slot in self.slots if slot.kind == "weight"}
+        self.parameters = list(self.weights.values())
+        self.buffer_places = [inner._buffers for _, inner in self.modules if inner._buffers]
+        held = [slot for slot in self.slots if slot.kind != "weight"]
+        self.buffers = Buffers(held, moving)
+        self.buffer_pointers = [slot.tensor for slot in held if slot.tensor.layout == torch.strided]
+        self.extra = [(name, inner) for name, inner in self.modules if _has_extra_state(inner)]
+        self.contents = [(slot.stored, id(slot.tensor) if slot.kind == "weight" else None) for slot in self.slots]
+        self.seen = self.look()
+        self.number = next(_numbers)
+
+    def look(self) -> Hashable:
+        """Differs when a buffer was replaced, added or taken away, or was given other memory."""
+        held = tuple(map(id, chain.from_iterable(map(dict.values, self.buffer_places))))
+        return held, tuple(map(torch.Tensor.data_ptr, self.buffer_pointers))
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    plan: _Plan
+    buffers: buffers.Recorded
+    trains: list[bool]
+    learns: list[bool]
+    extra: Mapping[str, Any]
+
+
+class ModelPart:
+    """A module as a part of the state.
+
+    Args:
+        name: What the part is called.
+        module: The module; wrapped or compiled ones count as what is inside.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self._module = module
+        if nameless := [slot.name for slot in slots_of(module) if nn.parameter.is_lazy(slot.tensor)]:
+            raise ConfigError([f"{name}: {nameless[0]!r} has no shape yet; run the model once before it is registered"])
+        self._plan = _Plan(module, {})
+
+    @property
+    def moving_buffers(self) -> dict[str, int]:
+        """Large buffers that were seen to change, and the bytes that copying each takes at every boundary."""
+        return self._plan.buffers.moving
+
+    def named_parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters that the module has now, by name."""
+        return _Plan(self._module, {}).weights
+
+    def structure(self) -> Hashable:
+        """Differs when `live` would give other tensors.
+
+        Weights that were replaced show from the next call of `live`: to look for them here would cost more than all of
+        the record, and an optimizer would know nothing of them.
+        """
+        return self._plan.number, self._plan.buffers.arrangement
+
+    def live(self) -> dict[str, torch.Tensor]:
+        """The parameters, and large buffers that never changed."""
+        fresh = _Plan(self._module, self._plan.buffers.moving)
+        if fresh.contents != self._plan.contents:
+            self._plan = fresh
+        return {**fresh.weights, **fresh.buffers.live}
+
+    def record(self) -> _Recorded:
+        """Buffers, modes, and what modules give as their extra state."""
+        plan = self._plan
+        if plan.look() != plan.seen:
+            plan = self._plan = _Plan(self._module, plan.buffers.moving)
+        return _Recorded(
+            plan,
+            plan.buffers.record(),
+            [inside["training"] for inside in plan.inside],
+            [parameter.requires_grad for parameter in plan.parameters],
+            {name: tree.snapshot(module.get_extra_state(), lambda _: True) for name, module in plan.extra},
+        )
+
+    def encode(self, recorded: _Recorded) -> Stored:
+        """What was recorded, as tensors and JSON."""
+        plan = recorded.plan
+        tensors: dict[str, torch.Tensor] = {}
+        extra = {name: tree.encode(state, f"{ASIDE}{name}/extra", tensors) for name, state in recorded.extra.items()}
+        rest = {
+            "kind": "model",
+            "frozen": [name for name, learns in zip(plan.weights, recorded.learns, strict=True) if not learns],
+            "evaluating": [name for (name, _), on in zip(plan.modules, recorded.trains, strict=True) if not on],
+            "extra": extra,
+        }
+        tensors |= recorded.buffers.tensors()
+        # What the module has got since can only be taken as it is.
+        since = [slot for slot in self._plan.slots if slot.kind != "weight" and slot.stored not in tensors]
+        still = self._plan.buffers.live
+        tensors |= {slot.stored: slot.tensor.detach().clone() for slot in since if slot.stored not in still}
+        return Stored(tensors, rest, plan.aliases)
+
+    def problems(self, stored: Stored) -> list[str]:
+        """Why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
+        rest_of(stored, self.name, "model")
+        return [f"{self.name}: {problem}" for problem in model_fit.compare(slots_of(self._module), stored).problems]
+
+    def restore(self, stored: Stored, *, strict: bool) -> list[str]:
+        """Puts everything back into the module's own tensors."""
+        fit = model_fit.compare(slots_of(self._module), stored)
+        if strict and fit.problems:
+            raise CheckpointError(f"{self.name} does not fit the checkpoint: {'; '.join(fit.problems)}")
+        rest = rest_of(stored, self.name, "model")
+        frozen, evaluating, extra = (rest.get(key) for key in ("frozen", "evaluating", "extra"))
+        if not isinstance(frozen, list) or not isinstance(evaluating, list) or not isinstance(extra, dict):
+            raise CheckpointError(f"{self.name}: what the checkpoint says of its modules cannot be read")
+        states = {name: tree.decode(state, stored.tensors) for name, state in extra.items()}
+        for slot, tensor in fit.pairs:
+            _put_back(slot, tensor)
+        changed = 0
+        for slot, _ in fit.pairs:
+            if slot.kind == "weight" and slot.tensor.requires_grad == (slot.name in frozen):
+                slot.tensor.requires_grad_(slot.name not in frozen)
+                changed += 1
+        for name, module in modules_of(self._module):
+            module.training = name not in evaluating
+            if name in states and _has_extra_state(module):
+                module.set_extra_state(states[name])
+        self._plan = _Plan(self._module, self._plan.buffers.moving)
+        notes = [f"{self.name}: {problem}: left out" for problem in fit.problems]
+        if changed:
+            notes.append(
+                f"{self.name}: {changed} weights were frozen or not otherwise than in the checkpoint; now as there"
+            )
+        return notes
+
+
+def _put_back(slot: Slot, tensor: torch.Tensor) -> None:
+    now = slot.tensor
+    if now.layout == torch.strided and now.shape == tensor.shape and now.dtype == tensor.dtype:
+        now.detach().copy_(tensor)
+    elif slot.kind == "weight":
+        now.data = tensor.clone().to(now.device)
+    else:  # one that is grown while it is used, or is sparse
+        slot.place[slot.key] = tensor.clone().to(now.device)
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state

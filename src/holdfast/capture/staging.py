@@ -1,0 +1,109 @@
+"""Memory for snapshots: blocks that were touched once and are used again.
+
+Touching free memory is the hidden cost of a snapshot: fresh pages take copies at a tenth of the speed of resident ones
+(measured: 1.4 against 12.8 GB/s, and 0.3 where a virtual machine has given them back). So nothing is allocated while a
+save runs.
+"""
+
+import ctypes
+import mmap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+BLOCK_BYTES = 8 << 20
+# What a save may use while training is not waiting for it: the copies are paced by the disk, and stay in the cache.
+RING_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of resident memory: `BLOCK_BYTES` at a page's beginning; page-locked where there is CUDA."""
+
+    view: memoryview
+    address: int
+    tensor: torch.Tensor
+    owner: Any
+
+
+class Pool:
+    """The resident blocks: a small ring, and a reserve for what is left when training comes to the gate.
+
+    Args:
+        pinned: Whether blocks are page-locked, for copies from a CUDA device.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._changed = threading.Condition()
+        self._free = [_block(pinned) for _ in range(RING_BLOCKS)]
+        self._total = RING_BLOCKS
+        self._scratch: list[Block] = []
+
+    @property
+    def bytes(self) -> int:
+        """How much memory the pool holds."""
+        return self._total * BLOCK_BYTES
+
+    def take(self, hurry: threading.Event, stopped: Callable[[], bool]) -> tuple[Block | None, bool]:
+        """Takes a block, and waits for one if it must.
+
+        Args:
+            hurry: Whether training waits; only then the reserve is touched.
+            stopped: Whether the save has been given up.
+
+        Returns:
+            The block, None if the save was given up; and whether training had to wait for the disk.
+        """
+        streamed = False
+        with self._changed:
+            while not stopped():
+                spared = 0 if hurry.is_set() else self._total - RING_BLOCKS
+                if len(self._free) > spared:
+                    return self._free.pop(), streamed
+                streamed |= hurry.is_set()
+                self._changed.wait(0.01)
+        return None, streamed
+
+    def give(self, block: Block) -> None:
+        """Gives a block back."""
+        with self._changed:
+            self._free.append(block)
+            self._changed.notify()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Block]:
+        """A block to read something a second time into; kept for the next time."""
+        with self._changed:
+            block = self._scratch.pop() if self._scratch else None
+        block = block or _block(self._pinned)
+        try:
+            yield block
+        finally:
+            with self._changed:
+                self._scratch.append(block)
+
+    def grow(self, wanted: int) -> None:
+        """Makes the pool at least `wanted` bytes large. Called between saves, never during one."""
+        while self._total * BLOCK_BYTES < wanted:
+            block = _block(self._pinned)
+            with self._changed:
+                self._free.append(block)
+                self._total += 1
+
+
+def _block(pinned: bool) -> Block:
+    if pinned:
+        tensor = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
+        owner: Any = (ctypes.c_char * BLOCK_BYTES).from_address(tensor.data_ptr())
+    else:
+        owner = mmap.mmap(-1, BLOCK_BYTES)
+        with suppress(OSError):  # a kernel without huge pages
+            owner.madvise(mmap.MADV_HUGEPAGE)
+        tensor = torch.frombuffer(owner, dtype=torch.uint8)
+        tensor.zero_()  # touches every page
+    return Block(memoryview(owner).cast("B"), tensor.data_ptr(), tensor, owner)

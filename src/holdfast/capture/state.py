@@ -1,0 +1,130 @@
+"""The parts of a training's state: what each gives to a checkpoint, and how it takes it back."""
+
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from holdfast.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+# Part of the names of files, whose suffixes need their room too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+
+RESERVED = ("random", "data", "training")
+"""The names of files of a checkpoint that belong to no part."""
+
+ASIDE = ".aside."
+"""How the name of a tensor begins that others who load a model's file should not meet in it. No weight's can."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint holds of one part.
+
+    Args:
+        tensors: Its tensors, by name.
+        rest: The rest, as JSON.
+        aliases: Further names of tensors (tied weights), each with the name under which the tensor is there.
+    """
+
+    tensors: Mapping[str, "torch.Tensor"]
+    rest: Any
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+
+class Part(Protocol):
+    """One part of the state: a model, an optimizer, or anything with `state_dict` and `load_state_dict`."""
+
+    @property
+    def name(self) -> str:
+        """What it is called: `model`, `optimizer`, `ema`; a component of a file's name."""
+
+    def structure(self) -> Hashable:
+        """Differs when `live` would give other tensors. Asked at every boundary, so it is cheap."""
+
+    def live(self) -> Mapping[str, "torch.Tensor"]:
+        """The very tensors that change only in an update, by the names that they have in the file."""
+
+    def record(self) -> Any:
+        """The small rest, as of now; later changes do not show in it. Called by training at every boundary."""
+
+    def encode(self, recorded: Any) -> Stored:
+        """What was recorded, for a file that holds it together with the live tensors. Called in another thread."""
+
+    def problems(self, stored: Stored) -> list[str]:
+        """Why a checkpoint does not fit, a line for each mismatch. Changes nothing."""
+
+    def restore(self, stored: Stored, *, strict: bool) -> list[str]:
+        """Puts everything back in place, sharing no memory with `stored`.
+
+        Args:
+            stored: What the checkpoint holds.
+            strict: Whether one that does not fit is refused. Otherwise what fits is put back.
+
+        Returns:
+            A line for each thing that the user should know: what was left out, what was changed besides values.
+
+        Raises:
+            CheckpointError: It does not fit. With `strict`, nothing was changed.
+        """
+
+
+def rest_of(stored: Stored, name: str, kind: str) -> Mapping[str, Any]:
+    """The rest of what a checkpoint holds of a part, which anybody may have written.
+
+    Raises:
+        CheckpointError: It is that of another kind of part.
+    """
+    found = stored.rest
+    if not isinstance(found, dict) or found.get("kind") != kind:
+        there = found.get("kind") if isinstance(found, dict) else None
+        raise CheckpointError(f"{name} is of kind {there!r} in the checkpoint, and of kind {kind!r} here")
+    return found
+
+
+def parts_of(named: Mapping[str, object]) -> list[Part]:
+    """Makes a part of everything that a loop registers, in its order.
+
+    Raises:
+        ConfigError: A name cannot be one, an object has no state, or an optimizer has parameters of no model here.
+        UnsupportedError: An object's state holds something that cannot be written.
+    """
+    import torch
+
+    from holdfast.capture.model_part import ModelPart
+    from holdfast.capture.object_part import object_part
+    from holdfast.capture.optimizer_part import OptimizerPart, bare_optimizer
+
+    if problems := _wrong_names(named):
+        raise ConfigError(problems)
+    models = {name: ModelPart(name, one) for name, one in named.items() if isinstance(one, torch.nn.Module)}
+    found: list[Part] = []
+    for name, one in named.items():
+        optimizer = bare_optimizer(one)
+        if name in models:
+            found.append(models[name])
+        elif optimizer is not None:
+            part = OptimizerPart(name, optimizer, list(models.values()))
+            problems += part.strangers()
+            found.append(part)
+        elif callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None)):
+            found.append(object_part(name, one))
+        else:
+            problems.append(f"{name}: a {type(one).__name__} has no state_dict and load_state_dict to save it by")
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _wrong_names(named: Mapping[str, object]) -> list[str]:
+    problems = []
+    taken = {name.casefold(): name for name in (*RESERVED, "MANIFEST")}
+    for name in named:
+        if not _NAME.fullmatch(name):
+            problems.append(f"{name!r}: no name for a part; letters, digits, _ and - make one")
+        elif (other := taken.setdefault(name.casefold(), name)) != name or name in RESERVED:
+            problems.append(f"{name}: this name is taken by {other!r} in a checkpoint; choose another")
+    return problems

@@ -1,0 +1,323 @@
+"""From live tensors to files, block by block, while training goes on.
+
+Readers copy blocks of the files-to-be out of the live tensors into resident memory; writers take them to the disk. When
+training comes to the gate, what is left is copied into the reserve as fast as memory allows, and the gate may open.
+"""
+
+import ctypes
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import xxhash
+
+from holdfast.capture.staging import BLOCK_BYTES, Block, Pool
+from holdfast.errors import TornError
+
+READERS = 2
+WRITERS = 2
+
+
+class Image(Protocol):
+    """A file to be: its content in order, each piece bytes or a tensor whose bytes go there."""
+
+    @property
+    def path(self) -> str:
+        """Where it goes inside the checkpoint."""
+
+    @property
+    def pieces(self) -> Sequence["bytes | torch.Tensor"]:
+        """Its content."""
+
+
+class Sink(Protocol):
+    """An open file."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Writes all of `data` at `offset`."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Bytes of one tensor, or bytes themselves, that go to a place in a block."""
+
+    source: "bytes | torch.Tensor"
+    begin: int
+    place: int
+    size: int
+    name: str
+
+
+@dataclass
+class _Unit:
+    """What one block of memory holds of one file."""
+
+    file: int
+    offset: int
+    size: int
+    parts: list[_Part]
+    digest: int = 0
+
+
+class Stream:
+    """One snapshot on its way to the disk.
+
+    Args:
+        images: The files to be.
+        sinks: Where each is written, in the same order.
+        pool: The memory that may be used.
+        hurry: Set while training waits at the gate.
+        names: What the tensors are called, by their data pointers, for whoever is told of a torn one.
+        after: On CUDA, what must be done before anything is read: the update that led to the boundary.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[Image],
+        sinks: Sequence[Sink],
+        pool: Pool,
+        hurry: threading.Event,
+        names: Mapping[int, str],
+        after: torch.cuda.Event | None = None,
+    ) -> None:
+        self._units: list[_Unit] = []
+        self._rearranged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._names = names
+        self._after = after
+        self._plan(images)
+        self._sinks = sinks
+        self._pool = pool
+        self._hurry = hurry
+        self._hashes = [xxhash.xxh3_128() for _ in images]
+        self._lock = threading.Lock()
+        self._taking = threading.Lock()
+        self._next_read = 0
+        self._next_hashed = 0
+        self._hashing = False
+        self._read: dict[int, Block] = {}
+        self._to_write: queue.SimpleQueue[tuple[int, Block] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._torn: list[str] = []
+        self._next_checked = 0
+        self._writers = [self._start(self._write, f"write-{n}") for n in range(WRITERS)]
+        self.streamed = False
+        """Whether training had to wait for the disk, because the memory did not hold the whole snapshot."""
+
+    def read(self) -> None:
+        """Returns when the whole snapshot is in host memory or on its way to the disk, and was read twice alike.
+
+        Raises:
+            TornError: Somebody wrote to it meanwhile.
+            OSError: The disk does not take it.
+        """
+        self._together(self._copy)
+        self._raise()
+        self._together(self._check)
+        self._raise()
+        if self._torn:
+            raise TornError(list(dict.fromkeys(self._torn)))
+
+    def finish(self) -> list[str]:
+        """Returns when all is written: the xxh3_128 of each file, as 32 hexadecimal digits.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
+        self.close()
+        self._raise()
+        return [found.hexdigest() for found in self._hashes]
+
+    def close(self) -> None:
+        """Waits for the writers, and gives the memory back, also after an error."""
+        for _ in self._writers:
+            self._to_write.put(None)
+        for writer in self._writers:
+            writer.join()
+        self._writers = []
+        with self._lock:
+            left, self._read = self._read, {}
+        for block in left.values():
+            self._pool.give(block)
+
+    def _together(self, work: "_Work") -> None:
+        helpers = [self._start(work, f"read-{n}") for n in range(1, READERS)]
+        self._guarded(work)
+        for helper in helpers:
+            helper.join()
+
+    def _start(self, work: "_Work", name: str) -> threading.Thread:
+        thread = threading.Thread(target=self._guarded, args=(work,), name=f"holdfast-{name}", daemon=True)
+        thread.start()
+        return thread
+
+    def _guarded(self, work: "_Work") -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked for the work
+            self._error = self._error or error
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _stopped(self) -> bool:
+        return self._error is not None
+
+    def _copy(self) -> None:
+        copier = _Copier(self._pool, self._after)
+        while not self._stopped():
+            with self._taking:  # the block comes with the unit, so that the earliest unit always has one
+                if self._next_read == len(self._units):
+                    return
+                block, streamed = self._pool.take(self._hurry, self._stopped)
+                self.streamed |= streamed
+                if block is None:
+                    return
+                number = self._next_read
+                self._next_read += 1
+            unit = self._units[number]
+            copier.copy(unit, block)
+            unit.digest = xxhash.xxh3_64_intdigest(block.view[: unit.size])
+            self._hash_in_order(number, block)
+
+    def _hash_in_order(self, number: int, block: Block) -> None:
+        """Digests the blocks that are there, each file from its beginning to its end, and hands them to the writers."""
+        with self._lock:
+            self._read[number] = block
+            if self._hashing:
+                return
+            self._hashing = True
+        while True:
+            with self._lock:
+                found = self._read.pop(self._next_hashed, None)
+                if found is None:
+                    self._hashing = False
+                    return
+                current = self._next_hashed
+                self._next_hashed += 1
+            unit = self._units[current]
+            self._hashes[unit.file].update(found.view[: unit.size])
+            self._to_write.put((current, found))
+
+    def _write(self) -> None:
+        while (item := self._to_write.get()) is not None:
+            number, block = item
+            unit = self._units[number]
+            try:
+                if not self._stopped():
+                    self._sinks[unit.file].write(block.view[: unit.size], unit.offset)
+            except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
+                self._error = self._error or error
+            finally:
+                self._pool.give(block)
+
+    def _check(self) -> None:
+        """Reads every unit again. A write between the two reads shows; one before the first is the net's to see."""
+        copier = _Copier(self._pool, self._after)
+        while True:
+            with self._lock:
+                if self._next_checked == len(self._units):
+                    break
+                unit = self._units[self._next_checked]
+                self._next_checked += 1
+            if copier.digest(unit) != unit.digest:
+                with self._lock:
+                    self._torn.extend(part.name for part in unit.parts if part.name)
+        with self._lock:
+            rearranged, self._rearranged = self._rearranged, []
+        for tensor, copy in rearranged:
+            if not torch.equal(_bytes(_in_order(tensor)), _bytes(copy)):
+                with self._lock:
+                    self._torn.append(self._names.get(tensor.data_ptr(), "a tensor"))
+
+    def _plan(self, images: Sequence[Image]) -> None:
+        """Cuts the files-to-be into units, none larger than a block of memory."""
+        for file, image in enumerate(images):
+            unit = _Unit(file, 0, 0, [])
+            for piece in image.pieces:
+                source, name = self._source(piece)
+                size = len(source) if isinstance(source, bytes) else source.nbytes
+                begin = 0
+                while begin < size:
+                    fits = min(size - begin, BLOCK_BYTES - unit.size)
+                    unit.parts.append(_Part(source, begin, unit.size, fits, name))
+                    unit.size += fits
+                    begin += fits
+                    if unit.size == BLOCK_BYTES:
+                        self._units.append(unit)
+                        unit = _Unit(file, unit.offset + BLOCK_BYTES, 0, [])
+            if unit.size:
+                self._units.append(unit)
+
+    def _source(self, piece: bytes | torch.Tensor) -> tuple[bytes | torch.Tensor, str]:
+        if isinstance(piece, bytes):
+            return piece, ""
+        name = self._names.get(piece.data_ptr(), "a tensor")
+        source = _in_order(piece)
+        if source.data_ptr() != piece.data_ptr():
+            self._rearranged.append((piece, source))
+        return source, name
+
+
+class _Work(Protocol):
+    def __call__(self) -> None: ...
+
+
+class _Copier:
+    """Copies live bytes; one a thread. On CUDA through a stream of its own, so that training's goes on beside it."""
+
+    def __init__(self, pool: Pool, after: torch.cuda.Event | None) -> None:
+        self._pool = pool
+        self._after = after
+        self._stream: torch.cuda.Stream | None = None
+
+    def copy(self, unit: _Unit, block: Block) -> None:
+        """Fills a block."""
+        for part in unit.parts:
+            if isinstance(part.source, bytes):
+                end = part.place + part.size
+                block.view[part.place : end] = part.source[part.begin : part.begin + part.size]
+            elif part.source.device.type == "cuda":
+                self._from_device(part, block)
+            else:
+                ctypes.memmove(block.address + part.place, part.source.data_ptr() + part.begin, part.size)
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def digest(self, unit: _Unit) -> int:
+        """The digest of what the unit's bytes are now."""
+        if any(isinstance(part.source, torch.Tensor) and part.source.device.type == "cuda" for part in unit.parts):
+            with self._pool.scratch() as scratch:
+                self.copy(unit, scratch)
+                return xxhash.xxh3_64_intdigest(scratch.view[: unit.size])
+        found = xxhash.xxh3_64()
+        for part in unit.parts:
+            if isinstance(part.source, bytes):
+                found.update(part.source[part.begin : part.begin + part.size])
+            else:
+                address = part.source.data_ptr() + part.begin
+                found.update((ctypes.c_char * part.size).from_address(address))
+        return found.intdigest()
+
+    def _from_device(self, part: _Part, block: Block) -> None:
+        assert isinstance(part.source, torch.Tensor)
+        device = part.source.device
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if self._after is not None:
+                self._stream.wait_event(self._after)
+        flat = _bytes(part.source)[part.begin : part.begin + part.size]
+        with torch.cuda.stream(self._stream):
+            block.tensor[part.place : part.place + part.size].copy_(flat, non_blocking=True)
+
+
+def _in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its bytes lie in order; a copy where they do not (channels_last, a conjugate view)."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(-1).view(torch.uint8)

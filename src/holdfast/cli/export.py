@@ -1,0 +1,26 @@
+"""`holdfast export CHECKPOINT DIR`: plain weights, for anything that loads a model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import naming
+from holdfast.cli.output import as_json
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to take the weights of.")],
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write them; made if it is missing.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write a checkpoint's plain weights. Never overwrites a file."""
+    path, _ = naming.checkpoint(checkpoint)
+    from holdfast.layouts import native
+
+    written = native.export(path, target)
+    if json:
+        as_json({"files": [str(file) for file in written]})
+    else:
+        for file in written:
+            print(file)

@@ -1,0 +1,98 @@
+"""`holdfast inspect CHECKPOINT`: what a checkpoint is, without loading it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli import naming, tensor_headers
+from holdfast.cli.output import as_json, columns, size
+from holdfast.cli.tensor_headers import HeaderError, Tensor
+from holdfast.errors import DamagedCheckpointError
+from holdfast.store import files
+from holdfast.store.manifest import Manifest
+from holdfast.store.names import shown
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell who asked for a checkpoint, when, at which step, and what it holds. `verify` reads every byte."""
+    path, manifest = naming.checkpoint(checkpoint)
+    tensors, problems = _tensors(path, manifest)
+    pinned = naming.pinned_in(path.parent)
+    pin = None if pinned is None else manifest.attempt in pinned
+    if json:
+        as_json({**_described(path, manifest, tensors), "pinned": pin, "problems": problems})
+    else:
+        _show(path, manifest, tensors, pin)
+    if problems and json:
+        raise typer.Exit(DamagedCheckpointError.exit_code)
+    if problems:
+        raise DamagedCheckpointError("; ".join(problems), problems, hint=f"see what is wrong: holdfast verify {path}")
+
+
+def _tensors(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
+    """The tensors of each file that holds some, and a line for each file that cannot be read."""
+    found, problems = {}, []
+    with files.open_folder(path) as folder:
+        for file in manifest.files:
+            if not file.path.endswith(".safetensors"):
+                continue
+            try:
+                with files.open_inside(folder, file.path) as fd:
+                    found[file.path] = tensor_headers.read(fd)
+            except HeaderError as error:
+                problems.append(f"{file.path}: {error}")
+            except OSError as error:
+                problems.append(f"{file.path}: cannot be read: {error.strerror or error}")
+    return found, problems
+
+
+def _show(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor]], pinned: bool | None) -> None:
+    for name, value in _facts(path, manifest, pinned):
+        print(f"{shown(name):<14}{shown(value)}")
+    print()
+    columns(("FILE", "SIZE"), [(file.path, size(file.size)) for file in manifest.files])
+    for name, held in tensors.items():
+        print(f"\n{name}: {len(held)} tensors, {size(sum(tensor.bytes for tensor in held))}")
+        rows = [(one.name, one.dtype, "x".join(map(str, one.shape)) or "scalar", size(one.bytes)) for one in held]
+        columns(("TENSOR", "TYPE", "SHAPE", "SIZE"), rows)
+
+
+def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[str, str]]:
+    facts = [
+        ("checkpoint", str(path)),
+        ("step", f"{manifest.step} (face {manifest.boundary.get('face')})"),
+        ("written", f"{manifest.created}, as commit {manifest.sequence}"),
+    ]
+    for reason in manifest.reasons:
+        label = f", label {reason['label']}" if reason.get("label") else ""
+        facts.append(("asked by", f"{reason.get('why') or 'nobody said why'} ({reason.get('door')}){label}"))
+    facts += [
+        ("run", manifest.run),
+        ("attempt", manifest.attempt),
+        ("resumed from", manifest.parent or "nothing: the run began at zero"),
+        ("pinned", {None: "unknown", True: "yes", False: "no"}[pinned]),
+        ("layout", manifest.layout),
+        ("processes", str(manifest.world_size)),
+        ("size", f"{size(manifest.size)} in {len(manifest.files)} files"),
+    ]
+    return facts + [(str(name), str(value)) for name, value in manifest.versions.items()]
+
+
+def _described(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor]]) -> dict[str, Any]:
+    return {
+        "path": str(path),
+        **{key: value for key, value in asdict(manifest).items() if key != "files"},
+        "bytes": manifest.size,
+        "digest": manifest.sha256,
+        "files": [asdict(file) for file in manifest.files],
+        "tensors": {
+            file: [{"name": one.name, "dtype": one.dtype, "shape": one.shape, "bytes": one.bytes} for one in held]
+            for file, held in tensors.items()
+        },
+    }

@@ -1,0 +1,82 @@
+"""Which checkpoints a run still needs, as far as another process can tell."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+
+from holdfast.errors import DamagedCheckpointError
+from holdfast.run import lease
+from holdfast.run.directory import RunDirectory
+from holdfast.store import files, names
+from holdfast.store.catalog import Entry
+from holdfast.store.verify import verify
+
+_STATE = "trainer_state.json"
+# It has a line for each of a training's logs.
+_MOST_STATE_BYTES = 1 << 30
+_MOST_LINE_BYTES = 1 << 20
+
+
+def identity_of(directory: RunDirectory, found: Sequence[Entry]) -> str:
+    """The run that was trained here last; without a lease, that of the newest checkpoint."""
+    holder = lease.read(directory)
+    return holder.run if holder is not None else next((e.manifest.run for e in found if e.manifest), "")
+
+
+def needed(directory: RunDirectory, found: Sequence[Entry]) -> dict[Path, str]:
+    """The checkpoints that must stay whatever the rule is, and why.
+
+    Raises:
+        DamagedCheckpointError: The newest one does not tell which is the best, as it should.
+    """
+    why: dict[Path, str] = {}
+    run = identity_of(directory, found)
+    ours = [entry for entry in found if entry.manifest is not None and entry.manifest.run == run]
+    newest = next((entry for entry in ours if verify(entry.path, full=False).good), None)
+    best = None if newest is None else _best_step(newest)
+    parents = set(_parents(directory, newest))
+    for entry in ours:
+        if entry.step == best:
+            why[entry.path] = "the best one"
+        if entry.manifest is not None and entry.manifest.attempt in parents:
+            why[entry.path] = "the training was resumed from it"
+    return why
+
+
+def _best_step(newest: Entry) -> int | None:
+    """The step of the checkpoint that a Trainer holds for the best; its directory may have been moved since."""
+    if newest.manifest is None or all(file.path != _STATE for file in newest.manifest.files):
+        return None
+    try:
+        state = json.loads(files.read(newest.path / _STATE, limit=_MOST_STATE_BYTES))
+        best = state.get("best_model_checkpoint")
+        return names.step_of(PurePath(best).name) if best is not None else None
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise DamagedCheckpointError(
+            f"{newest.path / _STATE} cannot be read, so that nobody knows which checkpoint is the best: {error}",
+            hint=f"see what is wrong: holdfast verify {newest.path}",
+        ) from error
+
+
+def _parents(directory: RunDirectory, newest: Entry | None) -> Iterator[str]:
+    """What a live run was resumed from: by its newest checkpoint, or by the journal, where it has none yet."""
+    holder = lease.read(directory)
+    if holder is None or not lease.is_alive(directory, holder):
+        return
+    if newest is not None and newest.manifest is not None and newest.manifest.parent is not None:
+        yield newest.manifest.parent
+    start = None
+    try:
+        with files.open_regular(directory.journal) as fd, os.fdopen(os.dup(fd), "rb") as lines:
+            while line := lines.readline(_MOST_LINE_BYTES):
+                if b'"event": "start"' in line:
+                    start = line
+    except FileNotFoundError:
+        return
+    try:
+        parent = json.loads(start or b"{}").get("parent")
+    except (ValueError, RecursionError, AttributeError):
+        return
+    if isinstance(parent, str):
+        yield parent

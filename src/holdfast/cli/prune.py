@@ -1,0 +1,124 @@
+"""`holdfast prune RUN`: delete checkpoints by a rule."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli.needed import identity_of, needed
+from holdfast.cli.output import as_json, columns, size
+from holdfast.errors import ConfigError, HoldfastError, RunNotFoundError
+from holdfast.run.directory import RunDirectory
+from holdfast.run.journal import Journal
+from holdfast.store import catalog, retention
+from holdfast.store.catalog import Entry
+from holdfast.store.retention import Keep, StillWantedError, Verdict
+
+
+def prune(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
+    keep_last: Annotated[int, typer.Option(metavar="N", min=1, help="Keep the newest N, whoever asked for them.")],
+    keep_every: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="Keep those too whose step is a multiple of K.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with --yes or --dry-run.")] = False,
+) -> None:
+    """Delete a run's older checkpoints. What is pinned, needed, damaged or of another run stays."""
+    if not (dry_run or yes) and (json or not sys.stdin.isatty()):
+        raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
+    if not run.is_dir():
+        raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
+    keep = Keep(0, 0, every=keep_every, last=keep_last)
+    verdicts = _judge(run, keep)
+    going = [verdict.entry for verdict in verdicts if verdict.kept is None]
+    if not json:
+        _show(run, verdicts, going)
+    deleted: list[str] = []
+    problems: list[str] = []
+    if going and not dry_run:
+        if not yes and not _agreed():
+            raise HoldfastError("nothing was deleted")
+        deleted, problems = _delete(run, keep, {_attempt(entry) for entry in going})
+    if json:
+        described = [_described(verdict, deleted) for verdict in verdicts]
+        as_json({"run": str(run), "dry_run": dry_run, "checkpoints": described, "problems": problems})
+    elif going and not dry_run:
+        print(f"deleted {len(deleted)} of {len(going)}")
+    if problems and json:
+        raise typer.Exit(HoldfastError.exit_code)
+    if problems:
+        raise HoldfastError("; ".join(problems), hint="the others are deleted; to go on, do the same again")
+
+
+def _judge(run: Path, keep: Keep) -> list[Verdict]:
+    """What goes and what stays as of now; a run that is alive saves and deletes all the time."""
+    directory = RunDirectory(run)
+    if directory.control.exists():
+        directory.open()
+    found = catalog.entries(run)
+    why = needed(directory, found)
+    verdicts = retention.judge(found, identity_of(directory, found), keep, spared=why)
+    return [replace(v, kept=why[v.entry.path]) if v.kept == retention.NEEDED else v for v in verdicts]
+
+
+def _delete(run: Path, keep: Keep, agreed: set[str]) -> tuple[list[str], list[str]]:
+    """Deletes what was agreed to and still may go, by whatever name it has by now. Gives attempts, and problems."""
+    directory = RunDirectory(run)
+    deleted, problems = [], []
+    for verdict in reversed(_judge(run, keep)):
+        entry = verdict.entry
+        if verdict.kept is not None or _attempt(entry) not in agreed:
+            continue
+        try:
+            retention.delete(run, entry.path, _attempt(entry))
+        except (FileNotFoundError, StillWantedError):
+            continue  # the run itself has deleted it, somebody has pinned it, or its name is another's
+        except OSError as error:
+            problems.append(f"{entry.path.name} was not deleted: {error.strerror or error}")
+            continue
+        deleted.append(_attempt(entry))
+        if directory.journal.exists() and entry.manifest is not None:
+            Journal(directory.journal, entry.manifest.run).write("deleted", path=str(entry.path), by="holdfast prune")
+    return deleted, problems
+
+
+def _agreed() -> bool:
+    try:
+        return input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def _show(run: Path, verdicts: list[Verdict], going: list[Entry]) -> None:
+    if not verdicts:
+        print(f"no checkpoint in {run} yet")
+        return
+    columns(("CHECKPOINT", "STEP", "SIZE", "VERDICT"), [_row(verdict) for verdict in verdicts])
+    freed = size(sum(entry.manifest.size for entry in going if entry.manifest is not None))
+    print(f"{len(going)} of {len(verdicts)} go, {freed}" if going else "nothing to delete")
+
+
+def _row(verdict: Verdict) -> tuple[str, ...]:
+    entry = verdict.entry
+    measured = size(entry.manifest.size) if entry.manifest is not None else "-"
+    return (entry.path.name, str(entry.step), measured, "goes" if verdict.kept is None else f"stays: {verdict.kept}")
+
+
+def _described(verdict: Verdict, deleted: list[str]) -> dict[str, Any]:
+    entry = verdict.entry
+    return {
+        "path": str(entry.path),
+        "step": entry.step,
+        "bytes": entry.manifest.size if entry.manifest is not None else None,
+        "kept": verdict.kept,
+        "deleted": entry.manifest is not None and entry.manifest.attempt in deleted,
+    }
+
+
+def _attempt(entry: Entry) -> str:
+    assert entry.manifest is not None, "nothing goes without a manifest"
+    return entry.manifest.attempt

@@ -1,0 +1,89 @@
+"""How far apart two tensors of one type and shape are, read piece by piece from their files."""
+
+import math
+from dataclasses import dataclass
+
+from holdfast.cli.tensor_headers import Tensor, exactly
+
+_PIECE = 16 << 20  # bytes, a multiple of every element's
+
+
+@dataclass(frozen=True)
+class Distance:
+    """`greatest` is the greatest absolute difference of two elements, `relative` the norm of A - B over that of A.
+
+    None of a type that torch does not count with.
+    """
+
+    greatest: float | None
+    relative: float | None
+
+
+def distance(a: tuple[int, Tensor], b: tuple[int, Tensor]) -> Distance | None:
+    """Compares two tensors, each given by its open file and its place there. None where their bytes are the same."""
+    (first, one), (second, other) = a, b
+    found = None
+    for at in range(0, one.bytes, _PIECE):
+        count = min(_PIECE, one.bytes - at)
+        here, there = exactly(first, count, one.offset + at), exactly(second, count, other.offset + at)
+        if found is None and here != there:
+            found = _Sum(one.dtype)
+            # What came before was the same in both, and counts for the norm.
+            for before in range(0, at, _PIECE):
+                known = exactly(first, _PIECE, one.offset + before)
+                found.add(known, known)
+        if found is not None:
+            found.add(here, there)
+    return None if found is None else found.distance()
+
+
+class _Sum:
+    def __init__(self, dtype: str) -> None:
+        import torch
+
+        of_ours = {
+            "F64": torch.float64,
+            "F32": torch.float32,
+            "F16": torch.float16,
+            "BF16": torch.bfloat16,
+            "F8_E4M3": torch.float8_e4m3fn,
+            "F8_E5M2": torch.float8_e5m2,
+            "I64": torch.int64,
+            "I32": torch.int32,
+            "I16": torch.int16,
+            "I8": torch.int8,
+            "U8": torch.uint8,
+            "U16": torch.uint16,
+            "U32": torch.uint32,
+            "U64": torch.uint64,
+            "BOOL": torch.bool,
+            "C64": torch.complex64,
+        }
+        self._dtype = of_ours.get(dtype)
+        self._greatest = 0.0
+        self._squares = 0.0
+        self._squares_of_a = 0.0
+
+    def add(self, here: bytearray, there: bytearray) -> None:
+        if self._dtype is None:
+            return
+        import torch
+
+        wide = torch.complex128 if self._dtype.is_complex else torch.float64
+        a, b = (torch.frombuffer(piece, dtype=self._dtype).to(wide) for piece in (here, there))
+        alike = (a == b) | (a.isnan() & b.isnan())  # infinities too, whose difference is no number
+        apart = torch.where(alike, 0.0, a - b).abs()
+        greatest = float(apart.max())
+        if greatest > self._greatest or math.isnan(greatest):
+            self._greatest = greatest
+        self._squares += float((apart * apart).sum())
+        size = torch.where(alike & ~a.isfinite(), 0.0, a).abs()
+        self._squares_of_a += float((size * size).sum())
+
+    def distance(self) -> Distance:
+        if self._dtype is None:
+            return Distance(None, None)
+        if not self._squares:
+            return Distance(self._greatest, 0.0)  # a zero of the other sign, or another NaN
+        relative = math.sqrt(self._squares / self._squares_of_a) if self._squares_of_a else math.inf
+        return Distance(self._greatest, relative)

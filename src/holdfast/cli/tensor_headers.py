@@ -1,0 +1,99 @@
+"""What a safetensors file says of its tensors, read without any library: the verbs start in a tenth of its time.
+
+The format: eight bytes, the length of the header, little-endian; the header, a JSON object; the tensors' bytes.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+_MOST_HEADER_BYTES = 100_000_000  # the library's own limit
+_MOST_DIMENSIONS = 64  # torch's own limit
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I8", "U8", "BOOL"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
+}
+
+
+class HeaderError(ValueError):
+    """A file that is no safetensors file, whatever its name says."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor, as the header describes it. `offset` is where its bytes begin in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    offset: int
+
+
+def read(fd: int) -> list[Tensor]:
+    """Reads the header of an open file, which may have been written by anybody.
+
+    Raises:
+        HeaderError: The file is cut short, or its header breaks a rule of the format.
+        OSError: It cannot be read.
+    """
+    size = os.fstat(fd).st_size
+    length = int.from_bytes(exactly(fd, 8, 0), "little")
+    if length > min(_MOST_HEADER_BYTES, size - 8):
+        raise HeaderError(f"its header is said to have {length:,} bytes, and the file has {size:,}")
+    try:
+        header = json.loads(exactly(fd, length, 8), object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        raise HeaderError(f"its header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise HeaderError("its header is no object")
+    found = [_tensor(name, told, 8 + length, size) for name, told in header.items() if name != "__metadata__"]
+    return sorted(found, key=lambda tensor: tensor.name)
+
+
+def exactly(fd: int, count: int, offset: int) -> bytearray:
+    """Reads so many bytes at a place.
+
+    Raises:
+        HeaderError: The file ends before.
+    """
+    data = bytearray()
+    while len(data) < count:
+        part = os.pread(fd, min(count - len(data), 1 << 24), offset + len(data))
+        if not part:
+            raise HeaderError("it is cut short")
+        data += part
+    return data
+
+
+def _tensor(name: str, told: Any, start: int, size: int) -> Tensor:
+    if not isinstance(told, dict) or set(told) != {"dtype", "shape", "data_offsets"}:
+        raise HeaderError(f"its header describes {name!r} in another way than the format has it")
+    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets):
+        raise HeaderError(f"its header describes {name!r} in another way than the format has it")
+    if len(shape) > _MOST_DIMENSIONS or len(offsets) != 2:
+        raise HeaderError(f"its header gives {name!r} {len(shape)} dimensions and {len(offsets)} ends")
+    begin, end = offsets
+    if not begin <= end <= size - start:
+        raise HeaderError(f"the bytes of {name!r} lie outside the file")
+    if dtype in _BITS and math.prod(shape) * _BITS[dtype] != (end - begin) * 8:
+        raise HeaderError(f"{name!r} has {end - begin:,} bytes, which do not fit its shape and type")
+    return Tensor(name, dtype, tuple(shape), end - begin, start + begin)
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found

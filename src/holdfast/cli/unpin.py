@@ -1,0 +1,16 @@
+"""`holdfast unpin CHECKPOINT...`: let retention have these again."""
+
+from holdfast.cli.output import as_json
+from holdfast.cli.pin import Checkpoints, Json, in_their_runs
+from holdfast.store import pins
+
+
+def unpin(checkpoints: Checkpoints, json: Json = False) -> None:
+    """Take pins away: the checkpoints are kept or deleted as the others are."""
+    meant = in_their_runs(checkpoints)
+    for path, attempt in meant:
+        had = pins.unpin(path.parent, attempt)
+        if not json:
+            print(f"{path.name}: " + ("no longer pinned" if had else "was not pinned"))
+    if json:
+        as_json({"checkpoints": [{"path": str(path), "pinned": False} for path, _ in meant]})

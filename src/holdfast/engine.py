@@ -1,0 +1,247 @@
+"""One training's saves, as the training thread sees them."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from holdfast import ranks
+from holdfast.capture.boundary import Boundary
+from holdfast.capture.gate import Gate, OptimizerHook
+from holdfast.capture.reserve import Reserve
+from holdfast.config import Settings
+from holdfast.doors.reception import Reception
+from holdfast.doors.schedule import Minutes
+from holdfast.errors import HoldfastError
+from holdfast.resuming import Chosen, choose
+from holdfast.run.request import Answer, Request
+from holdfast.run.run import Run
+from holdfast.run.status import Rate
+from holdfast.service import Service
+from holdfast.snapshot import Snapshots, Subject
+from holdfast.stopping import Stopping, stopped_after_save
+from holdfast.store.retention import Keep
+from holdfast.ticket import Ticket
+
+
+class Engine:
+    """Saves the last boundary of one training whenever somebody asks. Use it as a context manager.
+
+    Args:
+        output_dir: The run directory.
+        settings: How it is saved.
+        keep: How many checkpoints may stay.
+        resume: What to go on from, as `resume_from_checkpoint` has it.
+        layout: The layout that this training reads.
+        say: Prints a line for the user.
+
+    Raises:
+        RunBusyError: Another process trains in `output_dir`.
+        NoCheckpointError: `resume` names something that cannot be resumed from.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        settings: Settings,
+        keep: Keep,
+        resume: str | bool | None,
+        layout: str,
+        say: Callable[[str], None],
+    ) -> None:
+        ranks.require_one()
+        self.settings = settings
+        self._print = say
+        self.chosen: Chosen | None = choose(output_dir, resume, layout, self.say)
+        manifest = self.chosen.manifest if self.chosen else None
+        continues = self.chosen.continues(output_dir) if self.chosen else None
+        self.run = Run.open(output_dir, continues=continues, parent=manifest.attempt if manifest else None)
+        self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
+        self.gate = Gate(self._wake)
+        self._reception = Reception(self.run, settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
+        self._stopping = Stopping(self, settings.stop_grace_seconds)
+        self._service = Service(self.run, self.gate, self._reception, keep, self.say, self._on_stop)
+        self._training_thread = threading.current_thread()
+        self._subject: Subject | None = None
+        self._snapshots: Snapshots | None = None
+        self._hook: OptimizerHook | None = None
+        self._rate = Rate(0)
+        self._number = 0
+        self.stop_requested = False
+        self.finished = False
+
+    def __enter__(self) -> "Engine":
+        self._reception.start()
+        if not self._stopping.start():
+            self.say("not in the main thread: signals do not ask for saves here; the other doors are open")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
+        is_stop = self._stopping.explains(error)
+        failed = error is not None and not is_stop and not isinstance(error, SystemExit)
+        if isinstance(error, Exception) and not is_stop:
+            self._save_before_it_leaves(error)
+        elif self.finished and self.gate.boundary is not None:
+            self._reception.look(self.gate.boundary.step, last=True)
+        self._service.close()
+        self._stopping.stop()
+        self._reception.close()
+        self._service.refuse("training ended before the next boundary")
+        if self._hook is not None:
+            self._hook.remove()
+        outcome = f"failed: {kind.__name__}" if kind and failed else "stopped" if self.stop_requested else "finished"
+        self.run.close(outcome, 1 if failed else self.exit_code)
+        return is_stop
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that tells how training ended: 0, 75 after a stop with a good save, 1 after one without."""
+        if not self.stop_requested:
+            return 0
+        return stopped_after_save() if self._service.stop_saved else 1
+
+    @property
+    def stop_saved(self) -> bool | None:
+        """Whether the save of the stop succeeded; None as long as there is no answer."""
+        return self._service.stop_saved
+
+    @property
+    def last_answer(self) -> Answer | None:
+        """What the last save answered."""
+        return self._service.last_answer
+
+    @property
+    def nothing_new(self) -> str | None:
+        """Before the first boundary: the checkpoint that was resumed from, or an empty text. None once there is one."""
+        if self.gate.boundary is not None:
+            return None
+        return str(self.chosen.path) if self.chosen else ""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the stop was a Ctrl+C: somebody sits there and wants the model."""
+        return self.stop_requested and self._stopping.interrupted_at is not None
+
+    def begin(self, subject: Subject, step: int, max_steps: int) -> None:
+        """Training begins.
+
+        Args:
+            subject: What is saved.
+            step: Where it begins: 0 unless it is resumed.
+            max_steps: Where it ends; 0 if that is not known.
+        """
+        reserve = Reserve(self.settings.staging_memory)
+        self._subject = subject
+        self._training_thread = threading.current_thread()
+        self._snapshots = Snapshots(subject, self.gate, reserve.pool)
+        self._hook = OptimizerHook(self.gate, subject.parameters())
+        self._rate = Rate(step)
+        self.run.status.update(phase="training", step=step, max_steps=max_steps, staging_bytes=reserve.pool.bytes)
+        if reason := subject.unreadable():
+            self._service.stand_still(reason)
+        if self._minutes is not None:
+            self._minutes.restart()
+        self._service.start(self._snapshots, reserve)
+
+    def reach(
+        self, step: int, *, face: str = "update", last: bool = False, scheduled: str = "", look: bool = True
+    ) -> None:
+        """Marks a boundary. Waits only while an earlier one is still being taken.
+
+        Args:
+            step: The step of the boundary.
+            face: How far a trainer has gone at this step.
+            last: Whether training ends here; every door is looked at once more.
+            scheduled: What made the schedule ask for a save of this very boundary; empty when it does not.
+            look: Whether it is worth looking at the trigger file: once a step.
+        """
+        assert self._subject is not None and self._snapshots is not None, "begin() comes first"
+        self.gate.leave()
+        self._number += 1
+        recorded, mark = self._subject.record(), self._snapshots.mark()
+        boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
+        self.run.status.update(step=step, rate=self._rate.at(step))
+        asked = look and self._reception.look(step, last=last)
+        self.gate.reach(boundary, shut=self._service.serving and bool(asked or scheduled))
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Encloses an update that no torch optimizer makes; it waits at the gate like any other."""
+        self.gate.enter_update()
+        yield
+
+    def ask(self, request: Request) -> Ticket:
+        """Asks for a save from this process; the ticket learns what becomes of it."""
+        ticket = self._service.tickets[request.id] = Ticket(request.id, self._standing)
+        self._reception.accept(request)
+        return ticket
+
+    def newly_published(self) -> Iterator[Answer]:
+        """What was saved since the last call, for those who must see the finished directory."""
+        published = self._service.published
+        while published:
+            yield published.popleft()
+
+    def settle(self) -> None:
+        """Returns when everything that was asked for so far is answered. Training stands still meanwhile."""
+        self._service.settle()
+
+    def finish(self) -> None:
+        """Training has come to its end by itself; a stop that met the last step changes nothing any more."""
+        self.settle()
+        self.stop_requested = False
+        self.finished = True
+
+    def accept(self, request: Request) -> bool:
+        """Takes a request in; tells whether it is on disk too."""
+        return self._reception.accept(request)
+
+    def say(self, text: str) -> None:
+        """Prints a line for the user. Whoever read our output may be gone: training goes on."""
+        with suppress(OSError):
+            self._print(text)
+
+    def abandon(self, why: str, code: int) -> None:
+        """The process ends without its loop: answers who still waits, and closes the run."""
+        self._reception.close()
+        self._service.refuse(why)
+        self.run.close(f"left: {why}", code)
+
+    @contextmanager
+    def _standing(self) -> Iterator[None]:
+        if threading.current_thread() is not self._training_thread:
+            yield
+            return
+        if self.gate.updating:
+            raise HoldfastError(
+                "training waits for a save in the middle of an update, where there is nothing whole to save",
+                hint="call step() first, or do not wait",
+            )
+        with self.gate.parked():
+            self._wake()
+            yield
+
+    def _save_before_it_leaves(self, error: Exception) -> None:
+        """The last boundary is as good as ever, whatever has happened after it."""
+        boundary = self.gate.boundary
+        if not self.settings.save_on_exception or boundary is None:
+            return
+        name = type(error).__name__
+        if self.gate.updating:
+            self.say(f"{name} in the middle of an update: the state is that of no boundary, and is not saved")
+            return
+        if not self._service.has_saved(boundary):
+            self.say(f"{name}: saving step {boundary.step} before it ends the training")
+            self._reception.accept(Request("exception", why=name))
+
+    def _on_stop(self) -> None:
+        self.stop_requested = True
+        self._stopping.begin()
+        self.run.status.update(phase="stopping")
+
+    def _wake(self) -> None:
+        self._service.wake()

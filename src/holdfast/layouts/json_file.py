@@ -1,0 +1,50 @@
+"""A JSON file of a checkpoint to be, and one read back. What is read may have been written by anybody."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import CheckpointError, UnsupportedError
+from holdfast.layouts.tensor_file import Image
+from holdfast.store import files
+
+_MOST_BYTES = 256 << 20
+
+
+def image(path: str, content: Any) -> Image:
+    """The file of some JSON.
+
+    Raises:
+        UnsupportedError: It would be larger than any reader takes.
+    """
+    data = json.dumps(content, allow_nan=False).encode() + b"\n"
+    if len(data) > _MOST_BYTES:
+        raise UnsupportedError(
+            f"{path} would have {len(data):,} bytes, and a checkpoint's JSON has at most {_MOST_BYTES:,}",
+            hint="have state_dict() give large data as tensors or arrays, not as numbers in lists",
+        )
+    return Image(path, (data,))
+
+
+def read(path: Path) -> Any:
+    """Reads the JSON of a file.
+
+    Raises:
+        CheckpointError: It is too large, or no JSON, or a key is there twice.
+    """
+    try:
+        text = files.read(path, limit=_MOST_BYTES).decode()
+        return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a number")

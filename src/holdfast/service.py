@@ -1,0 +1,236 @@
+"""The thread that saves: it takes snapshots while training goes on, writes them, and answers everybody who asked."""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from holdfast import saving
+from holdfast.capture.boundary import Boundary
+from holdfast.capture.gate import Gate
+from holdfast.capture.reserve import Reserve
+from holdfast.doors.reception import Reception
+from holdfast.errors import TornError
+from holdfast.run.request import Answer, Request
+from holdfast.run.run import Run
+from holdfast.snapshot import Snapshots
+from holdfast.store.retention import Keep
+from holdfast.ticket import Ticket
+
+# Requests that come within this time after a save began wait for the next one, and share it.
+_MERGING_SECONDS = 0.5
+# Training that is held longer than this at its gate hears why.
+_WORTH_SAYING_SECONDS = 0.1
+
+
+class Service:
+    """Serves requests from the first boundary of a training to its end.
+
+    Args:
+        run: The open run.
+        gate: Between training and this thread.
+        reception: Where requests wait.
+        keep: How many checkpoints may stay.
+        say: Prints a line for the user.
+        on_stop: Called when a stop was served.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        gate: Gate,
+        reception: Reception,
+        keep: Keep,
+        say: Callable[[str], None],
+        on_stop: Callable[[], None],
+    ) -> None:
+        self._run = run
+        self._gate = gate
+        self._reception = reception
+        self._keep = keep
+        self._say = say
+        self._on_stop = on_stop
+        self._thread = threading.Thread(target=self._serve, name="holdfast-engine", daemon=True)
+        self._changed = threading.Condition()
+        self._awake = False
+        self._closing = False
+        self._busy = False
+        self._again: list[Request] = []
+        self._useless = -1
+        self._saved_number = -1
+        self._merge_until = 0.0
+        self._in_use: tuple[Snapshots, Reserve] | None = None
+        self.tickets: dict[str, Ticket] = {}
+        """Who waits in this process, by the request's id."""
+        self.published: deque[Answer] = deque()
+        """What was saved and is still to be told to those who must see the finished directory."""
+        self.last_answer: Answer | None = None
+        self.stop_saved: bool | None = None
+        """Whether the save of a stop succeeded; None as long as none was asked for or answered."""
+
+    def start(self, snapshots: Snapshots, reserve: Reserve) -> None:
+        """Begins to serve."""
+        self._in_use = (snapshots, reserve)
+        self._thread.start()
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is a thread that would open a gate again."""
+        return self._thread.is_alive() and not self._closing
+
+    def wake(self) -> None:
+        """Something waits."""
+        with self._changed:
+            self._awake = True
+            self._changed.notify_all()
+
+    def has_saved(self, boundary: Boundary) -> bool:
+        """Whether there is a checkpoint of that very boundary."""
+        return boundary.number == self._saved_number
+
+    def settle(self) -> None:
+        """Returns when everything that was asked for is answered. The training thread calls it, and stands still."""
+        with self._gate.parked():
+            self.wake()
+            with self._changed:
+                while self._thread.is_alive() and (self._busy or self._work_waits()):
+                    self._changed.wait(0.05)
+
+    def close(self) -> None:
+        """Serves what waits, as far as there is a boundary to save, and ends the thread."""
+        if self._thread.is_alive():
+            with self._gate.parked():
+                self._closing = True
+                self.wake()
+                self._thread.join()
+
+    def stand_still(self, reason: str) -> None:
+        """From now on, snapshots are taken while training stands still at a boundary."""
+        self._gate.only_when_parked = True
+        self._run.status.update(capture=reason)
+        self._run.journal.write("capture", mode="at a boundary", reason=reason)
+
+    def _work_waits(self) -> bool:
+        return bool(self._reception.waiting or self._again or self._gate.is_shut)
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._awake:
+                    self._changed.wait()
+                self._awake = False
+                self._busy = True
+            try:
+                self._serve_what_waits()
+            except BaseException:  # noqa: BLE001 - without this thread training would stand at its gate for ever
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+                self.refuse("saving failed in a way that it should not: see the error output")
+                self._gate.open(None)
+            finally:
+                with self._changed:
+                    self._busy = False
+                    self._changed.notify_all()
+            if self._closing and not self._awake:
+                return
+
+    def _serve_what_waits(self) -> None:
+        while self._work_waits():
+            self._merge()
+            boundary = self._gate.shut(self._useless, self._is_hopeless)
+            if boundary is None:
+                return
+            try:
+                self._save(boundary)
+            finally:
+                self._gate.open(boundary.number)
+
+    def _is_hopeless(self) -> bool:
+        return self._closing and self._gate.updating
+
+    def _merge(self) -> None:
+        """Gives more requests the time to come in, unless training or a stop waits for this one."""
+        with self._changed:
+            while time.monotonic() < self._merge_until:
+                hurried = self._closing or self._gate.is_shut or self._gate.is_parked or self._reception.stop_waits
+                if hurried or self._again:
+                    return
+                self._changed.wait(0.01)
+
+    def _save(self, boundary: Boundary) -> None:
+        assert self._in_use is not None
+        snapshots, reserve = self._in_use
+        if not snapshots.settled(boundary):
+            if not self._gate.is_parked:
+                self._useless = boundary.number
+                return
+            boundary = replace(boundary, mark=snapshots.mark())
+        requests = [*self._again, *self._reception.take()]
+        self._again = []
+        if boundary.scheduled and boundary.number != self._saved_number:
+            requests.append(Request("schedule", why=boundary.scheduled))
+        if not requests:
+            return
+        self._merge_until = time.monotonic() + _MERGING_SECONDS
+        if boundary.number == self._saved_number and self.last_answer is not None:
+            saving.answer_all(self._run, self.last_answer, requests)
+            self._conclude(self.last_answer, requests)
+            return
+        held = self._gate.held_seconds
+        try:
+            answer = saving.save(self._run, snapshots.of(boundary), requests, self._keep)
+        except TornError as torn:
+            self._try_again(torn, boundary, requests)
+            return
+        if answer.saved:
+            self._saved_number = boundary.number
+            self.published.append(answer)
+            self._reception.saved()
+        self._tell_of_waiting(snapshots, self._gate.held_seconds - held)
+        self._conclude(answer, requests)
+        reserve.grow(answer.bytes, answer.seconds, list(self._gate.undisturbed_seconds))
+        self._run.status.update(staging_bytes=reserve.pool.bytes, held_seconds=round(self._gate.held_seconds, 3))
+
+    def _try_again(self, torn: TornError, boundary: Boundary, requests: list[Request]) -> None:
+        """Somebody writes past the gate: from now on snapshots are taken while training stands still."""
+        if self._gate.only_when_parked:
+            answer = Answer(saved=False, step=boundary.step, error=str(torn))
+            saving.answer_all(self._run, answer, requests)
+            self._conclude(answer, requests)
+            return
+        self._again = requests
+        self._useless = boundary.number
+        self.stand_still(str(torn))
+        self._say(f"{torn}. Saves are taken at boundaries from now on, and training waits for them. {torn.hint}")
+
+    def _conclude(self, answer: Answer, requests: Sequence[Request]) -> None:
+        self.last_answer = answer
+        asked = ",".join(request.id for request in requests if request.door != "schedule")
+        self._say(answer.line(f"request:{asked}" if asked else "schedule"))
+        if any(request.stop for request in requests):
+            self.stop_saved = answer.saved
+            self._on_stop()
+        elif not answer.saved:
+            self._say("training goes on; earlier checkpoints are intact")
+        for request in requests:
+            if ticket := self.tickets.pop(request.id, None):
+                ticket.resolve(answer)
+
+    def _tell_of_waiting(self, snapshots: Snapshots, seconds: float) -> None:
+        if snapshots.streamed and seconds > _WORTH_SAYING_SECONDS:
+            self._say(
+                f"training waited {seconds:.2f} s for this save: its steps are shorter than the write, and the staging"
+                " memory did not hold the rest; it grows up to staging_memory"
+            )
+
+    def refuse(self, why: str) -> None:
+        """Answers everybody who still waits that nothing was saved."""
+        waiting = [*self._again, *self._reception.take()]
+        self._again = []
+        step = self._gate.boundary.step if self._gate.boundary else 0
+        answer = Answer(saved=False, step=step, error=why)
+        saving.answer_all(self._run, answer, waiting)
+        for ticket in (self.tickets.pop(request.id, None) for request in waiting):
+            if ticket is not None:
+                ticket.resolve(answer)

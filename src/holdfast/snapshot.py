@@ -1,0 +1,119 @@
+"""A snapshot of the last boundary, taken from live tensors while training goes on."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from holdfast.capture import environment
+from holdfast.capture.boundary import Boundary
+from holdfast.capture.gate import Gate
+from holdfast.capture.net import Mark, Net
+from holdfast.capture.staging import Pool
+from holdfast.capture.stream import Image, Stream
+from holdfast.errors import TornError
+from holdfast.saving import Snapshot
+from holdfast.store.blocks import BlockFile
+
+
+class Subject(Protocol):
+    """What is saved: the parts of a loop, or a trainer."""
+
+    layout: str
+
+    def parameters(self) -> Sequence[torch.Tensor]:
+        """What the optimizers update."""
+
+    def structure(self) -> Hashable:
+        """Differs when `live` would give other tensors. Asked at every boundary, so it is cheap."""
+
+    def live(self) -> Mapping[str, torch.Tensor]:
+        """The tensors that stand still from a boundary to the next update, by name; the parameters first."""
+
+    def unreadable(self) -> str:
+        """Why the state can be read only while training stands still; empty when it can be read at any time."""
+
+    def record(self) -> Any:
+        """The small state, as of now. Called by training at every boundary."""
+
+    def small(self, recorded: Any) -> Mapping[str, Any]:
+        """What the manifest says of the boundary."""
+
+    def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+        """The files to be; small ones may be written into the directory right away. Called with the gate shut."""
+
+    def estimate(self) -> int:
+        """About how many bytes a checkpoint takes."""
+
+    def spared(self) -> Sequence[Path]:
+        """Checkpoints that retention must not touch."""
+
+
+class Snapshots:
+    """Marks a subject's state at boundaries, and takes snapshots of it.
+
+    Args:
+        subject: What is saved.
+        gate: Between training and the thread that takes snapshots.
+        pool: The staging memory.
+    """
+
+    def __init__(self, subject: Subject, gate: Gate, pool: Pool) -> None:
+        self._subject = subject
+        self._gate = gate
+        self._pool = pool
+        self._structure: Hashable = None
+        self._live: Mapping[str, torch.Tensor] = {}
+        self._net = Net({})
+        self.streamed = False
+        """Whether the last snapshot did not fit into the staging memory while training waited."""
+
+    def mark(self) -> Mark:
+        """Marks how the state looks at a boundary. Called by training, or while it stands still."""
+        structure = self._subject.structure()
+        if structure != self._structure:
+            self._live = self._subject.live()
+            self._net = Net(self._live, len(self._subject.parameters()))
+            self._structure = structure
+        return self._net.mark()
+
+    def settled(self, boundary: Boundary) -> bool:
+        """Whether the state still consists of the tensors that were marked at the boundary."""
+        return boundary.mark is not None and self._subject.structure() == self._structure
+
+    def of(self, boundary: Boundary) -> Snapshot:
+        """The snapshot of a boundary, to be taken when it is written. The gate must be shut."""
+        subject = self._subject
+        small = subject.small(boundary.recorded)
+        return Snapshot(
+            boundary=Boundary(boundary.step, boundary.face, small),
+            write=lambda directory: self._write(boundary, directory),
+            layout=subject.layout,
+            estimate=subject.estimate(),
+            versions=environment.record(),
+            spared=subject.spared(),
+        )
+
+    def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+        self._require_untouched(boundary)
+        images = self._subject.images(boundary, directory)
+        names = {tensor.data_ptr(): name for name, tensor in self._live.items()}
+        after = boundary.mark.event if boundary.mark is not None else None
+        with ExitStack() as opened:
+            sinks = [opened.enter_context(BlockFile(directory / image.path)) for image in images]
+            stream = Stream(images, sinks, self._pool, self._gate.hurry, names, after)
+            try:
+                stream.read()
+                self._require_untouched(boundary)
+                self._gate.open(boundary.number)
+                self.streamed = stream.streamed
+                digests = stream.finish()
+            finally:
+                stream.close()
+        return {image.path: digest for image, digest in zip(images, digests, strict=True)}
+
+    def _require_untouched(self, boundary: Boundary) -> None:
+        if boundary.mark is not None and (changed := self._net.changed(boundary.mark, self._net.mark())):
+            raise TornError(changed)

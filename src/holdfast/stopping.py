@@ -1,0 +1,151 @@
+"""What signals mean, and how the process ends when the training loop does not come back."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import Protocol
+
+from holdfast import ranks
+from holdfast.doors.signals import SAVE_AND_STOP, Signals
+from holdfast.run.request import Request
+
+STOPPED_AFTER_SAVE = 75  # EX_TEMPFAIL: come back later
+# A terminal sends one Ctrl+C, a nervous hand two in a row. The second counts from here on.
+_SECOND_PRESS_SECONDS = 1.0
+# Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer.
+_LEAVING_SECONDS = 3.0
+# What torch raises when a data-loading worker is gone, and how long its cause may take to be noticed after it.
+_WORKER_DIED = "DataLoader worker"
+_NOTICED_SECONDS = 1.0
+
+
+class Training(Protocol):
+    """What stopping has to know of a training."""
+
+    @property
+    def nothing_new(self) -> str | None:
+        """Before the first boundary: what was resumed from, or an empty text. None once there is a boundary."""
+
+    @property
+    def stop_saved(self) -> bool | None:
+        """Whether the save of the stop succeeded; None as long as there is no answer."""
+
+    def accept(self, request: Request) -> bool:
+        """Takes a request in."""
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+
+    def abandon(self, why: str, code: int) -> None:
+        """Answers who still waits, and closes the run."""
+
+
+class Stopping:
+    """Turns signals into requests, and ends the process at the deadline of a stop.
+
+    Args:
+        training: What is stopped.
+        grace: Seconds from a stop to the end of the process at the latest.
+    """
+
+    def __init__(self, training: Training, grace: float) -> None:
+        self._training = training
+        self._grace = grace
+        self._signals = Signals(self._on_signal)
+        self._lock = threading.Lock()
+        self._number: int | None = None
+        self._noticed = threading.Event()
+        self._deadline: threading.Timer | None = None
+        self.interrupted_at: float | None = None
+        """When Ctrl+C was pressed first, on the monotonic clock."""
+
+    def start(self) -> bool:
+        """Begins to listen; False outside the main thread, where Python allows no signal handlers."""
+        return self._signals.start()
+
+    def stop(self) -> None:
+        """Puts the signal handlers back, and takes the deadline away: the loop has come back."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._signals.stop()
+
+    def begin(self) -> None:
+        """A stop was asked for, by whatever door: from now on the process has its grace, and no longer."""
+        self._noticed.set()
+        with self._lock:
+            if self._deadline is None:
+                self._deadline = threading.Timer(self._grace, self._out_of_time)
+                self._deadline.daemon = True
+                self._deadline.start()
+
+    def explains(self, error: BaseException | None) -> bool:
+        """Whether an error is the death of a data-loading worker that the same signal killed: then it is the stop.
+
+        The error may be faster than the thread that listens to signals, so it is given a moment.
+        """
+        if not isinstance(error, RuntimeError) or _WORKER_DIED not in str(error):
+            return False
+        return self._noticed.wait(_NOTICED_SECONDS)
+
+    def leave(self, code: int, why: str) -> None:
+        """Ends the process at once, whatever the training thread does, and whatever the disk does."""
+        hurry = threading.Timer(_LEAVING_SECONDS, os._exit, (code,))
+        hurry.daemon = True
+        hurry.start()
+        try:
+            self._training.say(why)
+            self._training.abandon(why, code)
+        finally:
+            with suppress(OSError):
+                if sys.stdout.isatty():
+                    sys.stdout.write("\x1b[?25h\n")  # a progress bar hides the cursor
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+    def _on_signal(self, number: int) -> None:
+        """Runs in the thread that listens to signals."""
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self.interrupted_at is not None:
+                if now - self.interrupted_at >= _SECOND_PRESS_SECONDS:
+                    self._leave_at_once(number)
+                return
+            self.interrupted_at = now
+        stop = number in SAVE_AND_STOP
+        if stop and (resumed_from := self._training.nothing_new) is not None:
+            if resumed_from:
+                self.leave(stopped_after_save(), f"{name}: nothing is new since {resumed_from}; ending")
+            self.leave(128 + number, f"{name}: no step was taken yet, so there is nothing to save; ending")
+        if stop and self._number is not None:
+            self._training.say(f"{name}: a save and the end are already under way")
+            return
+        if stop:
+            self._number = number
+            self.begin()
+        self._training.accept(Request("signal", stop=stop, why=name))
+        again = "; press again to leave without it" if number == signal.SIGINT else ""
+        self._training.say(f"{name}: saving the last boundary" + (f", then ending{again}" if stop else ""))
+
+    def _leave_at_once(self, number: int) -> None:
+        if self._training.stop_saved:
+            self.leave(stopped_after_save(), "second Ctrl+C: the save is complete; leaving the step that was under way")
+        self.leave(128 + number, "second Ctrl+C: the save is abandoned; earlier checkpoints are intact")
+
+    def _out_of_time(self) -> None:
+        saved = self._training.stop_saved
+        if saved:
+            self.leave(
+                stopped_after_save(), f"the loop did not end within {self._grace:g} s; leaving after a good save"
+            )
+        code = 1 if saved is False or self._number is None else 128 + self._number
+        self.leave(code, f"no checkpoint was saved within {self._grace:g} s of the stop; earlier ones are intact")
+
+
+def stopped_after_save() -> int:
+    """The exit code after a good save: 75; under torchrun 0, because it starts again whatever ends otherwise."""
+    return 0 if ranks.under_elastic_agent() else STOPPED_AFTER_SAVE
