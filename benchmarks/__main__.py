@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.saves import compare_saves
+from benchmarks.saves import LARGE, SMALL, compare_saves
 from holdfast.checkpointer import Checkpointer
 from holdfast.config import DynamicCheckpoint
 
@@ -37,11 +37,14 @@ def main() -> None:
         print(f"\n{'a verb, from start to end':52}{'s':>10}  (min-max)")
         for verb in ("list", "status", "verify"):
             print(_row(f"holdfast {verb}", verb_cost(verb, folder / "run"), 1))
-        print(f"\n{'one save of a 25 M parameter model with AdamW':52}{'s':>10}  (min-max)")
-        theirs, ours = compare_saves(folder)
-        print(_row("Trainer's own, not synced", theirs, 1))
-        print(_row("ours: synced, digested, committed, answered", ours, 1))
-        print(_row("ours / Trainer's own", [a / b for a, b in zip(ours, theirs, strict=True)], 1))
+        for size, config, rounds in (("25 M", SMALL, 5), ("124 M", LARGE, 3)):
+            print(f"\n{f'one save of {size} parameters with AdamW, training':52}{'s':>10}  (min-max)")
+            seconds = compare_saves(folder, config, rounds)
+            for what, values in seconds.items():
+                print(_row(what, values, 1))
+            for what in ("stall", "durable"):
+                pairs = zip(seconds[f"our {what}"], seconds[f"their {what}"], strict=True)
+                print(_row(f"{what}, ours / Trainer's own", [ours / theirs for ours, theirs in pairs], 1))
     finally:
         shutil.rmtree(folder)
 

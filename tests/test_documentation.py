@@ -124,7 +124,7 @@ def test_every_command_of_the_other_pages_works(training: Training, page: Path) 
 
 
 def test_the_python_of_the_readme_works(tmp_path: Path, tiny: Path, launcher: Launcher) -> None:
-    (snippet,) = blocks(ROOT / "README.md", "python")
+    snippet, _ = blocks(ROOT / "README.md", "python")
     program = f"""
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -136,6 +136,29 @@ trainer = Trainer(LlamaForCausalLM(LlamaConfig.from_pretrained({str(tiny / "mode
     process = launcher.start(cwd=tmp_path, program=program)
     assert process.wait() == 0, process.output
     assert (tmp_path / "out" / "checkpoint-3" / "MANIFEST.json").exists()
+
+
+def test_the_plain_loop_of_the_readme_works_and_resumes(tmp_path: Path, launcher: Launcher) -> None:
+    _, snippet = blocks(ROOT / "README.md", "python")
+    program = f"""
+import torch
+from types import SimpleNamespace
+inner = torch.nn.Linear(4, 1)
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = inner
+    def forward(self, batch):
+        return SimpleNamespace(loss=self.inner(batch).square().mean())
+model = Model()
+optimizer = torch.optim.AdamW(model.parameters())
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+loader = torch.utils.data.DataLoader(torch.randn(40, 4), batch_size=4, shuffle=True)
+{snippet.replace("10_000", "25").replace("save_steps=500", "save_steps=10")}
+"""
+    assert launcher.start(cwd=tmp_path, program=program).wait() == 0
+    again = launcher.start(cwd=tmp_path, program=program.replace("until=25", "until=30"))
+    assert again.wait() == 0 and "resumed from runs/gpt/checkpoint-20: step 20, epoch 1, 10 batches" in again.output
 
 
 def test_links_between_pages_lead_somewhere() -> None:

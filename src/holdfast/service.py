@@ -187,7 +187,10 @@ class Service:
             self._saved_number = boundary.number
             self.published.append(answer)
             self._reception.saved()
-        self._tell_of_waiting(snapshots, self._gate.held_seconds - held)
+        waited = self._gate.held_seconds - held
+        if waited:
+            self._run.journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=snapshots.streamed)
+        self._tell_of_waiting(snapshots, waited)
         self._conclude(answer, requests)
         reserve.grow(answer.bytes, answer.seconds, list(self._gate.undisturbed_seconds))
         self._run.status.update(staging_bytes=reserve.pool.bytes, held_seconds=round(self._gate.held_seconds, 3))

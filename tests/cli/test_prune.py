@@ -1,5 +1,6 @@
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -180,6 +181,10 @@ def on_a_terminal(run: Path, typed: str, meanwhile: Callable[[], object] = lambd
         shown += os.read(terminal, 4096).decode()
     meanwhile()
     os.write(terminal, typed.encode())
+    if typed == "\x03":
+        # One that comes while Python still sets the prompt up can be lost; who sits there presses again.
+        while not select.select([terminal], [], [], 1.0)[0]:
+            os.write(terminal, typed.encode())
     with suppress(OSError):  # its other end has gone
         while part := os.read(terminal, 4096):
             shown += part.decode()

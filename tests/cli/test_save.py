@@ -30,7 +30,7 @@ def test_save_asks_and_returns_at_once_and_the_run_goes_on(tmp_path: Path) -> No
             "holdfast save",
         )
         assert asked.stdout.splitlines() == [
-            f"asked: the run saves and goes on at its next boundary (request {request.id})",
+            f"asked: the run saves and goes on, with its last boundary (request {request.id})",
             f"  to wait for the answer, add --wait; to look, holdfast status {tmp_path}",
         ]
         tell(run, "save")
@@ -84,7 +84,7 @@ def test_stop_and_save_stop_ask_for_the_end(tmp_path: Path, verb: tuple[str, ...
         asked = holdfast(verb[0], tmp_path, *verb[1:])
         (request,) = pending(tmp_path)
         assert request.stop and request.why == f"holdfast {verb[0]}"
-        assert "the run saves and ends at its next boundary" in asked.stdout
+        assert "the run saves and ends, with its last boundary" in asked.stdout
 
 
 def test_a_time_that_is_up_is_exit_code_5_and_the_request_stands(tmp_path: Path) -> None:

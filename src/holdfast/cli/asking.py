@@ -51,7 +51,7 @@ def _print_asked(root: Path, request: Request, json: bool) -> None:
         as_json({"request": request.id})
         return
     after = "saves and ends" if request.stop else "saves and goes on"
-    print(f"asked: the run {after} at its next boundary (request {request.id})")
+    print(f"asked: the run {after}, with its last boundary (request {request.id})")
     print(f"  to wait for the answer, add --wait; to look, holdfast status {root}")
 
 

@@ -62,11 +62,11 @@ def _announce(engine: Engine, screen: Screen) -> None:
     screen.say(f"run {root}, process {pid}")
     settings = engine.settings.dynamic_checkpoint
     if settings.enabled:
-        when = f"within {settings.check_interval} steps" if settings.check_interval else "at the next step"
+        when = f"within {settings.check_interval} steps" if settings.check_interval else "at once"
         screen.say(f"to save {when}:  touch {root / settings.trigger_file_path}")
     else:
         screen.say("the trigger file is off; to turn it on: dynamic_checkpoint: {enabled: true}")
-    screen.say(f"to save at the next step:  holdfast save {root} --wait   (or: kill -USR1 {pid})")
+    screen.say(f"to save at once:  holdfast save {root} --wait   (or: kill -USR1 {pid})")
     screen.say(f"to save and stop:  holdfast stop {root}   (or: Ctrl+C, kill -TERM {pid}, kill -USR2 {pid})")
 
 
