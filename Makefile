@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-full check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run th
 
 test: $(STAMP) ## every test (two cores: under 15 minutes)
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-full: $(STAMP) ## every test, every cell of the matrix, 200 kills
+	@HOLDFAST_FULL=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(STAMP) ## ruff, ruff format and mypy, all strict
 	@$(BIN)/ruff check .

@@ -143,9 +143,13 @@ def newest(run: Path) -> int:
     return -1 if chosen is None or chosen.manifest is None else chosen.manifest.step
 
 
-def test_twenty_kills_in_the_middle_of_saves_lose_nothing_that_was_answered(tmp_path: Path) -> None:
+KILLS = 200 if os.environ.get("HOLDFAST_FULL") else 20
+
+
+@pytest.mark.timeout(10 * KILLS)
+def test_kills_in_the_middle_of_saves_lose_nothing_that_was_answered(tmp_path: Path) -> None:
     run, chance, resumed = tmp_path / "run", random.Random(3), 0
-    for _ in range(20):
+    for _ in range(KILLS):
         child = os.fork()
         if child == 0:
             try:
@@ -162,6 +166,6 @@ def test_twenty_kills_in_the_middle_of_saves_lose_nothing_that_was_answered(tmp_
         last = answered[-1]["step"] if answered else -1
         assert newest(run) >= last, "a checkpoint that was answered is gone"
         resumed += last > 0
-    assert resumed > 10, "hardly anything was saved, so hardly anything was tried"
+    assert resumed > KILLS // 2, "hardly anything was saved, so hardly anything was tried"
     whole = train(tmp_path / "whole", newest(run) + 3)
     assert train(run, newest(run) + 3).digest() == whole.digest()

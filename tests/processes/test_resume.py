@@ -251,3 +251,46 @@ def test_a_checkpoint_can_be_moved_and_resumed_from_elsewhere(training: Training
     shutil.move(training.run / "checkpoint-20", tmp_path / "moved")
     process = training.start("--resume", str(tmp_path / "moved"), max_steps=25, output_dir="other")
     assert process.wait() == 0 and f"resuming from {tmp_path / 'moved'}" in process.output
+
+
+# Asks for a save in the middle of the evaluation after the step 20, and is killed there when it was answered.
+IN_AN_EVALUATION = """
+import os, signal, time
+from pathlib import Path
+from trl import SFTTrainer
+original = SFTTrainer.prediction_step
+def step(self, *args, **kwargs):
+    if self.state.global_step == AT:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while '"event": "saved"' not in Path("out/events.jsonl").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args, **kwargs)
+SFTTrainer.prediction_step = step
+from holdfast.cli.app import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("at", "changes", "face"),
+    [
+        pytest.param(20, {"logging_steps": 4}, "update", id="mid-epoch"),
+        pytest.param(
+            54, {"eval_strategy": "epoch", "eval_steps": None, "max_steps": 60}, "logged", id="end of an epoch"
+        ),
+    ],
+)
+def test_saved_in_an_evaluation_and_killed_there_ends_as_if_never_interrupted(
+    training: Training, tmp_path: Path, at: int, changes: dict[str, Any], face: str
+) -> None:
+    settings = {key: value for key, value in {**EXACT, **changes}.items() if value is not None}
+    whole = Training(tmp_path / "whole", training.launcher, training.config)
+    whole.folder.mkdir()
+    ends = [whole.start(**settings)]
+    process = training.start(**settings, program=IN_AN_EVALUATION.replace("AT", str(at)))
+    assert process.wait() == -signal.SIGKILL, process.output
+    assert training.manifest(f"checkpoint-{at}")["boundary"]["face"] == face
+    ends.append(training.start("--resume", "auto", **settings))
+    assert [end.wait() for end in ends] == [0, 0], ends[-1].output
+    assert outcome(training.run) == outcome(whole.run)

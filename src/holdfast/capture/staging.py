@@ -45,11 +45,16 @@ class Pool:
         self._scratch: list[Block] = []
 
     @property
+    def blocks(self) -> int:
+        """How many blocks it has."""
+        return self._total
+
+    @property
     def bytes(self) -> int:
         """How much memory the pool holds."""
         return self._total * BLOCK_BYTES
 
-    def take(self, hurry: threading.Event, stopped: Callable[[], bool]) -> tuple[Block | None, bool]:
+    def take(self, hurry: threading.Event, stopped: Callable[[], bool]) -> Block | None:
         """Takes a block, and waits for one if it must.
 
         Args:
@@ -57,17 +62,15 @@ class Pool:
             stopped: Whether the save has been given up.
 
         Returns:
-            The block, None if the save was given up; and whether training had to wait for the disk.
+            The block; None if the save was given up.
         """
-        streamed = False
         with self._changed:
             while not stopped():
                 spared = 0 if hurry.is_set() else self._total - RING_BLOCKS
                 if len(self._free) > spared:
-                    return self._free.pop(), streamed
-                streamed |= hurry.is_set()
+                    return self._free.pop()
                 self._changed.wait(0.01)
-        return None, streamed
+        return None
 
     def give(self, block: Block) -> None:
         """Gives a block back."""

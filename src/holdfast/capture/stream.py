@@ -104,7 +104,7 @@ class Stream:
         self._next_checked = 0
         self._writers = [self._start(self._write, f"write-{n}") for n in range(WRITERS)]
         self.streamed = False
-        """Whether training had to wait for the disk, because the memory did not hold the whole snapshot."""
+        """Whether memory went to the disk and was used again while training waited: it did not hold the snapshot."""
 
     def read(self) -> None:
         """Returns when the whole snapshot is in host memory or on its way to the disk, and was read twice alike.
@@ -172,12 +172,12 @@ class Stream:
             with self._taking:  # the block comes with the unit, so that the earliest unit always has one
                 if self._next_read == len(self._units):
                     return
-                block, streamed = self._pool.take(self._hurry, self._stopped)
-                self.streamed |= streamed
+                block = self._pool.take(self._hurry, self._stopped)
                 if block is None:
                     return
                 number = self._next_read
                 self._next_read += 1
+                self.streamed |= self._hurry.is_set() and number >= self._pool.blocks
             unit = self._units[number]
             copier.copy(unit, block)
             unit.digest = xxhash.xxh3_64_intdigest(block.view[: unit.size])
