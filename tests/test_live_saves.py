@@ -171,10 +171,34 @@ def test_a_state_larger_than_its_staging_memory_streams_while_training_waits_and
             optimizer.step()
             optimizer.zero_grad()
             ckpt.step()
+            with ckpt.update():  # comes at once, before the snapshot can be in memory
+                pass
             boundaries[step] = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
     for step in (2, 4):
         assert same(saved_weights(run / f"checkpoint-{step}"), boundaries[step])
     assert events(run, "held")[0]["streamed"] and not events(run, "capture")
+
+
+def test_a_state_that_no_other_thread_can_read_is_taken_at_boundaries_and_resumes(tmp_path: Path) -> None:
+    def run(until: int) -> str:
+        torch.manual_seed(3)
+        model = torch.nn.Linear(4, 4)
+        optimizer = torch.optim.AdamW(model.parameters())
+        ckpt = Checkpointer(tmp_path / "run", model=model, optimizer=optimizer, say=lambda text: None)
+        with ckpt:
+            for step in range(ckpt.resume(), until):
+                model(torch.randn(2, 4)).sum().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                optimizer.state[model.weight].setdefault("seen", torch.eye(3).to_sparse())
+                ckpt.step()
+                if step == 1:
+                    assert ckpt.save(wait=True).answer is not None
+        return str(optimizer.state[model.weight]["seen"].layout)
+
+    assert run(2) == run(3) == "torch.sparse_coo"
+    assert "seen" in events(tmp_path / "run", "capture")[0]["reason"]
+    assert [event["step"] for event in events(tmp_path / "run", "saved")] == [2]
 
 
 def test_an_update_of_ones_own_waits_at_the_gate(tmp_path: Path) -> None:

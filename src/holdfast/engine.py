@@ -141,8 +141,6 @@ class Engine:
         self._hook = OptimizerHook(self.gate, subject.parameters())
         self._rate = Rate(step)
         self.run.status.update(phase="training", step=step, max_steps=max_steps, staging_bytes=reserve.pool.bytes)
-        if reason := subject.unreadable():
-            self._service.stand_still(reason)
         if self._minutes is not None:
             self._minutes.restart()
         self._service.start(self._snapshots, reserve)
@@ -163,6 +161,8 @@ class Engine:
         self.gate.leave()
         self._number += 1
         recorded, mark = self._subject.record(), self._snapshots.mark()
+        if (reason := self._snapshots.unreadable) and not self.gate.only_when_parked:
+            self._service.stand_still(reason)
         boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
         self.run.status.update(step=step, rate=self._rate.at(step))
         asked = look and self._reception.look(step, last=last)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from holdfast.capture import random_state
+from holdfast.capture import random_state, readable
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.data_position import DataPosition
 from holdfast.capture.model_part import ModelPart
@@ -54,11 +54,7 @@ class LoopState:
 
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still."""
-        for name, tensor in self.live().items():
-            plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-            if not plain or tensor.device.type not in ("cpu", "cuda"):
-                return f"{name} is a {type(tensor).__name__} on {tensor.device} with layout {tensor.layout}"
-        return ""
+        return readable.why_not(self.live())
 
     def record(self) -> Any:
         """The small state, as of now."""

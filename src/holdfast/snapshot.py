@@ -67,6 +67,8 @@ class Snapshots:
         self._structure: Hashable = None
         self._live: Mapping[str, torch.Tensor] = {}
         self._net = Net({})
+        self.unreadable = ""
+        """Why the state can be read only while training stands still; empty when it can be read at any time."""
         self.streamed = False
         """Whether the last snapshot did not fit into the staging memory while training waited."""
 
@@ -77,6 +79,7 @@ class Snapshots:
             self._live = self._subject.live()
             self._net = Net(self._live, len(self._subject.parameters()))
             self._structure = structure
+            self.unreadable = self._subject.unreadable()
         return self._net.mark()
 
     def settled(self, boundary: Boundary) -> bool:
@@ -99,7 +102,8 @@ class Snapshots:
     def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         self._require_untouched(boundary)
         images = self._subject.images(boundary, directory)
-        names = {tensor.data_ptr(): name for name, tensor in self._live.items()}
+        plain = ((name, tensor) for name, tensor in self._live.items() if tensor.layout == torch.strided)
+        names = {tensor.data_ptr(): name for name, tensor in plain}
         after = boundary.mark.event if boundary.mark is not None else None
         with ExitStack() as opened:
             sinks = [opened.enter_context(BlockFile(directory / image.path)) for image in images]

@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from holdfast.capture import random_state
+from holdfast.capture import random_state, readable
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.state import parts_of
 from holdfast.capture.stream import Image
@@ -97,11 +97,7 @@ class TrainerSubject:
 
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still."""
-        for name, tensor in self.live().items():
-            plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-            if not plain or tensor.device.type not in ("cpu", "cuda"):
-                return f"{name} is a {type(tensor).__name__} on {tensor.device}"
-        return ""
+        return readable.why_not(self.live())
 
     def record(self) -> Recorded:
         """The small state, as of now."""
