@@ -4,16 +4,15 @@ Readers copy blocks of the files-to-be out of the live tensors into resident mem
 training comes to the gate, what is left is copied into the reserve as fast as memory allows, and the gate may open.
 """
 
-import ctypes
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import xxhash
 
+from holdfast.capture.copying import Copier, Part, Unit, bytes_of, in_order
 from holdfast.capture.staging import BLOCK_BYTES, Block, Pool
 from holdfast.errors import TornError
 
@@ -40,28 +39,6 @@ class Sink(Protocol):
         """Writes all of `data` at `offset`."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Bytes of one tensor, or bytes themselves, that go to a place in a block."""
-
-    source: "bytes | torch.Tensor"
-    begin: int
-    place: int
-    size: int
-    name: str
-
-
-@dataclass
-class _Unit:
-    """What one block of memory holds of one file."""
-
-    file: int
-    offset: int
-    size: int
-    parts: list[_Part]
-    digest: int = 0
-
-
 class Stream:
     """One snapshot on its way to the disk.
 
@@ -83,7 +60,7 @@ class Stream:
         names: Mapping[int, str],
         after: torch.cuda.Event | None = None,
     ) -> None:
-        self._units: list[_Unit] = []
+        self._units: list[Unit] = []
         self._rearranged: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._names = names
         self._after = after
@@ -167,7 +144,7 @@ class Stream:
         return self._error is not None
 
     def _copy(self) -> None:
-        copier = _Copier(self._pool, self._after)
+        copier = Copier(self._pool, self._after)
         while not self._stopped():
             with self._taking:  # the block comes with the unit, so that the earliest unit always has one
                 if self._next_read == len(self._units):
@@ -181,9 +158,9 @@ class Stream:
             unit = self._units[number]
             copier.copy(unit, block)
             unit.digest = xxhash.xxh3_64_intdigest(block.view[: unit.size])
-            self._hash_in_order(number, block)
+            self._hashin_order(number, block)
 
-    def _hash_in_order(self, number: int, block: Block) -> None:
+    def _hashin_order(self, number: int, block: Block) -> None:
         """Digests the blocks that are there, each file from its beginning to its end, and hands them to the writers."""
         with self._lock:
             self._read[number] = block
@@ -216,7 +193,7 @@ class Stream:
 
     def _check(self) -> None:
         """Reads every unit again. A write between the two reads shows; one before the first is the net's to see."""
-        copier = _Copier(self._pool, self._after)
+        copier = Copier(self._pool, self._after)
         while True:
             with self._lock:
                 if self._next_checked == len(self._units):
@@ -229,26 +206,26 @@ class Stream:
         with self._lock:
             rearranged, self._rearranged = self._rearranged, []
         for tensor, copy in rearranged:
-            if not torch.equal(_bytes(_in_order(tensor)), _bytes(copy)):
+            if not torch.equal(bytes_of(in_order(tensor)), bytes_of(copy)):
                 with self._lock:
                     self._torn.append(self._names.get(tensor.data_ptr(), "a tensor"))
 
     def _plan(self, images: Sequence[Image]) -> None:
         """Cuts the files-to-be into units, none larger than a block of memory."""
         for file, image in enumerate(images):
-            unit = _Unit(file, 0, 0, [])
+            unit = Unit(file, 0, 0, [])
             for piece in image.pieces:
                 source, name = self._source(piece)
                 size = len(source) if isinstance(source, bytes) else source.nbytes
                 begin = 0
                 while begin < size:
                     fits = min(size - begin, BLOCK_BYTES - unit.size)
-                    unit.parts.append(_Part(source, begin, unit.size, fits, name))
+                    unit.parts.append(Part(source, begin, unit.size, fits, name))
                     unit.size += fits
                     begin += fits
                     if unit.size == BLOCK_BYTES:
                         self._units.append(unit)
-                        unit = _Unit(file, unit.offset + BLOCK_BYTES, 0, [])
+                        unit = Unit(file, unit.offset + BLOCK_BYTES, 0, [])
             if unit.size:
                 self._units.append(unit)
 
@@ -256,7 +233,7 @@ class Stream:
         if isinstance(piece, bytes):
             return piece, ""
         name = self._names.get(piece.data_ptr(), "a tensor")
-        source = _in_order(piece)
+        source = in_order(piece)
         if source.data_ptr() != piece.data_ptr():
             self._rearranged.append((piece, source))
         return source, name
@@ -264,60 +241,3 @@ class Stream:
 
 class _Work(Protocol):
     def __call__(self) -> None: ...
-
-
-class _Copier:
-    """Copies live bytes; one a thread. On CUDA through a stream of its own, so that training's goes on beside it."""
-
-    def __init__(self, pool: Pool, after: torch.cuda.Event | None) -> None:
-        self._pool = pool
-        self._after = after
-        self._stream: torch.cuda.Stream | None = None
-
-    def copy(self, unit: _Unit, block: Block) -> None:
-        """Fills a block."""
-        for part in unit.parts:
-            if isinstance(part.source, bytes):
-                end = part.place + part.size
-                block.view[part.place : end] = part.source[part.begin : part.begin + part.size]
-            elif part.source.device.type == "cuda":
-                self._from_device(part, block)
-            else:
-                ctypes.memmove(block.address + part.place, part.source.data_ptr() + part.begin, part.size)
-        if self._stream is not None:
-            self._stream.synchronize()
-
-    def digest(self, unit: _Unit) -> int:
-        """The digest of what the unit's bytes are now."""
-        if any(isinstance(part.source, torch.Tensor) and part.source.device.type == "cuda" for part in unit.parts):
-            with self._pool.scratch() as scratch:
-                self.copy(unit, scratch)
-                return xxhash.xxh3_64_intdigest(scratch.view[: unit.size])
-        found = xxhash.xxh3_64()
-        for part in unit.parts:
-            if isinstance(part.source, bytes):
-                found.update(part.source[part.begin : part.begin + part.size])
-            else:
-                address = part.source.data_ptr() + part.begin
-                found.update((ctypes.c_char * part.size).from_address(address))
-        return found.intdigest()
-
-    def _from_device(self, part: _Part, block: Block) -> None:
-        assert isinstance(part.source, torch.Tensor)
-        device = part.source.device
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            if self._after is not None:
-                self._stream.wait_event(self._after)
-        flat = _bytes(part.source)[part.begin : part.begin + part.size]
-        with torch.cuda.stream(self._stream):
-            block.tensor[part.place : part.place + part.size].copy_(flat, non_blocking=True)
-
-
-def _in_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its bytes lie in order; a copy where they do not (channels_last, a conjugate view)."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous()
-
-
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
