@@ -1,12 +1,17 @@
 """Fixtures for everybody: a tiny model and its data, and the start of whole trainings."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from trainings import Launcher, Training
+
+# Before torch is loaded: tests fork, and a child of a process that has used OpenMP's threads waits for them for ever.
+# Bits are compared with one thread, too.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]
 
