@@ -7,6 +7,7 @@ from typing import Any
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.layouts.tensor_file import Image
 from holdfast.store import files
+from holdfast.store.manifest import strict_json
 
 _MOST_BYTES = 256 << 20
 
@@ -33,18 +34,6 @@ def read(path: Path) -> Any:
         CheckpointError: It is too large, or no JSON, or a key is there twice.
     """
     try:
-        text = files.read(path, limit=_MOST_BYTES).decode()
-        return json.loads(text, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        return strict_json(files.read(path, limit=_MOST_BYTES).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice")
-    return found
-
-
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is not a number")

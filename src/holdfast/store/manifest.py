@@ -82,7 +82,7 @@ def decode(data: bytes) -> Manifest:
     if hashlib.sha256(data[: tail.start() + 1]).hexdigest().encode() != tail[1]:
         raise ManifestError("the manifest was altered: its sha256 does not fit its content")
     try:
-        content = json.loads(data, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+        content = strict_json(data)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"the manifest is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -150,6 +150,15 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
     if len({file.path.casefold() for file in files}) != len(files):
         raise ManifestError("the manifest lists a file twice")
     return tuple(files)
+
+
+def strict_json(data: bytes | str) -> Any:
+    """Reads JSON that anybody may have written: no key twice, no `NaN`.
+
+    Raises:
+        ValueError: It is not that.
+    """
+    return json.loads(data, object_pairs_hook=_without_twins, parse_constant=_no_constant)
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
