@@ -1,5 +1,6 @@
 """`holdfast prune RUN`: delete checkpoints by a rule."""
 
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -87,10 +88,13 @@ def _delete(run: Path, keep: Keep, agreed: set[str]) -> tuple[list[str], list[st
 
 
 def _agreed() -> bool:
-    try:
-        return input("Delete them? [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:
-        return False
+    # Python may look for a Ctrl+C just before it begins to wait for the answer, and then not until the answer: the
+    # system's own handling has no such gap, and nothing is open here that would have to be closed.
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    print("Delete them? [y/N] ", end="", flush=True)
+    answer = sys.stdin.readline()
+    signal.signal(signal.SIGINT, before)
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _show(run: Path, verdicts: list[Verdict], going: list[Entry]) -> None:
