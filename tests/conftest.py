@@ -19,7 +19,7 @@ WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "k
 @pytest.fixture(scope="session")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
     """Starts real processes that have the trainers imported already."""
-    started = Launcher(tmp_path_factory.mktemp("processes"))
+    started = Launcher(tmp_path_factory.mktemp("processes"), "--trainers")
     yield started
     started.close()
 

@@ -1,4 +1,4 @@
-"""A process that has imported the trainers, and forks a child for each line of its standard input.
+"""A process that has imported torch, and with `--trainers` the trainers; it forks a child for each line of its input.
 
 A line is JSON: argv, cwd, env, output, program. The child is a process like any other: its own session, default
 signals, its output in a file; its exit code is left beside it.
@@ -13,11 +13,13 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch  # noqa: F401
-import transformers.trainer  # noqa: F401
-import trl.trainer.sft_trainer  # noqa: F401
-
 from holdfast.cli.app import main
+
+if "--trainers" in sys.argv:
+    import transformers.trainer  # noqa: F401
+    import trl.trainer.sft_trainer  # noqa: F401
+else:
+    import ranks.loop  # noqa: F401
 
 
 def child(job: dict[str, Any]) -> NoReturn:

@@ -301,3 +301,19 @@ def test_a_failed_save_is_raised_where_somebody_waits_and_training_goes_on(
                         loop.ckpt.save(wait=True)
                 assert loop.ckpt.save(wait=True).answer is not None
     assert loop.ckpt.step_count == 4 and len(events(tmp_path / "run", "failed")) == 1
+
+
+def test_a_large_buffer_that_changes_is_copied_from_then_on_and_the_status_says_what_that_costs(tmp_path: Path) -> None:
+    model = torch.nn.Linear(4, 4)
+    model.register_buffer("memory", torch.zeros(300_000))  # 1.2 MB
+    model.register_buffer("mask", torch.ones(300_000))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Checkpointer(tmp_path, model=model, optimizer=optimizer, say=lambda text: None) as ckpt:
+        ckpt.resume()
+        for step in range(4):
+            with ckpt.update():
+                if step == 2:
+                    model.get_buffer("memory").add_(1)
+            ckpt.step()
+            copied = {} if step < 2 else {"model.memory": 1_200_000}
+            assert ckpt._engine.run.status.now.copied_buffers == copied

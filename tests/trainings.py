@@ -72,13 +72,13 @@ class Process:
 
 
 class Launcher:
-    """Starts `holdfast` in processes forked from one that has imported the trainers already (10 s, once)."""
+    """Starts `holdfast` in processes forked from one that has imported torch already, or the trainers (10 s, once)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self._folder = folder
         self._count = 0
         self._server = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
+            [sys.executable, str(Path(__file__).with_name("preloaded.py")), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -56,6 +56,7 @@ class Checkpointer:
         stop_grace_seconds: From a stop to the end of the process at the latest, even when the loop does not come back.
         staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
             is free.
+        rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
         **parts: What is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module, optimizer, random
             generator, or object with `state_dict` and `load_state_dict`.
 
@@ -83,6 +84,7 @@ class Checkpointer:
         save_on_exception: bool = True,
         stop_grace_seconds: float = 25.0,
         staging_memory: int | str | None = None,
+        rank_timeout_seconds: float = 30.0,
         **parts: Any,
     ) -> None:
         settings = validated(
@@ -91,6 +93,7 @@ class Checkpointer:
             save_on_exception=save_on_exception,
             stop_grace_seconds=stop_grace_seconds,
             staging_memory=staging_memory,
+            rank_timeout_seconds=rank_timeout_seconds,
         )
         if save_steps is not None and save_steps < 1:
             raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
@@ -100,7 +103,8 @@ class Checkpointer:
         self._engine = Engine(Path(output_dir), settings, keep, resume, native.NAME, say)
         chosen = self._engine.chosen
         self._data = None if data is None else DataPosition(data)
-        self._state = LoopState(found, generators, self._data, [chosen.path] if chosen else [])
+        spared = [chosen.path] if chosen else []
+        self._state = LoopState(found, generators, self._data, spared, self._engine.rank, self._engine.world_size)
         self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
         self._save_steps = save_steps
         self._strict = strict
@@ -118,7 +122,11 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        was_the_stop = self._engine.__exit__(kind, error, trace)
+        try:
+            was_the_stop = self._engine.__exit__(kind, error, trace)
+        finally:
+            if self._data is not None:
+                self._data.close()
         if self._engine.stop_requested and (error is None or was_the_stop) and self._on_stop == "exit":
             raise Stopped(self._engine.exit_code) from None
         return was_the_stop
@@ -153,7 +161,7 @@ class Checkpointer:
         chosen = self._engine.chosen
         step = 0
         if chosen is not None:
-            step = load_into(self._state, chosen, strict=self._strict, replay=self._replay, say=self._engine.say)
+            step = load_into(self._state, chosen, strict=self._strict, replay=self._replay, say=self._engine.announce)
         self._step = step
         self._parameters = self._state.parameters()
         self._engine.begin(self._state, step, self._until)

@@ -65,6 +65,9 @@ class Settings(BaseModel):
     stop_grace_seconds: float = Field(default=25.0, gt=0)
     """From a stop to the end of the process at the latest, even when the loop does not come back."""
 
+    rank_timeout_seconds: float = Field(default=30.0, gt=0)
+    """How long a rank that is not heard of is waited for, before a save is given up without it."""
+
     staging_memory: int | None = Field(default=None, ge=0)
     """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
 

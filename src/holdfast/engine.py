@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from holdfast import ranks
+from holdfast import opening
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate, OptimizerHook
 from holdfast.capture.reserve import Reserve
@@ -14,10 +15,12 @@ from holdfast.config import Settings
 from holdfast.doors.reception import Reception
 from holdfast.doors.schedule import Minutes
 from holdfast.errors import HoldfastError
-from holdfast.resuming import Chosen, choose
+from holdfast.leader import Leader
+from holdfast.member import Member
+from holdfast.ranks.beat import LEFT, Beat
+from holdfast.ranks.channel import joined
+from holdfast.ranks.roll import Roll
 from holdfast.run.request import Answer, Request
-from holdfast.run.run import Run
-from holdfast.run.status import Rate
 from holdfast.service import Service
 from holdfast.snapshot import Snapshots, Subject
 from holdfast.stopping import Stopping, stopped_after_save
@@ -50,29 +53,56 @@ class Engine:
         layout: str,
         say: Callable[[str], None],
     ) -> None:
-        ranks.require_one()
         self.settings = settings
         self._print = say
-        self.chosen: Chosen | None = choose(output_dir, resume, layout, self.say)
-        manifest = self.chosen.manifest if self.chosen else None
-        continues = self.chosen.continues(output_dir) if self.chosen else None
-        self.run = Run.open(output_dir, continues=continues, parent=manifest.attempt if manifest else None)
+        self.channel = joined(settings.rank_timeout_seconds)
+        if self.channel is None:
+            opened = opening.alone(output_dir, resume, layout, self.say)
+        elif self.channel.rank == 0:
+            opened = opening.lead(self.channel, output_dir, resume, layout, self.say)
+        else:
+            opened = opening.follow(self.channel, output_dir)
+        self.run, self.chosen = opened.run, opened.chosen
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self.gate = Gate(self._wake)
-        self._reception = Reception(self.run, settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
         self._stopping = Stopping(self, settings.stop_grace_seconds)
-        self._service = Service(self.run, self.gate, self._reception, keep, self.say, self._on_stop)
+        self._roll: Roll | None = None
+        self._reception: Reception | Beat
+        self._service: Service | Member
+        self._set_up(keep)
         self._training_thread = threading.current_thread()
         self._subject: Subject | None = None
         self._snapshots: Snapshots | None = None
         self._hook: OptimizerHook | None = None
-        self._rate = Rate(0)
         self._number = 0
+        self._leave_after: int | None = None
+        self._left = False
         self.stop_requested = False
         self.finished = False
 
+    def _set_up(self, keep: Keep) -> None:
+        if self.channel is not None and self.channel.rank:
+            beat = Beat(self.channel, self._describe, self.say)
+            self._reception = beat
+            self._service = Member(
+                self.channel, beat, self.run, self.gate, self.say, self._on_stop, self._stopping.hurry
+            )
+            return
+        reception = Reception(self.run, self.settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
+        self._reception = reception
+        served = (self.run, self.gate, reception, keep, self.say, self._on_stop)
+        if self.channel is None:
+            self._service = Service(*served)
+            return
+        self._roll = Roll(
+            self.channel, reception.accept, lambda ranks: self.run.status.update(ranks=tuple(ranks)), self._on_left
+        )
+        self._service = Leader(self.channel, self._roll, *served)
+
     def __enter__(self) -> "Engine":
         self._reception.start()
+        if self._roll is not None:
+            self._roll.start()
         if not self._stopping.start():
             self.say("not in the main thread: signals do not ask for saves here; the other doors are open")
         return self
@@ -87,8 +117,11 @@ class Engine:
             self._save_before_it_leaves(error)
         elif self.finished and self.gate.boundary is not None:
             self._reception.look(self.gate.boundary.step, last=True)
-        self._service.close()
+        self._service.close(together=error is None)
         self._stopping.stop()
+        if self._roll is not None:
+            self._roll.close()
+        self._left = error is not None
         self._reception.close()
         self._service.refuse("training ended before the next boundary")
         if self._hook is not None:
@@ -139,8 +172,8 @@ class Engine:
         self._training_thread = threading.current_thread()
         self._snapshots = Snapshots(subject, self.gate, reserve.pool)
         self._hook = OptimizerHook(self.gate, subject.parameters())
-        self._rate = Rate(step)
-        self.run.status.update(phase="training", step=step, max_steps=max_steps, staging_bytes=reserve.pool.bytes)
+        self.run.status.beat(step)
+        self.run.status.update(phase="training", max_steps=max_steps, staging_bytes=reserve.pool.bytes)
         if self._minutes is not None:
             self._minutes.restart()
         self._service.start(self._snapshots, reserve)
@@ -159,14 +192,19 @@ class Engine:
         """
         assert self._subject is not None and self._snapshots is not None, "begin() comes first"
         self.gate.leave()
+        if self._leave_after is not None and step > self._leave_after:
+            self.stop_requested = True
         self._number += 1
+        copied = self._snapshots.copied_buffers
         recorded, mark = self._subject.record(), self._snapshots.mark()
+        if self._snapshots.copied_buffers != copied:
+            self.run.status.update(copied_buffers=dict(self._snapshots.copied_buffers))
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_parked:
             self._service.stand_still(reason)
         boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
-        self.run.status.update(step=step, rate=self._rate.at(step))
+        self.run.status.beat(step)
         asked = look and self._reception.look(step, last=last)
-        self.gate.reach(boundary, shut=self._service.serving and bool(asked or scheduled))
+        self.gate.reach(boundary, shut=bool(asked or scheduled) and self._service.serving)
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -200,10 +238,30 @@ class Engine:
         """Takes a request in; tells whether it is on disk too."""
         return self._reception.accept(request)
 
+    @property
+    def rank(self) -> int:
+        """Which of the processes that train together this is."""
+        return 0 if self.channel is None else self.channel.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes train together."""
+        return 1 if self.channel is None else self.channel.size
+
+    @property
+    def may_be_alone(self) -> bool:
+        """Whether other ranks may have left after the save of a stop."""
+        return self.channel is not None and self._service.stop_saved is not None
+
     def say(self, text: str) -> None:
         """Prints a line for the user. Whoever read our output may be gone: training goes on."""
         with suppress(OSError):
-            self._print(text)
+            self._print(f"rank {self.rank}: {text}" if self.rank else text)
+
+    def announce(self, text: str) -> None:
+        """Prints a line that is the same in all ranks, once."""
+        if not self.rank:
+            self.say(text)
 
     def abandon(self, why: str, code: int) -> None:
         """The process ends without its loop: answers who still waits, and closes the run."""
@@ -238,8 +296,27 @@ class Engine:
             self.say(f"{name}: saving step {boundary.step} before it ends the training")
             self._reception.accept(Request("exception", why=name))
 
-    def _on_stop(self) -> None:
-        self.stop_requested = True
+    def _describe(self) -> dict[str, Any]:
+        """What rank 0 shows of this rank."""
+        now, boundary = self.run.status.now, self.gate.boundary
+        return {
+            "step": now.step,
+            "boundary": boundary.number if boundary else 0,
+            "phase": LEFT if self._left else now.phase,
+            "held": self.gate.held_since is not None,
+        }
+
+    def _on_left(self) -> None:
+        """A rank is no more where the others need it. After the save of a stop nobody waits for it."""
+        if isinstance(self._service, Leader) and self.may_be_alone:
+            self._service.end("a rank has left")
+            self._stopping.hurry()
+
+    def _on_stop(self, after: int | None) -> None:
+        if after is None:
+            self.stop_requested = True
+        elif self._leave_after is None:
+            self._leave_after = after
         self._stopping.begin()
         self.run.status.update(phase="stopping")
 

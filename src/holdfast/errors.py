@@ -8,6 +8,7 @@
         RunNotAliveError                4   there is one, and no process is training it
         RunBusyError                    1   another process is training it
         LeaseLostError                  1   another process has taken the run over
+      RanksError                        1   a rank did not answer, or the ranks' store is gone
       WaitTimeoutError                  5   the answer did not come in time; the request stands
       SaveError                         1   a save failed; training goes on
         NoSpaceError                    1   the disk is full, or would be
@@ -77,6 +78,10 @@ class RunBusyError(RunError):
 
 class LeaseLostError(RunError):
     """Another process took the run over while this one was not looking."""
+
+
+class RanksError(HoldfastError):
+    """A rank did not tell what the others wait for, or cannot be reached."""
 
 
 class WaitTimeoutError(HoldfastError):

@@ -30,7 +30,8 @@ def load_into(state: LoopState, chosen: Chosen, *, strict: bool, replay: bool, s
     manifest = chosen.manifest
     if manifest is None:
         raise CheckpointError(f"{chosen.path} has no manifest, and only such a checkpoint can be put into a loop")
-    stored, extra = native.read(chosen.path, [file.path for file in manifest.files])
+    files = [file.path for file in manifest.files]
+    stored, extra = native.read(chosen.path, files, tensors=manifest.tensors, rank=state.rank, places=state.place)
     step = extra["training"].get("step") if isinstance(extra["training"], dict) else None
     if step != manifest.step:
         raise DamagedCheckpointError(f"{chosen.path}: training.json is of step {step}, the manifest of {manifest.step}")
@@ -50,11 +51,27 @@ def load_into(state: LoopState, chosen: Chosen, *, strict: bool, replay: bool, s
         if name in there:
             notices += part.restore(stored[name], strict=strict)
     notices += random.check(state.generators)
-    where = ""
+    now, then = state.world_size, manifest.world_size
+
+    def set_random_state() -> None:
+        random.restore(state.generators)
+        if state.rank >= then:
+            random_state.go_apart(state.rank)
+
+    where = handed_over = ""
     if state.data is not None and "data" in extra:
-        notices += state.data.restore(extra["data"], after_skip=lambda: random.restore(state.generators), replay=replay)
-        where = f", epoch {state.data.epoch}, {state.data.consumed} batches into it"
-    random.restore(state.generators)
+        notices += state.data.restore(
+            extra["data"], after_skip=set_random_state, replay=replay, saved_by=then, processes=now
+        )
+        where, handed_over = f", {state.data.where}", state.data.handed_over
+    set_random_state()
+    if now != then:
+        notices.append(
+            f"{then} processes saved it and {now} go on: the tensors are the same, bit for bit;"
+            f" {handed_over and f'{handed_over}; '}random numbers are others from here on"
+        )
+    elif handed_over:
+        notices.append(f"data: {handed_over}")
     say(f"resumed from {chosen.path}: step {step}{where}")
     for notice in dict.fromkeys(notices):
         say(notice)

@@ -10,7 +10,9 @@ from holdfast.capture import random_state, readable
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.data_position import DataPosition
 from holdfast.capture.model_part import ModelPart
-from holdfast.capture.state import Part
+from holdfast.capture.optimizer_part import OptimizerPart
+from holdfast.capture.shard import Place, local_of, place_of, written_by
+from holdfast.capture.state import Part, Stored
 from holdfast.capture.stream import Image
 from holdfast.layouts import native
 
@@ -23,6 +25,8 @@ class LoopState:
         generators: Random generators of the user's, by name.
         data: The position in the data; None where the loop has its own.
         spared: Checkpoints that retention must not touch.
+        rank: Which of the processes that train together this is.
+        world_size: How many there are.
     """
 
     layout = native.NAME
@@ -33,12 +37,19 @@ class LoopState:
         generators: Mapping[str, torch.Generator],
         data: DataPosition | None,
         spared: Sequence[Path],
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         # Models first: their parameters are what may be swapped behind our back.
         self.parts = sorted(parts, key=lambda part: not isinstance(part, ModelPart))
         self.generators = generators
         self.data = data
+        self.rank = rank
+        self.world_size = world_size
         self._spared = spared
+        # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
+        self._held: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
 
     def parameters(self) -> list[torch.Tensor]:
         """What the optimizers update."""
@@ -49,12 +60,24 @@ class LoopState:
         return tuple(part.structure() for part in self.parts)
 
     def live(self) -> dict[str, torch.Tensor]:
-        """All tensors that stand still between updates, by `part.name`."""
-        return {f"{part.name}.{name}": tensor for part in self.parts for name, tensor in part.live().items()}
+        """All tensors that stand still between updates, by `part.name`: what this process has of them."""
+        self._held = {part.name: part.live() for part in self.parts}
+        return {f"{part}.{name}": local_of(one) for part, held in self._held.items() for name, one in held.items()}
+
+    def place(self, part: str, name: str, shape: tuple[int, ...]) -> Place | None:
+        """Which range of a whole tensor of a checkpoint this process needs; None where it needs all."""
+        found = next((one for one in self.parts if one.name == part), None)
+        return None if found is None else found.place(name, shape)
 
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still."""
-        return readable.why_not(self.live())
+        held = self._held.items()
+        return readable.why_not({f"{part}.{name}": local_of(one) for part, all_ in held for name, one in all_.items()})
+
+    def copied_buffers(self) -> dict[str, int]:
+        """Large buffers of the models that were seen to change."""
+        models = (part for part in self.parts if isinstance(part, ModelPart))
+        return {f"{model.name}.{name}": size for model in models for name, size in model.moving_buffers.items()}
 
     def record(self) -> Any:
         """The small state, as of now."""
@@ -69,20 +92,42 @@ class LoopState:
         return {}
 
     def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
-        """The files to be."""
+        """The files to be, of this process."""
         records, random, data = boundary.recorded
-        parts = [
-            (part.name, part.live(), part.encode(record)) for part, record in zip(self.parts, records, strict=True)
+        self._written = [
+            (part.name, self._own(part), part.encode(record)) for part, record in zip(self.parts, records, strict=True)
         ]
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(data)
-        return native.images(parts, extra)
+        return native.images(self._written, extra, self.rank, self.world_size)
+
+    def pieces(self) -> Mapping[str, Any]:
+        """What those files hold of whole tensors, where several processes write them."""
+        if self.world_size == 1:
+            return {}
+        places = {
+            part: {name: place_of(one, f"{part}.{name}") for name, one in held.items()}
+            for part, held in self._held.items()
+        }
+        return native.pieces(self._written, places, self.rank, self.world_size)
 
     def estimate(self) -> int:
-        """The bytes of the tensors, and some for the rest."""
-        plain = (tensor for tensor in self.live().values() if tensor.layout == torch.strided)
-        return sum(tensor.nbytes for tensor in plain) + (1 << 20)
+        """The bytes of the tensors that this process has, and some for the rest."""
+        local = (local_of(one) for held in self._held.values() for one in held.values())
+        return sum(tensor.nbytes for tensor in local if tensor.layout == torch.strided) + (1 << 20)
+
+    def _own(self, part: Part) -> Mapping[str, torch.Tensor]:
+        """What this process writes of a part. All of them have the models and optimizers alike, or shards of them."""
+        held = self._held[part.name]
+        shared = held if isinstance(part, OptimizerPart) else {}
+        if isinstance(part, ModelPart):
+            # Each process finds out by itself which large buffers stand still, so they may disagree about those.
+            shared = {name: one for name, one in held.items() if isinstance(one, torch.nn.Parameter)}
+        names = written_by(shared, self.rank, self.world_size)
+        if self.rank == 0:
+            names |= held.keys() - shared.keys()
+        return {name: local_of(one) for name, one in held.items() if name in names}
 
     def spared(self) -> Sequence[Path]:
         """The checkpoint that was resumed from."""

@@ -109,9 +109,10 @@ def problems_of(report: Report, layout: str) -> list[str]:
         return [f"its layout is {manifest.layout!r}, and this training reads {layout!r}"]
     found = [file.path for file in manifest.files]
     if layout == native.NAME:
-        lacking, strangers = native.missing(found), []  # what the manifest does not list is never read
+        # What the manifest does not list is never read.
+        lacking, strangers = native.missing(found, manifest.world_size), []
     else:
-        lacking = transformers.missing(found, weights_only=False)
+        lacking = transformers.missing(found, weights_only=False, world_size=manifest.world_size)
         strangers = transformers.strangers(report.unlisted)
     return [*(f"it lacks {name}, without which nothing can be resumed" for name in lacking), *strangers]
 

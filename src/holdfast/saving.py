@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from holdfast.capture.boundary import Boundary
 from holdfast.errors import NoSpaceError, TornError
@@ -34,6 +35,8 @@ class Snapshot:
         versions: What a bit-exact continuation depends on.
         spared: Checkpoints that retention must not touch.
         world_size: How many processes train together.
+        tensors: Gives, once all is written, which pieces of which tensors the files hold; several ranks share them.
+        others: Gives then what the manifest says of the boundaries of the ranks from 1 up.
     """
 
     boundary: Boundary
@@ -43,6 +46,8 @@ class Snapshot:
     versions: Mapping[str, str] = field(default_factory=dict)
     spared: Iterable[Path] = ()
     world_size: int = 1
+    tensors: Callable[[], Mapping[str, Any]] = dict
+    others: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 
 def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retention.Keep) -> Answer:
@@ -89,7 +94,7 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
             digest=manifest.sha256,
             durable=published.durable,
         )
-    _tell(run, answer, requests)
+    tell(run, answer, requests)
     run.status.update(phase=phase)
     if answer.saved:
         _retain(run, keep, snapshot.spared)
@@ -117,6 +122,9 @@ def _preflight(root: Path, estimate: int) -> None:
 def _manifest(
     run: Run, snapshot: Snapshot, requests: Sequence[Request], attempt: str, sealed: tuple[File, ...]
 ) -> Manifest:
+    boundary = snapshot.boundary.record()
+    if any(others := snapshot.others()):
+        boundary["ranks"] = list(others)
     return Manifest(
         layout=snapshot.layout,
         run=run.identity,
@@ -127,13 +135,15 @@ def _manifest(
         world_size=snapshot.world_size,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reasons=tuple(request.reason() for request in requests),
-        boundary=snapshot.boundary.record(),
+        boundary=boundary,
         versions=dict(snapshot.versions),
         files=sealed,
+        tensors=snapshot.tensors(),
     )
 
 
-def _tell(run: Run, answer: Answer, requests: Sequence[Request]) -> None:
+def tell(run: Run, answer: Answer, requests: Sequence[Request]) -> None:
+    """Shows what became of a save in the status and the journal, and answers everybody who asked for it."""
     told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
     if answer.saved:
         last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}

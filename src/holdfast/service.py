@@ -34,7 +34,7 @@ class Service:
         reception: Where requests wait.
         keep: How many checkpoints may stay.
         say: Prints a line for the user.
-        on_stop: Called when a stop was served.
+        on_stop: Called when a stop was served; with the step after which all ranks leave, where there are several.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Service:
         reception: Reception,
         keep: Keep,
         say: Callable[[str], None],
-        on_stop: Callable[[], None],
+        on_stop: Callable[[int | None], None],
     ) -> None:
         self._run = run
         self._gate = gate
@@ -98,8 +98,12 @@ class Service:
                 while self._thread.is_alive() and (self._busy or self._work_waits()):
                     self._changed.wait(0.05)
 
-    def close(self) -> None:
-        """Serves what waits, as far as there is a boundary to save, and ends the thread."""
+    def close(self, *, together: bool) -> None:
+        """Serves what waits, as far as there is a boundary to save, and ends the thread.
+
+        Args:
+            together: Whether all ranks come to their end; of no account where there is one.
+        """
         if self._thread.is_alive():
             with self._gate.parked():
                 self._closing = True
@@ -138,13 +142,30 @@ class Service:
     def _serve_what_waits(self) -> None:
         while self._work_waits():
             self._merge()
-            boundary = self._gate.shut(self._useless, self._is_hopeless)
-            if boundary is None:
+            if not self._serve_once():
                 return
-            try:
-                self._save(boundary)
-            finally:
-                self._gate.open(boundary.number)
+
+    def _serve_once(self) -> bool:
+        """Takes one snapshot, and answers for it; False where there will be no boundary to take."""
+        boundary = self._gate.shut(self._useless, self._is_hopeless)
+        if boundary is None:
+            return False
+        try:
+            self._save(boundary, self._all_requests())
+        finally:
+            self._gate.open(boundary.number)
+        return True
+
+    def _all_requests(self) -> list[Request]:
+        requests = [*self._again, *self._reception.take()]
+        self._again = []
+        return requests
+
+    def _snapshot(self, snapshots: Snapshots, boundary: Boundary) -> saving.Snapshot:
+        return snapshots.of(boundary)
+
+    def _leave(self) -> None:
+        self._on_stop(None)
 
     def _is_hopeless(self) -> bool:
         return self._closing and self._gate.updating
@@ -158,18 +179,17 @@ class Service:
                     return
                 self._changed.wait(0.01)
 
-    def _save(self, boundary: Boundary) -> None:
+    def _save(self, boundary: Boundary, requests: list[Request]) -> None:
         assert self._in_use is not None
         snapshots, reserve = self._in_use
+        if boundary.scheduled and boundary.number != self._saved_number:
+            requests.append(Request("schedule", why=boundary.scheduled))
         if not snapshots.settled(boundary):
             if not self._gate.is_parked:
                 self._useless = boundary.number
+                self._again = requests
                 return
             boundary = replace(boundary, mark=snapshots.mark())
-        requests = [*self._again, *self._reception.take()]
-        self._again = []
-        if boundary.scheduled and boundary.number != self._saved_number:
-            requests.append(Request("schedule", why=boundary.scheduled))
         if not requests:
             return
         self._merge_until = time.monotonic() + _MERGING_SECONDS
@@ -179,7 +199,7 @@ class Service:
             return
         held = self._gate.held_seconds
         try:
-            answer = saving.save(self._run, snapshots.of(boundary), requests, self._keep)
+            answer = saving.save(self._run, self._snapshot(snapshots, boundary), requests, self._keep)
         except TornError as torn:
             self._try_again(torn, boundary, requests)
             return
@@ -213,7 +233,7 @@ class Service:
         self._say(answer.line(f"request:{asked}" if asked else "schedule"))
         if any(request.stop for request in requests):
             self.stop_saved = answer.saved
-            self._on_stop()
+            self._leave()
         elif not answer.saved:
             self._say("training goes on; earlier checkpoints are intact")
         for request in requests:
@@ -229,8 +249,7 @@ class Service:
 
     def refuse(self, why: str) -> None:
         """Answers everybody who still waits that nothing was saved."""
-        waiting = [*self._again, *self._reception.take()]
-        self._again = []
+        waiting = self._all_requests()
         step = self._gate.boundary.step if self._gate.boundary else 0
         answer = Answer(saved=False, step=step, error=why)
         saving.answer_all(self._run, answer, waiting)

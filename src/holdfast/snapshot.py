@@ -35,6 +35,9 @@ class Subject(Protocol):
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still; empty when it can be read at any time."""
 
+    def copied_buffers(self) -> Mapping[str, int]:
+        """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
+
     def record(self) -> Any:
         """The small state, as of now. Called by training at every boundary."""
 
@@ -43,6 +46,9 @@ class Subject(Protocol):
 
     def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The files to be; small ones may be written into the directory right away. Called with the gate shut."""
+
+    def pieces(self) -> Mapping[str, Any]:
+        """Which pieces of which tensors the files of `images` hold; empty where they hold whole ones."""
 
     def estimate(self) -> int:
         """About how many bytes a checkpoint takes."""
@@ -69,6 +75,8 @@ class Snapshots:
         self._net = Net({})
         self.unreadable = ""
         """Why the state can be read only while training stands still; empty when it can be read at any time."""
+        self.copied_buffers: Mapping[str, int] = {}
+        """Large buffers that are copied at every boundary, each with its bytes."""
         self.streamed = False
         """Whether the last snapshot did not fit into the staging memory while training waited."""
 
@@ -80,6 +88,7 @@ class Snapshots:
             self._net = Net(self._live, len(self._subject.parameters()))
             self._structure = structure
             self.unreadable = self._subject.unreadable()
+            self.copied_buffers = self._subject.copied_buffers()
         return self._net.mark()
 
     def settled(self, boundary: Boundary) -> bool:
@@ -97,6 +106,7 @@ class Snapshots:
             estimate=subject.estimate(),
             versions=environment.record(),
             spared=subject.spared(),
+            tensors=subject.pieces,
         )
 
     def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:

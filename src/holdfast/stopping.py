@@ -8,8 +8,8 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-from holdfast import ranks
 from holdfast.doors.signals import SAVE_AND_STOP, Signals
+from holdfast.ranks import launcher
 from holdfast.run.request import Request
 
 STOPPED_AFTER_SAVE = 75  # EX_TEMPFAIL: come back later
@@ -20,6 +20,8 @@ _LEAVING_SECONDS = 3.0
 # What torch raises when a data-loading worker is gone, and how long its cause may take to be noticed after it.
 _WORKER_DIED = "DataLoader worker"
 _NOTICED_SECONDS = 1.0
+# How long a rank tries to end its loop when the others have left theirs.
+_ALONE_SECONDS = 2.0
 
 
 class Training(Protocol):
@@ -32,6 +34,10 @@ class Training(Protocol):
     @property
     def stop_saved(self) -> bool | None:
         """Whether the save of the stop succeeded; None as long as there is no answer."""
+
+    @property
+    def may_be_alone(self) -> bool:
+        """Whether other ranks may have left after the save of a stop, so that what this one waits for never comes."""
 
     def accept(self, request: Request) -> bool:
         """Takes a request in."""
@@ -77,18 +83,25 @@ class Stopping:
         self._noticed.set()
         with self._lock:
             if self._deadline is None:
-                self._deadline = threading.Timer(self._grace, self._out_of_time)
-                self._deadline.daemon = True
-                self._deadline.start()
+                self._deadline = self._timer(self._grace)
+
+    def hurry(self) -> None:
+        """The other ranks have left after a stop: the loop cannot come back by itself, and gets a moment."""
+        with self._lock:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = self._timer(_ALONE_SECONDS)
 
     def explains(self, error: BaseException | None) -> bool:
-        """Whether an error is the death of a data-loading worker that the same signal killed: then it is the stop.
+        """Whether an error is the stop itself: the death of a worker that the same signal killed, or of a rank's peers.
 
         The error may be faster than the thread that listens to signals, so it is given a moment.
         """
-        if not isinstance(error, RuntimeError) or _WORKER_DIED not in str(error):
+        if not isinstance(error, RuntimeError):
             return False
-        return self._noticed.wait(_NOTICED_SECONDS)
+        if _WORKER_DIED in str(error):
+            return self._noticed.wait(_NOTICED_SECONDS)
+        return self._training.may_be_alone
 
     def leave(self, code: int, why: str) -> None:
         """Ends the process at once, whatever the training thread does, and whatever the disk does."""
@@ -136,6 +149,12 @@ class Stopping:
             self.leave(stopped_after_save(), "second Ctrl+C: the save is complete; leaving the step that was under way")
         self.leave(128 + number, "second Ctrl+C: the save is abandoned; earlier checkpoints are intact")
 
+    def _timer(self, seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, self._out_of_time)
+        timer.daemon = True
+        timer.start()
+        return timer
+
     def _out_of_time(self) -> None:
         saved = self._training.stop_saved
         if saved:
@@ -148,4 +167,4 @@ class Stopping:
 
 def stopped_after_save() -> int:
     """The exit code after a good save: 75; under torchrun 0, because it starts again whatever ends otherwise."""
-    return 0 if ranks.under_elastic_agent() else STOPPED_AFTER_SAVE
+    return 0 if launcher.under_elastic_agent() else STOPPED_AFTER_SAVE

@@ -1,6 +1,8 @@
 """The position in the data: going on after an interruption gives what an uninterrupted training would have seen."""
 
+import gc
 import json
+import multiprocessing
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
 from holdfast.capture import random_state
 from holdfast.capture.data_position import DataPosition
@@ -79,6 +81,34 @@ class Stream(IterableDataset[float]):
         random.Random().setstate(state["drawn"])
         self.position = {"at": state["at"], "rounds": list(state["rounds"])}
         self.goes_on_at = state["at"]
+
+
+class Drawing(Stream):
+    """It draws from generators of its own, whose states are tensors and arrays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(3)
+        self.numpy = np.random.RandomState(3)
+
+    def __iter__(self) -> Iterator[float]:
+        for sample in super().__iter__():
+            yield sample + torch.rand((), generator=self.generator).item() + self.numpy.standard_normal()
+
+    def state_dict(self) -> Any:
+        odd = [torch.tensor(-0.0, dtype=torch.bfloat16), torch.empty(0, 3), torch.tensor([[True], [False]]).T]
+        state = {"torch": self.generator.get_state(), "numpy": self.numpy.get_state(), "odds": odd}
+        return super().state_dict() | state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.generator.set_state(state["torch"])
+        self.numpy.set_state(state["numpy"])
+        assert [(odd.dtype, odd.shape) for odd in state["odds"]] == [
+            (torch.bfloat16, ()),
+            (torch.float32, (0, 3)),
+            (torch.bool, (1, 2)),
+        ]
 
 
 class Rewinding(Stream):
@@ -164,6 +194,7 @@ EXACT: dict[str, Make] = {
     "of the epoch": lambda: DataLoader(Augmented(), batch_size=BATCH, sampler=OfTheEpoch()),
     "stream": lambda: DataLoader(Counting(), batch_size=BATCH),
     "stream with a position": lambda: DataLoader(Stream(), batch_size=BATCH),
+    "stream with generators": lambda: DataLoader(Drawing(), batch_size=BATCH),
     "stream that rewinds": lambda: DataLoader(Rewinding(), batch_size=BATCH),
     "stream in whole batches": lambda: DataLoader(Stream(), batch_size=5),
     "loader with a position": Knowing,
@@ -375,6 +406,21 @@ def test_a_position_that_nobody_has_gone_to_yet_can_be_recorded_again() -> None:
     assert data.encode(data.record()) == tree["data"]
 
 
+def test_what_is_closed_has_no_workers_although_its_batches_are_held() -> None:
+    data = DataPosition(DataLoader(Plain(), batch_size=1, num_workers=2))
+    batches = data.batches()
+    next(batches)
+    mine = [child for child in multiprocessing.active_children() if child.pid]
+    gc.disable()  # it is not to be what ends them
+    try:
+        data.close()
+        assert len(mine) == 2
+        assert [child.exitcode for child in mine] == [0, 0]
+    finally:
+        gc.enable()
+        batches.close()  # type: ignore[attr-defined]
+
+
 def test_epochs_can_be_left_and_entered_again() -> None:
     data = DataPosition([1, 2, 3])
     assert next(data.batches()) == 1
@@ -416,11 +462,11 @@ def test_what_can_be_gone_through_once_has_no_second_epoch() -> None:
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -> None:
-    data = DataPosition(DataLoader(Plain(), batch_size=1))
+    data = DataPosition(DataLoader(Subset(Plain(), range(9)), batch_size=1))
     train(data, 8)
     shorter: DataLoader[Any] = DataLoader(Plain(), batch_size=BATCH, num_workers=workers)
     data, notices = resumed(lambda: shorter, checkpoint(data), replay=replay)
-    assert "data: batch_size is 3 and was 1: the rest of the epoch may be other samples" in notices
+    assert "data: samples is 10 and was 9: the rest of the epoch may be other samples" in notices
     with pytest.raises(CheckpointError, match=r"after 8 batches of an epoch, and the data has 4"):
         next(data.batches())
 
@@ -447,7 +493,8 @@ def test_notices_tell_what_may_not_go_on_as_it_would_have() -> None:
 @pytest.mark.parametrize(
     ("state", "what"),
     [
-        ({"cache": {"mean": torch.zeros(1)}}, r"data: state_dict\(\)/cache/mean is a tensor"),
+        ({"cache": {"mean": torch.zeros(1).to_sparse()}}, r"data: state_dict\(\)/cache/mean is a tensor without plain"),
+        ({"cache": torch.zeros(16 << 20, dtype=torch.uint8), "a": torch.zeros(1)}, r"has tensors of 16,777,220 bytes"),
         ({"rows": [1, object()]}, r"data: state_dict\(\)/rows/1"),
     ],
 )
@@ -473,6 +520,11 @@ def test_a_state_that_has_no_form_is_named(state: Any, what: str) -> None:
         {"begin": "x"},
         {"begin": {}},
         {"workers_kept": 1},
+        {"tensors": 1},
+        {"tensors": {"x": {"dtype": "float32", "shape": [1], "bytes": "00"}}},
+        {"tensors": {"x": {"dtype": "Tensor", "shape": [1], "bytes": "00"}}},
+        {"tensors": {"x": {"dtype": "float32", "shape": [2], "bytes": "00000000"}}},
+        {"order": {}},
     ],
     ids=str,
 )

@@ -44,6 +44,7 @@ CODES = {
     "RunNotAliveError": 4,
     "RunBusyError": 1,
     "LeaseLostError": 1,
+    "RanksError": 1,
     "WaitTimeoutError": 5,
     "SaveError": 1,
     "NoSpaceError": 1,

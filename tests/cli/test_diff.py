@@ -8,10 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from holdfast.capture.state import Stored
 from holdfast.cli import tensor_distance, tensor_headers
 from holdfast.cli.tensor_distance import Distance
-from holdfast.store import files
+from holdfast.store import catalog, files
 from museum import EXHIBITS
+from shards import Grids, committed
 from support import RESUMABLE, commit_checkpoint, holdfast
 
 BASE = {"fc.weight": torch.arange(20.0).reshape(4, 5), "fc.bias": torch.ones(4, dtype=torch.bfloat16)}
@@ -27,7 +29,11 @@ def apart(folder: Path, a: bytes, b: bytes) -> Distance | None:
     (folder / "b").write_bytes(b)
     with files.open_regular(folder / "a") as one, files.open_regular(folder / "b") as other:
         (here,), (there,) = tensor_headers.read(one), tensor_headers.read(other)
-        return tensor_distance.distance((one, here), (other, there))
+        return tensor_distance.distance(reader(one, here), reader(other, there), here.dtype, here.bytes)
+
+
+def reader(fd: int, tensor: tensor_headers.Tensor) -> tensor_distance.Reader:
+    return lambda at, count: tensor_headers.exactly(fd, count, tensor.offset + at)
 
 
 def test_the_same_is_exit_code_0(tmp_path: Path) -> None:
@@ -85,6 +91,54 @@ def test_a_model_in_other_shards_is_the_same_model(tmp_path: Path) -> None:
         content[f"model-{number:05}-of-00002.safetensors"] = save({name: tensor})
     cut = commit_checkpoint(tmp_path, 2, content)
     assert holdfast("diff", whole, cut).returncode == 0
+
+
+def of_ranks(root: Path, step: int, grids: Grids, size: int, **changes: torch.Tensor) -> Path:
+    shapes = {"rows": (7, 3), "columns": (3, 7), "both": (5, 4, 3), "plain": (4,)}
+    state = {name: torch.arange(math.prod(shape) * 1.0).reshape(shape) for name, shape in shapes.items()}
+    state["pairs"] = torch.arange(6).reshape(6, 1).to(torch.complex128)
+    sparse = Stored({"sparse": torch.tensor([0.0, 1.0]).to_sparse()}, {"kind": "model"})
+    return committed(root, [("model", {**state, **changes}, sparse)], grids, size, step)
+
+
+@pytest.mark.parametrize("piece", [16 << 20, 48, 64])
+def test_whole_tensors_are_compared_whoever_wrote_which_pieces(
+    tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensor_distance, "_PIECE", piece)
+    four = {"rows": (4, 1), "columns": (1, 4), "both": (2, 1, 2), "pairs": (4, 1)}
+    two = {"rows": (1, 2), "columns": (2, 1), "both": (1, 2, 1)}
+    rows = torch.arange(21.0).reshape(7, 3)
+    rows[6, 2] += 2
+    paths = [
+        of_ranks(tmp_path, 1, {}, 1),
+        of_ranks(tmp_path, 2, four, 4),
+        of_ranks(tmp_path, 3, two, 2),
+    ]
+    for one in paths:
+        for other in paths:
+            content = json.loads(holdfast("diff", one, other, "--json").stdout)
+            assert content["tensors"] == {"same": 7, "different": []}
+    changed = of_ranks(tmp_path, 4, four, 4, rows=rows)
+    for one in paths:
+        (found,) = json.loads(holdfast("diff", one, changed, "--json").stdout)["tensors"]["different"]
+        assert found.pop("relative") == pytest.approx(2 / float(torch.arange(21.0).norm()))
+        assert found == {"file": "model.safetensors", "name": "rows", "state": "differs", "greatest": 2.0}
+
+
+def test_pieces_that_are_not_what_the_manifest_says_are_exit_code_3(tmp_path: Path) -> None:
+    good = of_ranks(tmp_path, 1, {"rows": (2, 1)}, 2)
+    manifest = catalog.read(good).manifest
+    assert manifest is not None
+    told = json.loads(json.dumps(manifest.tensors))
+    first, second = told["model"]["rows"]["pieces"]
+    first["file"], second["file"] = second["file"], first["file"]
+    content = {path.name: path.read_bytes() for path in good.iterdir() if path.name != "MANIFEST.json"}
+    lying = commit_checkpoint(tmp_path, 2, content, layout="native", world_size=2, tensors=told)
+    for verb in (("diff", good, lying), ("diff", lying, good), ("inspect", lying), ("export", lying, tmp_path / "x")):
+        found = holdfast(*verb)
+        assert found.returncode == 3, found
+        assert "the manifest says that model-00001-of-00002.safetensors holds [4, 3] of 'rows'" in found.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from holdfast.capture.state import Stored
 from holdfast.cli import tensor_headers
 from holdfast.cli.tensor_headers import HeaderError
 from holdfast.store import files
 from museum import EXHIBITS, Exhibit
+from shards import committed
 from support import ASKED, RESUMABLE, RUN, SCHEDULED, commit_checkpoint, fuzzed, holdfast
 
 WEIGHTS = save({"fc.weight": torch.zeros(4, 5), "fc.bias": torch.zeros(4, dtype=torch.bfloat16), "t": torch.tensor(1)})
@@ -105,6 +107,7 @@ def test_json_has_all_of_the_manifest_and_the_tensors(tmp_path: Path) -> None:
         "digest": manifest["sha256"],
         "pinned": False,
         "problems": [],
+        "pieces": {},
         "tensors": {
             "model.safetensors": [
                 {"name": "fc.bias", "dtype": "BF16", "shape": [4], "bytes": 8},
@@ -113,6 +116,25 @@ def test_json_has_all_of_the_manifest_and_the_tensors(tmp_path: Path) -> None:
             ]
         },
     }
+
+
+def test_tensors_in_pieces_are_shown_whole(tmp_path: Path) -> None:
+    state = {"w": torch.zeros(7, 3), "plain": torch.zeros(4, dtype=torch.bfloat16)}
+    path = committed(tmp_path, [("model", state, Stored({}, {"kind": "model"}))], {"w": (3, 1)}, 3)
+    found = holdfast("inspect", path)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "processes     3" in found.stdout
+    assert found.stdout.splitlines()[-4:] == [
+        "model.safetensors: 2 tensors, 92 B",
+        "TENSOR  TYPE  SHAPE  SIZE  PIECES",
+        "plain   BF16  4      8 B   1",
+        "w       F32   7x3    84 B  3",
+    ]
+    content = json.loads(holdfast("inspect", path, "--json").stdout)
+    assert content["pieces"] == json.loads((path / "MANIFEST.json").read_text())["tensors"]
+    assert content["tensors"]["model-00002-of-00003.safetensors"] == [
+        {"name": "w", "dtype": "F32", "shape": [1, 3], "bytes": 12}
+    ]
 
 
 @pytest.mark.parametrize("weights", HOSTILE.values(), ids=HOSTILE.keys())

@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -42,25 +43,10 @@ def test_json_is_one_strict_object_with_the_documented_fields(tmp_path: Path) ->
     with training(tmp_path) as run:
         found = holdfast("status", tmp_path, "--json")
         content = json.loads(found.stdout, parse_constant=lambda text: pytest_fails(text))
-        assert set(content) == {
-            "path",
-            "alive",
-            "run",
-            "pid",
-            "phase",
-            "step",
-            "max_steps",
-            "rate",
-            "loss",
-            "last_checkpoint",
-            "pending",
-            "failed_saves",
-            "last_failure",
-            "capture",
-            "staging_bytes",
-            "held_seconds",
-            "written_at",
-        }
+        page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+        (row,) = (line for line in page.splitlines() if line.startswith("| `status` | `path`"))
+        documented = set(re.findall(r"`(\w+)`", row)) - {"status", "live"}
+        assert set(content) == documented
         assert (content["path"], content["alive"], content["pid"]) == (str(tmp_path), True, run.pid)
         assert (content["phase"], content["step"], content["loss"]) == ("training", 6, None)
 
@@ -100,3 +86,18 @@ def test_a_status_that_cannot_be_read_is_unknown_and_no_error(tmp_path: Path) ->
     (tmp_path / ".holdfast" / "status.json").write_bytes(b"{")
     found = holdfast("status", tmp_path)
     assert found.returncode == 0 and found.stdout.startswith("state       not running")
+
+
+def test_large_buffers_that_are_copied_at_every_boundary_are_shown_with_what_that_costs(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    path = tmp_path / ".holdfast" / "status.json"
+    content = json.loads(path.read_text())
+    assert "buffers" not in holdfast("status", tmp_path).stdout
+    copied = {"model.memory.keys": 2_000_000, "model.odd\x1b[2J": 400_000}
+    path.write_text(json.dumps({**content, "copied_buffers": copied}))
+    (line,) = (one for one in holdfast("status", tmp_path).stdout.splitlines() if one.startswith("buffers"))
+    assert line.startswith("buffers     2.4 MB copied at every boundary, because they change: model.memory.keys, ")
+    assert "\x1b" not in line
+    assert json.loads(holdfast("status", tmp_path, "--json").stdout)["copied_buffers"] == copied

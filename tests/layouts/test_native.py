@@ -8,23 +8,29 @@ import safetensors.torch
 import torch
 from torch import nn, optim
 
-from fixtures import make_native
+from fixtures import make_native, make_native_ranks
 from holdfast.capture import random_state
 from holdfast.capture.data_position import DataPosition
 from holdfast.capture.state import ASIDE, Stored, parts_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, UnsupportedError
-from holdfast.layouts import json_file, native
+from holdfast.layouts import export, json_file, native
+from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 from parts import content, same
 from support import RESUMABLE, commit_checkpoint, content_of
 
 FIXTURE = make_native.HERE / "checkpoint-7"
+OF_RANKS = make_native_ranks.HERE / "checkpoint-7"
+
+
+def manifest_of(checkpoint: Path) -> Manifest:
+    manifest = verify(checkpoint).entry.manifest
+    assert manifest is not None
+    return manifest
 
 
 def listed(checkpoint: Path) -> list[str]:
-    manifest = verify(checkpoint).entry.manifest
-    assert manifest is not None
-    return [file.path for file in manifest.files]
+    return [file.path for file in manifest_of(checkpoint).files]
 
 
 def committed(root: Path, **parts: Any) -> Path:
@@ -34,9 +40,11 @@ def committed(root: Path, **parts: Any) -> Path:
     return commit_checkpoint(root, 7, {image.path: content(image) for image in images}, layout=native.NAME)
 
 
-def test_the_first_version_is_read_by_this_one() -> None:
-    assert verify(FIXTURE).good and native.missing(listed(FIXTURE)) == []
-    stored, extra = native.read(FIXTURE, listed(FIXTURE))
+@pytest.mark.parametrize("fixture", [FIXTURE, OF_RANKS], ids=["one process", "four"])
+def test_the_first_version_is_read_by_this_one(fixture: Path) -> None:
+    manifest = manifest_of(fixture)
+    assert verify(fixture).good and native.missing(listed(fixture), manifest.world_size) == []
+    stored, extra = native.read(fixture, listed(fixture), tensors=manifest.tensors)
     before = make_native.whole()
     model = make_native.Model()
     groups: list[dict[str, Any]] = [{"params": [*model.narrow.parameters()]}, {"params": [model.embed.weight]}]
@@ -67,9 +75,28 @@ def test_the_first_version_is_read_by_this_one() -> None:
     assert next(position.batches()) == 30
 
 
-def test_the_fixture_is_what_its_script_makes(tmp_path: Path) -> None:
-    make_native.make(tmp_path)
-    assert content_of(tmp_path) == content_of(make_native.HERE)
+def test_both_fixtures_hold_the_same_to_the_last_bit() -> None:
+    whole, _ = native.read(FIXTURE, listed(FIXTURE))
+    together, _ = native.read(OF_RANKS, listed(OF_RANKS), tensors=manifest_of(OF_RANKS).tensors)
+    assert whole.keys() == together.keys()
+    for name, part in whole.items():
+        assert same(dict(sorted(part.tensors.items())), dict(sorted(together[name].tensors.items())))
+        assert (part.rest, part.aliases) == (together[name].rest, together[name].aliases)
+
+
+@pytest.mark.parametrize("rank", range(4))
+def test_each_rank_of_the_fixture_has_its_own_generators(rank: int) -> None:
+    _, extra = native.read(OF_RANKS, listed(OF_RANKS), tensors=manifest_of(OF_RANKS).tensors, rank=rank)
+    random_state.decode(extra["random"]).restore()
+    drawn = torch.rand(3)
+    torch.manual_seed(30 + rank)
+    assert same(drawn, torch.rand(3))
+
+
+@pytest.mark.parametrize("script", [make_native, make_native_ranks], ids=["one process", "four"])
+def test_the_fixture_is_what_its_script_makes(tmp_path: Path, script: Any) -> None:
+    script.make(tmp_path)
+    assert content_of(tmp_path) == content_of(script.HERE)
 
 
 def test_the_page_names_the_files_and_the_names_that_are_taken() -> None:
@@ -79,6 +106,9 @@ def test_the_page_names_the_files_and_the_names_that_are_taken() -> None:
         "<part>.safetensors",
         "<part>.aside.safetensors",
         "<part>.json",
+        "<part>-<rank>-of-<world_size>.safetensors",
+        "<part>.aside-<rank>-of-<world_size>.safetensors",
+        "random-<rank>.json",
         "`frozen`",
         "`evaluating`",
         "`shared`",
@@ -184,7 +214,7 @@ def test_export_writes_the_weights_of_all_models_and_nothing_else(tmp_path: Path
         tmp_path, model=model, ema=ema, average=make_native.Average(), o=optim.SGD([model.phase], 0.1)
     )
     target = tmp_path / "a" / "b"
-    assert native.export(checkpoint, target) == [target / "ema.safetensors", target / "model.safetensors"]
+    assert export.export(checkpoint, target) == [target / "ema.safetensors", target / "model.safetensors"]
     assert sorted(path.name for path in target.iterdir()) == ["ema.safetensors", "model.safetensors"]
     assert (target / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
     assert same(safetensors.torch.load_file(target / "ema.safetensors")["module.weight"], weight.detach())
@@ -195,7 +225,7 @@ def test_export_takes_the_model_of_a_trainers_checkpoint_and_no_stranger(tmp_pat
     checkpoint = commit_checkpoint(tmp_path, 7, {**RESUMABLE, **model})
     (checkpoint / "pytorch_model.bin").write_bytes(b"a pickle")
     target = tmp_path / "target"
-    written = native.export(checkpoint, target)
+    written = export.export(checkpoint, target)
     assert content_of(target) == model and sorted(written) == sorted(target / name for name in model)
 
 
@@ -205,7 +235,7 @@ def test_export_overwrites_nothing(tmp_path: Path) -> None:
     target.mkdir()
     (target / "model.safetensors").symlink_to("elsewhere")
     with pytest.raises(UnsupportedError, match=r"target has model\.safetensors already"):
-        native.export(checkpoint, target)
+        export.export(checkpoint, target)
     assert content_of(target) == {"model.safetensors": b"-> elsewhere"}
 
 
@@ -214,11 +244,11 @@ def test_export_verifies_first(tmp_path: Path) -> None:
     data = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(DamagedCheckpointError, match=r"model\.safetensors: its bytes have changed"):
-        native.export(checkpoint, tmp_path / "target")
+        export.export(checkpoint, tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
 def test_a_checkpoint_without_a_model_has_nothing_to_export(tmp_path: Path) -> None:
     checkpoint = committed(tmp_path, average=make_native.Average())
     with pytest.raises(UnsupportedError, match="holds no model"):
-        native.export(checkpoint, tmp_path / "target")
+        export.export(checkpoint, tmp_path / "target")

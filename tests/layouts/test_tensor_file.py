@@ -7,6 +7,7 @@ import torch
 
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.layouts import tensor_file
+from holdfast.layouts.tensor_reading import opened
 from parts import content, same
 
 PLAIN = sorted((dtype for dtype in safetensors.torch._TYPES.values() if dtype is not None), key=str)
@@ -23,6 +24,11 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
     path = folder / "x.safetensors"
     path.write_bytes(content(tensor_file.image("x.safetensors", tensors, metadata)))
     return path
+
+
+def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with opened(path) as file:
+        return {name: file.take(name) for name in file.shapes()}, file.metadata
 
 
 @pytest.mark.parametrize("dtype", PLAIN, ids=str)
@@ -47,10 +53,17 @@ def test_the_library_loads_all_dtypes_in_one_file_beside_each_other(tmp_path: Pa
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 def test_what_the_format_lacks_comes_back_as_it_was(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"odd": filled(torch.uint8, 1), "a": filled(dtype, 3, 5), "b": filled(dtype, 1).reshape(())}
-    found, metadata = tensor_file.read(written(tmp_path, tensors, {"format": "pt"}))
+    found, metadata = read(written(tmp_path, tensors, {"format": "pt"}))
     assert all(same(found[name], tensors[name]) for name in tensors)
     assert metadata == {"format": "pt"}
     assert safetensors.torch.load_file(tmp_path / "x.safetensors").keys() == tensors.keys()
+
+
+def test_complex_numbers_are_read_to_where_torch_can_copy_them_from(tmp_path: Path) -> None:
+    tensors = {f"{number}": filled(torch.float64, number) for number in (1, 3)} | {"z": filled(torch.complex128, 4)}
+    for names in (["1", "z"], ["3", "1", "z"]):
+        found, _ = read(written(tmp_path, {name: tensors[name] for name in names}))
+        assert found["z"].data_ptr() % found["z"].element_size() == 0
 
 
 def test_complex_numbers_stream_from_the_memory_that_they_are_in() -> None:
@@ -66,7 +79,7 @@ def test_sparse_tensors_come_back_sparse(tmp_path: Path, layout: str, values: to
     dense = torch.tensor([[0, 1, 0, 2], [3, 0, 0, 0]], dtype=values)
     block = (1, 2) if layout.startswith("sparse_bs") else None
     tensor = dense.to_sparse(layout=getattr(torch, layout), blocksize=block)
-    found, _ = tensor_file.read(written(tmp_path, {"s": tensor}))
+    found, _ = read(written(tmp_path, {"s": tensor}))
     assert list(found) == ["s"] and same(found["s"], tensor)
 
 
@@ -74,7 +87,7 @@ def test_a_sparse_tensor_that_is_not_coalesced_stays_so(tmp_path: Path) -> None:
     tensor = torch.sparse_coo_tensor(
         torch.tensor([[1, 1, 0]]), torch.tensor([1.0, 2.0, 3.0]), (3,), check_invariants=True
     )
-    found = tensor_file.read(written(tmp_path, {"s": tensor}))[0]["s"]
+    found = read(written(tmp_path, {"s": tensor}))[0]["s"]
     assert not found.is_coalesced() and found._values().tolist() == [1.0, 2.0, 3.0]
 
 
@@ -124,7 +137,7 @@ def test_notes_that_lie_raise_an_error_of_ours(tmp_path: Path, notes: dict[str, 
     tensors = {"w": torch.ones(2, 2), "s.indices": torch.tensor([[0, 5]]), "s.values": torch.ones(2)}
     path = written(tmp_path, tensors, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"x\.safetensors is not a file of tensors"):
-        tensor_file.read(rewritten(path, **notes))
+        read(rewritten(path, **notes))
 
 
 def test_any_truncation_raises_an_error_of_ours(tmp_path: Path) -> None:
@@ -133,4 +146,4 @@ def test_any_truncation_raises_an_error_of_ours(tmp_path: Path) -> None:
     for length in range(len(data)):
         path.write_bytes(data[:length])
         with pytest.raises(CheckpointError):
-            tensor_file.read(path)
+            read(path)

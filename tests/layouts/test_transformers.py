@@ -20,7 +20,7 @@ def test_each_file_that_a_resume_needs_is_missed_by_name(name: str) -> None:
 
 
 def test_an_empty_checkpoint_lacks_everything() -> None:
-    assert transformers.missing([], weights_only=False) == ["the weights", *transformers.RESUMABLE]
+    assert transformers.missing([], weights_only=False) == ["the weights", *transformers.RESUMABLE, "rng_state.pth"]
 
 
 def test_weights_alone_need_the_trainers_state_and_no_more() -> None:

@@ -59,3 +59,88 @@ def test_a_stop_ends_the_script_with_75_unless_it_asked_for_a_return(
         process.send(signal.SIGTERM)
         assert process.wait() == code
         assert ("after train" in process.output) == (on_stop == "return")
+
+
+# A hub that has made the repository, and from then on refuses everything. It notes what it was asked to take.
+PUSHED = """
+import json, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import holdfast, huggingface_hub.constants, torch
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers.utils.hub import hf_api
+
+class Hub(BaseHTTPRequestHandler):
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        good = {
+            "/api/repos/create": {"url": f"{hf_api().endpoint}/me/model", "id": "me/model"},
+            "/api/validate-yaml": {"errors": [], "warnings": []},
+        }
+        with open("hub.jsonl", "a") as file:
+            file.write(json.dumps([self.headers["authorization"], self.path, asked]) + "\\n")
+        body = json.dumps(good.get(self.path, {"error": "no more"})).encode()
+        self.send_response(200 if self.path in good else 403)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+huggingface_hub.constants.HF_HUB_OFFLINE = False
+hf_api().endpoint = f"http://127.0.0.1:{server.server_port}"
+
+rows = [{"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor([1, 2, 3])}] * 16
+args = TrainingArguments(
+    "out", max_steps=6, save_steps=3, push_to_hub=True, hub_model_id="me/model", hub_token="hf_canary",
+    hub_strategy=sys.argv[2], hub_always_push=True, report_to="none", use_cpu=True, disable_tqdm=True,
+)
+trainer = Trainer(LlamaForCausalLM(LlamaConfig.from_pretrained(sys.argv[1])), args, train_dataset=rows)
+holdfast.attach(trainer)
+trainer.train()
+try:
+    trainer.save_model()
+except Exception as error:
+    print("save_model raised", type(error).__name__, flush=True)
+"""
+
+
+def test_a_hub_that_refuses_costs_no_checkpoint_and_is_given_no_secret(
+    launcher: Launcher, tmp_path: Path, tiny: Path
+) -> None:
+    process = launcher.start(tiny / "model", "all_checkpoints", cwd=tmp_path, program=PUSHED)
+    assert process.wait() == 0, process.output
+    run = tmp_path / "out"
+    assert [event["step"] for event in events(run, "saved")] == [3, 6]
+    for step in (3, 6):
+        assert process.output.count(f"checkpoint-{step} was NOT pushed to the hub, and is here all the same") == 2
+    assert "save_model raised HfHubHTTPError" in process.output, "what is called by hand raises as ever"
+
+    asked = [json.loads(line) for line in (tmp_path / "hub.jsonl").read_text().splitlines()]
+    offered = [{file["path"] for file in request["files"]} for _, _, request in asked if "files" in request]
+    assert all(authorization == "Bearer hf_canary" for authorization, *_ in asked), "it was not asked with the token"
+    assert sum("model.safetensors" in paths for paths in offered) == 3
+    assert sum("checkpoint-3/MANIFEST.json" in paths for paths in offered) == 1
+    assert not [path for paths in offered for path in paths if path.startswith((".holdfast", "events"))]
+    assert (run / "training_args.bin").exists()
+    assert not [path for path in run.rglob("*") if path.is_file() and b"hf_canary" in path.read_bytes()]
+
+
+WRONG = """
+import holdfast, sys
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+model = LlamaForCausalLM(LlamaConfig.from_pretrained(sys.argv[1]))
+trainer = Trainer(model, TrainingArguments("out", report_to="none", use_cpu=True))
+try:
+    holdfast.attach(trainer, keep_every=0)
+except holdfast.errors.ConfigError as error:
+    print(f"refused: {error}", flush=True)
+"""
+
+
+def test_a_rule_that_keeps_every_none_is_refused(launcher: Launcher, tmp_path: Path, tiny: Path) -> None:
+    process = launcher.start(tiny / "model", cwd=tmp_path, program=WRONG)
+    assert process.wait() == 0, process.output
+    assert "refused: keep_every: 0 is no number of steps" in process.output

@@ -2,7 +2,10 @@ import json
 import sys
 import threading
 import time
+from itertools import count
 from pathlib import Path
+
+import pytest
 
 from holdfast.run.status import Status, StatusFile
 from support import RUN
@@ -29,9 +32,36 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "failed_saves": 0,
         "last_failure": "",
         "capture": "live",
+        "copied_buffers": {},
         "staging_bytes": 0,
         "held_seconds": 0.0,
+        "ranks": [],
     }
+
+
+def test_a_beat_shows_in_whatever_looks_and_the_rate_is_that_of_the_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = count(100.0, 0.5)
+    with monkeypatch.context() as clock:
+        clock.setattr(time, "monotonic", seconds.__next__)
+        status = StatusFile(tmp_path / "status.json", Status(RUN, 1))
+        for step in range(7, 18):
+            status.beat(step)
+    assert status.now.step == 17 and status.now.rate == pytest.approx(2, rel=0.1)
+    rate = status.now.rate
+    assert status.now.rate == rate  # whoever looks later sees no other
+    status.update(loss=2.5)
+    assert (status.now.step, status.now.rate, status.now.loss) == (17, rate, 2.5)
+    status.beat(18)
+    status.write()
+    assert json.loads((tmp_path / "status.json").read_text())["step"] == 18
+
+
+def test_the_first_beat_is_where_the_rate_begins(tmp_path: Path) -> None:
+    status = StatusFile(tmp_path / "status.json", Status(RUN, 1))
+    status.beat(500)
+    assert (status.now.step, status.now.rate) == (500, None)
 
 
 def test_updates_of_many_threads_lose_none_and_a_reader_sees_whole_files(tmp_path: Path) -> None:

@@ -14,6 +14,18 @@ from holdfast.store.manifest import File, Manifest, ManifestError, decode
 from support import fuzzed, manifest
 
 FILES = (File("a", 1, "0" * 32), File("folder/b.bin", 0, "f" * 32))
+SHARDS = tuple(File(f"m-{rank:05}-of-00002.safetensors", 9, "0" * 32) for rank in range(2))
+CUT: dict[str, Any] = {
+    "w": {
+        "shape": [7, 3],
+        "pieces": [
+            {"file": SHARDS[0].path, "offset": [0, 0], "lengths": [4, 3]},
+            {"file": SHARDS[1].path, "offset": [4, 0], "lengths": [3, 3]},
+        ],
+    },
+    "t": {"shape": [], "pieces": [{"file": SHARDS[0].path, "offset": [], "lengths": []}]},
+    "none": {"shape": [0, 4], "pieces": [{"file": SHARDS[0].path, "offset": [0, 0], "lengths": [0, 2]}]},
+}
 WHOLE = manifest(files=FILES, parent="b" * 32, boundary={"face": "logged", "loss": (0.1).hex()})
 
 
@@ -70,6 +82,20 @@ MANIFESTS = st.builds(
 @given(MANIFESTS)
 def test_what_is_encoded_is_decoded_to_the_same(one: Manifest) -> None:
     assert decode(one.encode()) == one
+
+
+def test_pieces_of_tensors_are_decoded_to_the_same_and_have_a_line_for_each_tensor() -> None:
+    one = manifest(files=SHARDS, tensors={"m": CUT, "n": {"n\n": CUT["t"]}, "empty": {}})
+    data = one.encode()
+    assert decode(data) == one and b"tensors" not in WHOLE.encode()
+    assert data.count(b'"shape"') == sum(b'"shape"' in line for line in data.splitlines()) == 4
+
+
+def test_a_manifest_that_nobody_would_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.store.manifest.MOST_BYTES", len(WHOLE.encode()))
+    assert WHOLE.encode()
+    with pytest.raises(ManifestError, match=r"would have [0-9,]+ bytes, and one has at most"):
+        manifest(files=SHARDS, tensors={"m": CUT}).encode()
 
 
 def test_size_is_that_of_all_files() -> None:
@@ -181,6 +207,62 @@ for _twin in ("a", "A"):
     )
 
 
+def cut(**changes: Any) -> bytes:
+    """A manifest that lies about one tensor, or about its first piece."""
+    first = {**CUT["w"]["pieces"][0], **{key: value for key, value in changes.items() if key != "shape"}}
+    told = {"shape": changes.get("shape", [7, 3]), "pieces": [first, *CUT["w"]["pieces"][1:]]}
+    return pieces(told)
+
+
+def pieces(told: Any) -> bytes:
+    files = [{"path": file.path, "size": file.size, "xxh3_128": file.xxh3_128} for file in SHARDS]
+    return changed(files=files, tensors={"m": {"w": told}})
+
+
+def boxes(shape: list[int], *boxes: tuple[list[int], list[int]]) -> bytes:
+    found = [{"file": SHARDS[0].path, "offset": offset, "lengths": lengths} for offset, lengths in boxes]
+    return pieces({"shape": shape, "pieces": found})
+
+
+_FILE = "which is no file of tensors that the manifest lists"
+_PLACE = "has no place"
+_FILL = "do not fill its shape"
+REFUSED |= {
+    "tensors that are a list": (changed(tensors=[]), "'tensors' are of the wrong kind"),
+    "tensors that are null": (changed(tensors=None), "'tensors' are of the wrong kind"),
+    "a part that is a list": (changed(tensors={"m": []}), "'tensors' are of the wrong kind"),
+    "a tensor that is a list": (pieces([]), "wrong about 'w' of 'm': it is not described"),
+    "a tensor without a shape": (pieces({"pieces": CUT["w"]["pieces"]}), "not described"),
+    "a tensor with more to say": (pieces({**CUT["w"], "dtype": "F32"}), "not described"),
+    "a tensor without pieces": (pieces({"shape": [7, 3], "pieces": []}), "has no pieces"),
+    "pieces that are an object": (pieces({"shape": [7, 3], "pieces": {}}), "has no pieces"),
+    "a piece that is text": (pieces({"shape": [7, 3], "pieces": ["a"]}), "a piece is not described"),
+    "a piece with more to say": (cut(more=1), "a piece is not described"),
+    "a piece in a file that is not listed": (cut(file="n.safetensors"), _FILE),
+    "a piece outside": (cut(file="../m.safetensors"), _FILE),
+    "a piece in a number": (cut(file=1), _FILE),
+    "a shape of truths": (cut(shape=[True, 3]), "not described"),
+    "a shape with a fraction": (cut(shape=[7.0, 3]), "not described"),
+    "a negative shape": (cut(shape=[-7, 3]), "not described"),
+    "a shape of too many dimensions": (cut(shape=[1] * 65), "not described"),
+    "a shape of too many elements": (cut(shape=[2**40, 2**40]), "not described"),
+    "an offset of another dimension": (cut(offset=[0]), _PLACE),
+    "an offset below zero": (cut(offset=[-1, 0]), _PLACE),
+    "lengths that are text": (cut(lengths="43"), _PLACE),
+    "a piece that goes beyond": (cut(lengths=[8, 3]), "lies outside of it"),
+    "a hole": (cut(lengths=[3, 3]), _FILL),
+    "an overlap": (cut(lengths=[5, 3]), _FILL),
+    "a hole before the first": (boxes([4], ([1], [3])), _FILL),
+    "a piece twice": (boxes([4], ([0], [4]), ([0], [4])), _FILL),
+    "a hole and an overlap": (boxes([4], ([0], [2]), ([1], [2])), _FILL),
+    "a piece that is empty": (boxes([4], ([0], [4]), ([4], [0])), _FILL),
+    "a corner missing": (boxes([2, 2], ([0, 0], [1, 1]), ([0, 1], [1, 1]), ([1, 0], [1, 1])), _FILL),
+    "no grid": (boxes([2, 3], ([0, 0], [1, 2]), ([0, 2], [1, 1]), ([1, 0], [1, 1]), ([1, 1], [1, 2])), _FILL),
+    "a scalar twice": (boxes([], ([], []), ([], [])), _FILL),
+    "nothing, twice": (boxes([0], ([0], [0]), ([0], [0])), _FILL),
+}
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_refused(kind: str) -> None:
     data, message = REFUSED[kind]
@@ -221,6 +303,33 @@ def test_any_json_raises_nothing_but_a_manifest_error(changes: dict[str, Any], w
 @given(st.lists(st.fixed_dictionaries({"path": ODD | NAMES, "size": ODD, "xxh3_128": ODD | TOKENS}), max_size=3))
 def test_any_list_of_files_raises_nothing_but_a_manifest_error(files: list[Any]) -> None:
     refuses_or_reads(changed(files=files))
+
+
+BOXES = st.lists(st.integers(0, 3) | ODD, max_size=2)
+PIECE = st.fixed_dictionaries(
+    {"file": st.sampled_from([file.path for file in SHARDS]), "offset": BOXES, "lengths": BOXES}
+)
+
+
+@fuzzed
+@given(st.fixed_dictionaries({"shape": BOXES, "pieces": st.lists(PIECE | ANY_JSON, max_size=3)}) | ANY_JSON)
+def test_any_pieces_raise_nothing_but_a_manifest_error(told: Any) -> None:
+    refuses_or_reads(pieces(told))
+
+
+@fuzzed
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(1, 3), st.integers(1, 3)), max_size=5))
+def test_pieces_that_are_read_fill_the_tensor_once(found: list[tuple[int, int, int, int]]) -> None:
+    shape = [max((a + c for a, _, c, _ in found), default=1), max((b + d for _, b, _, d in found), default=1)]
+    covered = [(a + i, b + j) for a, b, c, d in found for i in range(c) for j in range(d)]
+    try:
+        decode(boxes(shape, *(([a, b], [c, d]) for a, b, c, d in found)))
+    except ManifestError:
+        rows, columns = {a for a, *_ in found}, {b for _, b, *_ in found}
+        exact = len(set(covered)) == len(covered) == shape[0] * shape[1]
+        assert not exact or len(found) != len(rows) * len(columns)
+    else:
+        assert sorted(covered) == sorted((i, j) for i in range(shape[0]) for j in range(shape[1]))
 
 
 @fuzzed

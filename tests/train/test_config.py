@@ -77,8 +77,10 @@ output_dir: ./out
 dataset_prepared_path: prepared
 dynamic_checkpoint: {enabled: true, check_interval: 0, trigger_file_path: save.me, keep: 3}
 save_minutes: 30
+keep_every: 1000
 save_on_exception: false
 stop_grace_seconds: 12.5
+rank_timeout_seconds: 7.5
 staging_memory: 2GB
 sequence_len: 64
 sample_packing: true
@@ -141,8 +143,10 @@ eval_steps: 0.25
         dataset_prepared_path="prepared",
         dynamic_checkpoint=DynamicCheckpoint(enabled=True, check_interval=0, trigger_file_path="save.me", keep=3),
         save_minutes=30,
+        keep_every=1000,
         save_on_exception=False,
         stop_grace_seconds=12.5,
+        rank_timeout_seconds=7.5,
         staging_memory=2_000_000_000,
         sequence_len=64,
         sample_packing=True,
@@ -718,6 +722,10 @@ NOTICES: dict[str, str] = {
 @pytest.mark.parametrize(("text", "notice"), NOTICES.items())
 def test_keys_that_do_not_do_what_they_seem_to_are_noticed(text: str, notice: str) -> None:
     assert loaded(f"{ENOUGH}{text}\n").notices == (notice,)
+
+
+def test_a_limit_has_an_effect_where_the_clock_alone_asks_for_saves() -> None:
+    assert loaded(f"{ENOUGH}save_strategy: no\nsave_minutes: 5\nsave_total_limit: 2\n").notices == ()
 
 
 def test_notices_come_in_the_order_of_the_file_after_that_of_ignored_keys() -> None:

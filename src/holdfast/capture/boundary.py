@@ -38,3 +38,20 @@ class Boundary:
     def record(self) -> dict[str, Any]:
         """What the manifest says of the boundary."""
         return {"face": self.face, **self.small}
+
+
+def of_rank(recorded: Mapping[str, Any], rank: int) -> Mapping[str, Any] | None:
+    """What a manifest says of one rank's boundary.
+
+    Args:
+        recorded: What `Boundary.record` gave for rank 0; the others' are under `ranks`.
+        rank: Which one.
+
+    Returns:
+        None for a rank that the checkpoint does not have.
+    """
+    if rank == 0:
+        return recorded
+    others = recorded.get("ranks")
+    found = others[rank - 1] if isinstance(others, list) and rank <= len(others) else None
+    return found if isinstance(found, dict) else None

@@ -6,7 +6,7 @@ are left where they are, and watched; one that is seen to change is copied at ev
 
 import ctypes
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -18,8 +18,7 @@ _PLACES = 8
 _PLACE_BYTES = 64
 
 
-@dataclass(frozen=True)
-class Recorded:
+class Recorded(NamedTuple):
     """What buffers held at one boundary: bytes where memory can be read, clones elsewhere."""
 
     in_windows: Sequence[tuple[Slot, torch.Tensor]]
@@ -65,10 +64,11 @@ class Buffers:
 
     def record(self) -> Recorded:
         """What those that may change hold now."""
-        moved = [slot.name for (slot, _), watch in zip(self._watched, self._watches, strict=True) if watch.has_moved()]
-        if moved:
-            self._moving.update(moved)
-            self._sort()
+        if self._watches:
+            watches = zip(self._watched, self._watches, strict=True)
+            if moved := [slot.name for (slot, _), watch in watches if watch.has_moved()]:
+                self._moving.update(moved)
+                self._sort()
         clones = {slot.stored: tensor.clone() for slot, tensor in self._cloned}
         return Recorded(self._in_windows, [window.raw for window in self._windows], clones)
 

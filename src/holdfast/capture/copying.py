@@ -1,7 +1,7 @@
 """Copies of live bytes into resident memory: what one block of it holds, and how it is filled."""
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import xxhash
@@ -28,7 +28,8 @@ class Unit:
     offset: int
     size: int
     parts: list[Part]
-    digest: int = 0
+    digests: list[int] = field(default_factory=list)
+    """Of each part, as it was copied."""
 
 
 class Copier:
@@ -52,20 +53,13 @@ class Copier:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def digest(self, unit: Unit) -> int:
-        """The digest of what the unit's bytes are now."""
+    def digests(self, unit: Unit) -> list[int]:
+        """The digests of what the bytes of the unit's parts are now."""
         if any(isinstance(part.source, torch.Tensor) and part.source.device.type == "cuda" for part in unit.parts):
             with self._pool.scratch() as scratch:
                 self.copy(unit, scratch)
-                return xxhash.xxh3_64_intdigest(scratch.view[: unit.size])
-        found = xxhash.xxh3_64()
-        for part in unit.parts:
-            if isinstance(part.source, bytes):
-                found.update(part.source[part.begin : part.begin + part.size])
-            else:
-                address = part.source.data_ptr() + part.begin
-                found.update((ctypes.c_char * part.size).from_address(address))
-        return found.intdigest()
+                return digests_of(unit, scratch)
+        return [xxhash.xxh3_64_intdigest(_bytes_now(part)) for part in unit.parts]
 
     def _from_device(self, part: Part, block: Block) -> None:
         assert isinstance(part.source, torch.Tensor)
@@ -77,6 +71,17 @@ class Copier:
         flat = bytes_of(part.source)[part.begin : part.begin + part.size]
         with torch.cuda.stream(self._stream):
             block.tensor[part.place : part.place + part.size].copy_(flat, non_blocking=True)
+
+
+def digests_of(unit: Unit, block: Block) -> list[int]:
+    """The digests of a unit's parts in the block that they were copied into."""
+    return [xxhash.xxh3_64_intdigest(block.view[part.place : part.place + part.size]) for part in unit.parts]
+
+
+def _bytes_now(part: Part) -> "bytes | ctypes.Array[ctypes.c_char]":
+    if isinstance(part.source, bytes):
+        return part.source[part.begin : part.begin + part.size]
+    return (ctypes.c_char * part.size).from_address(part.source.data_ptr() + part.begin)
 
 
 def in_order(tensor: torch.Tensor) -> torch.Tensor:

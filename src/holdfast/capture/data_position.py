@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.capture import data_source, position, random_state, tree
+from holdfast.capture import data_source, handover, order, position, random_state, tree
+from holdfast.capture.order import Order
 from holdfast.capture.position import Position
 from holdfast.capture.random_state import Recorded
 from holdfast.capture.skipping import Skipping, too_short
@@ -17,6 +18,11 @@ class _Resume:
     at: Position
     replay: bool
     after_skip: Callable[[], object]
+    by_guess: bool
+    """Whether the data may end before the position: then the epoch is over."""
+
+
+_END = object()
 
 
 class DataPosition:
@@ -32,13 +38,24 @@ class DataPosition:
         self._generators = data_source.generators(data)
         self._iterator: Iterator[Any] | None = None
         self._begin: Recorded | None = None
+        self._order: Order | None = None
         self._workers_kept = False
         self._has_begun = False
         self._resume: _Resume | None = None
         self.epoch = 0
         """The epoch, counted from 0; between two epochs, the one to come."""
         self.consumed = 0
-        """How many batches of it were handed out."""
+        """How many batches of it were handed out, since it was shared out anew if it was."""
+        self.handed_over = ""
+        """How it goes on after processes of another number, or with batches of another size; to be said."""
+
+    @property
+    def where(self) -> str:
+        """Where it is, for people."""
+        at = self._resume.at.order if self._resume is not None else None
+        if at is not None and at.passed:
+            return f"epoch {self.epoch}, {at.passed} of its {at.total} samples taken"
+        return f"epoch {self.epoch}, {self.consumed} batches into it"
 
     def batches(self) -> Iterator[Any]:
         """The batches from the position on, epoch after epoch, without end."""
@@ -55,13 +72,13 @@ class DataPosition:
         at_an_end = self._resume is not None and self._resume.at.state is not None
         if self._iterator is None:
             self._iterator = self._resumed() if self._resume else self._begun()
-        yield from self._counted(self._iterator)
+        yield from self._counted()
         if not self.consumed and at_an_end and self._begin is not None:
             # What stood at its end when it was saved has nothing more to give before it begins anew.
             self._begin.restore(self._generators)
             self._iterator = iter(self._data)
-            yield from self._counted(self._iterator)
-        self._iterator = self._begin = None
+            yield from self._counted()
+        self._iterator = self._begin = self._order = None
         if not self.consumed:
             raise ConfigError(
                 [f"data: epoch {self.epoch} of the {type(self._data).__name__} has no batch"],
@@ -77,8 +94,12 @@ class DataPosition:
         state = self._state_of_data() if self._has_begun else None
         if self._iterator is None or data_source.is_exhausted(self._iterator):
             between = self.epoch + (self._iterator is not None)
-            return Position(between, 0, None, data_source.keeps_workers(self._data), state)
-        return Position(self.epoch, self.consumed, self._begin, self._workers_kept, state)
+            return Position(between, 0, None, data_source.keeps_workers(self._data), state, None)
+        return Position(self.epoch, self.consumed, self._begin, self._workers_kept, state, self._order)
+
+    def close(self) -> None:
+        """Lets the epoch go, and with it the workers that the data does not keep itself."""
+        self._iterator = None
 
     def encode(self, recorded: Position) -> dict[str, Any]:
         """A tree for JSON.
@@ -88,7 +109,15 @@ class DataPosition:
         """
         return {**recorded.encode(), "loader": data_source.settings(self._data)}
 
-    def restore(self, given: Mapping[str, Any], *, after_skip: Callable[[], object], replay: bool = False) -> list[str]:
+    def restore(
+        self,
+        given: Mapping[str, Any],
+        *,
+        after_skip: Callable[[], object],
+        replay: bool = False,
+        saved_by: int = 1,
+        processes: int = 1,
+    ) -> list[str]:
         """Goes to a position: the next batch is the one after it.
 
         The way there is gone when that batch is asked for. It draws from the generators what the epoch drew when it
@@ -100,22 +129,28 @@ class DataPosition:
                 recorded together with the position.
             replay: Whether the batches before it are loaded and dropped, instead of skipped unloaded. Exact also where
                 samples draw random numbers inside worker processes.
+            saved_by: How many processes trained then.
+            processes: How many do now.
 
         Returns:
-            What may not go on as it would have, one line each.
+            What may not go on as it would have, one line each; nothing of what `handed_over` says already.
 
         Raises:
             CheckpointError: It is no position. Nothing was changed.
         """
         at = position.decode(given)
+        then = given.get("loader")
         notices = at.begin.check(self._generators) if at.begin is not None else []
-        notices += data_source.differences(given.get("loader"), data_source.settings(self._data))
+        notices += data_source.differences(then, data_source.settings(self._data))
         if at.state is not None and self._stateful is None:
             notices.append("data: the checkpoint has a state of the data, and the data has no load_state_dict()")
             at = at._replace(state=None)
-        if at.consumed and at.state is None:
+        at, self.handed_over, by_guess = handover.go_on(at, then, self._data, saved_by, processes)
+        if self.handed_over:
+            notices = []
+        elif at.consumed and at.state is None:
             notices += self._how_it_gets_there(at, replay)
-        self._resume = _Resume(at, replay, after_skip)
+        self._resume = _Resume(at, replay, after_skip, by_guess)
         self._iterator = None
         self.epoch, self.consumed = at.epoch, at.consumed
         return notices
@@ -136,6 +171,7 @@ class DataPosition:
         data_source.tell_epoch(self._data, self.epoch)
         self._workers_kept = data_source.keeps_workers(self._data)
         self._begin = random_state.record(self._generators)
+        self._order = order.order_of(self._data)
         return iter(self._data)
 
     def _resumed(self) -> Iterator[Any]:
@@ -145,6 +181,8 @@ class DataPosition:
         if at.state is not None:
             self._stateful.load_state_dict(at.state)
         plain = Skipping(self._data) if data_source.is_plain(self._data) else None
+        if at.order is not None and at.order.passed:
+            return self._arrived(resume, handover.rest_of_epoch(at, self._data, self._generators))
         if plain is not None and at.workers_kept:
             plain.start_workers()
         if at.begin is None:
@@ -153,18 +191,23 @@ class DataPosition:
             return self._begun()
         at.begin.restore(self._generators)
         passed = at.consumed if at.state is None else 0
-        unloaded = passed if data_source.can_skip(self._data) and not resume.replay else 0
+        drops = resume.replay or resume.by_guess or not data_source.can_skip(self._data)
+        unloaded = 0 if drops else passed
         iterator = plain.after(unloaded) if plain is not None else iter(self._data)
         dropped = sum(1 for _ in itertools.islice(iterator, passed - unloaded))
-        if dropped < passed - unloaded:
+        if dropped < passed - unloaded and not resume.by_guess:
             raise too_short(passed, dropped)
+        return self._arrived(resume, iterator)
+
+    def _arrived(self, resume: _Resume, iterator: Iterator[Any]) -> Iterator[Any]:
         resume.after_skip()
         self._resume = None
         self._has_begun = True
-        self._begin, self._workers_kept = at.begin, at.workers_kept
+        self._begin, self._order, self._workers_kept = resume.at.begin, resume.at.order, resume.at.workers_kept
         return iterator
 
-    def _counted(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        for batch in iterator:
+    def _counted(self) -> Iterator[Any]:
+        # Nothing but the attribute holds the iterator, so that `close` lets it go however this generator is held.
+        while self._iterator is not None and (batch := next(self._iterator, _END)) is not _END:
             self.consumed += 1
             yield batch

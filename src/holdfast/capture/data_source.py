@@ -61,11 +61,27 @@ def can_skip(data: Any) -> bool:
     return is_plain(data) and not isinstance(data.dataset, IterableDataset)
 
 
+def sampler(data: Any) -> Any:
+    """What gives a DataLoader the places of its samples, one by one."""
+    return data.sampler if data.batch_sampler is None else data.batch_sampler.sampler
+
+
+def batches(data: Any) -> int | None:
+    """How many batches a DataLoader has in an epoch; None where that is not known."""
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return None  # a loader that was asked for the length of a stream compares it, and warns
+    try:
+        return len(data)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def settings(data: Any) -> dict[str, Any]:
-    """What a position depends on."""
+    """What a position depends on, and how long an epoch is."""
     found = {name: getattr(data, name, None) for name in ("batch_size", "num_workers", "persistent_workers")}
     dataset = getattr(data, "dataset", None)
     found["samples"] = len(dataset) if can_skip(data) and isinstance(dataset, Sized) else None
+    found["batches"] = batches(data)
     return {name: value for name, value in found.items() if isinstance(value, int)}
 
 
@@ -74,7 +90,7 @@ def differences(then: Any, now: dict[str, Any]) -> list[str]:
     before = then if isinstance(then, Mapping) else {}
     return [
         f"data: {name} is {now[name]!r} and was {before[name]!r}: the rest of the epoch may be other samples"
-        for name in sorted(before.keys() & now.keys())
+        for name in sorted(before.keys() & now.keys() - {"batches"})
         if before[name] != now[name]
     ]
 

@@ -33,6 +33,7 @@ class Gate:
         self._updating = False
         self._shut = False
         self._wanted = False
+        self._awaited: int | None = None
         self._parked = 0
         self.held_since: float | None = None
         """When training came to the shut gate (`time.monotonic`); None while it is not held."""
@@ -92,7 +93,7 @@ class Gate:
         with self._changed:
             self._boundary = boundary
             self._updating = False
-            if shut or self._wanted:
+            if shut or self._wanted or (self._awaited is not None and boundary.number >= self._awaited):
                 self._shut = True
                 self._wanted = False
                 self._changed.notify_all()
@@ -136,6 +137,51 @@ class Gate:
             self._wanted = False
             return self._boundary
 
+    def offer(self, after: int) -> int:
+        """Shuts the gate at the earliest boundary that can still be taken: the last one, or the next.
+
+        Called by the thread that takes snapshots. `take` follows, or `open` if there will be no snapshot.
+
+        Args:
+            after: The number of a boundary that is of no use any more.
+
+        Returns:
+            The number of the boundary. Training does not leave it before it was taken or the gate is opened.
+        """
+        with self._changed:
+            here = self._boundary.number if self._boundary is not None else 0
+            if self._can_shut(after):
+                self._shut = True
+                return here
+            self._wanted = True
+            return here + 1
+
+    def take(self, number: int, give_up: Callable[[], bool]) -> Boundary | None:
+        """Waits until training has come to a boundary that was agreed on, and shuts the gate there.
+
+        Args:
+            number: The boundary's number, `offer`'s or a later one: training runs on until it is there.
+            give_up: Asked now and then whether there is still something to wait for.
+
+        Returns:
+            The boundary; None if it was given up.
+        """
+        with self._changed:
+            self._wanted = False
+            self._awaited = number
+            try:
+                while self._boundary is None or self._boundary.number < number or self._updating:
+                    if self._shut:
+                        self._shut = False
+                        self._changed.notify_all()
+                    if give_up():
+                        return None
+                    self._changed.wait(0.05)
+            finally:
+                self._awaited = None
+            self._shut = True
+            return self._boundary
+
     def open(self, number: int | None) -> None:
         """Lets training go on.
 
@@ -144,6 +190,8 @@ class Gate:
                 shut. None opens it whatever it is shut for.
         """
         with self._changed:
+            if number is None:
+                self._wanted = False
             if self._shut and (number is None or self._boundary is None or self._boundary.number == number):
                 self._shut = False
                 self._changed.notify_all()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from holdfast.capture.shard import local_of
 from holdfast.capture.slots import Slot, identity
 from holdfast.capture.state import ASIDE, Stored
 
@@ -34,8 +35,8 @@ def compare(slots: Iterable[Slot], stored: Stored) -> Fit:
         if name not in held:
             if slot.kind != "cache":  # by its owner's word it is not state
                 fit.problems.append(f"{slot.kind} {name!r} is in the model and not in the checkpoint")
-        elif slot.kind != "cache" and described(held[name]) != described(slot.tensor):
-            then, now = described(held[name]), described(slot.tensor)
+        elif slot.kind != "cache" and described(held[name]) != described(local_of(slot.tensor)):
+            then, now = described(held[name]), described(local_of(slot.tensor))
             fit.problems.append(f"{slot.kind} {name!r} is {then} in the checkpoint and {now} in the model")
         elif first == name:
             fit.pairs.append((slot, held[name]))

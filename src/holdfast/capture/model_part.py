@@ -1,15 +1,15 @@
 """A model: its weights, which stand still between updates, and what its forward may write."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
 from itertools import chain, count
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from holdfast.capture import buffers, model_fit, tree
 from holdfast.capture.buffers import Buffers
+from holdfast.capture.shard import Place, local_of, place_of
 from holdfast.capture.slots import Slot, identity, modules_of, slots_of
 from holdfast.capture.state import ASIDE, Stored, rest_of
 from holdfast.errors import CheckpointError, ConfigError
@@ -49,8 +49,7 @@ class _Plan:
         return held, tuple(map(torch.Tensor.data_ptr, self.buffer_pointers))
 
 
-@dataclass(frozen=True)
-class _Recorded:
+class _Recorded(NamedTuple):
     plan: _Plan
     buffers: buffers.Recorded
     trains: list[bool]
@@ -128,6 +127,11 @@ class ModelPart:
         tensors |= {slot.stored: slot.tensor.detach().clone() for slot in since if slot.stored not in still}
         return Stored(tensors, rest, plan.aliases)
 
+    def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
+        """Where this process's shard of a weight lies."""
+        weight = self._plan.weights.get(name)
+        return None if weight is None or tuple(weight.shape) != shape else place_of(weight, name)
+
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
         rest_of(stored, self.name, "model")
@@ -164,11 +168,11 @@ class ModelPart:
 
 
 def _put_back(slot: Slot, tensor: torch.Tensor) -> None:
-    now = slot.tensor
+    now = local_of(slot.tensor)
     if now.layout == torch.strided and now.shape == tensor.shape and now.dtype == tensor.dtype:
         now.detach().copy_(tensor)
     elif slot.kind == "weight":
-        now.data = tensor.clone().to(now.device)
+        slot.tensor.data = tensor.clone().to(now.device)
     else:  # one that is grown while it is used, or is sparse
         slot.place[slot.key] = tensor.clone().to(now.device)
 

@@ -7,9 +7,8 @@ marked at each boundary, and compared when a snapshot begins and before the gate
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,13 +17,12 @@ _PLACE_BYTES = 64
 _version = attrgetter("_version")
 
 
-@dataclass(frozen=True)
-class Mark:
+class Mark(NamedTuple):
     """How the tensors looked at one moment."""
 
     pointers: list[int]
     versions: list[int]
-    sample: list[bytes]
+    sample: bytes
     device_sample: torch.Tensor | None
     event: torch.cuda.Event | None
     """On CUDA, what is enqueued before this mark: the update itself."""
@@ -59,7 +57,7 @@ class Net:
         return Mark(
             list(map(torch.Tensor.data_ptr, self._marked)),
             list(map(_version, self._marked)),
-            [window.raw for window in self._windows],
+            b"".join(self._windows),
             torch.cat(self._views) if self._views else None,
             torch.cuda.current_stream(self._views[0].device).record_event() if self._views else None,
         )
@@ -71,9 +69,11 @@ class Net:
             for name, *pairs in zip(self._names, then.pointers, now.pointers, then.versions, now.versions, strict=False)
             if pairs[0] != pairs[1] or pairs[2] != pairs[3]
         }
-        for (index, _, _), before, after in zip(self._sampled, then.sample, now.sample, strict=True):
-            if before != after:
+        begin = 0
+        for index, _, size in self._sampled:
+            if then.sample[begin : begin + size] != now.sample[begin : begin + size]:
                 moved.add(self._names[index])
+            begin += size
         moved.update(self._changed_on_device(then.device_sample, now.device_sample))
         return [name for name in self._names if name in moved]
 

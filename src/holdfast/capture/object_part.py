@@ -76,6 +76,9 @@ class ObjectPart:
         state = tree.encode(recorded, "state", tensors)
         return Stored(tensors, {"kind": "object", "class": type(self._object).__qualname__, "state": state})
 
+    def place(self, name: str, shape: tuple[int, ...]) -> None:
+        """Everything: nobody else knows what an object shares with other processes."""
+
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: it was an object of another class."""
         then, now = rest_of(stored, self.name, "object").get("class"), type(self._object).__qualname__

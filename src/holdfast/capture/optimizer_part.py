@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import optim
@@ -10,6 +10,7 @@ from torch import optim
 from holdfast.capture import optimizer_state, tree
 from holdfast.capture.model_part import ModelPart
 from holdfast.capture.optimizer_fit import Fit, compare
+from holdfast.capture.shard import Place, place_of
 from holdfast.capture.state import Stored
 from holdfast.errors import CheckpointError, UnsupportedError
 
@@ -26,6 +27,8 @@ _IN_PLACE = (
     optim.Adadelta,
     optim.SparseAdam,
 )
+# A call of `tree.snapshot` for each would be most of what recording costs.
+_PLAIN = frozenset((type(None), bool, int, float, str))
 # What of a group is no setting: its members, and torch's own names of them.
 _MEMBERS = ("params", "param_names")
 
@@ -60,8 +63,7 @@ class Plan:
     held: Sequence[torch.Tensor]
 
 
-@dataclass(frozen=True)
-class _Recorded:
+class _Recorded(NamedTuple):
     plan: Plan
     settings: list[dict[str, Any]]
     odd: Mapping[str, Any]
@@ -110,10 +112,7 @@ class OptimizerPart:
     def record(self) -> _Recorded:
         """The groups' settings, and state that is not tensors."""
         plan = self._current()
-        settings = [
-            tree.snapshot({key: value for key, value in group.items() if key not in _MEMBERS}, _always)
-            for group in self._optimizer.param_groups
-        ]
+        settings = [_settings(group) for group in self._optimizer.param_groups]
         odd = {name: tree.snapshot(plan.state[name][1], _never) for name in plan.odd}
         return _Recorded(plan, settings, odd, tree.snapshot(plan.shared, _never))
 
@@ -138,6 +137,12 @@ class OptimizerPart:
             "shared": tree.encode(recorded.shared, "shared", {}),
         }
         return Stored(tensors, rest)
+
+    def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
+        """Where this process's shard of a value lies: where its parameter's does, if they have one shape."""
+        owner = max((one for one in self._known() if name.startswith(f"{one}/")), key=len, default=None)
+        parameter = self._known()[owner] if owner is not None else None
+        return None if parameter is None or tuple(parameter.shape) != shape else place_of(parameter, name)
 
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: the class, the groups and their members, the shapes of parameters."""
@@ -195,6 +200,17 @@ def _tensors(state: Mapping[Any, Any]) -> Iterator[torch.Tensor]:
                 yield value
             elif isinstance(value, dict | list | tuple):
                 yield from (found for _, found in tree.tensors_in(value, ""))
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    """What of a group is no member, as of now. Nearly all of it is plain numbers, which a copy of the group has."""
+    found = group.copy()
+    for member in _MEMBERS:
+        found.pop(member, None)
+    for key, value in found.items():
+        if type(value) not in _PLAIN:
+            found[key] = tree.snapshot(value, _always)
+    return found
 
 
 def _always(_: torch.Tensor) -> bool:

@@ -7,6 +7,7 @@ from torch import optim
 
 from holdfast.capture import tree
 from holdfast.capture.optimizer_fit import Fit
+from holdfast.capture.shard import local_of
 from holdfast.capture.state import Stored
 from holdfast.capture.tree_forms import CPU
 from holdfast.errors import CheckpointError
@@ -54,9 +55,27 @@ def put_back(optimizer: optim.Optimizer, fit: Fit, stored: Stored) -> list[str]:
         step = values.get("step")
         if isinstance(step, torch.Tensor) and (id(one) in step_here or step.device.type != "cpu"):
             values["step"] = step.to(one.device)
-        optimizer.state[one] = values
+        optimizer.state[one] = {key: _sharded_as(one, value) for key, value in values.items()}
     optimizer.state.update(shared)
     return [f"a group of {len(named)} parameters was added, as the checkpoint has it" for named, _ in added]
+
+
+def _sharded_as(parameter: torch.Tensor, value: Any) -> Any:
+    """A value that is this process's shard, as a distributed tensor like its parameter; others as they are."""
+    local = local_of(parameter)
+    if local is parameter or not isinstance(value, torch.Tensor) or value.shape != local.shape or not value.dim():
+        return value
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    return DTensor.from_local(
+        value,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _dictionary(held: Any, stored: Stored, home: torch.device = CPU) -> dict[Any, Any]:

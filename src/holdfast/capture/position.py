@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from holdfast.capture import random_state, tree
+from holdfast.capture import order, random_state, tensor_text, tree
+from holdfast.capture.order import Order
 from holdfast.capture.random_state import Recorded
-from holdfast.errors import CheckpointError, UnsupportedError
+from holdfast.errors import CheckpointError
 
 
 class Position(NamedTuple):
@@ -16,13 +17,15 @@ class Position(NamedTuple):
     epoch: int
     """Counted from 0; between two epochs, the one to come."""
     consumed: int
-    """Batches of the epoch that training was given. Workers are ahead of it."""
+    """Batches of the epoch that training was given, since what `order` says was passed. Workers are ahead of it."""
     begin: Recorded | None
     """The random state before the epoch's iterator was made; None between two epochs."""
     workers_kept: bool
     """Whether the epoch goes on with the workers of the one before."""
     state: Any
     """What the data says of its own position, where it can."""
+    order: Order | None
+    """The order of the epoch, where it is known how it is made; None between two epochs."""
 
     def encode(self) -> dict[str, Any]:
         """A tree for JSON.
@@ -32,13 +35,11 @@ class Position(NamedTuple):
         """
         tensors: dict[str, torch.Tensor] = {}
         state = tree.encode(self.state, "data: state_dict()", tensors)
-        if tensors:
-            raise UnsupportedError(
-                f"{next(iter(tensors))} is a tensor, or kept as one, which the file of the position cannot hold",
-                hint="give state_dict() numbers, texts, None, and tuples, lists and dictionaries of these",
-            )
         begin = None if self.begin is None else self.begin.encode()
-        return {**self._asdict(), "begin": begin, "state": state}
+        found = {**self._asdict(), "begin": begin, "state": state}
+        if (known := found.pop("order")) is not None:
+            found["order"] = known._asdict()
+        return {**found, "tensors": tensor_text.encode(tensors)} if tensors else found
 
 
 def decode(given: Mapping[str, Any]) -> Position:
@@ -53,10 +54,14 @@ def decode(given: Mapping[str, Any]) -> Position:
         raise _bad("epoch, consumed and workers_kept are not what they should be")
     if begin is not None and not isinstance(begin, Mapping):
         raise _bad("begin is no random state")
-    if (begin is None) != (counts[1] == 0):
+    known = order.decode(given.get("order"))
+    if (begin is None) != (counts[1] == 0 and (known is None or not known.passed)):
         raise _bad(f"after {counts[1]} batches of an epoch, with{'out' if begin is None else ''} its beginning")
     decoded = None if begin is None else random_state.decode(begin)
-    return Position(given["epoch"], given["consumed"], decoded, kept, tree.decode(given.get("state"), {}))
+    if known is not None and decoded is not None:
+        known.check(decoded.generators)
+    state = tree.decode(given.get("state"), tensor_text.decode(given.get("tensors", {})))
+    return Position(given["epoch"], given["consumed"], decoded, kept, state, known)
 
 
 def _bad(why: str) -> CheckpointError:

@@ -1,6 +1,7 @@
 """The random generators of the process: recorded at every boundary, and put back exactly."""
 
 import random
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -93,15 +94,15 @@ class Recorded(NamedTuple):
             generators[key].set_state(self.generators[key])
         return notices
 
-    def as_transformers(self) -> dict[str, Any]:
-        """What a Trainer of one process saves as `rng_state.pth`."""
+    def as_transformers(self, *, every_device: bool = False) -> dict[str, Any]:
+        """What a Trainer saves as `rng_state.pth`; of every device where several processes train together."""
         form: dict[str, Any] = {
             "python": _for_python(self.python),
             "numpy": _for_numpy(self.numpy),
             "cpu": self.cpu,
         }
         if self.cuda:
-            form["cuda"] = self.cuda[self.device]
+            form["cuda"] = list(self.cuda) if every_device else self.cuda[self.device]
         return form
 
 
@@ -143,6 +144,19 @@ def decode(tree: Mapping[str, Any]) -> Recorded:
 def restore(tree: Mapping[str, Any], generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
     """Puts back what `Recorded.encode` wrote; see `Recorded.restore`."""
     return decode(tree).restore(generators)
+
+
+def go_apart(rank: int) -> None:
+    """Leaves the streams that another process goes on with, for streams of its own, the same at every resume.
+
+    Args:
+        rank: The number of this process, which the checkpoint does not have.
+    """
+    seed = zlib.crc32(torch.get_rng_state().numpy().tobytes()) + rank
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if type(get_bit_generator()).__name__ == "MT19937":  # others are of the user's making, and theirs to seed
+        np.random.seed(seed % (1 << 32))
 
 
 def _cuda_is_used() -> bool:

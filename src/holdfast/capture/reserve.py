@@ -35,4 +35,4 @@ class Reserve:
         # The shorter steps decide: the 5th percentile.
         covered = sorted(undisturbed)[len(undisturbed) // 20] * size / seconds
         ring = RING_BLOCKS * BLOCK_BYTES
-        self.pool.grow(min(int(size - covered) + ring, self.limit))
+        self.pool.grow(min(int(size - covered) + ring, self.limit // BLOCK_BYTES * BLOCK_BYTES))

@@ -1,11 +1,12 @@
 """Beginning a DataLoader's epoch some batches in, without loading the batches before.
 
 The loader's own iterator is made, from a copy of the loader whose sampler leaves out the first indices. So it draws
-from the same generators in the same order as ever, and no skipped sample is touched, with workers or without.
+from the same generators in the same order as ever, and no skipped sample is touched, with workers or without. Likewise
+for an epoch that goes through other indices than the loader's sampler would give.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -45,6 +46,14 @@ class Skipping:
             CheckpointError: An epoch has fewer batches.
         """
         self._indices.skip = batches
+        return self._begun()
+
+    def through(self, indices: Iterable[Any]) -> Iterator[Any]:
+        """The loader's iterator, for one epoch of these instead of what its own sampler gives."""
+        self._indices.instead = indices
+        return self._begun()
+
+    def _begun(self) -> Iterator[Any]:
         iterator = iter(self._copy)
         self._indices.finish()
         # Workers that are kept belong to the loader itself from here on.
@@ -53,12 +62,13 @@ class Skipping:
 
 
 class _Indices:
-    """The loader's index sampler, whose next pass leaves out the first indices."""
+    """The loader's index sampler, whose next pass leaves out the first indices, or goes through others."""
 
     def __init__(self, sampler: Any) -> None:
         self._sampler = sampler
         self._latest: _Pass | None = None
         self.skip = 0
+        self.instead: Iterable[Any] | None = None
         self.closed = False
 
     def __iter__(self) -> Iterator[Any]:
@@ -66,17 +76,18 @@ class _Indices:
             return iter(())
         # Some samplers draw as soon as they are asked for an iterator, others at its first index: nothing here may
         # change which. A loader with workers asks twice, and uses the second.
-        self._latest = _Pass(iter(self._sampler), self.skip)
+        self._latest = _Pass(iter(self._sampler if self.instead is None else self.instead), self.skip)
         return self._latest
 
     def __len__(self) -> int:
         return len(self._sampler)
 
     def finish(self) -> None:
-        """Skips now, if the loader has not asked for an index yet. Passes after this one are whole."""
+        """Skips now, if the loader has not asked for an index yet. Later passes are whole, and the sampler's own."""
         if self._latest is not None:
             self._latest.skip()
         self.skip = 0
+        self.instead = None
 
 
 class _Pass:

@@ -10,8 +10,12 @@ from holdfast.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from holdfast.capture.shard import Place
+
 # Part of the names of files, whose suffixes need their room too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+
+_OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
 
 RESERVED = ("random", "data", "training")
 """The names of files of a checkpoint that belong to no part."""
@@ -53,6 +57,17 @@ class Part(Protocol):
 
     def encode(self, recorded: Any) -> Stored:
         """What was recorded, for a file that holds it together with the live tensors. Called in another thread."""
+
+    def place(self, name: str, shape: tuple[int, ...]) -> "Place | None":
+        """Which part of a whole tensor of a checkpoint this process needs.
+
+        Args:
+            name: The tensor's name in the file.
+            shape: Its whole shape.
+
+        Returns:
+            Where it lies; None if it needs all.
+        """
 
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit, a line for each mismatch. Changes nothing."""
@@ -125,6 +140,8 @@ def _wrong_names(named: Mapping[str, object]) -> list[str]:
     for name in named:
         if not _NAME.fullmatch(name):
             problems.append(f"{name!r}: no name for a part; letters, digits, _ and - make one")
+        elif _OF_A_RANK.fullmatch(name):
+            problems.append(f"{name}: this name is taken in a checkpoint of several processes; choose another")
         elif (other := taken.setdefault(name.casefold(), name)) != name or name in RESERVED:
             problems.append(f"{name}: this name is taken by {other!r} in a checkpoint; choose another")
     return problems

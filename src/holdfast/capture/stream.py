@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 import xxhash
 
-from holdfast.capture.copying import Copier, Part, Unit, bytes_of, in_order
+from holdfast.capture.copying import Copier, Part, Unit, bytes_of, digests_of, in_order
 from holdfast.capture.staging import BLOCK_BYTES, Block, Pool
 from holdfast.errors import TornError
 
@@ -156,8 +156,12 @@ class Stream:
                 self._next_read += 1
                 self.streamed |= self._hurry.is_set() and number >= self._pool.blocks
             unit = self._units[number]
-            copier.copy(unit, block)
-            unit.digest = xxhash.xxh3_64_intdigest(block.view[: unit.size])
+            try:
+                copier.copy(unit, block)
+                unit.digests = digests_of(unit, block)
+            except BaseException:
+                self._pool.give(block)
+                raise
             self._hashin_order(number, block)
 
     def _hashin_order(self, number: int, block: Block) -> None:
@@ -200,9 +204,10 @@ class Stream:
                     break
                 unit = self._units[self._next_checked]
                 self._next_checked += 1
-            if copier.digest(unit) != unit.digest:
+            then_and_now = zip(unit.parts, unit.digests, copier.digests(unit), strict=True)
+            if torn := [part.name for part, then, now in then_and_now if then != now]:
                 with self._lock:
-                    self._torn.extend(part.name for part in unit.parts if part.name)
+                    self._torn.extend(torn)
         with self._lock:
             rearranged, self._rearranged = self._rearranged, []
         for tensor, copy in rearranged:

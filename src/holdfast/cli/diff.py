@@ -1,8 +1,8 @@
 """`holdfast diff A B`: what differs between two checkpoints, and by how much."""
 
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +11,15 @@ import typer
 from holdfast.cli import naming, tensor_headers
 from holdfast.cli.output import as_json, columns
 from holdfast.cli.tensor_distance import distance
-from holdfast.cli.tensor_headers import HeaderError, Tensor
+from holdfast.cli.tensor_headers import HeaderError
+from holdfast.cli.whole_tensors import SHARD, Whole, gather
 from holdfast.errors import DamagedCheckpointError
 from holdfast.store import files
-from holdfast.store.manifest import File
 from holdfast.store.verify import verify
 
 DIFFERENT = 1  # as diff(1) has it
 
 _ENDING = ".safetensors"
-# A model that is cut into more files, or fewer, is the same model.
-_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}(?=\.safetensors$)")
 
 
 def diff(
@@ -73,17 +71,27 @@ class _Side:
                 hint="compare another one: holdfast list shows what there is",
             )
         self.files = {file.path: file for file in manifest.files}
-        self.tensors: dict[tuple[str, str], tuple[File, int, Tensor]] = {}
+        self.opened: dict[str, int] = {}
+        headers = {}
         folder = opened.enter_context(files.open_folder(self.path))
         for file in manifest.files:
             if not file.path.endswith(_ENDING):
                 continue
-            fd = opened.enter_context(files.open_inside(folder, file.path))
+            fd = self.opened[file.path] = opened.enter_context(files.open_inside(folder, file.path))
             try:
-                held = tensor_headers.read(fd)
+                headers[file.path] = tensor_headers.read(fd)
             except HeaderError as error:
                 raise DamagedCheckpointError(f"{self.path / file.path}: {error}") from error
-            self.tensors.update(((_SHARD.sub("", file.path), tensor.name), (file, fd, tensor)) for tensor in held)
+        try:
+            found = gather(manifest, headers)
+        except HeaderError as error:
+            raise DamagedCheckpointError(f"{self.path}: {error}") from error
+        # A model that is cut into more files, or fewer, is the same model.
+        self.tensors = {(SHARD.sub("", tensor.file), tensor.name): tensor for tensor in found}
+
+    def where(self, tensor: Whole) -> list[object]:
+        """Equal for two tensors that have the same place in the same files, and need not be read."""
+        return [(self.files[piece.file], piece.tensor, piece.offset) for piece in tensor.pieces]
 
 
 def _tensors(one: _Side, other: _Side) -> Iterator[dict[str, Any]]:
@@ -92,11 +100,16 @@ def _tensors(one: _Side, other: _Side) -> Iterator[dict[str, Any]]:
         if key not in other.tensors or key not in one.tensors:
             yield told | {"state": "only in A" if key in one.tensors else "only in B"}
             continue
-        (file, fd, here), (other_file, other_fd, there) = one.tensors[key], other.tensors[key]
+        here, there = one.tensors[key], other.tensors[key]
         if (here.dtype, here.shape) != (there.dtype, there.shape):
             kinds = {"a": _kind(here), "b": _kind(there)}
             yield told | {"state": "another type or shape", **kinds}
-        elif file == other_file or (apart := distance((fd, here), (other_fd, there))) is None:
+            continue
+        apart = None
+        if one.where(here) != other.where(there):
+            a, b = partial(here.read, one.opened), partial(there.read, other.opened)
+            apart = distance(a, b, here.dtype, here.bytes)
+        if apart is None:
             yield told | {"state": "same"}
         else:
             yield told | {"state": "differs", "greatest": apart.greatest, "relative": apart.relative}
@@ -112,7 +125,7 @@ def _files(one: _Side, other: _Side) -> Iterator[dict[str, Any]]:
             yield {"file": path, "state": "same" if one.files[path] == other.files[path] else "differs"}
 
 
-def _kind(tensor: Tensor) -> dict[str, Any]:
+def _kind(tensor: Whole) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "shape": tensor.shape}
 
 

@@ -16,9 +16,9 @@ def export(
 ) -> None:
     """Write a checkpoint's plain weights. Never overwrites a file."""
     path, _ = naming.checkpoint(checkpoint)
-    from holdfast.layouts import native
+    from holdfast.layouts import export as exporting
 
-    written = native.export(path, target)
+    written = exporting.export(path, target)
     if json:
         as_json({"files": [str(file) for file in written]})
     else:

@@ -1,7 +1,8 @@
 """`holdfast inspect CHECKPOINT`: what a checkpoint is, without loading it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 from holdfast.cli import naming, tensor_headers
 from holdfast.cli.output import as_json, columns, size
 from holdfast.cli.tensor_headers import HeaderError, Tensor
+from holdfast.cli.whole_tensors import Whole, gather
 from holdfast.errors import DamagedCheckpointError
 from holdfast.store import files
 from holdfast.store.manifest import Manifest
@@ -22,11 +24,16 @@ def inspect(
 ) -> None:
     """Tell who asked for a checkpoint, when, at which step, and what it holds. `verify` reads every byte."""
     path, manifest = naming.checkpoint(checkpoint)
-    tensors, problems = _tensors(path, manifest)
+    headers, problems = _headers(path, manifest)
+    tensors: list[Whole] = []
+    try:
+        tensors = gather(manifest, headers)
+    except HeaderError as error:
+        problems.append(str(error))
     pinned = naming.pinned_in(path.parent)
     pin = None if pinned is None else manifest.attempt in pinned
     if json:
-        as_json({**_described(path, manifest, tensors), "pinned": pin, "problems": problems})
+        as_json({**_described(path, manifest, headers), "pinned": pin, "problems": problems})
     else:
         _show(path, manifest, tensors, pin)
     if problems and json:
@@ -35,7 +42,7 @@ def inspect(
         raise DamagedCheckpointError("; ".join(problems), problems, hint=f"see what is wrong: holdfast verify {path}")
 
 
-def _tensors(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
+def _headers(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
     """The tensors of each file that holds some, and a line for each file that cannot be read."""
     found, problems = {}, []
     with files.open_folder(path) as folder:
@@ -52,15 +59,20 @@ def _tensors(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], l
     return found, problems
 
 
-def _show(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor]], pinned: bool | None) -> None:
+def _show(path: Path, manifest: Manifest, tensors: Sequence[Whole], pinned: bool | None) -> None:
     for name, value in _facts(path, manifest, pinned):
         print(f"{shown(name):<14}{shown(value)}")
     print()
     columns(("FILE", "SIZE"), [(file.path, size(file.size)) for file in manifest.files])
-    for name, held in tensors.items():
-        print(f"\n{name}: {len(held)} tensors, {size(sum(tensor.bytes for tensor in held))}")
+    for name, group in groupby(tensors, lambda tensor: tensor.file):
+        held = list(group)
+        print(f"\n{shown(name)}: {len(held)} tensors, {size(sum(tensor.bytes for tensor in held))}")
         rows = [(one.name, one.dtype, "x".join(map(str, one.shape)) or "scalar", size(one.bytes)) for one in held]
-        columns(("TENSOR", "TYPE", "SHAPE", "SIZE"), rows)
+        if manifest.tensors:
+            pieces = [(*row, str(len(one.pieces))) for row, one in zip(rows, held, strict=True)]
+            columns(("TENSOR", "TYPE", "SHAPE", "SIZE", "PIECES"), pieces)
+        else:
+            columns(("TENSOR", "TYPE", "SHAPE", "SIZE"), rows)
 
 
 def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[str, str]]:
@@ -87,10 +99,11 @@ def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[st
 def _described(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor]]) -> dict[str, Any]:
     return {
         "path": str(path),
-        **{key: value for key, value in asdict(manifest).items() if key != "files"},
+        **{key: value for key, value in asdict(manifest).items() if key not in ("files", "tensors")},
         "bytes": manifest.size,
         "digest": manifest.sha256,
         "files": [asdict(file) for file in manifest.files],
+        "pieces": manifest.tensors,
         "tensors": {
             file: [{"name": one.name, "dtype": one.dtype, "shape": one.shape, "bytes": one.bytes} for one in held]
             for file, held in tensors.items()

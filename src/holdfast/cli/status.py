@@ -44,6 +44,9 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         )
     if known.get("capture", "live") != "live":
         lines.append(f"capture     at boundaries only: {shown(str(known['capture']))}")
+    if copied := known.get("copied_buffers"):
+        names = ", ".join(shown(name) for name in copied)
+        lines.append(f"buffers     {size(sum(copied.values()))} copied at every boundary, because they change: {names}")
     if known.get("held_seconds"):
         lines.append(f"waited      {known['held_seconds']:.2f} s for saves in all")
     lines += [f"pending     {_pending(request)}" for request in known.get("pending", [])]

@@ -1,9 +1,11 @@
 """How far apart two tensors of one type and shape are, read piece by piece from their files."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from holdfast.cli.tensor_headers import Tensor, exactly
+Reader = Callable[[int, int], bytearray]
+"""Gives bytes of a tensor: from where, and how many."""
 
 _PIECE = 16 << 20  # bytes, a multiple of every element's
 
@@ -19,18 +21,17 @@ class Distance:
     relative: float | None
 
 
-def distance(a: tuple[int, Tensor], b: tuple[int, Tensor]) -> Distance | None:
-    """Compares two tensors, each given by its open file and its place there. None where their bytes are the same."""
-    (first, one), (second, other) = a, b
+def distance(a: Reader, b: Reader, dtype: str, size: int) -> Distance | None:
+    """Compares two tensors of one type and size in bytes. None where their bytes are the same."""
     found = None
-    for at in range(0, one.bytes, _PIECE):
-        count = min(_PIECE, one.bytes - at)
-        here, there = exactly(first, count, one.offset + at), exactly(second, count, other.offset + at)
+    for at in range(0, size, _PIECE):
+        count = min(_PIECE, size - at)
+        here, there = a(at, count), b(at, count)
         if found is None and here != there:
-            found = _Sum(one.dtype)
+            found = _Sum(dtype)
             # What came before was the same in both, and counts for the norm.
             for before in range(0, at, _PIECE):
-                known = exactly(first, _PIECE, one.offset + before)
+                known = a(before, _PIECE)
                 found.add(known, known)
         if found is not None:
             found.add(here, there)

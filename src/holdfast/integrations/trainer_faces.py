@@ -16,9 +16,11 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from holdfast.capture import environment
+from holdfast.capture import boundary, environment, random_state
 from holdfast.engine import Engine
 from holdfast.integrations import trainer_counters
+from holdfast.integrations.trainer_data import Fetching
+from holdfast.integrations.trainer_hub import Pushes
 from holdfast.integrations.trainer_state import Pending, TrainerSubject
 from holdfast.store import names
 
@@ -44,7 +46,10 @@ class Faces:
         self._finalize = trainer._finalize_training
         self._restore_random_state = trainer._load_rng_state
         self._callback = _Callback(self)
+        self._pushes = Pushes(trainer, engine.say)
         self._subject: TrainerSubject | None = None
+        self._fetching: Fetching | None = None
+        self._has_gone_on = False
         self._wanted = False
         self._last_step = -1
         self._begun = time.monotonic()
@@ -62,22 +67,40 @@ class Faces:
         for name in _REPLACED:
             delattr(self._trainer, name)
         self._trainer.remove_callback(self._callback)
+        if self._fetching is not None:
+            self._fetching.close()
 
     def begin(self) -> None:
         """Right before the first step: what a Trainer forgets on resume comes back."""
         trainer, chosen = self._trainer, self._engine.chosen
         self._begun = time.monotonic()
+        self._has_gone_on = False
+        self._fetching = fetching = Fetching(trainer.callback_handler.train_dataloader)
+        fetched: Mapping[str, Any] | None = None
         if chosen is not None:
             # The intervals in a resumed state are those of the old configuration; the user may have changed them.
             trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
         if chosen is not None and chosen.manifest is not None:
-            small = chosen.manifest.boundary
+            own = boundary.of_rank(chosen.manifest.boundary, self._engine.rank)
+            small = own or chosen.manifest.boundary
             self._elapsed_before = trainer_counters.restore(trainer, small)
             self._unfinished = small.get("pending", {})
+            then, now = chosen.manifest.world_size, self._engine.world_size
+            if then == now:
+                fetched = small.get("fetched")
+            else:
+                self._engine.announce(
+                    f"{then} processes saved it and {now} go on: random numbers and the order of the data are others"
+                    " from here on"
+                )
             changed = environment.differences(chosen.manifest.versions, environment.record())
             if changed:
-                self._engine.say(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
-        self._subject = TrainerSubject(trainer, [chosen.path] if chosen else [])
+                self._engine.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
+        if chosen is not None:
+            self._resume_data(fetching, fetched, str(chosen.path))
+        self._subject = TrainerSubject(
+            trainer, fetching, [chosen.path] if chosen else [], self._engine.rank, self._engine.world_size
+        )
         self._subject.elapsed = lambda: self._elapsed_before + time.monotonic() - self._begun
         self._engine.begin(self._subject, trainer.state.global_step, trainer.state.max_steps)
 
@@ -85,6 +108,20 @@ class Faces:
         """Passes the loss on to whoever looks at the status."""
         if "loss" in logs:
             self._engine.run.status.update(loss=float(logs["loss"]))
+
+    def _resume_data(self, fetching: Fetching, fetched: Mapping[str, Any] | None, checkpoint: str) -> None:
+        def stand(others: Mapping[str, Any]) -> None:
+            self._restore_random_state(checkpoint)
+            random_state.restore({**random_state.record().encode(), **others})
+
+        epoch = self._trainer.state.epoch or 0.0
+        why_not = fetching.why_not or ("" if fetched else "the checkpoint does not say where that stood")
+        if fetched and not why_not:
+            fetching.draw_again(fetched, stand, lambda: self._go_on(checkpoint))
+        elif epoch != int(epoch) and not self._trainer.args.ignore_data_skip:
+            self._engine.announce(
+                f"data: the order goes on, what samples and collator draw at random does not: {why_not}"
+            )
 
     def _remember(self, model: Any, trial: Any) -> None:
         """In the place of the trainer's save, which is taken at the step's last face instead."""
@@ -142,7 +179,16 @@ class Faces:
         )
 
     def _go_on(self, checkpoint: str | None) -> None:
-        """In the place of restoring the random state on resume: then, and not before, the rest of the step is done."""
+        """In the place of restoring the random state on resume: then, and not before, the rest of the step is done.
+
+        In the middle of an epoch that is as soon as the batch is there that was fetched ahead. The trainer, which
+        restores the random state when it has fetched all batches of a step, finds it done.
+        """
+        if self._has_gone_on:
+            return
+        self._has_gone_on = True
+        assert self._fetching is not None
+        self._fetching.cancel()
         self._restore_random_state(checkpoint)
         trainer, todo = self._trainer, self._unfinished
         self._unfinished = {}
@@ -175,19 +221,21 @@ class Faces:
             return TrainOutput(step, float("nan"), {})
         # The sums go over all resumes, and so must the time.
         output: TrainOutput = self._finalize(trial, num_train_samples, start_time - self._elapsed_before)
+        self._pushes.look()
         return output
 
     def _tell_of_saves(self) -> None:
         """Whoever must see a finished checkpoint sees it here, in the training thread, after its commit."""
         trainer = self._trainer
+        self._pushes.look()
         for answer in self._engine.newly_published():
             if trainer.state.best_global_step == answer.step:
                 trainer.state.best_model_checkpoint = str(Path(trainer.args.output_dir, names.checkpoint(answer.step)))
-            if trainer.args.push_to_hub:
-                trainer._push_from_checkpoint(answer.path)
             # Callbacks find the directory by the step, and training may be further by now.
             then = copy.copy(trainer.state)
             then.global_step = answer.step
+            if trainer.args.push_to_hub:
+                self._pushes.begin(Path(answer.path), then)
             trainer.control = trainer.callback_handler.on_save(trainer.args, then, trainer.control)
 
     def _another_face_follows(self) -> bool:

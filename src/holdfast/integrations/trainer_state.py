@@ -13,10 +13,12 @@ from transformers.trainer_callback import ExportableState
 
 from holdfast.capture import random_state, readable
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.model_part import ModelPart
 from holdfast.capture.state import parts_of
 from holdfast.capture.stream import Image
 from holdfast.integrations import trainer_counters, trainer_writer
 from holdfast.integrations.trainer_counters import Counters
+from holdfast.integrations.trainer_data import Fetched, Fetching
 from holdfast.layouts import transformers as layout
 
 
@@ -61,6 +63,7 @@ class Recorded:
     buffers: Any
     counters: Counters
     pending: Pending
+    fetched: Fetched | None
 
 
 class TrainerSubject:
@@ -68,14 +71,22 @@ class TrainerSubject:
 
     Args:
         trainer: The trainer, prepared for training.
+        fetching: Its loader, watched.
         spared: The checkpoint that was resumed from, if any.
+        rank: Which of the processes that train together this is.
+        world_size: How many there are.
     """
 
     layout = layout.NAME
 
-    def __init__(self, trainer: Trainer, spared: Sequence[Path]) -> None:
+    def __init__(
+        self, trainer: Trainer, fetching: Fetching, spared: Sequence[Path], rank: int = 0, world_size: int = 1
+    ) -> None:
         self._trainer = trainer
+        self._fetching = fetching
         self._spared = list(spared)
+        self._rank = rank
+        self._world_size = world_size
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._model, self._moments = parts_of({"model": trainer.model, "optimizer": self._optimizer})
         self._exported = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExportableState)]
@@ -95,6 +106,11 @@ class TrainerSubject:
         moments = {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
         return {**self._model.live(), **moments}
 
+    def copied_buffers(self) -> dict[str, int]:
+        """Large buffers of the model that were seen to change."""
+        assert isinstance(self._model, ModelPart)
+        return self._model.moving_buffers
+
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still."""
         return readable.why_not(self.live())
@@ -105,7 +121,8 @@ class TrainerSubject:
         return Recorded(
             copy.copy(trainer.state),
             len(trainer.state.log_history),
-            float(trainer.current_flos),
+            # Of all processes together; a Trainer adds them up, which takes a collective. Their batches are alike.
+            float(trainer.current_flos) * self._world_size,
             copy.copy(trainer.control),
             tuple((type(callback).__name__, callback.state()) for callback in self._exported),
             [_without_parameters(group) for group in self._optimizer.param_groups],
@@ -115,22 +132,32 @@ class TrainerSubject:
             self._model.record(),
             trainer_counters.record(trainer, self.elapsed()),
             self.pending,
+            self._fetching.record(),
         )
 
     def small(self, recorded: Recorded) -> Mapping[str, Any]:
-        """What a Trainer forgets, and what of the step is still to be done."""
-        return {**recorded.counters.encode(), "pending": recorded.pending.encode()}
+        """What a Trainer forgets, what of the step is still to be done, and what was drawn for the batch ahead."""
+        fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
+        return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
 
     def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The large files to be; the small ones are written by the trainer's own writer right away."""
         recorded: Recorded = boundary.recorded
+        if self._rank:
+            return [trainer_writer.random_image(recorded.random, self._rank)]
         buffers = self._model.encode(recorded.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
         instead = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
-        return trainer_writer.write(self._trainer, self._optimizer, recorded, instead, directory)
+        return trainer_writer.write(self._trainer, self._optimizer, recorded, instead, directory, self._world_size)
+
+    def pieces(self) -> Mapping[str, Any]:
+        """None: one process writes all of the model."""
+        return {}
 
     def estimate(self) -> int:
         """The weights that are written, and the optimizer's state."""
+        if self._rank:
+            return 0
         written = list(self._model.live().values())
         if hasattr(self._trainer.model, "peft_config"):  # an adapter's base model is not written
             written = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -6,6 +6,7 @@ that the engine fills from the live tensors.
 """
 
 import copy
+import io
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
 
+from holdfast.capture import random_state
 from holdfast.errors import SaveError
 from holdfast.layouts import tensor_file, torch_file
 from holdfast.layouts import transformers as layout
@@ -37,6 +40,7 @@ def write(
     recorded: "Recorded",
     instead: Mapping[int, torch.Tensor],
     directory: Path,
+    world_size: int = 1,
 ) -> Sequence[Image]:
     """Fills `directory` with the small files, and gives the large ones.
 
@@ -46,6 +50,7 @@ def write(
         recorded: The small state of the boundary.
         instead: Tensors that stand for others, by the data pointers of those: buffers, as they were.
         directory: An empty directory.
+        world_size: How many processes train together. This one, the first, writes what they have alike.
 
     Raises:
         SaveError: The trainer left out something that a resume needs.
@@ -69,17 +74,32 @@ def write(
 
     stand_in._save_optimizer_and_scheduler = save_optimizer_and_scheduler
     stand_in._save_scaler = save_scaler
+    random, *others = layout.random_files(world_size)
     stand_in._save_rng_state = lambda output_dir: torch.save(
-        recorded.random.as_transformers(), Path(output_dir, "rng_state.pth")
+        recorded.random.as_transformers(every_device=world_size > 1), Path(output_dir, random)
     )
+
+    def save_model(*args: Any, **kwargs: Any) -> None:
+        type(trainer).save_model(stand_in, *args, **kwargs)
+        # The search for the best checkpoint, which would come next, begins with a collective. It is `_gather`'s.
+        stand_in.args.save_strategy = SaveStrategy.NO
+
+    stand_in.save_model = save_model
     with _intercepted(images, instead, directory / names.checkpoint(recorded.state.global_step)):
         type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
     _gather(stand_in, directory)
     found = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-    found += [image.path for image in images]
-    if lacking := layout.missing(found, weights_only=trainer.args.save_only_model):
+    found += [*(image.path for image in images), *others]
+    if lacking := layout.missing(found, weights_only=trainer.args.save_only_model, world_size=world_size):
         raise SaveError(f"the trainer did not write {', '.join(lacking)}")
     return images
+
+
+def random_image(random: random_state.Recorded, rank: int) -> Image:
+    """The file of a process that is not the first: its random state."""
+    content = io.BytesIO()
+    torch.save(random.as_transformers(every_device=True), content)
+    return Image(layout.random_files(rank + 1)[rank], (content.getvalue(),))
 
 
 @contextmanager
@@ -156,24 +176,18 @@ def _stand_in(trainer: Trainer, recorded: "Recorded", directory: Path) -> Any:
     stand_in.control = recorded.control
     stand_in.callback_handler = copy.copy(trainer.callback_handler)
     stand_in.callback_handler.callbacks = []  # their states are recorded above
-    stand_in.args = _without_secrets(trainer.args)
+    stand_in.args = _without_what_comes_after(trainer.args)
     stand_in.store_flos = lambda: None
     stand_in._get_output_dir = lambda trial=None: str(directory)
     return stand_in
 
 
-def _without_secrets(args: TrainingArguments) -> TrainingArguments:
-    """The trainer pickles its arguments into `training_args.bin`, tokens and all. Nothing reads them from there.
-
-    What is done with a finished checkpoint, pushing and rotating, is not the writer's business either.
-    """
-    safe = copy.copy(args)
-    for name in vars(args):
-        if "token" in name:
-            setattr(safe, name, None)
-    safe.push_to_hub = False
-    safe.save_total_limit = None
-    return safe
+def _without_what_comes_after(args: TrainingArguments) -> TrainingArguments:
+    """What is done with a finished checkpoint, pushing and rotating, is not the writer's business."""
+    only_written = copy.copy(args)
+    only_written.push_to_hub = False
+    only_written.save_total_limit = None
+    return only_written
 
 
 def _gather(stand_in: Any, directory: Path) -> None:

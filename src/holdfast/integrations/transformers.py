@@ -11,8 +11,10 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.config import Settings, validated
 from holdfast.engine import Engine
-from holdfast.errors import Stopped, UnsupportedError
+from holdfast.errors import ConfigError, Stopped, UnsupportedError
+from holdfast.integrations import trainer_secrets
 from holdfast.integrations.trainer_faces import Faces
+from holdfast.integrations.trainer_hub import uploads_without_ours
 from holdfast.integrations.trainer_writer import interceptors
 from holdfast.layouts import transformers as layout
 from holdfast.store.retention import Keep
@@ -27,6 +29,7 @@ def attach(
     save_on_exception: bool = True,
     stop_grace_seconds: float = 25.0,
     staging_memory: int | str | None = None,
+    rank_timeout_seconds: float = 30.0,
     on_stop: Literal["exit", "return"] = "exit",
     engine: Engine | None = None,
 ) -> Trainer:
@@ -39,11 +42,12 @@ def attach(
         dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
             served at once.
         save_minutes: Save when so many minutes have passed since the last save.
-        keep_every: Keep scheduled checkpoints whose step is a multiple of this for good.
+        keep_every: Keep the checkpoints whose step is a multiple of this, whatever `save_total_limit` says.
         save_on_exception: Whether an exception that ends the training is preceded by a save of the last boundary.
         stop_grace_seconds: From a stop to the end of the process at the latest, even when a step does not end.
         staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
             is free.
+        rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
         on_stop: What `train` does after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
@@ -57,14 +61,23 @@ def attach(
         UnsupportedError: This trainer saves in a way that this version cannot commit.
     """
     _require_supported(trainer)
+    if keep_every is not None and keep_every < 1:
+        raise ConfigError([f"keep_every: {keep_every} is no number of steps"], hint="give a whole number from 1 up")
     settings = validated(
         dynamic_checkpoint=dynamic_checkpoint,
         save_minutes=save_minutes,
         save_on_exception=save_on_exception,
         stop_grace_seconds=stop_grace_seconds,
         staging_memory=staging_memory,
+        rank_timeout_seconds=rank_timeout_seconds,
     )
-    inner = trainer.train
+    trainer_secrets.keep(trainer.args)
+    inner, push_to_hub = trainer.train, trainer.push_to_hub
+
+    @functools.wraps(push_to_hub)
+    def push(*args: Any, **kwargs: Any) -> Any:
+        with uploads_without_ours():
+            return push_to_hub(*args, **kwargs)
 
     @functools.wraps(inner)
     def train(
@@ -85,6 +98,7 @@ def attach(
         return output
 
     trainer.train = train
+    trainer.push_to_hub = push
     return trainer
 
 
@@ -109,7 +123,6 @@ def _require_supported(trainer: Trainer) -> None:
     """Refuses what this version cannot commit, before anything is written."""
     args = trainer.args
     in_use = {
-        "several processes": args.world_size > 1,
         "DeepSpeed": trainer.is_deepspeed_enabled,
         "FSDP": trainer.is_fsdp_enabled,
         "enable_jit_checkpoint (Holdfast does its work)": args.enable_jit_checkpoint,
@@ -117,5 +130,5 @@ def _require_supported(trainer: Trainer) -> None:
     if refused := [name for name, used in in_use.items() if used]:
         raise UnsupportedError(
             f"this trainer uses {', '.join(refused)}, and this version of Holdfast cannot save that",
-            hint="train one process without it, or train without Holdfast",
+            hint="train without it, or without Holdfast",
         )

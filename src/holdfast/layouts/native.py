@@ -1,19 +1,19 @@
 """The native layout: tensor files and JSON, one set for each part of the state. Format: `docs/format.md`."""
 
-import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
+from holdfast.capture.shard import Place
 from holdfast.capture.state import ASIDE, RESERVED, Stored
-from holdfast.errors import DamagedCheckpointError, UnsupportedError
-from holdfast.layouts import json_file, tensor_file, transformers
-from holdfast.layouts.model_copy import copy_model
+from holdfast.errors import CheckpointError, SaveError, UnsupportedError
+from holdfast.layouts import json_file, tensor_file
+from holdfast.layouts.assembly import assemble
 from holdfast.layouts.tensor_file import Image
-from holdfast.store import files as disk
+from holdfast.layouts.tensor_reading import opened
 from holdfast.store import names
-from holdfast.store.verify import verify
+from holdfast.store.manifest import tensor_problem
 
 if TYPE_CHECKING:
     import torch
@@ -22,141 +22,213 @@ NAME = "native"
 
 REQUIRED = ("training.json", "random.json")
 
+Tensors = Mapping[str, Mapping[str, Any]]
+"""For each part and each of its tensors the `shape` and the `pieces`, as the manifest has them."""
+
 _TENSORS = ".safetensors"
 _ASIDE = ".aside.safetensors"
 _REST = ".json"
+# What every process has for itself; the number is its rank.
+_OWN = re.compile(r"(random|data)-([0-9]+)")
+_SHARD = re.compile(r"(?P<part>.+?)(?:\.aside)?-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 
 
-def images(parts: Sequence[tuple[str, Mapping[str, "torch.Tensor"], Stored]], extra: Mapping[str, Any]) -> list[Image]:
-    """The files of a checkpoint to be. No tensor is copied.
+def images(
+    parts: Sequence[tuple[str, Mapping[str, "torch.Tensor"], Stored]],
+    extra: Mapping[str, Any],
+    rank: int = 0,
+    size: int = 1,
+) -> list[Image]:
+    """The files of a checkpoint to be that this process writes. No tensor is copied.
 
     Args:
-        parts: The name of each part, its live tensors, and what was encoded of it.
+        parts: The name of each part, those of its live tensors that this process writes, and what was encoded of it,
+            which rank 0 writes.
         extra: What belongs to no part, as JSON, by the names of `state.RESERVED`.
+        rank: The number of this process.
+        size: How many processes write.
 
     Raises:
         UnsupportedError: Something is of a kind, or a size, that cannot be written.
     """
     found = []
     for name, live, stored in parts:
-        tensors = {**live, **stored.tensors}
-        own = {key: tensor for key, tensor in tensors.items() if not key.startswith(ASIDE)}
-        aside = {key.removeprefix(ASIDE): tensor for key, tensor in tensors.items() if key.startswith(ASIDE)}
-        if own:
+        if _OWN.fullmatch(name):
+            raise UnsupportedError(f"{name}: this name is taken in a checkpoint of several processes; choose another")
+        for ending, tensors in _by_file(live, stored, rank).items():
             # safetensors' own name for it, and how its `save_model` tells of tied weights.
-            metadata = {**stored.aliases, "format": "pt"}
-            found.append(tensor_file.image(name + _TENSORS, own, metadata))
-        if aside:
-            found.append(tensor_file.image(name + _ASIDE, aside))
-        found.append(json_file.image(name + _REST, stored.rest))
-    return [*found, *(json_file.image(name + _REST, content) for name, content in extra.items())]
+            metadata = {**stored.aliases, "format": "pt"} if ending == _TENSORS else None
+            found.append(tensor_file.image(_path(name, ending, rank, size), tensors, metadata))
+        if rank == 0:
+            found.append(json_file.image(name + _REST, stored.rest))
+    for name, content in extra.items():
+        if rank == 0:
+            found.append(json_file.image(name + _REST, content))
+        elif name != "training":
+            found.append(json_file.image(f"{name}-{rank:05}{_REST}", content))
+    return found
 
 
-def read(directory: Path, files: Collection[str] | None = None) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """Reads the files of `images` back.
+def pieces(
+    parts: Sequence[tuple[str, Mapping[str, "torch.Tensor"], Stored]],
+    places: Mapping[str, Mapping[str, Place]],
+    rank: int,
+    size: int,
+) -> Tensors:
+    """What the files of `images` hold of the whole tensors, as JSON.
+
+    Args:
+        parts: As for `images`.
+        places: For each part where each of its live tensors lies in the whole one, those included that others write:
+            so it shows when nobody writes one. What is not named is whole.
+        rank: The number of this process.
+        size: How many processes write.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, live, stored in parts:
+        known = places.get(name, {})
+        told = found[name] = {key: {"shape": list(place.shape), "pieces": []} for key, place in known.items()}
+        for ending, tensors in _by_file(live, stored, rank).items():
+            for own, tensor in tensors.items():
+                key = ASIDE + own if ending == _ASIDE else own
+                place = known.get(key) or Place.whole(tensor.shape)
+                entry = told.setdefault(key, {"shape": list(place.shape), "pieces": []})
+                file = _path(name, ending, rank, size)
+                entry["pieces"].append({"file": file, "offset": list(place.offset), "lengths": list(place.lengths)})
+    return found
+
+
+def merge(told: Iterable[Tensors]) -> dict[str, dict[str, Any]]:
+    """Makes one of what each process gave as `pieces`, in the order of ranks, for the manifest.
+
+    Raises:
+        SaveError: They do not make up whole tensors.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for rank, parts in enumerate(told):
+        for part, tensors in parts.items():
+            for name, one in tensors.items():
+                entry = found.setdefault(part, {}).setdefault(name, {"shape": one["shape"], "pieces": []})
+                if entry["shape"] != one["shape"]:
+                    raise SaveError(
+                        f"{part}: {name!r} has the shape {one['shape']} on rank {rank} and {entry['shape']} before it",
+                        hint="every rank has to train the same model",
+                    )
+                entry["pieces"] += one["pieces"]
+    for part, tensors in found.items():
+        for name, entry in tensors.items():
+            if problem := tensor_problem(entry):
+                raise SaveError(f"{part}: {name!r} cannot be saved: {problem}", hint="the ranks hold different states")
+    return {part: tensors for part, tensors in found.items() if tensors}
+
+
+def read(
+    directory: Path,
+    files: Collection[str] | None = None,
+    *,
+    tensors: Tensors | None = None,
+    rank: int = 0,
+    places: Callable[[str, str, tuple[int, ...]], Place | None] | None = None,
+) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """Reads the files of `images` back: of what any number of processes wrote, what one process needs.
 
     Args:
         directory: The checkpoint.
         files: The paths that its manifest lists; no other is read. None: all that are there.
+        tensors: What its manifest says of tensors in pieces.
+        rank: The number of this process.
+        places: Tells, for a part, a tensor's name and its whole shape, which range this process needs; None where it
+            needs all. Where it speaks of another whole shape, all is given. None: everything is needed whole.
 
     Returns:
-        What it holds of each part, and what belongs to none. Tensors are the files' memory.
+        What it holds of each part, and what belongs to none. Tensors that lie in one piece are the files' memory.
 
     Raises:
         CheckpointError: A file is not what the layout says.
     """
     listed = set(files) if files is not None else {path.name for path in directory.iterdir()}
-    content = {
-        path.removesuffix(_REST): json_file.read(directory / path)
-        for path in sorted(listed)
-        if path.endswith(_REST) and "/" not in path and path != names.MANIFEST
-    }
+    given = tensors or {}
+    _refuse_unknown_pieces(listed, given)
+    wanted = _names_of_json(listed, rank)
+    content = {name: json_file.read(directory / (stem + _REST)) for name, stem in wanted.items()}
     extra = {name: content.pop(name) for name in RESERVED if name in content}
-    return {name: _read_part(directory, name, rest, listed) for name, rest in content.items()}, extra
+    return {
+        name: _read_part(directory, name, rest, given.get(name) or _of_one(directory, name, listed), places)
+        for name, rest in content.items()
+    }, extra
 
 
-def missing(found: Iterable[str]) -> list[str]:
+def missing(found: Iterable[str], world_size: int = 1) -> list[str]:
     """What a checkpoint lacks that it must have to be resumed from.
 
     Args:
         found: The paths of its files.
+        world_size: How many processes wrote it, as its manifest says. Of many that lack something, some are named.
     """
     there = set(found)
-    return [name for name in REQUIRED if name not in there]
+    others = range(1, min(world_size, len(there) + 2))  # more than there are files cannot all be there
+    return [name for name in (*REQUIRED, *(f"random-{rank:05}{_REST}" for rank in others)) if name not in there]
 
 
-def export(checkpoint: Path, target: Path) -> list[Path]:
-    """Leaves the weights of a checkpoint, of either layout, in another directory, for anything that loads a model.
-
-    Args:
-        checkpoint: The checkpoint; it is verified first.
-        target: Where they go. It is made if it is missing; nothing in it is replaced.
-
-    Returns:
-        The files that were written.
-
-    Raises:
-        DamagedCheckpointError: It is not what was written.
-        UnsupportedError: The target has files of the same names, or the checkpoint holds no weights.
-    """
-    report = verify(checkpoint)
-    manifest = report.entry.manifest
-    if manifest is None or not report.good:
-        raise DamagedCheckpointError(
-            f"{checkpoint} cannot be exported: {'; '.join(report.problems)}", list(report.problems)
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    # First under a name of its own, so that a file of the target is there whole or not at all.
-    staging = target / names.staging(manifest.run, manifest.step, uuid4().hex)
-    disk.make_directory(staging)
-    try:
-        if manifest.layout == transformers.NAME:
-            copy_model(checkpoint, staging)
-            for name in report.unlisted:
-                (staging / name).unlink(missing_ok=True)
-        else:
-            for name in _models(checkpoint, [file.path for file in manifest.files]):
-                disk.copy(checkpoint / name, staging / name)
-        return _moved(staging, target)
-    finally:
-        disk.remove_tree(staging)
+def _path(part: str, ending: str, rank: int, size: int) -> str:
+    if size == 1:
+        return part + ending
+    path = f"{part}{ending.removesuffix(_TENSORS)}-{rank:05}-of-{size:05}{_TENSORS}"
+    if not names.is_component(path):
+        raise UnsupportedError(f"{part}: this name is too long for a checkpoint of {size} processes; choose a shorter")
+    return path
 
 
-def _models(directory: Path, files: Collection[str]) -> list[str]:
-    """The files that hold a model's weights."""
-    found = [path.removesuffix(_TENSORS) for path in sorted(files) if path.endswith(_TENSORS) and "/" not in path]
-    return [name + _TENSORS for name in found if name + _REST in files and _is_model(directory / (name + _REST))]
+def _by_file(live: Mapping[str, "torch.Tensor"], stored: Stored, rank: int) -> dict[str, dict[str, "torch.Tensor"]]:
+    """The tensors of a part that go to each file, by its ending, and by their names there."""
+    tensors = {**live, **stored.tensors} if rank == 0 else live
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(ASIDE)}
+    aside = {key.removeprefix(ASIDE): tensor for key, tensor in tensors.items() if key.startswith(ASIDE)}
+    return {ending: held for ending, held in ((_TENSORS, own), (_ASIDE, aside)) if held}
 
 
-def _moved(staging: Path, target: Path) -> list[Path]:
-    found = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
-    if not found:
-        raise UnsupportedError("the checkpoint holds no model whose weights could be exported")
-    if taken := [str(path) for path in found if os.path.lexists(target / path)]:
-        raise UnsupportedError(
-            f"{target} has {', '.join(taken)} already, and nothing is overwritten",
-            hint="give a directory of its own, or remove what is there",
-        )
-    for path in found:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        disk.rename_new(staging / path, target / path)
-    for folder in sorted({(target / path).parent for path in found}, reverse=True):
-        disk.sync_directory(folder)
-    return [target / path for path in found]
+def _names_of_json(listed: Collection[str], rank: int) -> dict[str, str]:
+    """The JSON that one process reads: what it is called, and the file's name without its ending."""
+    found = {}
+    for path in sorted(listed):
+        stem = path.removesuffix(_REST)
+        if path.endswith(_REST) and "/" not in path and path != names.MANIFEST and not _OWN.fullmatch(stem):
+            own = f"{stem}-{rank:05}"
+            found[stem] = own if rank and stem in ("random", "data") and own + _REST in listed else stem
+    return found
 
 
-def _read_part(directory: Path, name: str, rest: Any, listed: Collection[str]) -> Stored:
-    tensors: dict[str, torch.Tensor] = {}
+def _refuse_unknown_pieces(listed: Collection[str], tensors: Tensors) -> None:
+    known = {piece["file"] for told in tensors.values() for entry in told.values() for piece in entry["pieces"]}
+    for path in sorted(set(listed) - known):
+        if (match := _SHARD.fullmatch(path)) and match["part"] + _REST in listed:
+            raise CheckpointError(f"the manifest does not say which pieces of {match['part']}'s tensors are in {path}")
+
+
+def _of_one(directory: Path, part: str, listed: Collection[str]) -> dict[str, Any]:
+    """What a manifest would say of a part that one process wrote."""
+    told = {}
+    for ending, prefix in ((_TENSORS, ""), (_ASIDE, ASIDE)):
+        if (path := part + ending) in listed:
+            with opened(directory / path) as file:
+                for name, shape in file.shapes().items():
+                    whole = {"file": path, "offset": [0] * len(shape), "lengths": list(shape)}
+                    told[prefix + name] = {"shape": list(shape), "pieces": [whole]}
+    return told
+
+
+def _read_part(
+    directory: Path,
+    part: str,
+    rest: Any,
+    told: Mapping[str, Mapping[str, Any]],
+    places: Callable[[str, str, tuple[int, ...]], Place | None] | None,
+) -> Stored:
+    found = assemble(directory, told, lambda name, shape: places and places(part, name, shape))
     aliases: dict[str, str] = {}
-    if name + _TENSORS in listed:
-        tensors, aliases = tensor_file.read(directory / (name + _TENSORS))
-        aliases.pop("format", None)
-    if name + _ASIDE in listed:
-        aside, _ = tensor_file.read(directory / (name + _ASIDE))
-        tensors |= {ASIDE + key: tensor for key, tensor in aside.items()}
-    return Stored(tensors, rest, aliases)
-
-
-def _is_model(path: Path) -> bool:
-    rest = json_file.read(path)
-    return isinstance(rest, dict) and rest.get("kind") == "model"
+    # Each of the files says all of them.
+    first = next((entry["pieces"][0]["file"] for name, entry in told.items() if not name.startswith(ASIDE)), None)
+    if first is not None:
+        with opened(directory / first) as file:
+            aliases = {name: kept for name, kept in file.metadata.items() if name != "format"}
+    return Stored(found, rest, aliases)

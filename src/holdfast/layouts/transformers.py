@@ -19,7 +19,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "adapter_model.bin",
 )
-RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 # What a Trainer looks for by name. A file of such a name that no manifest vouches for could be read instead of
 # ours, and half of these are pickles.
@@ -36,15 +36,22 @@ _LOOKED_FOR = (
 )
 
 
-def missing(found: Iterable[str], *, weights_only: bool) -> list[str]:
+def random_files(world_size: int) -> list[str]:
+    """The files of the random state, in the order of the processes that train together."""
+    return ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+
+
+def missing(found: Iterable[str], *, weights_only: bool, world_size: int = 1) -> list[str]:
     """What a checkpoint lacks that it must have to be resumed from.
 
     Args:
         found: The paths of its files.
         weights_only: Whether the user asked for weights alone (`save_only_model`), which cannot be resumed.
+        world_size: How many processes wrote it, as its manifest says. Of many files of theirs, some are named.
     """
     names = set(found)
-    wanted = ["trainer_state.json"] if weights_only else list(RESUMABLE)
+    several = random_files(min(world_size, len(names) + 2))  # more than there are files cannot all be there
+    wanted = ["trainer_state.json"] if weights_only else [*RESUMABLE, *several]
     absent = [name for name in wanted if name not in names]
     return absent if names.intersection(WEIGHTS) else ["the weights", *absent]
 

@@ -1,5 +1,7 @@
 """A run that this process trains: its lease, and the places that it shares with other processes."""
 
+import os
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ from holdfast.errors import RunError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
-from holdfast.run.lease import Lease
+from holdfast.run.lease import Holder, Lease, read
 from holdfast.run.status import Status, StatusFile
 from holdfast.store import retention
 
@@ -25,6 +27,7 @@ class Run:
         status: What it is doing.
         parent: The attempt that it was resumed from, if any.
         left_over: The ids of the requests that an earlier process left unanswered.
+        rank: Which of the processes that train it this is. Rank 0 alone publishes, and writes the status.
     """
 
     directory: RunDirectory
@@ -34,6 +37,7 @@ class Run:
     status: StatusFile
     parent: str | None
     left_over: frozenset[str] = frozenset()
+    rank: int = 0
 
     @classmethod
     def open(cls, root: Path, *, continues: str | None = None, parent: str | None = None) -> "Run":
@@ -70,6 +74,30 @@ class Run:
         status.write()
         return cls(directory, lease, inbox, journal, status, parent, left_over)
 
+    @classmethod
+    def join(cls, root: Path, holder: Holder, parent: str | None, rank: int) -> "Run":
+        """The same run, for a process that trains it together with the one that opened it.
+
+        Args:
+            root: The run directory.
+            holder: What rank 0 says of its lease.
+            parent: The attempt that the training is resumed from.
+            rank: Which rank this is.
+
+        Raises:
+            RunError: Rank 0's run is not in this directory.
+        """
+        directory = RunDirectory(root)
+        found = read(directory)
+        if found is None or found.token != holder.token:
+            raise RunError(
+                f"rank {rank} on {socket.gethostname()} does not see in {root} the run that rank 0 has opened there",
+                hint="output_dir must be one directory for all ranks, on storage that all hosts share",
+            )
+        journal = Journal(directory.journal, holder.run)
+        status = StatusFile(directory.status, Status(holder.run, os.getpid()))
+        return cls(directory, Lease(directory, holder), Inbox(directory), journal, status, parent, rank=rank)
+
     @property
     def root(self) -> Path:
         """The run directory."""
@@ -82,6 +110,8 @@ class Run:
 
     def close(self, outcome: str, code: int) -> None:
         """Writes down how it ended, and gives the lease back, as far as the disk allows: training is over."""
+        if self.rank:
+            return  # rank 0 writes it down for all
         self.journal.write("end", outcome=outcome, code=code)
         self.status.update(phase="ended", pending=())
         with suppress(OSError):

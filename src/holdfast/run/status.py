@@ -31,9 +31,13 @@ class Status:
     last_failure: str = ""
     capture: str = "live"
     """`live`, or why snapshots are taken at boundaries only."""
+    copied_buffers: dict[str, int] = field(default_factory=dict)
+    """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
     staging_bytes: int = 0
     held_seconds: float = 0.0
     """How long training has waited at the gate in all."""
+    ranks: tuple[dict[str, Any], ...] = ()
+    """Where the other ranks stand, in a training of several processes."""
     written_at: float = field(default=0.0)
 
 
@@ -45,22 +49,41 @@ class StatusFile:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._status = status
+        self._rate: Rate | None = None
+        self._beat: tuple[int, float] | None = None
 
     @property
     def now(self) -> Status:
         """The status as it is."""
-        return self._status
+        with self._lock:
+            return self._caught_up()
+
+    def beat(self, step: int) -> None:
+        """Training has come to a step. The first call is where the rate is counted from.
+
+        Cheap enough for every boundary: step and rate are put into the status when somebody looks at it.
+        """
+        if self._rate is None:
+            self._rate = Rate(step)
+        self._beat = (step, time.monotonic())
 
     def update(self, **changes: Any) -> None:
         """Changes fields of the status; the file follows within a second."""
         with self._lock:
-            self._status = replace(self._status, **changes)
+            self._status = replace(self._caught_up(), **changes)
 
     def write(self) -> None:
         """Writes the file. Not synced: after a power cut nobody asks what a dead process was doing."""
         with self._writing:
-            content = asdict(replace(self._status, written_at=time.time()))
+            content = asdict(replace(self.now, written_at=time.time()))
             files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)
+
+    def _caught_up(self) -> Status:
+        """The status with the last beat in it. Called with the lock held."""
+        beat = self._beat
+        if beat is not None and self._rate is not None:
+            self._status = replace(self._status, step=beat[0], rate=self._rate.at(*beat))
+        return self._status
 
 
 class Rate:
@@ -69,9 +92,8 @@ class Rate:
     def __init__(self, step: int) -> None:
         self._since = self._before = (time.monotonic(), step)
 
-    def at(self, step: int) -> float | None:
-        """The rate, now that `step` is done; None where there is nothing to go by yet."""
-        now = time.monotonic()
+    def at(self, step: int, now: float) -> float | None:
+        """The rate when `step` was done; None where there is nothing to go by yet."""
         if now - self._since[0] > _RATE_SECONDS:
             self._before, self._since = self._since, (now, step)
         begun, first = self._before

@@ -26,6 +26,25 @@ class Published:
     superseded: Path | None
 
 
+def seal_files(directory: Path, known: Mapping[str, str], digest: Digest) -> tuple[File, ...]:
+    """Syncs and measures the files that another process than the publisher has staged.
+
+    Args:
+        directory: The staging directory.
+        known: Their paths inside, each with its digest; an empty one is still to be taken.
+        digest: Takes the digest of an open file.
+
+    Raises:
+        OSError: Something could not be read or synced, is no file, or has a forbidden name.
+    """
+    for path in known:
+        if not names.is_relative_path(path):
+            raise OSError(f"a checkpoint cannot hold a file of this name: {path!r}")
+    sealed = tuple(_seal(directory / path, path, digest, found or None) for path, found in sorted(known.items()))
+    files.sync_directory(directory)
+    return sealed
+
+
 class Attempt:
     """One try at one checkpoint. It ends as a published checkpoint or as nothing; its name is never used again.
 

@@ -5,9 +5,11 @@ Standard library alone. What is read here may have been written by anybody, so e
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from holdfast.store import names
@@ -16,6 +18,7 @@ FORMAT = "holdfast-checkpoint"
 VERSION = 1
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
+_MOST_DIMENSIONS = 64  # torch's own limit
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -50,6 +53,7 @@ class Manifest:
     boundary: Mapping[str, Any]
     versions: Mapping[str, str]
     files: tuple[File, ...] = field(default=())
+    tensors: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -62,12 +66,24 @@ class Manifest:
         return hashlib.sha256(self._body()).hexdigest()
 
     def encode(self) -> bytes:
-        """The bytes of the manifest file. Its last line but one is the sha256 of all lines before it."""
-        return self._body() + f'  "sha256": "{self.sha256}"\n}}\n'.encode()
+        """The bytes of the manifest file. Its last line but one is the sha256 of all lines before it.
+
+        Raises:
+            ManifestError: They are more than any reader takes.
+        """
+        body = self._body()
+        data = body + f'  "sha256": "{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+        if len(data) > MOST_BYTES:
+            raise ManifestError(f"the manifest would have {len(data):,} bytes, and one has at most {MOST_BYTES:,}")
+        return data
 
     def _body(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        return json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}").encode() + b",\n"
+        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
+        del content["tensors"]
+        text = json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}")
+        if self.tensors:
+            text += f',\n  "tensors": {_one_a_line(self.tensors)}'
+        return text.encode() + b",\n"
 
 
 def decode(data: bytes) -> Manifest:
@@ -115,6 +131,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
     reasons = take("reasons", list)
     if not all(isinstance(reason, dict) for reason in reasons):
         raise ManifestError("the manifest's 'reasons' are of the wrong kind")
+    files = _files(take("files", list))
     return Manifest(
         layout=take("layout", str),
         run=token("run"),
@@ -127,7 +144,8 @@ def _checked(content: dict[str, Any]) -> Manifest:
         reasons=tuple(reasons),
         boundary=take("boundary", dict),
         versions=take("versions", dict),
-        files=_files(take("files", list)),
+        files=files,
+        tensors=_tensors(content.get("tensors", {}), {file.path for file in files}),
     )
 
 
@@ -150,6 +168,74 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
     if len({file.path.casefold() for file in files}) != len(files):
         raise ManifestError("the manifest lists a file twice")
     return tuple(files)
+
+
+def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
+    if not isinstance(parts, dict) or not all(isinstance(tensors, dict) for tensors in parts.values()):
+        raise ManifestError("the manifest's 'tensors' are of the wrong kind")
+    for part, tensors in parts.items():
+        for name, told in tensors.items():
+            if problem := tensor_problem(told, paths):
+                raise ManifestError(f"the manifest's 'tensors' are wrong about {name!r} of {part!r}: {problem}")
+    return parts
+
+
+def tensor_problem(told: Any, paths: set[str] | None = None) -> str:
+    """What is wrong with what is said of one tensor's pieces; empty if nothing is.
+
+    Args:
+        told: Its `shape` and `pieces`. It may have been written by anybody.
+        paths: The files that there are; None where that is not known yet.
+    """
+    if not isinstance(told, dict) or set(told) != {"shape", "pieces"} or not _counts(told["shape"]):
+        return "it is not described by a shape and pieces"
+    shape, pieces = told["shape"], told["pieces"]
+    if not isinstance(pieces, list) or not pieces:
+        return "it has no pieces"
+    for piece in pieces:
+        if not isinstance(piece, dict) or set(piece) != {"file", "offset", "lengths"}:
+            return "a piece is not described by a file, an offset and lengths"
+        file, offset, lengths = piece["file"], piece["offset"], piece["lengths"]
+        if not isinstance(file, str) or not file.endswith(".safetensors") or (paths is not None and file not in paths):
+            return f"a piece is said to be in {file!r}, which is no file of tensors that the manifest lists"
+        if not _counts(offset) or not _counts(lengths) or not len(offset) == len(lengths) == len(shape):
+            return f"its piece in {file} has no place"
+        if any(begin + length > most for begin, length, most in zip(offset, lengths, shape, strict=True)):
+            return f"its piece in {file} lies outside of it"
+    if not _fill(shape, [(tuple(piece["offset"]), piece["lengths"]) for piece in pieces]):
+        there = sum(math.prod(piece["lengths"]) for piece in pieces)
+        return f"its {len(pieces)} pieces, {there:,} values in all, do not fill its shape {shape} once, as a grid"
+    return ""
+
+
+def _fill(shape: Sequence[int], pieces: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> bool:
+    """Whether pieces are the cells of a grid, all of them, each once. That is what ranks write, and quick to check."""
+    if 0 in shape:
+        return len(pieces) == 1
+    ends = []
+    for dimension, length in enumerate(shape):
+        cuts = sorted({0, length, *(offset[dimension] for offset, _ in pieces)})
+        ends.append(dict(pairwise(cuts)))
+    return len({offset for offset, _ in pieces}) == len(pieces) == math.prod(map(len, ends)) and all(
+        end.get(begin) == begin + length
+        for offset, lengths in pieces
+        for end, begin, length in zip(ends, offset, lengths, strict=True)
+    )
+
+
+def _counts(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
+        return False
+    return all(type(count) is int and 0 <= count < 2**63 for count in value) and math.prod(value) < 2**63
+
+
+def _one_a_line(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON with a line for each tensor: with one for each number it would be three times as long."""
+    lines = []
+    for part, tensors in parts.items():
+        inner = [f"      {json.dumps(name)}: {json.dumps(told, allow_nan=False)}" for name, told in tensors.items()]
+        lines.append(f"    {json.dumps(part)}: {{\n" + ",\n".join(inner) + "\n    }")
+    return "{\n" + ",\n".join(lines) + "\n  }"
 
 
 def strict_json(data: bytes | str) -> Any:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from holdfast.errors import ConfigError
 from holdfast.store import catalog, files, names, pins
 from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
@@ -25,12 +26,19 @@ class Keep:
         on_demand: The newest so many of those that somebody asked for (`dynamic_checkpoint.keep`); None: all.
         every: Those whose step is a multiple of this.
         last: The newest so many, whoever asked.
+
+    Raises:
+        ConfigError: `every` is no number of steps.
     """
 
     scheduled: int | None
     on_demand: int | None
     every: int | None = None
     last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every < 1:
+            raise ConfigError([f"keep_every: {self.every} is no number of steps"], hint="give a whole number from 1 up")
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,9 @@ class TrainConfig(ScheduleFields):
     stop_grace_seconds: Positive = 25.0
     """From a stop to the end of the process at the latest, even in the middle of a step."""
 
+    rank_timeout_seconds: Positive = 30.0
+    """How long a process that is not heard of is waited for, before a save is given up without it."""
+
     staging_memory: Annotated[CountOrZero | None, BeforeValidator(as_bytes)] = None
     """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
 

@@ -54,7 +54,7 @@ def notices(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
         said = given & {f"{prefix}_steps", per_epoch}
         if getattr(config, f"{prefix}_strategy") == "steps" and not said:
             yield Finding((f"{prefix}_strategy",), f"acts every {STEPS_UNLESS_SAID} steps: {prefix}_steps is not given")
-    if config.saving.strategy == "no" and "save_total_limit" in given:
+    if config.saving.strategy == "no" and not config.save_minutes and "save_total_limit" in given:
         yield Finding(("save_total_limit",), "no effect: nothing is saved on schedule with save_strategy: no")
     if config.evals_per_epoch and not config.val_set_size:
         yield Finding(("evals_per_epoch",), "no effect: val_set_size is 0, so there is nothing to evaluate on")

@@ -34,7 +34,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     with Screen() as screen:
         for notice in loaded.notices:
             screen.say(notice)
-        keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep)
+        keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
         with Engine(root, _settings(config), keep, wanted, layout.NAME, screen.say) as engine:

@@ -65,6 +65,9 @@ class ScheduleFields(Fields):
     save_total_limit: Count | None = None
     """How many scheduled checkpoints are kept; the oldest go first. Unset acts as 4."""
 
+    keep_every: Count | None = None
+    """Keep the checkpoints whose step is a multiple of this, whatever the limits say."""
+
     resume_from_checkpoint: Resume | None = None
     """`auto` or true resumes the newest good checkpoint in `output_dir`; a path resumes the checkpoint there."""
 

@@ -1,0 +1,190 @@
+"""Where the tensor of one process lies in the whole one, and which process writes it. All without communication."""
+
+import heapq
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process's tensor lies in the whole one.
+
+    Args:
+        shape: The shape of the whole tensor.
+        offset: Where the process's own begins in it, along each dimension.
+        lengths: The shape of the process's own.
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> "Place":
+        """The place of a tensor that is all of itself."""
+        return cls(tuple(shape), (0,) * len(shape), tuple(shape))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is nothing but this."""
+        return self.lengths == self.shape
+
+
+def place_of(tensor: "torch.Tensor", name: str = "a tensor") -> Place:
+    """Where the local tensor of this process lies.
+
+    Args:
+        tensor: A distributed tensor, or a plain one, which is whole.
+        name: What it is called, for whoever is told that it has no such place.
+
+    Raises:
+        UnsupportedError: What this process has of it is not one box of its values.
+    """
+    if not _is_distributed(tensor):
+        return Place.whole(tensor.shape)
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    for placement in tensor.placements:
+        if not isinstance(placement, Replicate | Shard | _StridedShard):
+            raise UnsupportedError(
+                f"{name} is distributed as {placement}, so that no process has values of it that could be saved",
+                hint="have it redistributed to Shard or Replicate before the step ends",
+            )
+    shape = tuple(tensor.shape)
+    if tensor.device_mesh.get_coordinate() is None:
+        return Place(shape, (0,) * len(shape), (0,) * len(shape))
+    lengths, offset = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
+    place = Place(shape, offset, lengths)
+    if tuple(local_of(tensor).shape) != lengths or not _is_a_box(tensor, place):
+        raise UnsupportedError(
+            f"{name} is cut up as {tensor.placements}: what this process has of it does not lie in one place",
+            hint="shard it as fully_shard, parallelize_module or distribute_tensor do",
+        )
+    return place
+
+
+def local_of(tensor: "torch.Tensor") -> "torch.Tensor":
+    """What this process has of a distributed tensor, in the same memory; a plain one itself. Nothing is sent."""
+    return tensor._local_tensor.detach() if _is_distributed(tensor) else tensor
+
+
+def written_by(tensors: Mapping[str, "torch.Tensor"], rank: int, size: int) -> set[str]:
+    """The names of those tensors that one process writes, so that each value is written by exactly one.
+
+    Every process finds the same distribution by itself: it depends on names, whole shapes and meshes alone.
+
+    Args:
+        tensors: All tensors, by name: plain ones, which all processes hold alike, and distributed ones.
+        rank: The process.
+        size: How many there are.
+    """
+    written = set()
+    ranks = [(0, each) for each in range(size)]
+    copies: dict[Any, list[tuple[int, int]]] = {}
+    # The largest first: so the last ones make even what the first ones left uneven.
+    for name, tensor in sorted(tensors.items(), key=lambda item: (-_bytes(item[1]), item[0])):
+        if not _is_distributed(tensor):
+            mine, loads = rank, ranks
+        elif (copy := _copy_of(tensor)) is not None:
+            group, mine, count = copy
+            loads = copies.setdefault(group, [(0, each) for each in range(count)])
+        else:
+            continue
+        load, chosen = loads[0]
+        heapq.heapreplace(loads, (load + _bytes(tensor), chosen))
+        if chosen == mine and _has_something(tensor):
+            written.add(name)
+    return written
+
+
+def _is_distributed(tensor: "torch.Tensor") -> "TypeIs[DTensor]":
+    # To import it takes a second, and whoever has such a tensor has done so.
+    found = sys.modules.get("torch.distributed.tensor")
+    return found is not None and isinstance(tensor, found.DTensor)
+
+
+def _bytes(tensor: "torch.Tensor") -> int:
+    """The size of the whole tensor: what all processes agree on."""
+    return tensor.numel() * tensor.element_size()
+
+
+def _is_a_box(tensor: "DTensor", place: Place) -> bool:
+    """Whether the rows of a local tensor are neighbours in the whole one. Strided shards alone may have others."""
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    coordinate = tensor.device_mesh.get_coordinate()
+    assert coordinate is not None
+    for dimension in {one.dim for one in tensor.placements if isinstance(one, _StridedShard)}:
+        rows: Sequence[int] = range(place.shape[dimension])
+        for placement, number, count in zip(tensor.placements, coordinate, tensor.device_mesh.shape, strict=True):
+            if isinstance(placement, _StridedShard) and placement.dim == dimension:
+                factor = int(placement.split_factor)
+                runs = [_chunk(rows, each, factor) for each in range(factor)]
+                rows = [row for run in runs for row in _chunk(run, number, count)]
+            elif placement.is_shard(dimension):
+                rows = _chunk(rows, number, count)
+        begin, length = place.offset[dimension], place.lengths[dimension]
+        if length and list(rows) != list(range(begin, begin + length)):
+            return False
+    return True
+
+
+def _chunk(rows: Sequence[int], number: int, count: int) -> Sequence[int]:
+    """As `torch.chunk` cuts."""
+    step = -(-len(rows) // count)
+    return rows[number * step : (number + 1) * step]
+
+
+def _copy_of(tensor: "DTensor") -> tuple[Any, int, int] | None:
+    """Which of the copies of its shard this process has, and of how many; before that, whose turns go together."""
+    coordinate = tensor.device_mesh.get_coordinate()
+    if coordinate is None:
+        return None
+    replicated = [each for each, placement in enumerate(tensor.placements) if placement.is_replicate()]
+    digits = [(coordinate[each], tensor.device_mesh.shape[each]) for each in replicated]
+    around, beside = _beside(tensor.device_mesh)
+    number, count = 0, 1
+    for digit, base in [*beside, *digits]:
+        number, count = number * base + digit, count * base
+    return (around, tuple(replicated), count), number, count
+
+
+def _beside(mesh: "DeviceMesh") -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """The dimensions of the mesh that a mesh was cut from along which other processes have meshes just like it.
+
+    Returns:
+        Those dimensions, and for each the coordinate of this process and how many there are.
+    """
+    import torch
+
+    root = mesh._get_root_mesh()
+    here = root.get_coordinate()
+    if here is None or root is mesh:
+        return (), []
+    members = torch.isin(root.mesh, mesh.mesh).nonzero().T.tolist()
+    across = [dimension for dimension, found in enumerate(members) if len(set(found)) == 1]
+    if math.prod(root.shape[dimension] for dimension in range(root.ndim) if dimension not in across) != mesh.size():
+        return (), []
+    return tuple(across), [(here[dimension], root.shape[dimension]) for dimension in across]
+
+
+def _has_something(tensor: "torch.Tensor") -> bool:
+    """Whether there is a piece to write here: an empty one only of a tensor that has no others, for its dtype."""
+    if not _is_distributed(tensor) or tensor._local_tensor.numel():
+        return True
+    coordinate = tensor.device_mesh.get_coordinate()
+    at = [number for number, one in zip(coordinate or (), tensor.placements, strict=True) if not one.is_replicate()]
+    return not tensor.numel() and not any(at)

@@ -1,0 +1,89 @@
+"""What a Trainer pushes to the hub: finished checkpoints and models, and nothing of what Holdfast keeps beside them.
+
+`_push_from_checkpoint` and `push_to_hub` upload all of `output_dir` but for `checkpoint-*` (transformers 5.23).
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerState
+
+from holdfast.store import names
+
+_OURS = (f"{names.CONTROL}/*", names.JOURNAL, "superseded-*", ".tmp-*", ".trash-*", ".*.new")
+
+
+class Pushes:
+    """The pushes of one training. Whatever becomes of them, training goes on.
+
+    Args:
+        trainer: The trainer.
+        say: Prints a line for the user.
+    """
+
+    def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
+        self._trainer = trainer
+        self._say = say
+        self._begun: set[Future[Any]] = set()
+        self._under_way: dict[Future[Any], str] = {}
+
+    def begin(self, checkpoint: Path, state: TrainerState) -> None:
+        """Begins to push a checkpoint that is committed.
+
+        Args:
+            checkpoint: The checkpoint.
+            state: The trainer's state as of the checkpoint, from which the hub's commit has its name.
+        """
+        # Training may be further by now, and is not to be shown another step.
+        stand_in = copy.copy(self._trainer)
+        stand_in.state = state
+        try:
+            with uploads_without_ours():
+                stand_in._push_from_checkpoint(str(checkpoint))
+        except Exception as error:  # noqa: BLE001 - the hub's trouble is not the training's
+            self._tell(checkpoint.name, error)
+        self._trainer.push_in_progress = in_progress = stand_in.push_in_progress
+        begun = set() if in_progress is None else set(in_progress.jobs) - self._begun
+        self._begun |= begun
+        self._under_way |= dict.fromkeys(begun, checkpoint.name)
+
+    def look(self) -> None:
+        """Tells of those that have failed. transformers itself does not."""
+        for job in [job for job in self._under_way if job.done()]:
+            name = self._under_way.pop(job)
+            if not job.cancelled() and (error := job.exception()) is not None:
+                self._tell(name, error)
+
+    def _tell(self, name: str, error: BaseException) -> None:
+        why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        self._say(f"{name} was NOT pushed to the hub, and is here all the same: {why}")
+
+
+@contextmanager
+def uploads_without_ours() -> Iterator[None]:
+    """As long as this is open, what a Trainer uploads leaves out what is not the model's."""
+    from transformers import trainer as module
+
+    own = module.hf_api
+    module.hf_api = lambda: _Hub(own())
+    try:
+        yield
+    finally:
+        module.hf_api = own
+
+
+class _Hub:
+    """The hub's interface, but for the files that are left out of an upload."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def upload_folder(self, *, ignore_patterns: list[str] | None = None, **given: Any) -> Any:
+        return self._own.upload_folder(ignore_patterns=[*(ignore_patterns or []), *_OURS], **given)

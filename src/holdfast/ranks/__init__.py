@@ -1,0 +1,1 @@
+"""How the processes that train together agree on one boundary, without a collective."""

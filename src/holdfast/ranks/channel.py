@@ -1,0 +1,214 @@
+"""What ranks tell each other, over the store that torch.distributed already runs.
+
+Every thread talks through a client of its own: a wait stalls whoever else uses the same one (seen: 2.8 s).
+"""
+
+import itertools
+import json
+import queue
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from holdfast.errors import HoldfastError, RanksError
+from holdfast.ranks.agreement import Claim, Decision, Get, Operation, Present, Put, Steps
+
+# A wait that only the end of the training ends. The store must be given some number.
+_FOR_EVER = timedelta(days=365)
+_LOOK_SECONDS = 0.02
+# An agreement has ended, one way or the other, after this many times the limit of a silent rank.
+_PATIENCE = 3.0
+
+_trainings = itertools.count()
+
+
+class Channel:
+    """One training's place in the store, as one rank sees it.
+
+    Args:
+        store: The store of torch.distributed, or anything like it.
+        rank: Of this process.
+        size: How many ranks there are.
+        seconds: How long a silent rank is waited for.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, seconds: float) -> None:
+        from torch.distributed.distributed_c10d import PrefixStore
+
+        self.rank = rank
+        self.size = size
+        self.seconds = seconds
+        # Ranks make their trainings in the same order, so that the number tells the same one everywhere.
+        self._store: Any = PrefixStore(f"holdfast/{next(_trainings)}", store)
+        self._clients = threading.local()
+
+    @property
+    def others(self) -> range:
+        """The ranks besides the coordinator, which is rank 0."""
+        return range(1, self.size)
+
+    def put(self, key: str, content: Any) -> None:
+        """Tells something.
+
+        Raises:
+            RanksError: The store is gone.
+        """
+        self._with_client(lambda client: client.set(key, json.dumps(content)), f"tell {key}")
+
+    def get(self, key: str, seconds: float | None = None) -> Any:
+        """Waits for what another rank tells.
+
+        Args:
+            key: What.
+            seconds: How long at most; None waits until the training ends.
+
+        Raises:
+            RanksError: The time is up, or the store is gone.
+        """
+        found = self._wait((key,), seconds)
+        if found is None:
+            raise RanksError(
+                f"rank {self.rank} on {socket.gethostname()} waited {seconds:g} s for {key!r}, in vain",
+                hint="the rank that should have told it has stopped or is cut off",
+            )
+        return json.loads(found[0])
+
+    def there(self, keys: Sequence[str]) -> list[str]:
+        """Which of the keys are there, without waiting."""
+        found: list[str] = self._with_client(lambda client: [key for key in keys if client.check([key])], "look")
+        return found
+
+    def all_there(self, keys: Sequence[str]) -> bool:
+        """Whether all of the keys are there, without waiting."""
+        return not keys or self._with_client(lambda client: bool(client.check(list(keys))), "look")
+
+    def all(self, keys: Sequence[str]) -> list[Any]:
+        """What was told under keys that are all there."""
+        if not keys:
+            return []
+        return [json.loads(text) for text in self._with_client(lambda client: client.multi_get(list(keys)), "read")]
+
+    def wait_for_all(self, keys: Sequence[str], check: Callable[[], None]) -> list[Any]:
+        """Waits for what several ranks tell.
+
+        Args:
+            keys: What.
+            check: Called again and again; raises when there is nothing to wait for any more.
+        """
+        pause = threading.Event()
+        while not self.all_there(keys):
+            check()
+            pause.wait(_LOOK_SECONDS)
+        return self.all(keys)
+
+    def forget(self, keys: Sequence[str]) -> None:
+        """Takes back what was told."""
+        self._with_client(lambda client: [client.delete_key(key) for key in keys], "forget")
+
+    def agree(self, steps: Steps) -> Decision:
+        """Runs one side of an agreement.
+
+        Raises:
+            RanksError: The store is gone, or does not answer: a cut network holds a call for much longer than it was
+                told to wait (seen), and training stands at its gate meanwhile.
+        """
+        ended: queue.SimpleQueue[Decision | RanksError] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                ended.put(self._run(steps))
+            except RanksError as error:
+                ended.put(error)
+
+        threading.Thread(target=run, name="holdfast-agree", daemon=True).start()
+        try:
+            found = ended.get(timeout=_PATIENCE * self.seconds)
+        except queue.Empty:
+            raise RanksError(
+                f"rank {self.rank}: the store of torch.distributed has not answered for {_PATIENCE * self.seconds:g} s",
+                hint="is the network between the ranks cut?",
+            ) from None
+        if isinstance(found, RanksError):
+            raise found
+        return found
+
+    def _run(self, steps: Steps) -> Decision:
+        result: Any = None
+        while True:
+            try:
+                operation = steps.send(result)
+            except StopIteration as end:
+                decision: Decision = end.value
+                return decision
+            result = self._do(operation)
+
+    def _do(self, operation: Operation) -> Any:
+        match operation:
+            case Put(key, value):
+                return self._with_client(lambda client: client.set(key, value), f"tell {key}")
+            case Get(keys, seconds):
+                return self._wait(keys, seconds)
+            case Present(keys):
+                return self.there(keys)
+            case Claim(key, value):
+                won = self._with_client(lambda client: client.compare_set(key, "", value), f"claim {key}")
+                return won.decode()
+
+    def _wait(self, keys: Sequence[str], seconds: float | None) -> list[str] | None:
+        from torch.distributed import DistStoreError
+
+        limit = _FOR_EVER if seconds is None else timedelta(seconds=seconds)
+
+        def wait(client: Any) -> list[str] | None:
+            try:
+                client.wait(list(keys), limit)
+            except DistStoreError:
+                return None
+            return [text.decode() for text in client.multi_get(list(keys))]
+
+        found: list[str] | None = self._with_client(wait, f"wait for {', '.join(keys[:3])}")
+        return found
+
+    def _with_client(self, use: Callable[[Any], Any], what: str) -> Any:
+        client = getattr(self._clients, "one", None)
+        try:
+            if client is None:
+                client = self._clients.one = self._store.clone()
+            return use(client)
+        except HoldfastError:
+            raise
+        except RuntimeError as error:  # torch's errors of networks and stores are of this kind
+            self._clients.one = None
+            raise RanksError(
+                f"rank {self.rank} on {socket.gethostname()} cannot {what}: the store of torch.distributed is gone"
+                f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
+                hint="the rank or the agent that serves it has ended",
+            ) from error
+
+
+def joined(seconds: float) -> Channel | None:
+    """This process's place among the ranks; None where it trains alone.
+
+    Args:
+        seconds: How long a silent rank is waited for.
+
+    Raises:
+        RanksError: The launcher started several processes, and torch.distributed does not run yet.
+    """
+    import torch.distributed as dist
+
+    from holdfast.ranks.launcher import world_size
+
+    if not (dist.is_available() and dist.is_initialized()):
+        if world_size() > 1:
+            raise RanksError(
+                f"the launcher started {world_size()} processes, and torch.distributed is not initialized",
+                hint="call torch.distributed.init_process_group() before the Checkpointer is made",
+            )
+        return None
+    if dist.get_world_size() == 1:
+        return None
+    store = dist.distributed_c10d._get_default_store()
+    return Channel(store, dist.get_rank(), dist.get_world_size(), seconds)

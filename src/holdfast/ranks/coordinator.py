@@ -1,0 +1,170 @@
+"""Rank 0's side of each save: it calls, decides, gathers what the ranks wrote, and tells them what became of it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from holdfast.errors import RanksError, SaveError, TornError
+from holdfast.ranks.agreement import Decision, Offer, call_key, coordinate, offer_key
+from holdfast.ranks.channel import Channel
+from holdfast.run.request import Answer
+
+# Keys of agreements that are so far back go: whoever still looks for one has been silent for minutes.
+_REMEMBERED = 16
+# No rank that is alive takes longer to write its share.
+_LONGEST_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rank wrote of a checkpoint, or why it did not.
+
+    Args:
+        files: Path, size in bytes and xxh3_128 of each of its files.
+        tensors: Which pieces of which tensors they hold.
+        boundary: What the manifest says of this rank's boundary.
+        torn: The tensors that were written to meanwhile.
+        error: What went wrong otherwise.
+    """
+
+    files: Sequence[tuple[str, int, str]] = ()
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+    boundary: Mapping[str, Any] = field(default_factory=dict)
+    torn: Sequence[str] = ()
+    error: str = ""
+
+
+def stage_key(number: int) -> str:
+    """Where ranks learn which directory they write into, or that there is none."""
+    return f"stage/{number}"
+
+
+def record_key(number: int, rank: int) -> str:
+    """Where a rank puts its record."""
+    return f"record/{number}/{rank}"
+
+
+def outcome_key(number: int) -> str:
+    """Where ranks learn what became of a save."""
+    return f"outcome/{number}"
+
+
+class Coordinator:
+    """Leads the ranks through saves, one after the other.
+
+    Args:
+        channel: To the other ranks.
+        silent: Which ranks have not been heard of for too long.
+    """
+
+    def __init__(self, channel: Channel, silent: Callable[[], list[str]]) -> None:
+        self._channel = channel
+        self._silent = silent
+        self._number = 0
+        self._staged = True
+
+    def wait_until_begun(self, check: Callable[[], bool]) -> bool:
+        """Waits until all ranks have loaded what they resume from; False when `check` says that it is no use."""
+        keys = [f"begun/{rank}" for rank in self._channel.others]
+        while not self._channel.all_there(keys):
+            if check():
+                return False
+            time.sleep(0.05)
+        return True
+
+    def call(self, offer: Callable[[], Offer], *, stop: bool, after: int) -> Decision:
+        """Calls all ranks, and decides which boundary is saved.
+
+        Args:
+            offer: Shuts the own gate, and says where.
+            stop: Whether training ends after it.
+            after: The number of a boundary that is of no use.
+
+        Raises:
+            RanksError: The store is gone.
+        """
+        self._number += 1
+        self._staged = False
+        self._forget(self._number - _REMEMBERED)
+        offers = [offer_key(self._number, rank) for rank in self._channel.others]
+        own = offer()
+        self._channel.put(call_key(self._number), {"stop": stop, "after": after})
+        return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
+
+    def stage(self, directory: str) -> None:
+        """Tells where to write.
+
+        Args:
+            directory: The name of the staging directory in the run directory.
+        """
+        self._staged = True
+        self._channel.put(stage_key(self._number), {"directory": directory})
+
+    def gather(self) -> list[Record]:
+        """Waits for the records of all other ranks.
+
+        Raises:
+            TornError: A rank's state was written to meanwhile.
+            SaveError: A rank could not write, or has not been heard of for too long.
+        """
+        keys = [record_key(self._number, rank) for rank in self._channel.others]
+        until = time.monotonic() + _LONGEST_SECONDS
+
+        def check() -> None:
+            silent = [rank for rank in self._silent() if not self._channel.all_there([f"record/{self._number}/{rank}"])]
+            if silent:
+                raise SaveError(
+                    f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s, and has not"
+                    " written its share"
+                )
+            if time.monotonic() > until:
+                raise SaveError(f"not all ranks have written their share within {_LONGEST_SECONDS:g} s")
+
+        records = [Record(**content) for content in self._channel.wait_for_all(keys, check)]
+        for rank, record in enumerate(records, start=1):
+            if record.torn:
+                raise TornError([f"rank {rank}: {name}" for name in record.torn])
+        wrong = [f"rank {rank}: {record.error}" for rank, record in enumerate(records, start=1) if record.error]
+        if wrong:
+            raise SaveError("; ".join(wrong))
+        return records
+
+    def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
+        """Tells all ranks what became of the save.
+
+        Args:
+            answer: None: nothing was answered, and it is tried again.
+            requests: The ids of the requests that were answered.
+        """
+        if not self._staged:
+            self._staged = True
+            self._channel.put(stage_key(self._number), {"directory": None})
+        content = {"answer": None if answer is None else asdict(answer), "requests": list(requests)}
+        self._channel.put(outcome_key(self._number), content)
+
+    def answer(self, answer: Answer, requests: Sequence[str]) -> None:
+        """Tells all ranks the answer to requests that need no save of their own."""
+        self._number += 1
+        content = {"answer": asdict(answer), "requests": list(requests)}
+        self._channel.put(call_key(self._number), content)
+
+    def end(self, why: str) -> None:
+        """Tells all ranks that there will be no more saves."""
+        self._channel.put(call_key(self._number + 1), {"end": why})
+
+    def wait_for_the_others(self) -> None:
+        """Waits until all ranks are done with their training, as long as they are heard of."""
+        keys = [f"done/{rank}" for rank in self._channel.others]
+
+        def check() -> None:
+            if silent := self._silent():
+                raise RanksError(f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s")
+
+        self._channel.wait_for_all(keys, check)
+
+    def _forget(self, number: int) -> None:
+        if number > 0:
+            own = [call_key(number), f"decision/{number}", stage_key(number), outcome_key(number)]
+            others = [key(number, rank) for rank in self._channel.others for key in (offer_key, record_key)]
+            self._channel.forget([*own, *others])

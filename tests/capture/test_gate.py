@@ -1,0 +1,353 @@
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.capture.boundary import Boundary
+from holdfast.capture.gate import Gate, OptimizerHook
+from waiting import wait_until
+
+
+def boundary(number: int) -> Boundary:
+    return Boundary(number, "update", number=number)
+
+
+def gate_at(number: int | None) -> Gate:
+    """A gate whose training stands between a boundary and the next update, or before its first."""
+    gate = Gate(lambda: None)
+    if number is not None:
+        gate.reach(boundary(number), shut=False)
+    return gate
+
+
+def never() -> bool:
+    return False
+
+
+def begun(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(thread: threading.Thread) -> bool:
+    thread.join(30)
+    return not thread.is_alive()
+
+
+class Taker:
+    """The thread that takes snapshots, on its way to shut the gate."""
+
+    def __init__(self, gate: Gate, after: int = -1) -> None:
+        self.waits = threading.Event()
+        self.gives_up = False
+        self.taken: list[Boundary | None] = []
+        self._thread = begun(lambda: self.taken.append(gate.shut(after, self._asked)))
+
+    def _asked(self) -> bool:
+        self.waits.set()
+        return self.gives_up
+
+    def result(self) -> Boundary | None:
+        assert ended(self._thread)
+        return self.taken[0]
+
+
+@contextmanager
+def held(gate: Gate, work: Callable[[], object]) -> Iterator[threading.Thread]:
+    """Training in a thread of its own, up to the gate that holds it."""
+    thread = begun(work)
+    wait_until(lambda: gate.held_since is not None)
+    yield thread
+    assert ended(thread)
+
+
+def test_an_update_waits_at_a_shut_gate_and_is_counted() -> None:
+    gate = gate_at(1)
+    taken = gate.shut(-1, never)
+    assert taken is not None and taken.number == 1 and gate.is_shut
+    assert not gate.hurry.is_set(), "nobody waits yet"
+    with held(gate, gate.enter_update) as training:
+        assert gate.hurry.is_set() and not gate.updating and training.is_alive()
+        gate.open(1)
+    assert gate.updating and not gate.is_shut and not gate.hurry.is_set()
+    assert gate.held_since is None and gate.held_seconds > 0
+
+
+def test_the_beginning_of_a_step_waits_too_and_ends_the_boundary() -> None:
+    gate = gate_at(1)
+    gate.shut(-1, never)
+    with held(gate, gate.leave):
+        gate.open(1)
+    assert gate.updating and gate.held_seconds > 0
+
+
+def test_an_open_gate_holds_nobody() -> None:
+    gate = gate_at(1)
+    gate.enter_update()
+    gate.leave()
+    gate.reach(boundary(2), shut=False)
+    assert gate.held_seconds == 0 and not gate.updating and gate.boundary is not None and gate.boundary.number == 2
+
+
+@pytest.mark.parametrize("before_the_first", [True, False])
+def test_who_comes_where_there_is_no_boundary_gets_the_next_and_training_cannot_slip_by(before_the_first: bool) -> None:
+    gate = gate_at(None if before_the_first else 1)
+    gate.enter_update()
+    taker = Taker(gate)
+    assert taker.waits.wait(30) and not gate.is_shut
+    gate.leave()
+    gate.reach(boundary(2), shut=False)
+    assert gate.is_shut, "the next update could begin before the other thread has woken"
+    found = taker.result()
+    assert found is not None and found.number == 2
+
+
+def test_who_gives_up_leaves_the_gate_open_at_the_next_boundary() -> None:
+    gate = gate_at(1)
+    gate.enter_update()
+    taker = Taker(gate)
+    assert taker.waits.wait(30)
+    taker.gives_up = True
+    assert taker.result() is None
+    gate.reach(boundary(2), shut=False)
+    assert not gate.is_shut
+    gate.enter_update()
+    assert gate.held_seconds == 0
+
+
+def test_a_boundary_of_no_use_is_passed_over_unless_training_waits() -> None:
+    gate = gate_at(4)
+    taker = Taker(gate, after=4)
+    assert taker.waits.wait(30)
+    gate.enter_update()
+    gate.reach(boundary(5), shut=False)
+    found = taker.result()
+    assert found is not None and found.number == 5
+
+    gate.open(5)
+    with gate.parked():
+        found = gate.shut(5, never)
+    assert found is not None and found.number == 5
+
+
+def test_training_shuts_the_gate_at_a_boundary_that_is_to_be_saved() -> None:
+    woken: list[str] = []
+    gate = Gate(lambda: woken.append("woken"))
+    gate.reach(boundary(1), shut=False)
+    assert not woken
+    gate.leave()
+    gate.reach(boundary(2), shut=True)
+    assert woken == ["woken"] and gate.is_shut
+    found = gate.shut(2, never)
+    assert found is not None and found.number == 2, "a gate that is shut is shut for its own boundary"
+
+
+def test_opening_for_an_earlier_boundary_leaves_a_later_one_shut() -> None:
+    gate = gate_at(1)
+    gate.shut(-1, never)
+    gate.open(1)
+    gate.leave()
+    gate.reach(boundary(2), shut=True)
+    gate.open(1)  # by who took 1, at the very end of his work
+    assert gate.is_shut
+    gate.open(2)
+    assert not gate.is_shut
+
+
+def test_who_must_not_leave_training_waiting_opens_it_whatever_it_is_shut_for() -> None:
+    gate = gate_at(1)
+    gate.reach(boundary(2), shut=True)
+    with held(gate, gate.enter_update):
+        gate.open(None)
+    assert gate.updating
+
+
+def test_in_the_mode_at_boundaries_training_stands_still_in_its_step_until_it_was_taken() -> None:
+    gate = gate_at(1)
+    gate.only_when_parked = True
+    taker = Taker(gate)
+    assert taker.waits.wait(30), "the boundary was taken while training may be anywhere"
+    gate.leave()
+    with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
+        found = taker.result()
+        assert found is not None and found.number == 2 and training.is_alive()
+        gate.open(2)
+    gate.leave()
+    gate.reach(boundary(3), shut=False)
+    assert not gate.is_shut, "nobody has asked"
+
+
+def test_in_the_mode_at_boundaries_a_parked_training_can_be_taken_at_once() -> None:
+    gate = gate_at(1)
+    gate.only_when_parked = True
+    with gate.parked():
+        found = gate.shut(-1, never)
+    assert found is not None and found.number == 1
+
+
+def test_a_parked_training_is_in_a_hurry_until_the_last_one_who_waits_goes_on() -> None:
+    gate = gate_at(1)
+    with gate.parked():
+        with gate.parked():
+            assert gate.is_parked and gate.hurry.is_set()
+        assert gate.is_parked
+    assert not gate.is_parked and not gate.hurry.is_set()
+
+
+def test_a_parked_training_in_the_middle_of_an_update_has_nothing_to_take() -> None:
+    gate = gate_at(1)
+    gate.enter_update()
+    with gate.parked():
+        taker = Taker(gate)
+        assert taker.waits.wait(30)
+        taker.gives_up = True
+        assert taker.result() is None
+    assert not gate.is_shut
+
+
+def test_the_times_to_the_next_update_are_kept_without_those_in_which_it_was_held() -> None:
+    gate = gate_at(1)
+    gate.enter_update()
+    gate.enter_update()  # a second optimizer of the same update
+    assert len(gate.undisturbed_seconds) == 1 and gate.undisturbed_seconds[0] >= 0
+    gate.reach(boundary(2), shut=True)
+    with held(gate, gate.enter_update):
+        gate.open(2)
+    assert len(gate.undisturbed_seconds) == 1
+    for number in range(3, 203):
+        gate.reach(boundary(number), shut=False)
+        gate.enter_update()
+    assert len(gate.undisturbed_seconds) == 64
+
+
+class OfOnesOwn(torch.optim.Optimizer):
+    """Descends by the sign, and calls nothing of torch's own optimizers."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad.sign(), alpha=0.1)
+
+
+class Trained:
+    """A model with gradients, standing at a boundary."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Linear(4, 2)
+        self.gate = gate_at(1)
+        self.hook = OptimizerHook(self.gate, self.model.parameters())
+        self.loss().backward()
+
+    def loss(self) -> Any:
+        return (self.model(torch.ones(3, 4)) ** 2).mean()
+
+
+@pytest.fixture
+def trained() -> Iterator[Trained]:
+    made = Trained()
+    yield made
+    made.hook.remove()
+
+
+def plain(trained: Trained) -> Callable[[], object]:
+    return torch.optim.SGD(trained.model.parameters(), lr=0.1).step
+
+
+def fused(trained: Trained) -> Callable[[], object]:
+    return torch.optim.AdamW(trained.model.parameters(), fused=True).step
+
+
+def scheduled(trained: Trained) -> Callable[[], object]:
+    optimizer = torch.optim.AdamW(trained.model.parameters())
+    torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)  # it puts a step of its own in the optimizer's place
+    return lambda: optimizer.step()
+
+
+def lbfgs(trained: Trained) -> Callable[[], object]:
+    optimizer: Any = torch.optim.LBFGS(trained.model.parameters(), max_iter=3)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = trained.loss()
+        loss.backward()
+        return float(loss.detach())
+
+    return lambda: optimizer.step(closure)
+
+
+def by_a_scaler(trained: Trained) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(trained.model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    optimizer.zero_grad()
+    scaler.scale(trained.loss()).backward()
+    return lambda: scaler.step(optimizer)
+
+
+def of_ones_own(trained: Trained) -> Callable[[], object]:
+    return OfOnesOwn(trained.model.parameters()).step
+
+
+def of_some_of_them(trained: Trained) -> Callable[[], object]:
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1)), trained.model.bias], lr=0.1).step
+
+
+def with_a_group_added_later(trained: Trained) -> Callable[[], object]:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer.step()  # it is known as a stranger's from now on
+    assert not trained.gate.updating
+    optimizer.add_param_group({"params": list(trained.model.parameters())})
+    return optimizer.step
+
+
+@pytest.mark.parametrize(
+    "make",
+    [plain, fused, scheduled, lbfgs, by_a_scaler, of_ones_own, of_some_of_them, with_a_group_added_later],
+    ids=lambda make: make.__name__,
+)
+def test_every_optimizer_of_the_parameters_waits_before_it_changes_them(
+    trained: Trained, make: Callable[[Trained], Callable[[], object]]
+) -> None:
+    step = make(trained)
+    before = [parameter.detach().clone() for parameter in trained.model.parameters()]
+    trained.gate.shut(-1, never)
+    with held(trained.gate, step):
+        assert all(map(torch.equal, before, trained.model.parameters()))
+        trained.gate.open(1)
+    assert trained.gate.updating
+    assert not all(map(torch.equal, before, trained.model.parameters()))
+
+
+def test_an_optimizer_of_other_parameters_passes(trained: Trained) -> None:
+    probe = nn.Linear(4, 1)
+    optimizer = torch.optim.AdamW(probe.parameters())
+    probe(torch.ones(1, 4)).sum().backward()
+    before = probe.weight.detach().clone()
+    trained.gate.shut(-1, never)
+    assert ended(begun(optimizer.step))
+    assert not torch.equal(before, probe.weight) and not trained.gate.updating
+
+
+def test_a_scaler_that_skips_comes_to_no_gate_but_to_that_of_the_step(trained: Trained) -> None:
+    optimizer = torch.optim.SGD(trained.model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    scaler.scale(trained.loss() * float("inf")).backward()
+    trained.gate.shut(-1, never)
+    assert ended(begun(lambda: scaler.step(optimizer))) and not trained.gate.updating
+    with held(trained.gate, trained.gate.leave):
+        trained.gate.open(1)
+
+
+def test_a_hook_that_was_removed_holds_nobody(trained: Trained) -> None:
+    trained.hook.remove()
+    trained.gate.shut(-1, never)
+    assert ended(begun(plain(trained))) and not trained.gate.updating

@@ -1,0 +1,160 @@
+import mmap
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from holdfast.capture.reserve import Reserve
+from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Block, Pool
+from waiting import wait_until
+
+RING = RING_BLOCKS * BLOCK_BYTES
+
+
+def never() -> bool:
+    return False
+
+
+def hurry(on: bool) -> threading.Event:
+    event = threading.Event()
+    if on:
+        event.set()
+    return event
+
+
+def at_once() -> Callable[[], bool]:
+    """For a look at the pool that waits for nothing."""
+    looks = iter([False])
+    return lambda: next(looks, True)
+
+
+def all_free(pool: Pool, *, hurried: bool) -> list[Block]:
+    """Takes what can be taken."""
+    found = []
+    while (block := pool.take(hurry(hurried), at_once())) is not None:
+        found.append(block)
+    return found
+
+
+def test_a_pool_begins_as_a_small_ring_of_whole_pages() -> None:
+    pool = Pool(pinned=False)
+    assert (pool.blocks, pool.bytes) == (RING_BLOCKS, RING)
+    blocks = all_free(pool, hurried=False)
+    assert len({block.address for block in blocks}) == RING_BLOCKS
+    for block in blocks:
+        assert len(block.view) == block.tensor.nbytes == BLOCK_BYTES and block.address % mmap.PAGESIZE == 0
+        block.view[5] = 7
+        assert block.tensor[5] == 7 and block.tensor.data_ptr() == block.address
+
+
+def test_the_block_that_was_given_back_last_is_the_next_to_be_taken() -> None:
+    pool = Pool(pinned=False)
+    blocks = all_free(pool, hurried=False)
+    pool.give(blocks[2])
+    pool.give(blocks[0])
+    assert pool.take(hurry(False), never) is blocks[0]  # its bytes are still in the processor's cache
+
+
+def test_who_finds_none_waits_until_one_comes_back() -> None:
+    pool = Pool(pinned=False)
+    blocks, taken, looks = all_free(pool, hurried=False), [], threading.Event()
+
+    def stopped() -> bool:
+        looks.set()
+        return False
+
+    thread = threading.Thread(target=lambda: taken.append(pool.take(hurry(False), stopped)), daemon=True)
+    thread.start()
+    assert looks.wait(30) and not taken
+    pool.give(blocks[0])
+    thread.join(30)
+    assert taken == [blocks[0]]
+
+
+def test_who_waits_goes_on_when_the_save_is_given_up() -> None:
+    pool = Pool(pinned=False)
+    all_free(pool, hurried=True)
+    taken, given_up = [], threading.Event()
+    thread = threading.Thread(target=lambda: taken.append(pool.take(hurry(False), given_up.is_set)), daemon=True)
+    thread.start()
+    given_up.set()
+    thread.join(30)
+    assert taken == [None]
+
+
+def test_the_reserve_is_for_those_who_hurry() -> None:
+    pool = Pool(pinned=False)
+    pool.grow(RING + 3 * BLOCK_BYTES)
+    ring = all_free(pool, hurried=False)
+    assert len(ring) == RING_BLOCKS
+    assert len(all_free(pool, hurried=True)) == 3
+    pool.give(ring[0])
+    assert all_free(pool, hurried=False) == [], "what comes back is the reserve's first"
+
+
+def test_who_waits_for_the_ring_may_touch_the_reserve_once_training_waits() -> None:
+    pool = Pool(pinned=False)
+    pool.grow(RING + BLOCK_BYTES)
+    all_free(pool, hurried=False)
+    event, taken = hurry(False), []
+    thread = threading.Thread(target=lambda: taken.append(pool.take(event, never)), daemon=True)
+    thread.start()
+    event.set()
+    wait_until(lambda: taken)
+    assert taken[0] is not None
+
+
+def test_it_grows_to_what_is_wanted_and_never_shrinks() -> None:
+    pool = Pool(pinned=False)
+    for wanted, blocks in ((0, 4), (RING, 4), (RING + 1, 5), (6 * BLOCK_BYTES, 6), (BLOCK_BYTES, 6)):
+        pool.grow(wanted)
+        assert (pool.blocks, pool.bytes) == (blocks, blocks * BLOCK_BYTES)
+    assert len({block.address for block in all_free(pool, hurried=True)}) == 6
+
+
+def test_a_block_to_read_again_into_is_no_part_of_the_pool_and_is_kept() -> None:
+    pool = Pool(pinned=False)
+    all_free(pool, hurried=True)
+    with pool.scratch() as first, pool.scratch() as second:
+        assert first.address != second.address
+    assert all_free(pool, hurried=True) == [] and pool.blocks == RING_BLOCKS
+    with pytest.raises(ZeroDivisionError), pool.scratch() as again:
+        raise ZeroDivisionError
+    with pool.scratch() as after:
+        assert again is after and after in (first, second)
+
+
+def test_the_reserve_covers_what_the_disk_cannot_take_before_the_next_update() -> None:
+    reserve = Reserve(limit=12 * BLOCK_BYTES)
+    assert reserve.pool.bytes == RING
+    size = 8 * BLOCK_BYTES
+    reserve.grow(size, 8.0, [])
+    reserve.grow(size, 0.0, [1.0])
+    assert reserve.pool.bytes == RING, "nothing is known yet"
+    reserve.grow(size, 8.0, [9.0])
+    assert reserve.pool.bytes == RING, "the disk takes all of it in time"
+    reserve.grow(size, 8.0, [6.0])
+    assert reserve.pool.bytes == RING + 2 * BLOCK_BYTES
+
+
+def test_the_shorter_steps_decide_and_not_the_shortest() -> None:
+    reserve = Reserve(limit=100 * BLOCK_BYTES)
+    reserve.grow(8 * BLOCK_BYTES, 8.0, [0.0, *[6.0] * 10, *[9.0] * 29])
+    assert reserve.pool.bytes == RING + 2 * BLOCK_BYTES
+
+
+@pytest.mark.parametrize("limit", [0, RING, RING + 2 * BLOCK_BYTES, RING + 3 * BLOCK_BYTES - 1])
+def test_it_grows_no_further_than_its_limit(limit: int) -> None:
+    reserve = Reserve(limit)
+    reserve.grow(100 * BLOCK_BYTES, 1.0, [0.0])
+    assert reserve.pool.bytes == max(limit // BLOCK_BYTES * BLOCK_BYTES, RING)
+
+
+def test_without_a_limit_it_is_a_part_of_what_is_free() -> None:
+    assert 0 < Reserve(None).limit < 1 << 50
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="SKIPPED, NOT PASSED: there is no CUDA device")
+def test_blocks_are_page_locked_for_a_device() -> None:
+    assert all(block.tensor.is_pinned() for block in all_free(Pool(pinned=True), hurried=True))

@@ -1,0 +1,233 @@
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import xxhash
+
+from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
+from holdfast.capture.stream import Stream
+from holdfast.errors import TornError
+from parts import raw
+
+
+@dataclass
+class File:
+    """A file to be, and what has been written of it."""
+
+    pieces: Sequence[bytes | torch.Tensor]
+    path: str = "file"
+    before_write: Callable[[int], object] = lambda offset: None
+    written: bytearray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.written = bytearray(len(self.content))
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(piece if isinstance(piece, bytes) else raw(piece) for piece in self.pieces)
+
+    def write(self, data: memoryview, offset: int) -> None:
+        self.before_write(offset)
+        self.written[offset : offset + len(data)] = data
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """A pool that has all of its memory back in the end."""
+    pool = Pool(pinned=False)
+    yield pool
+    hurry = threading.Event()
+    hurry.set()
+    for _ in range(pool.blocks):
+        assert pool.take(hurry, partial(next, iter([False]), True)) is not None, "a block was not given back"
+
+
+def stream_of(files: Sequence[File], pool: Pool, hurried: bool = False, **names: torch.Tensor) -> Stream:
+    hurry = threading.Event()
+    if hurried:
+        hurry.set()
+    return Stream(files, files, pool, hurry, {tensor.data_ptr(): name for name, tensor in names.items()})
+
+
+def arrives(files: Sequence[File], pool: Pool) -> bool:
+    """Whether the bytes of all files are written as they are, and digested as they are."""
+    stream = stream_of(files, pool)
+    stream.read()
+    digests = stream.finish()
+    expected = [file.content for file in files]
+    assert digests == [xxhash.xxh3_128_hexdigest(one) for one in expected]
+    return [bytes(file.written) for file in files] == expected
+
+
+def random_bytes(size: int) -> torch.Tensor:
+    torch.manual_seed(size)
+    return torch.empty(size // 8 + 1, dtype=torch.int64).random_().view(torch.uint8)[:size]
+
+
+SIZES = (0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES - 7)
+
+
+@pytest.mark.parametrize("before", [b"", b"a head"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_of_any_size_arrives(pool: Pool, size: int, before: bytes) -> None:
+    assert arrives([File([before, random_bytes(size)])], pool)
+
+
+def test_bytes_that_are_no_tensor_may_be_longer_than_a_block(pool: Pool) -> None:
+    assert arrives([File([random_bytes(BLOCK_BYTES + 5).numpy().tobytes(), b"end"])], pool)
+
+
+def test_several_files_arrive_beside_each_other(pool: Pool) -> None:
+    sizes = (5, 0, 2 * BLOCK_BYTES + 1, 300)
+    files = [File([b"head", random_bytes(size), random_bytes(size + 1), b"", random_bytes(3)]) for size in sizes]
+    assert arrives([*files, File([])], pool)
+
+
+def test_a_snapshot_larger_than_its_memory_arrives(pool: Pool) -> None:
+    assert arrives([File([random_bytes((RING_BLOCKS + 3) * BLOCK_BYTES + 11)])], pool)
+
+
+def test_tensors_of_every_kind_arrive_in_the_order_of_their_indices(pool: Pool) -> None:
+    turned = torch.randn(30, 20)
+    pieces: list[torch.Tensor] = [
+        torch.randn(()),
+        torch.zeros(3, 0),
+        torch.randn(7).to(torch.bfloat16),
+        torch.randn(5) > 0,
+        torch.randn(4, dtype=torch.complex64),
+        torch.randn(4, dtype=torch.complex64).conj(),
+        torch.randn(4, dtype=torch.complex64).conj().imag,  # negated when it is read
+        turned.T,
+        turned[3:, ::2],
+        torch.arange(3).expand(4, 3),
+        torch.randn(2, 3, 5, 4).to(memory_format=torch.channels_last),
+        torch.nn.Parameter(torch.randn(6)),
+    ]
+    assert arrives([File([b"odd", *pieces])], pool)
+
+
+def written_after_the_first_reading(change: Callable[[], object], *tensors: torch.Tensor) -> File:
+    """A file whose last blocks find memory only when a first one is on the disk; by then, `change` has been called."""
+    changed = threading.Event()
+
+    def before_write(offset: int) -> None:
+        if offset == 0:
+            change()
+            changed.set()
+        assert changed.wait(30)
+
+    return File(tensors, before_write=before_write)
+
+
+@pytest.mark.parametrize("place", [0, BLOCK_BYTES - 65])
+def test_a_write_between_the_two_readings_names_the_tensor(pool: Pool, place: int) -> None:
+    tensor = random_bytes((RING_BLOCKS + 2) * BLOCK_BYTES)
+    still = random_bytes(64)  # in the same block of memory
+    file = written_after_the_first_reading(lambda: tensor.data[place].add_(1), still, tensor)
+    stream = stream_of([file], pool, weight=tensor, still=still)
+    with pytest.raises(TornError) as torn:
+        stream.read()
+    stream.close()
+    assert torn.value.names == ("weight",)
+
+
+def test_a_write_into_one_that_is_out_of_order_is_seen_too(pool: Pool) -> None:
+    turned, still = torch.randn(30, 20).T, torch.randn(40)
+    stream = stream_of([File([b"head", still, turned])], pool, turned=turned, still=still)
+    turned.data[3, 4] += 1
+    with pytest.raises(TornError) as torn:
+        stream.read()
+    stream.close()
+    assert torn.value.names == ("turned",)
+
+
+def test_one_whose_name_is_not_known_is_reported_all_the_same(pool: Pool) -> None:
+    turned = torch.randn(30, 20).T
+    stream = stream_of([File([turned])], pool)
+    turned.data.mul_(2)
+    with pytest.raises(TornError, match=r"^a tensor: written outside"):
+        stream.read()
+    stream.close()
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+@pytest.mark.parametrize("bad", [0, RING_BLOCKS + 1])
+def test_a_disk_that_takes_no_more_is_an_error_and_the_memory_comes_back(pool: Pool, bad: int, hurried: bool) -> None:
+    full = OSError(28, "No space left on device")
+
+    def before_write(offset: int) -> None:
+        if offset == bad * BLOCK_BYTES:
+            raise full
+
+    file = File([random_bytes((RING_BLOCKS + 4) * BLOCK_BYTES)], before_write=before_write)
+    stream = stream_of([file], pool, hurried)
+    with pytest.raises(OSError) as raised:
+        stream.read()
+        stream.finish()
+    stream.close()
+    assert raised.value is full
+    assert arrives([File([random_bytes(5)])], pool), "the next save is as good as ever"
+
+
+class Unreadable(bytes):
+    """Bytes for whose copy there is no memory left."""
+
+    def __getitem__(self, place: Any) -> Any:
+        raise MemoryError
+
+
+def test_what_cannot_be_copied_is_an_error_and_the_memory_comes_back(pool: Pool) -> None:
+    stream = stream_of([File([random_bytes(2 * BLOCK_BYTES), Unreadable(b"some"), random_bytes(9)])], pool)
+    with pytest.raises(MemoryError):
+        stream.read()
+    stream.close()
+
+
+def test_one_that_is_closed_half_way_gives_its_memory_back(pool: Pool) -> None:
+    stream = stream_of([File([random_bytes(2 * BLOCK_BYTES)])], pool)
+    stream.read()
+    stream.close()
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("holdfast-write")]
+
+
+class SlowDisk:
+    """Takes nothing until it is let go."""
+
+    def __init__(self, blocks: int) -> None:
+        self._go = threading.Event()
+        self.file = File([random_bytes(blocks * BLOCK_BYTES)], before_write=lambda offset: self._go.wait(30))
+
+    def let_go(self) -> None:
+        self._go.set()
+
+
+def test_the_reserve_is_used_when_training_comes_to_the_gate_and_not_before(pool: Pool) -> None:
+    pool.grow((RING_BLOCKS + 4) * BLOCK_BYTES)
+    disk, hurry = SlowDisk(RING_BLOCKS + 3), threading.Event()
+    stream = Stream([disk.file], [disk.file], pool, hurry, {})
+    reading = threading.Thread(target=stream.read, daemon=True)
+    reading.start()
+    reading.join(0.3)
+    assert reading.is_alive(), "more than the ring was used while nobody waited"
+    hurry.set()
+    reading.join(30)
+    assert not reading.is_alive(), "the disk takes nothing, and there is memory enough"
+    assert not stream.streamed
+    disk.let_go()
+    stream.finish()
+    assert bytes(disk.file.written) == disk.file.content
+
+
+@pytest.mark.parametrize(("hurried", "more", "streamed"), [(True, 1, True), (True, 0, False), (False, 1, False)])
+def test_it_is_said_when_the_memory_did_not_hold_the_snapshot_while_training_waited(
+    pool: Pool, hurried: bool, more: int, streamed: bool
+) -> None:
+    stream = stream_of([File([random_bytes((RING_BLOCKS + more) * BLOCK_BYTES)])], pool, hurried)
+    stream.read()
+    stream.finish()
+    assert stream.streamed is streamed

@@ -1,0 +1,135 @@
+"""What each rank of a test runs: a small training of several processes, told by JSON in `LOOP` what is special."""
+
+import hashlib
+import json
+import os
+import random
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from holdfast import Checkpointer
+from holdfast.errors import HoldfastError
+
+SAMPLES = 48
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What is special in one training.
+
+    Args:
+        run: The run directory.
+        until: How many steps it has.
+        kind: `ddp`, `fsdp`, or `alone` for one process.
+        ask_every: Each rank asks for a save after a random step, about this often.
+        stand: Rank and step: that rank stands in an evaluation after that step, until there is a file `go`.
+        short: Rank and steps: that rank's data ends after so many.
+        raises: Rank and step: an error of that rank's in the forward after it.
+        pause: Seconds that each step takes at least.
+        settings: Further keywords for the `Checkpointer`.
+    """
+
+    run: str
+    until: int = 20
+    kind: str = "ddp"
+    ask_every: int = 0
+    stand: list[int] | None = None
+    short: list[int] | None = None
+    raises: list[int] | None = None
+    pause: float = 0.0
+    settings: dict[str, Any] | None = None
+
+
+def wrapped(model: torch.nn.Sequential, kind: str) -> torch.nn.Module:
+    if kind == "alone":
+        return model
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return getattr(tensor, "_local_tensor", tensor).detach()
+
+
+def digest(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """All that this rank has at the end: weights, moments, and the random state."""
+    found = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        found.update(local(tensor).numpy().tobytes())
+    for state in optimizer.state_dict()["state"].values():
+        for tensor in state.values():
+            found.update(local(tensor).numpy().tobytes())
+    found.update(torch.get_rng_state().numpy().tobytes())
+    return found.hexdigest()
+
+
+def main() -> None:
+    """Trains as one rank."""
+    orders = Orders(**json.loads(os.environ["LOOP"]))
+    rank = 0
+    if orders.kind != "alone":
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 33), torch.nn.Dropout(0.2), torch.nn.Linear(33, 1))
+    trained = wrapped(model, orders.kind)
+    torch.manual_seed(100 + rank)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    fixed = torch.Generator().manual_seed(3)
+    rows = TensorDataset(
+        torch.randn(SAMPLES, 8, generator=fixed), torch.randn(SAMPLES, 1, generator=fixed), torch.arange(SAMPLES)
+    )
+    sampler: Any = DistributedSampler(rows, shuffle=True, seed=1) if orders.kind != "alone" else None
+    data = DataLoader(rows, batch_size=2, sampler=sampler, shuffle=sampler is None)
+    seen = Path(orders.run).with_name(f"seen-{rank}.txt").open("a")
+    draw = random.Random(rank)
+    tickets = []
+    with Checkpointer(
+        orders.run, model=trained, optimizer=optimizer, data=data, **(orders.settings or {})
+    ) as checkpointer:
+        print(f"rank {rank} is open", flush=True)
+        for inputs, wanted, ids in checkpointer.batches(until=orders.until):
+            here = [rank, checkpointer.step_count]
+            if orders.raises == here:
+                raise AssertionError("this rank has an error of its own")
+            if orders.stand == here:
+                print(f"rank {rank} stands", flush=True)
+                while not Path("go").exists():
+                    time.sleep(0.01)
+            if orders.short == here:
+                break
+            ((trained(inputs) - wanted) ** 2).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            checkpointer.step()
+            print(f"step {checkpointer.step_count}", *ids.tolist(), file=seen, flush=True)
+            if orders.ask_every and draw.random() < 1 / orders.ask_every:
+                tickets.append(checkpointer.save(label=f"rank {rank}, after {checkpointer.step_count}"))
+            time.sleep(orders.pause)
+    print(f"rank {rank} asked {len(tickets)}, answered {sum(bool(t.answer and t.answer.saved) for t in tickets)}")
+    print(f"rank {rank} ends {checkpointer.step_count} {digest(trained, optimizer)}", flush=True)
+    if orders.kind != "alone":
+        dist.destroy_process_group()
+
+
+def run() -> None:
+    """Runs `main`, and ends as a user's script does."""
+    try:
+        main()
+    except HoldfastError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
