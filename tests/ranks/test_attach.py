@@ -1,0 +1,119 @@
+"""`holdfast.attach` on a Trainer of two processes."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from ranks.conftest import Job, free_port
+from support import holdfast
+from trainings import Launcher, events
+from waiting import wait_until
+
+OWN = """
+import os, sys, time, torch
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+class Slow(Trainer):
+    def training_step(self, *args, **kwargs):
+        while os.environ.get("STAND") == f"{self.args.process_index} {self.state.global_step}":
+            print("stands", flush=True)
+            time.sleep(0.05)
+        return super().training_step(*args, **kwargs)
+
+rows = [{"input_ids": torch.tensor([n % 7, 2, n % 5]), "labels": torch.tensor([1, 2, n % 3])} for n in range(48)]
+args = TrainingArguments(
+    "out", num_train_epochs=2, per_device_train_batch_size=4, eval_strategy="steps", eval_steps=4, save_steps=4,
+    load_best_model_at_end=True, learning_rate=1e-2, report_to="none", use_cpu=True, disable_tqdm=True,
+    ddp_backend="gloo", logging_steps=2, save_total_limit=int(os.environ.get("LIMIT", "9")),
+)
+torch.manual_seed(3)
+config = LlamaConfig.from_pretrained(sys.argv[1])
+trainer = Slow(LlamaForCausalLM(config), args, train_dataset=rows, eval_dataset=rows[:8])
+if sys.argv[2] != "plain":
+    import holdfast
+    holdfast.attach(trainer)
+trainer.train(resume_from_checkpoint=sys.argv[3] if len(sys.argv) > 3 else None)
+timed = ("per_second", "runtime")
+logs = [[item for item in sorted(row.items()) if not item[0].endswith(timed)] for row in trainer.state.log_history]
+Path(f"ended-{args.process_index}.txt").write_text(str(logs))
+import hashlib
+found = hashlib.sha256()
+for tensor in trainer.model.state_dict().values():
+    found.update(tensor.numpy().tobytes())
+print(f"rank {args.process_index} ends {trainer.state.global_step}", found.hexdigest(), flush=True)
+"""
+
+
+def start(launcher: Launcher, folder: Path, tiny: Path, *argv: str, **env: str) -> Job:
+    folder.mkdir(exist_ok=True)
+    port = str(free_port())
+    return Job(
+        [
+            launcher.start(
+                tiny / "model",
+                *argv,
+                cwd=folder,
+                program=OWN,
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE="2",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+                **env,
+            )
+            for rank in range(2)
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    launcher: Launcher, tmp_path_factory: pytest.TempPathFactory, tiny: Path
+) -> tuple[list[str], list[str]]:
+    """What plain transformers ends with, and what it logs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return start(launcher, folder, tiny, "plain").digests(), logs(folder)
+
+
+def logs(folder: Path) -> list[str]:
+    return [(folder / f"ended-{rank}.txt").read_text() for rank in range(2)]
+
+
+def test_killed_in_the_middle_of_a_step_and_resumed_it_ends_as_plain_transformers_does(
+    launcher: Launcher, tmp_path: Path, tiny: Path, uninterrupted: tuple[list[str], list[str]]
+) -> None:
+    job = start(launcher, tmp_path, tiny, "ours", STAND="1 7")
+    job.processes[1].wait_for("stands")
+    asked = holdfast("save", tmp_path / "out", "--wait")
+    assert asked.returncode == 0, asked.stdout + asked.stderr + job.output
+    job.kill()
+    checkpoint = tmp_path / "out" / "checkpoint-7"
+    assert {"rng_state_0.pth", "rng_state_1.pth", "optimizer.pt"} <= {path.name for path in checkpoint.iterdir()}
+    assert not (checkpoint / "rng_state.pth").exists()
+    assert json.loads((checkpoint / "MANIFEST.json").read_text())["world_size"] == 2
+    assert holdfast("verify", checkpoint).returncode == 0
+    assert start(launcher, tmp_path, tiny, "ours", "auto").digests() == uninterrupted[0]
+    assert logs(tmp_path) == uninterrupted[1]
+
+
+def test_plain_transformers_goes_on_from_ours(
+    launcher: Launcher, tmp_path: Path, tiny: Path, uninterrupted: tuple[list[str], list[str]]
+) -> None:
+    assert start(launcher, tmp_path, tiny, "ours").digests() == uninterrupted[0]
+    assert logs(tmp_path) == uninterrupted[1]
+    (newest,) = [event for event in events(tmp_path / "out", "saved") if event["step"] == 8]
+    assert start(launcher, tmp_path, tiny, "plain", newest["path"]).digests() == uninterrupted[0]
+
+
+def test_a_signal_to_one_process_stops_both_at_one_step_and_once(
+    launcher: Launcher, tmp_path: Path, tiny: Path
+) -> None:
+    job = start(launcher, tmp_path, tiny, "ours", STAND="0 6")
+    job.processes[0].wait_for("stands")
+    job.processes[1].send(signal.SIGTERM)
+    (saved,) = wait_until(lambda: [event for event in events(tmp_path / "out", "saved") if event["step"] == 6])
+    assert "signal" in saved["doors"]
+    job.kill()
