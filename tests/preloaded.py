@@ -41,6 +41,8 @@ def child(job: dict[str, Any]) -> NoReturn:
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:  # noqa: BLE001 - the parent learns of everything by the exit code
         traceback.print_exc()
     finally:

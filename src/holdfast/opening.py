@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def lead(channel: Channel, root: Path, resume: str | bool | None, layout: str, s
         opened = alone(root, resume, layout, say)
     except HoldfastError as error:
         channel.put("start", {"error": str(error), "hint": error.hint, "exit_code": error.exit_code})
+        _wait_until_heard(channel)
         raise
     chosen, manifest = opened.chosen, opened.chosen.manifest if opened.chosen else None
     channel.put(
@@ -64,6 +66,7 @@ def lead(channel: Channel, root: Path, resume: str | bool | None, layout: str, s
     problems = [answer for answer in answers if answer]
     channel.put("go", problems)
     if problems:
+        _wait_until_heard(channel)
         opened.run.close("failed: ranks", 1)
         raise RanksError("\n".join(problems))
     return opened
@@ -77,6 +80,7 @@ def follow(channel: Channel, root: Path) -> Opened:
     """
     told = channel.get("start", _LONGEST_SECONDS)
     if "error" in told:
+        channel.put(f"heard/{channel.rank}", True)
         raise _of_rank_0(told)
     problem = ""
     opened = None
@@ -87,8 +91,16 @@ def follow(channel: Channel, root: Path) -> Opened:
     channel.put(f"ready/{channel.rank}", problem)
     problems = channel.get("go", _LONGEST_SECONDS)
     if problems or opened is None:
+        channel.put(f"heard/{channel.rank}", True)
         raise RanksError("\n".join(problems))
     return opened
+
+
+def _wait_until_heard(channel: Channel) -> None:
+    """Rank 0 may be the one that serves the store: it does not end before the others know why."""
+    for rank in channel.others:
+        with suppress(RanksError):
+            channel.get(f"heard/{rank}", channel.seconds)
 
 
 def _same(rank: int, root: Path, told: dict[str, Any]) -> Opened:

@@ -247,9 +247,17 @@ def test_an_epoch_at_its_end_is_over_for_the_others_too(batch: int) -> None:
     job = Job(distributed(batch, drop_last=True), 4)
     job.take(SAMPLES // (4 * batch))
     others = Job(alone(), 1, job)
-    assert others.said == "the epoch was at its end"
+    assert others.said == "no batch was left of the epoch"
     assert others.data[0].epoch == 1
     assert sorted(others.epoch()) == EPOCH
+
+
+def test_what_is_left_and_makes_no_whole_batch_is_no_epoch() -> None:
+    job = Job(distributed(), 4)
+    job.take(2)
+    others = Job(alone(9, drop_last=True), 1, job)
+    assert (others.said, others.data[0].epoch) == ("no batch was left of the epoch", 1)
+    assert others.take(1) == EPOCH[:9]
 
 
 def test_what_fills_up_the_last_step_is_said() -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 # An interface: whoever changes it changes docs/cli.md and the CHANGELOG too.
 VERBS: dict[str, list[str]] = {
-    "train": ["CONFIG", "--resume", "--set"],
+    "train": ["CONFIG", "--nproc", "--resume", "--set"],
     "save": ["RUN", "--json", "--label", "--stop", "--timeout", "--wait"],
     "stop": ["RUN", "--json", "--label", "--timeout", "--wait"],
     "status": ["RUN", "--json"],

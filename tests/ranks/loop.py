@@ -30,7 +30,7 @@ class Orders:
     Args:
         run: The run directory.
         until: How many steps it has.
-        kind: `ddp`, `fsdp`, or `alone` for one process.
+        kind: `ddp`, `fsdp`, `alone` for one process, or `apart` for several that share nothing.
         ask_every: Each rank asks for a save after a random step, about this often.
         stand: Rank and step: that rank stands in an evaluation after that step, until there is a file `go`.
         short: Rank and steps: that rank's data ends after so many.
@@ -51,7 +51,7 @@ class Orders:
 
 
 def wrapped(model: torch.nn.Sequential, kind: str) -> torch.nn.Module:
-    if kind == "alone":
+    if kind in ("alone", "apart"):
         return model
     if kind == "ddp":
         return DistributedDataParallel(model)
@@ -75,6 +75,16 @@ def digest(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
         for tensor in state.values():
             found.update(local(tensor).numpy().tobytes())
     found.update(torch.get_rng_state().numpy().tobytes())
+    return found.hexdigest()
+
+
+def whole(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """The weights and moments of all ranks together, whoever has which part."""
+    found = hashlib.sha256()
+    held = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    for tensor in [*model.parameters(), *held]:
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        found.update(full.detach().numpy().tobytes())
     return found.hexdigest()
 
 
@@ -103,7 +113,9 @@ def main() -> None:
         orders.run, model=trained, optimizer=optimizer, data=data, **(orders.settings or {})
     ) as checkpointer:
         print(f"rank {rank} is open", flush=True)
-        for inputs, wanted, ids in checkpointer.batches(until=orders.until):
+        for number, (inputs, wanted, ids) in enumerate(checkpointer.batches(until=orders.until)):
+            if not number:
+                print(f"rank {rank} begins with {whole(trained, optimizer)}", flush=True)
             here = [rank, checkpointer.step_count]
             if orders.raises == here:
                 raise AssertionError("this rank has an error of its own")
@@ -123,6 +135,7 @@ def main() -> None:
             time.sleep(orders.pause)
     print(f"rank {rank} asked {len(tickets)}, answered {sum(bool(t.answer and t.answer.saved) for t in tickets)}")
     print(f"rank {rank} ends {checkpointer.step_count} {digest(trained, optimizer)}", flush=True)
+    print(f"rank {rank} leaves with {whole(trained, optimizer)}", flush=True)
     if orders.kind != "alone":
         dist.destroy_process_group()
 

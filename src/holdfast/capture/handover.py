@@ -71,7 +71,7 @@ def _share_out(at: Position, order: Order, share: Share, said: str) -> Handover:
     passed = order.taken(at.consumed)
     left = order.total - passed
     if not share.batches(left):
-        return Handover(_next_epoch(at), said and "the epoch was at its end")
+        return Handover(_next_epoch(at), said and "no batch was left of the epoch")
     if said and (twice := share.repeated(left)):
         said += f" ({twice} of its samples twice, so that all processes have as many)"
     order = order._replace(passed=passed, processes=share.processes, batch=share.batch)
@@ -93,7 +93,7 @@ def _about_as_far(at: Position, then: Any, data: Any, saved_by: int, processes: 
     if has is not None and type(of) is int and of > 0:
         consumed, by_guess = done * has // of, False
         if consumed >= has:
-            return Handover(_next_epoch(at), f"{said}; the epoch was at its end")
+            return Handover(_next_epoch(at), f"{said}; no batch was left of the epoch")
     else:  # it is taken for one that is shared out too
         consumed, by_guess = at.consumed * saved_by // processes, True
     dropped = "" if data_source.can_skip(data) and not by_guess else ", which are loaded and dropped"

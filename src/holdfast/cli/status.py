@@ -11,6 +11,10 @@ from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.store.names import shown
 
+# Of more ranks than these, those alone are shown that lag behind.
+_MOST_RANKS = 16
+_SILENT_SECONDS = 5.0
+
 
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
@@ -38,6 +42,7 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         lines.append(f"rate        {known['rate']:g} steps/s")
     if known.get("loss") is not None:
         lines.append(f"loss        {known['loss']:.4f}")
+    lines += _ranks(known) if alive else []
     if last := known.get("last_checkpoint"):
         lines.append(
             f"saved       {last['path']} ({size(last['bytes'])} in {last['seconds']:.2f} s, {ago(last['at'])})"
@@ -55,6 +60,22 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         lines.append(f"failed      {known['failed_saves']} saves; the last: {reason}")
     if alive and known.get("written_at"):
         lines.append(f"heard of    {ago(known['written_at'])}")
+    return lines
+
+
+def _ranks(known: dict[str, Any]) -> list[str]:
+    """A line for each rank; of many, for those that lag behind."""
+    found, step, rate = known.get("ranks", []), known.get("step", 0), known.get("rate") or 0.0
+    lines = []
+    for one in found:
+        # Each tells where it stands once a second.
+        lags = one["age"] > _SILENT_SECONDS or one["step"] + 1 + 2 * rate < step
+        if lags or len(found) <= _MOST_RANKS:
+            held = ", held for a save" if one["held"] else ""
+            said = f"step {one['step']}, {one['phase']}{held}, heard of {one['age']:g} s ago on {shown(one['host'])}"
+            lines.append(f"rank {one['rank']:<6} {said}{', LAGS' if lags else ''}")
+    if len(found) > _MOST_RANKS:
+        lines.insert(0, f"ranks       {len(found) + 1}, {len(lines)} of them lag behind")
     return lines
 
 

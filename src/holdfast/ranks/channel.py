@@ -43,6 +43,7 @@ class Channel:
         # Ranks make their trainings in the same order, so that the number tells the same one everywhere.
         self._store: Any = PrefixStore(f"holdfast/{next(_trainings)}", store)
         self._clients = threading.local()
+        self._gone: RanksError | None = None
 
     @property
     def others(self) -> range:
@@ -172,6 +173,8 @@ class Channel:
         return found
 
     def _with_client(self, use: Callable[[Any], Any], what: str) -> Any:
+        if self._gone is not None:  # to look for it again would take minutes, and torch itself does not
+            raise self._gone
         client = getattr(self._clients, "one", None)
         try:
             if client is None:
@@ -180,12 +183,12 @@ class Channel:
         except HoldfastError:
             raise
         except RuntimeError as error:  # torch's errors of networks and stores are of this kind
-            self._clients.one = None
-            raise RanksError(
+            self._gone = RanksError(
                 f"rank {self.rank} on {socket.gethostname()} cannot {what}: the store of torch.distributed is gone"
                 f" ({str(error).splitlines()[0] if str(error) else type(error).__name__})",
                 hint="the rank or the agent that serves it has ended",
-            ) from error
+            )
+            raise self._gone from error
 
 
 def joined(seconds: float) -> Channel | None:

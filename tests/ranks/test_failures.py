@@ -1,0 +1,119 @@
+"""A rank that dies, stops, or goes its own way: nothing half is published, and nobody waits for ever."""
+
+import os
+import signal
+
+import pytest
+
+from ranks.conftest import Job, Ranks
+from support import holdfast
+from trainings import events
+from waiting import wait_until
+
+# Stops at a place of the source until it is killed: the place is told by what is put before it.
+HALT = """
+import os, signal, sys
+from {module} import {owner}
+original = {owner}.{name}
+def halting(self, *args, **kwargs):
+    if os.environ["RANK"] == "{rank}" and "{when}" == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    found = original(self, *args, **kwargs)
+    if os.environ["RANK"] == "{rank}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+{owner}.{name} = halting
+"""
+
+PLACES = {
+    "before the agreement": ("holdfast.member", "Member", "_take_part", "before", 1),
+    "between agreement and write": ("holdfast.member", "Member", "_write", "before", 1),
+    "after its record": ("holdfast.member", "Member", "_give", "after", 1),
+    "the coordinator, before the rename": ("holdfast.store.commit", "Attempt", "publish", "before", 0),
+    "the coordinator, after the rename": ("holdfast.store.commit", "Attempt", "publish", "after", 0),
+}
+LIMITS = {"rank_timeout_seconds": 2.0, "stop_grace_seconds": 10.0}
+
+
+def resumed_ends_as_one_that_was_not(ranks: Ranks) -> None:
+    job = ranks.start(settings={**LIMITS, "save_steps": 8})
+    job.digests()
+    assert holdfast("verify", ranks.run).returncode == 0
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_rank_is_killed(ranks: Ranks, place: str) -> None:
+    module, owner, name, when, rank = PLACES[place]
+    program = HALT.format(module=module, owner=owner, name=name, when=when, rank=rank)
+    job = ranks.start(program=program, stand=[rank, 6], settings={**LIMITS, "save_steps": 4})
+    # The scheduled save of step 4 meets it.
+    assert job.processes[rank].wait() == -signal.SIGKILL, job.output
+    other = job.processes[1 - rank]
+    # As an elastic agent would: the others of a rank that died are told to end.
+    if other.code is None:
+        other.send(signal.SIGTERM)
+    assert other.wait() is not None, other.output
+    published = sorted(path.name for path in ranks.run.glob("checkpoint-*"))
+    after = place.endswith("after the rename")
+    # A rank whose record is there was part of a whole checkpoint, wherever it is now.
+    if place != "after its record":
+        assert published == (["checkpoint-4"] if after else []), job.output
+    if published:
+        assert holdfast("verify", ranks.run).returncode == 0
+    resumed_ends_as_one_that_was_not(ranks)
+
+
+def test_a_stopped_rank_makes_an_abort_everywhere_and_training_goes_on_after_it(ranks: Ranks) -> None:
+    job = ranks.start(until=60, pause=0.05, settings=LIMITS)
+    ranks.wait_for_step(3)
+    job.processes[1].send(signal.SIGSTOP)
+    failed = holdfast("save", ranks.run, "--wait")
+    assert failed.returncode == 1
+    assert "rank 1 gave no answer within 2 s" in failed.stdout + failed.stderr
+    os.kill(job.processes[1].pid, signal.SIGCONT)
+    saved = holdfast("save", ranks.run, "--wait")
+    assert saved.returncode == 0, saved.stdout + saved.stderr + job.output
+    job.digests()
+    assert len(ranks.saved()) == 1 and len(events(ranks.run, "failed")) == 1
+
+
+def test_a_rank_whose_data_ends_earlier_makes_a_failed_save_and_no_hang(ranks: Ranks) -> None:
+    # Without collectives, so that the other can go on at all.
+    job = ranks.start(kind="apart", until=400, pause=0.02, short=[1, 3], settings=LIMITS)
+    ranks.wait_for_step(10)
+    failed = holdfast("save", ranks.run, "--wait")
+    assert failed.returncode == 1 and "ended unevenly" in failed.stdout + failed.stderr, job.output
+    holdfast("stop", ranks.run)
+    assert ended(job)
+
+
+def test_an_error_in_one_rank_is_preceded_by_a_save_of_all(ranks: Ranks) -> None:
+    job = ranks.start(raises=[1, 5], settings=LIMITS)
+    assert job.processes[1].wait() == 1
+    assert "this rank has an error of its own" in job.processes[1].output
+    (saved,) = wait_until(ranks.saved, what=job.output)
+    assert saved["step"] == 5 and saved["doors"] == ["exception"]
+    job.processes[0].send(signal.SIGTERM)
+    job.processes[0].wait()
+    resumed_ends_as_one_that_was_not(ranks)
+
+
+def test_a_second_job_on_a_live_run_is_refused_in_all_its_ranks(ranks: Ranks) -> None:
+    job = ranks.start(stand=[0, 2])
+    job.processes[0].wait_for("rank 0 stands")
+    second = ranks.start()
+    assert second.wait() == [1, 1]
+    assert all("RunBusyError" in p.output or "is training the run" in p.output for p in second.processes), second.output
+    job.kill()
+
+
+def test_ranks_that_see_different_directories_are_told_so_before_anything_is_trained(ranks: Ranks) -> None:
+    apart = "import os\nos.chdir(os.environ['RANK']) if os.path.isdir(os.environ['RANK']) else None"
+    (ranks.folder / "1").mkdir()
+    job = ranks.start(program=apart, run="run")
+    assert job.wait() == [1, 1]
+    assert all("output_dir must be one directory for all ranks" in p.output for p in job.processes), job.output
+
+
+def ended(job: Job) -> bool:
+    return all(code is not None for code in job.wait())
