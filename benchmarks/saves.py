@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArgumen
 from transformers.utils import logging as transformers_logging
 
 import holdfast
+from benchmarks.table import head, row
 
 SMALL = LlamaConfig(
     vocab_size=8192, hidden_size=512, intermediate_size=1408, num_hidden_layers=5, num_attention_heads=8
@@ -31,6 +32,18 @@ class _Rows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         row = torch.arange(64) + index % 50
         return {"input_ids": row, "labels": row}
+
+
+def report(folder: Path) -> None:
+    """Prints the tables."""
+    for size, config, rounds in (("25 M", SMALL, 5), ("124 M", LARGE, 3)):
+        head(f"one save of {size} parameters with AdamW, training", "s")
+        seconds = compare_saves(folder, config, rounds)
+        for what, values in seconds.items():
+            row(what, values, 1)
+        for what in ("stall", "durable"):
+            pairs = zip(seconds[f"our {what}"], seconds[f"their {what}"], strict=True)
+            row(f"{what}, ours / Trainer's own", [ours / theirs for ours, theirs in pairs], 1)
 
 
 def compare_saves(folder: Path, config: LlamaConfig, rounds: int) -> dict[str, list[float]]:

@@ -176,6 +176,8 @@ class Engine:
         self.run.status.update(phase="training", max_steps=max_steps, staging_bytes=reserve.pool.bytes)
         if self._minutes is not None:
             self._minutes.restart()
+        if self.channel is not None:
+            self.channel.prepare()
         self._service.start(self._snapshots, reserve)
 
     def reach(

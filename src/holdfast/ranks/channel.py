@@ -9,6 +9,7 @@ import queue
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -22,6 +23,8 @@ _LOOK_SECONDS = 0.02
 _PATIENCE = 3.0
 
 _trainings = itertools.count()
+
+_Agreements = queue.SimpleQueue[tuple[Steps, queue.SimpleQueue[Decision | RanksError]]]
 
 
 class Channel:
@@ -44,6 +47,7 @@ class Channel:
         self._store: Any = PrefixStore(f"holdfast/{next(_trainings)}", store)
         self._clients = threading.local()
         self._gone: RanksError | None = None
+        self._agreements: _Agreements | None = None
 
     @property
     def others(self) -> range:
@@ -116,17 +120,14 @@ class Channel:
                 told to wait (seen), and training stands at its gate meanwhile.
         """
         ended: queue.SimpleQueue[Decision | RanksError] = queue.SimpleQueue()
-
-        def run() -> None:
-            try:
-                ended.put(self._run(steps))
-            except RanksError as error:
-                ended.put(error)
-
-        threading.Thread(target=run, name="holdfast-agree", daemon=True).start()
+        if self._agreements is None:
+            self.prepare()
+        assert self._agreements is not None
+        self._agreements.put((steps, ended))
         try:
             found = ended.get(timeout=_PATIENCE * self.seconds)
         except queue.Empty:
+            self._agreements = None  # its thread may hang for minutes
             raise RanksError(
                 f"rank {self.rank}: the store of torch.distributed has not answered for {_PATIENCE * self.seconds:g} s",
                 hint="is the network between the ranks cut?",
@@ -134,6 +135,22 @@ class Channel:
         if isinstance(found, RanksError):
             raise found
         return found
+
+    def prepare(self) -> None:
+        """Connects the thread that agrees, before anybody waits: to look a host's name up may take 5 s (seen)."""
+        agreements: _Agreements = queue.SimpleQueue()
+        self._agreements = agreements
+        threading.Thread(target=self._keep_agreeing, args=(agreements,), name="holdfast-agree", daemon=True).start()
+
+    def _keep_agreeing(self, agreements: "_Agreements") -> None:
+        with suppress(RanksError):  # whoever agrees hears of it
+            self.there(())
+        while True:
+            steps, ended = agreements.get()
+            try:
+                ended.put(self._run(steps))
+            except RanksError as error:
+                ended.put(error)
 
     def _run(self, steps: Steps) -> Decision:
         result: Any = None

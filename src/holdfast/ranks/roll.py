@@ -78,15 +78,7 @@ class Roll:
             if rank not in self._heard or self._heard[rank][0] != content:
                 self._heard[rank] = (content, now)
                 self._take(content.get("asked", []))
-        shown = [
-            {
-                "rank": rank,
-                "age": round(now - at, 1),
-                **{k: v for k, v in content.items() if k not in ("asked", "beat")},
-            }
-            for rank, (content, at) in sorted(self._heard.items())
-        ]
-        self._update(shown)
+        self._update([_shown(rank, now - at, content) for rank, (content, at) in sorted(self._heard.items())])
         if not self._left and any(content["phase"] == LEFT for content in beats):
             self._left = True
             self._on_left()
