@@ -64,7 +64,9 @@ class Ranks:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def start(self, size: int = 2, *, elastic: bool = False, program: str = "", **orders: Any) -> Job:
+    def start(
+        self, size: int = 2, *, elastic: bool = False, program: str = "", address: str = "127.0.0.1", **orders: Any
+    ) -> Job:
         port = str(free_port())
         processes = []
         for rank in range(size):
@@ -72,7 +74,7 @@ class Ranks:
                 "RANK": str(rank),
                 "LOCAL_RANK": str(rank),
                 "WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_ADDR": address,
                 "MASTER_PORT": port,
                 "LOOP": json.dumps({"run": str(self.run), **orders}),
                 **({"TORCHELASTIC_RUN_ID": "test"} if elastic else {}),
