@@ -36,6 +36,7 @@ class Orders:
         short: Rank and steps: that rank's data ends after so many.
         raises: Rank and step: an error of that rank's in the forward after it.
         pause: Seconds that each step takes at least.
+        evaluates: Whether each step has an evaluation before its boundary.
         settings: Further keywords for the `Checkpointer`.
     """
 
@@ -47,6 +48,7 @@ class Orders:
     short: list[int] | None = None
     raises: list[int] | None = None
     pause: float = 0.0
+    evaluates: bool = False
     settings: dict[str, Any] | None = None
 
 
@@ -56,9 +58,8 @@ def wrapped(model: torch.nn.Sequential, kind: str) -> torch.nn.Module:
     if kind == "ddp":
         return DistributedDataParallel(model)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for layer in (model[0], model[2]):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)  # the last layer is the root's own: it stays gathered after an evaluation
     return model
 
 
@@ -128,6 +129,10 @@ def main() -> None:
             ((trained(inputs) - wanted) ** 2).mean().backward()
             optimizer.step()
             optimizer.zero_grad()
+            if orders.evaluates:
+                with torch.no_grad():  # after it, fully_shard shows whole weights until the next backward
+                    trained.eval()(inputs)
+                    trained.train()
             checkpointer.step()
             print(f"step {checkpointer.step_count}", *ids.tolist(), file=seen, flush=True)
             if orders.ask_every and draw.random() < 1 / orders.ask_every:

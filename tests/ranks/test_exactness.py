@@ -27,6 +27,17 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes_in_every_rank(ranks: Ran
     assert ranks.start(kind=kind).digests() == expected
 
 
+def test_weights_that_an_evaluation_has_gathered_are_saved_as_shards(ranks: Ranks, tmp_path: Path) -> None:
+    plain = Ranks(tmp_path / "plain", ranks.launcher)
+    plain.folder.mkdir()
+    plain.start(kind="fsdp", until=4, settings={"save_steps": 4}).digests()
+    ranks.start(kind="fsdp", until=4, evaluates=True, settings={"save_steps": 4}).digests()
+    compared = holdfast("diff", ranks.run / "checkpoint-4", plain.run / "checkpoint-4")
+    assert "tensors: 16 the same, 0 not" in compared.stdout, compared.stdout + compared.stderr
+    pieces = [one["pieces"] for one in ranks.manifest(4)["tensors"]["model"].values()]
+    assert {len(each) for each in pieces} == {1, 2}, "all weights but the last bias are cut in two"
+
+
 def test_what_is_alike_on_all_ranks_is_written_once_and_spread(ranks: Ranks) -> None:
     ranks.start(until=2, settings={"save_steps": 2}).digests()
     tensors = ranks.manifest(2)["tensors"]

@@ -5,6 +5,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from holdfast.capture.boundary import Boundary
 
 _REMEMBERED = 64
+# What training waits for when it stands may come without a word.
+_LOOK_SECONDS = 0.05
 
 
 class Gate:
@@ -35,6 +38,7 @@ class Gate:
         self._wanted = False
         self._awaited: int | None = None
         self._parked = 0
+        self._errand: tuple[Callable[[], None], Future[None]] | None = None
         self.held_since: float | None = None
         """When training came to the shut gate (`time.monotonic`); None while it is not held."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
@@ -116,6 +120,47 @@ class Gate:
                 if self.held_since is None:
                     self.hurry.clear()
 
+    def stand(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
+        """The training thread stands still until something has come true, and runs the errands that it is sent on.
+
+        Args:
+            until: Asked again and again whether it has.
+            seconds: How long to wait at most; None waits as long as it takes.
+
+        Returns:
+            Whether it has come true.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        with self.parked():
+            while not until():
+                left = _LOOK_SECONDS if end is None else min(_LOOK_SECONDS, end - time.monotonic())
+                if left <= 0:
+                    return False
+                with self._changed:
+                    if self._errand is None:
+                        self._changed.wait(left)
+                    self._run_errand()
+        return True
+
+    def notice(self) -> None:
+        """What training stands and waits for may have come."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def at_rest(self, work: Callable[[], None]) -> None:
+        """Has training do something where it stands, and waits for that; called by the thread that takes snapshots.
+
+        The gate is shut. What needs collectives of all ranks belongs into the threads that train.
+
+        Args:
+            work: What to do. What it raises is raised here, and not in training.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            self._errand = (work, done)
+            self._changed.notify_all()
+        done.result()
+
     def shut(self, after: int, give_up: Callable[[], bool]) -> Boundary | None:
         """Shuts the gate as soon as there is a boundary to take; called by the thread that takes snapshots.
 
@@ -194,7 +239,7 @@ class Gate:
                 self._wanted = False
             if self._shut and (number is None or self._boundary is None or self._boundary.number == number):
                 self._shut = False
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def _can_shut(self, after: int) -> bool:
         if self._shut:
@@ -212,12 +257,29 @@ class Gate:
         self.hurry.set()
         try:
             while self._shut:
-                self._changed.wait()
+                if self._errand is None:
+                    self._changed.wait()
+                self._run_errand()
         finally:
             self.held_since = None
             self.held_seconds += time.monotonic() - begun
             if not self._parked:
                 self.hurry.clear()
+
+    def _run_errand(self) -> None:
+        if self._errand is None:
+            return
+        (work, done), self._errand = self._errand, None
+        # Without the lock: an errand takes as long as a write, and others ask the gate meanwhile.
+        self._changed.release()
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that sent training on the errand
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        finally:
+            self._changed.acquire()
 
 
 class OptimizerHook:

@@ -9,7 +9,7 @@ from torch import nn
 
 from holdfast.capture import buffers, model_fit, tree
 from holdfast.capture.buffers import Buffers
-from holdfast.capture.shard import Place, local_of, place_of
+from holdfast.capture.shard import Place, local_of, place_of, show_shards
 from holdfast.capture.slots import Slot, identity, modules_of, slots_of
 from holdfast.capture.state import ASIDE, Stored, rest_of
 from holdfast.errors import CheckpointError, ConfigError
@@ -79,6 +79,7 @@ class ModelPart:
 
     def named_parameters(self) -> dict[str, torch.Tensor]:
         """The parameters that the module has now, by name."""
+        show_shards(self._module)
         return _Plan(self._module, {}).weights
 
     def structure(self) -> Hashable:
@@ -91,6 +92,7 @@ class ModelPart:
 
     def live(self) -> dict[str, torch.Tensor]:
         """The parameters, and large buffers that never changed."""
+        show_shards(self._module)
         fresh = _Plan(self._module, self._plan.buffers.moving)
         if fresh.contents != self._plan.contents:
             self._plan = fresh
@@ -100,6 +102,7 @@ class ModelPart:
         """Buffers, modes, and what modules give as their extra state."""
         plan = self._plan
         if plan.look() != plan.seen:
+            show_shards(self._module)
             plan = self._plan = _Plan(self._module, plan.buffers.moving)
         return _Recorded(
             plan,

@@ -81,6 +81,18 @@ def local_of(tensor: "torch.Tensor") -> "torch.Tensor":
     return tensor._local_tensor.detach() if _is_distributed(tensor) else tensor
 
 
+def show_shards(module: "torch.nn.Module") -> None:
+    """Has `fully_shard` give back what it gathered for a forward, so that a module shows its shards. Nothing is sent.
+
+    After an evaluation the root's own weights stay gathered until the next backward.
+    """
+    found = sys.modules.get("torch.distributed.fsdp")
+    if found is not None:
+        for inner in module.modules():
+            if isinstance(inner, found.FSDPModule):
+                inner.reshard()
+
+
 def written_by(tensors: Mapping[str, "torch.Tensor"], rank: int, size: int) -> set[str]:
     """The names of those tensors that one process writes, so that each value is written by exactly one.
 
