@@ -112,6 +112,8 @@ class Engine:
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
         is_stop = self._stopping.explains(error)
+        if is_stop:
+            self.stop_requested = True  # whatever becomes of its save: training is not finished
         failed = error is not None and not is_stop and not isinstance(error, SystemExit)
         if isinstance(error, Exception) and not is_stop:
             self._save_before_it_leaves(error)
@@ -193,6 +195,7 @@ class Engine:
             look: Whether it is worth looking at the trigger file: once a step.
         """
         assert self._subject is not None and self._snapshots is not None, "begin() comes first"
+        self._stopping.look()
         self.gate.leave()
         if self._leave_after is not None and step > self._leave_after:
             self.stop_requested = True
@@ -216,7 +219,7 @@ class Engine:
 
     def ask(self, request: Request) -> Ticket:
         """Asks for a save from this process; the ticket learns what becomes of it."""
-        ticket = self._service.tickets[request.id] = Ticket(request.id, self._standing)
+        ticket = self._service.tickets[request.id] = Ticket(request.id, self._wait_for)
         self._reception.accept(request)
         return ticket
 
@@ -271,11 +274,9 @@ class Engine:
         self._service.refuse(why)
         self.run.close(f"left: {why}", code)
 
-    @contextmanager
-    def _standing(self) -> Iterator[None]:
+    def _wait_for(self, answered: threading.Event, seconds: float | None) -> bool:
         if threading.current_thread() is not self._training_thread:
-            yield
-            return
+            return answered.wait(seconds)
         if self.gate.updating:
             raise HoldfastError(
                 "training waits for a save in the middle of an update, where there is nothing whole to save",
@@ -283,7 +284,7 @@ class Engine:
             )
         with self.gate.parked():
             self._wake()
-            yield
+            return self.gate.stand(answered.is_set, seconds)
 
     def _save_before_it_leaves(self, error: Exception) -> None:
         """The last boundary is as good as ever, whatever has happened after it."""

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from holdfast.snapshot import Snapshots
 
 NEVER = sys.maxsize
 """A step that training does not come to: nobody knows where all ranks could leave together."""
+
+# A rank that is alive hears of the end in milliseconds.
+_HEARD_SECONDS = 2.0
 
 
 class Leader(Service):
@@ -56,16 +60,22 @@ class Leader(Service):
         """
         try:
             if together and self._thread.is_alive():
-                with self._gate.parked():
-                    self._coordinator.wait_for_the_others()
+                self._gate.stand(self._coordinator.others_are_done)
         except RanksError as error:
             self._say(f"ending without the other ranks: {error}")
         super().close(together=together)
         self.end("rank 0 has ended")
+        with suppress(RanksError):
+            self._coordinator.wait_until_heard(_HEARD_SECONDS)
 
     def _serve_once(self) -> bool:
         if not self._begun:
-            self._begun = self._coordinator.wait_until_begun(lambda: self._closing)
+            try:
+                self._begun = self._coordinator.wait_until_begun(lambda: self._closing)
+            except RanksError as error:
+                self._fail(self._all_requests(), str(error))
+                self._gate.open(None)
+                return True
             if not self._begun:
                 return False
         requests = self._all_requests()
@@ -74,6 +84,8 @@ class Leader(Service):
             saving.answer_all(self._run, self.last_answer, requests)
             self._conclude(self.last_answer, requests)
             self._coordinator.answer(self.last_answer, [request.id for request in requests])
+            if not (self._gate.boundary and self._gate.boundary.scheduled):
+                self._gate.open(None)  # shut for these requests; the ranks that would agree on more may have left
             return True
         stop = any(request.stop for request in requests)
         self._concluded = None

@@ -129,6 +129,6 @@ class LoopState:
             names |= held.keys() - shared.keys()
         return {name: local_of(one) for name, one in held.items() if name in names}
 
-    def spared(self) -> Sequence[Path]:
+    def spared(self, recorded: Any) -> Sequence[Path]:
         """The checkpoint that was resumed from."""
         return self._spared

@@ -15,7 +15,7 @@ from holdfast.errors import RanksError, TornError
 from holdfast.ranks.agreement import Offer, call_key, join
 from holdfast.ranks.beat import Beat
 from holdfast.ranks.channel import Channel
-from holdfast.ranks.coordinator import Record, outcome_key, record_key, stage_key
+from holdfast.ranks.coordinator import Record, ended_key, outcome_key, record_key, stage_key
 from holdfast.run.request import Answer
 from holdfast.run.run import Run
 from holdfast.snapshot import Snapshots
@@ -58,7 +58,6 @@ class Member:
         self._on_stop = on_stop
         self._on_alone = on_alone
         self._thread = threading.Thread(target=self._serve, name="holdfast-engine", daemon=True)
-        self._changed = threading.Condition()
         self._in_use: tuple[Snapshots, Reserve] | None = None
         self._closing = False
         self._busy = False
@@ -125,9 +124,7 @@ class Member:
                 ticket.resolve(Answer(saved=False, step=step, error=why))
 
     def _stand_until(self, settled: Callable[[], bool]) -> None:
-        with self._gate.parked(), self._changed:
-            while self._thread.is_alive() and not settled():
-                self._changed.wait(0.05)
+        self._gate.stand(lambda: not self._thread.is_alive() or settled())
 
     def _serve(self) -> None:
         number = 0
@@ -136,6 +133,7 @@ class Member:
                 number += 1
                 call = self._channel.get(call_key(number))
                 if "end" in call:
+                    self._channel.put(ended_key(self._channel.rank), True)
                     break
                 if "answer" in call:
                     self._hear(call, None, stop=False)
@@ -231,5 +229,4 @@ class Member:
         for request in outcome["requests"]:
             if ticket := self.tickets.pop(request, None):
                 ticket.resolve(answer)
-        with self._changed:
-            self._changed.notify_all()
+        self._gate.notice()

@@ -94,9 +94,7 @@ class Service:
         """Returns when everything that was asked for is answered. The training thread calls it, and stands still."""
         with self._gate.parked():
             self.wake()
-            with self._changed:
-                while self._thread.is_alive() and (self._busy or self._work_waits()):
-                    self._changed.wait(0.05)
+            self._gate.stand(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
 
     def close(self, *, together: bool) -> None:
         """Serves what waits, as far as there is a boundary to save, and ends the thread.
@@ -108,7 +106,7 @@ class Service:
             with self._gate.parked():
                 self._closing = True
                 self.wake()
-                self._thread.join()
+                self._gate.stand(lambda: not self._thread.is_alive())
 
     def stand_still(self, reason: str) -> None:
         """From now on, snapshots are taken while training stands still at a boundary."""
@@ -133,9 +131,8 @@ class Service:
                 self.refuse("saving failed in a way that it should not: see the error output")
                 self._gate.open(None)
             finally:
-                with self._changed:
-                    self._busy = False
-                    self._changed.notify_all()
+                self._busy = False
+                self._gate.notice()
             if self._closing and not self._awake:
                 return
 

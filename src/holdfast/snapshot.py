@@ -53,8 +53,8 @@ class Subject(Protocol):
     def estimate(self) -> int:
         """About how many bytes a checkpoint takes."""
 
-    def spared(self) -> Sequence[Path]:
-        """Checkpoints that retention must not touch."""
+    def spared(self, recorded: Any) -> Sequence[Path]:
+        """Checkpoints that retention must not touch after the save of a boundary."""
 
 
 class Snapshots:
@@ -105,7 +105,7 @@ class Snapshots:
             layout=subject.layout,
             estimate=subject.estimate(),
             versions=environment.record(),
-            spared=subject.spared(),
+            spared=subject.spared(boundary.recorded),
             tensors=subject.pieces,
         )
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from holdfast.doors.signals import SAVE_AND_STOP, Signals
+from holdfast.doors.workers import WorkerDeaths, is_death_of_one
 from holdfast.ranks import launcher
 from holdfast.run.request import Request
 
@@ -17,8 +18,7 @@ STOPPED_AFTER_SAVE = 75  # EX_TEMPFAIL: come back later
 _SECOND_PRESS_SECONDS = 1.0
 # Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer.
 _LEAVING_SECONDS = 3.0
-# What torch raises when a data-loading worker is gone, and how long its cause may take to be noticed after it.
-_WORKER_DIED = "DataLoader worker"
+# How long the signal that killed a data-loading worker may take to be noticed after the worker's death.
 _NOTICED_SECONDS = 1.0
 # How long a rank tries to end its loop when the others have left theirs.
 _ALONE_SECONDS = 2.0
@@ -61,6 +61,7 @@ class Stopping:
         self._training = training
         self._grace = grace
         self._signals = Signals(self._on_signal)
+        self._worker_deaths = WorkerDeaths()
         self._lock = threading.Lock()
         self._number: int | None = None
         self._noticed = threading.Event()
@@ -76,14 +77,17 @@ class Stopping:
         """Puts the signal handlers back, and takes the deadline away: the loop has come back."""
         if self._deadline is not None:
             self._deadline.cancel()
+        self._worker_deaths.stop()
         self._signals.stop()
 
+    def look(self) -> None:
+        """Called by training at every boundary."""
+        self._worker_deaths.look()
+
     def begin(self) -> None:
-        """A stop was asked for, by whatever door: from now on the process has its grace, and no longer."""
+        """A stop was taken in, by whatever door: from now on the process has its grace, and no longer."""
         self._noticed.set()
-        with self._lock:
-            if self._deadline is None:
-                self._deadline = self._timer(self._grace)
+        self._begin_grace()
 
     def hurry(self) -> None:
         """The other ranks have left after a stop: the loop cannot come back by itself, and gets a moment."""
@@ -97,11 +101,13 @@ class Stopping:
 
         The error may be faster than the thread that listens to signals, so it is given a moment.
         """
-        if not isinstance(error, RuntimeError):
+        if error is None:
             return False
-        if _WORKER_DIED in str(error):
-            return self._noticed.wait(_NOTICED_SECONDS)
-        return self._training.may_be_alone
+        if is_death_of_one(error):
+            if not self._noticed.wait(_NOTICED_SECONDS) and self._number is not None:
+                self._noticed.wait(self._grace)  # the signal is known, and a slow disk holds its request up
+            return self._noticed.is_set()
+        return isinstance(error, RuntimeError) and self._training.may_be_alone
 
     def leave(self, code: int, why: str) -> None:
         """Ends the process at once, whatever the training thread does, and whatever the disk does."""
@@ -139,15 +145,22 @@ class Stopping:
             return
         if stop:
             self._number = number
-            self.begin()
+            self._begin_grace()
         self._training.accept(Request("signal", stop=stop, why=name))
         again = "; press again to leave without it" if number == signal.SIGINT else ""
         self._training.say(f"{name}: saving the last boundary" + (f", then ending{again}" if stop else ""))
+        if stop:
+            self._noticed.set()  # not before the request waits: training may be leaving, and saves what waits
 
     def _leave_at_once(self, number: int) -> None:
         if self._training.stop_saved:
             self.leave(stopped_after_save(), "second Ctrl+C: the save is complete; leaving the step that was under way")
         self.leave(128 + number, "second Ctrl+C: the save is abandoned; earlier checkpoints are intact")
+
+    def _begin_grace(self) -> None:
+        with self._lock:
+            if self._deadline is None:
+                self._deadline = self._timer(self._grace)
 
     def _timer(self, seconds: float) -> threading.Timer:
         timer = threading.Timer(seconds, self._out_of_time)

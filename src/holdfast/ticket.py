@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 from holdfast.errors import SaveError, WaitTimeoutError
 from holdfast.run.request import Answer
@@ -13,12 +12,13 @@ class Ticket:
 
     Args:
         request: The request's id.
-        standing: Entered while somebody waits: the training thread stands still then, and may be saved as it stands.
+        wait_for: Waits for the answer, so many seconds at most, and tells whether it has come: the training thread
+            stands still then, and may be saved as it stands.
     """
 
-    def __init__(self, request: str, standing: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, request: str, wait_for: Callable[[threading.Event, float | None], bool]) -> None:
         self.id = request
-        self._standing = standing
+        self._wait_for = wait_for
         self._answered = threading.Event()
         self._answer: Answer | None = None
 
@@ -38,9 +38,7 @@ class Ticket:
             SaveError: The save failed; the message says why.
             HoldfastError: Training itself waits in the middle of an update, where there is no boundary to save.
         """
-        with self._standing():
-            answered = self._answered.wait(timeout)
-        if not answered:
+        if not self._wait_for(self._answered, timeout):
             raise WaitTimeoutError(f"no answer within {timeout:g} s; the request {self.id} stands")
         assert self._answer is not None
         if not self._answer.saved:

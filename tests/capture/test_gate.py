@@ -190,6 +190,88 @@ def test_in_the_mode_at_boundaries_a_parked_training_can_be_taken_at_once() -> N
     assert found is not None and found.number == 1
 
 
+def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None:
+    gate = gate_at(1)
+    with gate.parked():
+        taken: list[Boundary | None] = []
+        assert ended(begun(lambda: taken.append(gate.take(2, never))))
+    assert taken == [None] and not gate.is_shut
+
+
+def where(found: list[int]) -> Callable[[], None]:
+    """An errand that notes in which thread it is run."""
+    return lambda: found.append(threading.get_ident())
+
+
+def test_an_errand_is_run_by_training_while_it_is_held_in_its_step() -> None:
+    gate = gate_at(1)
+    gate.only_when_parked = True
+    taker = Taker(gate)
+    assert taker.waits.wait(30)
+    found: list[int] = []
+    with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
+        assert taker.result() is not None
+        gate.at_rest(where(found))
+        gate.at_rest(where(found))
+        assert found == [training.ident, training.ident] and training.is_alive(), "an errand does not let it go"
+        gate.open(2)
+
+
+def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() -> None:
+    gate = gate_at(1)
+    ready: list[bool] = []
+    found: list[int] = []
+    told: list[bool] = []
+    training = begun(lambda: told.append(gate.stand(lambda: bool(ready))))
+    assert gate.shut(1, never) is not None
+    asked = threading.Event()
+
+    def ask() -> None:
+        gate.notice()
+        asked.set()
+
+    def errand() -> None:
+        found.append(threading.get_ident())
+        begun(ask)
+        assert asked.wait(30), "nobody may ask the gate while an errand is run"
+
+    gate.at_rest(errand)
+    assert found == [training.ident] and training.is_alive()
+    ready.append(True)
+    gate.open(1)
+    assert ended(training) and told == [True] and not gate.is_parked
+
+
+def test_what_an_errand_raises_is_raised_where_it_was_sent_from() -> None:
+    gate = gate_at(1)
+    gate.shut(-1, never)
+
+    def errand() -> None:
+        raise OSError("the disk is full")
+
+    with held(gate, gate.enter_update):
+        with pytest.raises(OSError, match="the disk is full"):
+            gate.at_rest(errand)
+        gate.open(1)
+    assert gate.updating, "training did not go on"
+
+
+def test_an_errand_waits_for_training_to_stand_at_the_shut_gate() -> None:
+    gate = gate_at(1)
+    gate.shut(-1, never)
+    found: list[int] = []
+    sender = begun(lambda: gate.at_rest(where(found)))
+    assert not gate.stand(never, 0.0) and not found, "its time was up before it began"
+    with held(gate, gate.enter_update) as training:
+        assert ended(sender) and found == [training.ident]
+        gate.open(1)
+
+
+def test_who_stands_longer_than_it_wants_to_is_told_so() -> None:
+    gate = gate_at(1)
+    assert not gate.stand(never, 0.01) and gate.stand(lambda: True, 0.0) and not gate.is_parked
+
+
 def test_a_parked_training_is_in_a_hurry_until_the_last_one_who_waits_goes_on() -> None:
     gate = gate_at(1)
     with gate.parked():

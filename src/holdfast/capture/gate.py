@@ -219,7 +219,8 @@ class Gate:
                     if self._shut:
                         self._shut = False
                         self._changed.notify_all()
-                    if give_up():
+                    # Who stands until it is answered comes to no further boundary before that.
+                    if self._parked or give_up():
                         return None
                     self._changed.wait(0.05)
             finally:

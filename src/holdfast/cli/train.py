@@ -15,8 +15,15 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="auto|true|PATH", help="What to resume from; overrides the configuration.")
     ] = None,
+    nproc: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Train in N processes of this machine, started by torchrun.")
+    ] = 1,
 ) -> None:
     """Fine-tune or pretrain a causal language model, with saves on demand and exact resume."""
+    if nproc > 1:
+        from holdfast.train.processes import run_in_processes
+
+        raise typer.Exit(run_in_processes(nproc, config, overrides or [], resume))
     from holdfast.train.run import run
 
     raise typer.Exit(run(config, overrides or [], resume))

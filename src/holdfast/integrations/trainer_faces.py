@@ -18,10 +18,12 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.capture import boundary, environment, random_state
 from holdfast.engine import Engine
-from holdfast.integrations import trainer_counters
+from holdfast.integrations import trainer_counters, trainer_own_writer
 from holdfast.integrations.trainer_data import Fetching
 from holdfast.integrations.trainer_hub import Pushes
-from holdfast.integrations.trainer_state import Pending, TrainerSubject
+from holdfast.integrations.trainer_own_writer import OwnWriterSubject
+from holdfast.integrations.trainer_record import Pending
+from holdfast.integrations.trainer_state import TrainerSubject
 from holdfast.store import names
 
 _UPDATE = "update"
@@ -47,7 +49,8 @@ class Faces:
         self._restore_random_state = trainer._load_rng_state
         self._callback = _Callback(self)
         self._pushes = Pushes(trainer, engine.say)
-        self._subject: TrainerSubject | None = None
+        self._subject: TrainerSubject | OwnWriterSubject | None = None
+        self._why_own_writer = ""
         self._fetching: Fetching | None = None
         self._has_gone_on = False
         self._wanted = False
@@ -98,11 +101,25 @@ class Faces:
                 self._engine.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
         if chosen is not None:
             self._resume_data(fetching, fetched, str(chosen.path))
-        self._subject = TrainerSubject(
-            trainer, fetching, [chosen.path] if chosen else [], self._engine.rank, self._engine.world_size
-        )
+        spared = [chosen.path] if chosen else []
+        rank, world_size = self._engine.rank, self._engine.world_size
+        self._why_own_writer = why = trainer_own_writer.why(trainer)
+        if why:
+            at_rest = self._engine.gate.at_rest
+            self._subject = OwnWriterSubject(trainer, fetching, spared, rank, world_size, why, at_rest)
+        else:
+            self._subject = TrainerSubject(trainer, fetching, spared, rank, world_size)
         self._subject.elapsed = lambda: self._elapsed_before + time.monotonic() - self._begun
         self._engine.begin(self._subject, trainer.state.global_step, trainer.state.max_steps)
+
+    def begin_step(self) -> None:
+        """Right before the first forward pass of a step. From here on, a state that is written whole is not the last.
+
+        DeepSpeed updates within the backward pass, out of sight of any hook, and FSDP has its parameters whole in
+        between: what only the trainer's own writer can read is that of the last boundary until here, and no further.
+        """
+        if self._why_own_writer:
+            self._engine.gate.enter_update()
 
     def log(self, logs: dict[str, Any]) -> None:
         """Passes the loss on to whoever looks at the status."""
@@ -263,6 +280,9 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._faces.begin()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._faces.begin_step()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self._faces.log(logs or {})

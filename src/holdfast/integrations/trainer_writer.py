@@ -26,7 +26,7 @@ from holdfast.layouts.tensor_file import Image
 from holdfast.store import names
 
 if TYPE_CHECKING:
-    from holdfast.integrations.trainer_state import Recorded
+    from holdfast.integrations.trainer_record import Recorded
 
 # What `Faces` puts in the trainer's own place; the stand-in has the trainer's own again.
 REPLACED = ("train", "_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
@@ -55,9 +55,7 @@ def write(
     Raises:
         SaveError: The trainer left out something that a resume needs.
     """
-    final = Path(trainer.args.output_dir, names.checkpoint(recorded.state.global_step))
-    logging.getLogger("transformers.trainer").info(f"Saving model checkpoint to {final}")
-    stand_in = _stand_in(trainer, recorded, directory)
+    stand_in = stand_in_for(trainer, recorded, directory)
     images: list[Image] = []
 
     def save_optimizer_and_scheduler(output_dir: str) -> None:
@@ -78,16 +76,13 @@ def write(
     stand_in._save_rng_state = lambda output_dir: torch.save(
         recorded.random.as_transformers(every_device=world_size > 1), Path(output_dir, random)
     )
-
-    def save_model(*args: Any, **kwargs: Any) -> None:
-        type(trainer).save_model(stand_in, *args, **kwargs)
-        # The search for the best checkpoint, which would come next, begins with a collective. It is `_gather`'s.
-        stand_in.args.save_strategy = SaveStrategy.NO
-
-    stand_in.save_model = save_model
-    with _intercepted(images, instead, directory / names.checkpoint(recorded.state.global_step)):
+    with quietly(stand_in), _intercepted(images, instead, directory / names.checkpoint(recorded.state.global_step)):
         type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
-    _gather(stand_in, directory)
+    (written,) = (path for path in directory.iterdir() if path.is_dir())
+    name_the_best(stand_in, written)
+    for path in list(written.iterdir()):
+        path.rename(directory / path.name)
+    written.rmdir()
     found = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     found += [*(image.path for image in images), *others]
     if lacking := layout.missing(found, weights_only=trainer.args.save_only_model, world_size=world_size):
@@ -95,11 +90,24 @@ def write(
     return images
 
 
-def random_image(random: random_state.Recorded, rank: int) -> Image:
-    """The file of a process that is not the first: its random state."""
+def random_image(random: random_state.Recorded, rank: int, world_size: int) -> Image:
+    """The file of a process that is its own alone: its random state."""
     content = io.BytesIO()
-    torch.save(random.as_transformers(every_device=True), content)
-    return Image(layout.random_files(rank + 1)[rank], (content.getvalue(),))
+    torch.save(random.as_transformers(every_device=world_size > 1), content)
+    return Image(layout.random_files(world_size)[rank], (content.getvalue(),))
+
+
+@contextmanager
+def quietly(stand_in: Any) -> Iterator[None]:
+    """The trainer's log names the checkpoint that is to be, and not where it is staged."""
+    final = Path(stand_in.args.output_dir, names.checkpoint(stand_in.state.global_step))
+    if stand_in.args.should_save:
+        logging.getLogger("transformers.trainer").info(f"Saving model checkpoint to {final}")
+    _intercepting.quiet = True
+    try:
+        yield
+    finally:
+        _intercepting.quiet = False
 
 
 @contextmanager
@@ -156,10 +164,11 @@ class _Quiet(logging.Filter):
     """Keeps the staging directory's name out of the log; the final one is said when the checkpoint is there."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return getattr(_intercepting, "taken", None) is None
+        return not getattr(_intercepting, "quiet", False)
 
 
-def _stand_in(trainer: Trainer, recorded: "Recorded", directory: Path) -> Any:
+def stand_in_for(trainer: Trainer, recorded: "Recorded", folder: Path) -> Any:
+    """A trainer to all appearances, whose state is what was recorded, and whose checkpoints go into another folder."""
     stand_in = copy.copy(trainer)
     for name in REPLACED:
         stand_in.__dict__.pop(name, None)
@@ -178,7 +187,14 @@ def _stand_in(trainer: Trainer, recorded: "Recorded", directory: Path) -> Any:
     stand_in.callback_handler.callbacks = []  # their states are recorded above
     stand_in.args = _without_what_comes_after(trainer.args)
     stand_in.store_flos = lambda: None
-    stand_in._get_output_dir = lambda trial=None: str(directory)
+    stand_in._get_output_dir = lambda trial=None: str(folder)
+
+    def save_model(*args: Any, **kwargs: Any) -> None:
+        type(trainer).save_model(stand_in, *args, **kwargs)
+        # The search for the best checkpoint, which would come next, begins with a collective. It is `name_the_best`'s.
+        stand_in.args.save_strategy = SaveStrategy.NO
+
+    stand_in.save_model = save_model
     return stand_in
 
 
@@ -190,18 +206,14 @@ def _without_what_comes_after(args: TrainingArguments) -> TrainingArguments:
     return only_written
 
 
-def _gather(stand_in: Any, directory: Path) -> None:
-    """The trainer writes into a folder of its own; the best checkpoint goes by its final name."""
-    (written,) = (path for path in directory.iterdir() if path.is_dir())
+def name_the_best(stand_in: Any, written: Path) -> None:
+    """In the state that was written, the best checkpoint goes by its final name."""
     state, args = stand_in.state, stand_in.args
     if state.best_global_step:
         final = Path(args.output_dir, names.checkpoint(state.best_global_step))
         if state.best_global_step == state.global_step or final.is_dir():
             state.best_model_checkpoint = str(final)
             state.save_to_json(str(written / "trainer_state.json"))
-    for path in list(written.iterdir()):
-        path.rename(directory / path.name)
-    written.rmdir()
 
 
 def _scaler(trainer: Trainer, recorded: Mapping[str, Any]) -> dict[str, Any]:

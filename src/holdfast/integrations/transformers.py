@@ -15,8 +15,10 @@ from holdfast.errors import ConfigError, Stopped, UnsupportedError
 from holdfast.integrations import trainer_secrets
 from holdfast.integrations.trainer_faces import Faces
 from holdfast.integrations.trainer_hub import uploads_without_ours
+from holdfast.integrations.trainer_own_writer import form_of
 from holdfast.integrations.trainer_writer import interceptors
 from holdfast.layouts import transformers as layout
+from holdfast.resuming import Chosen
 from holdfast.store.retention import Keep
 
 
@@ -92,6 +94,7 @@ def attach(
             Faces(trainer, opened),
         ):
             chosen = opened.chosen
+            _require_readable(trainer, chosen)
             output = inner(None if chosen is None else str(chosen.path), None, *args, **kwargs)
         if opened.stop_requested and on_stop == "exit":
             raise Stopped(opened.exit_code)
@@ -121,14 +124,20 @@ def _print(text: str) -> None:
 
 def _require_supported(trainer: Trainer) -> None:
     """Refuses what this version cannot commit, before anything is written."""
-    args = trainer.args
-    in_use = {
-        "DeepSpeed": trainer.is_deepspeed_enabled,
-        "FSDP": trainer.is_fsdp_enabled,
-        "enable_jit_checkpoint (Holdfast does its work)": args.enable_jit_checkpoint,
-    }
-    if refused := [name for name, used in in_use.items() if used]:
+    if trainer.args.enable_jit_checkpoint:
         raise UnsupportedError(
-            f"this trainer uses {', '.join(refused)}, and this version of Holdfast cannot save that",
-            hint="train without it, or without Holdfast",
+            "this trainer has enable_jit_checkpoint set, which saves beside Holdfast and unknown to it",
+            hint="leave it out: Holdfast does its work",
+        )
+
+
+def _require_readable(trainer: Trainer, chosen: Chosen | None) -> None:
+    """A trainer that meets a checkpoint of another form loads what it knows of it, and starts the rest from zero."""
+    if chosen is None or chosen.manifest is None:
+        return
+    theirs = layout.form(file.path for file in chosen.manifest.files)
+    if theirs != (ours := form_of(trainer)):
+        raise UnsupportedError(
+            f"{chosen.path} was written by a trainer that uses {theirs}, and this one uses {ours}",
+            hint="resume with the same, or start anew from its weights",
         )

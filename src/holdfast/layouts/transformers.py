@@ -19,6 +19,18 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "adapter_model.bin",
 )
+# What a checkpoint's large files are in. Trainers read their own form alone.
+PLAIN = "no sharding of its own"
+FSDP = "FSDP"
+DEEPSPEED = "DeepSpeed"
+
+# Of FSDP through accelerate, sharded and full. Its third form, a file for each rank, a Trainer does not resume from.
+_FSDP_WEIGHTS = ("pytorch_model_fsdp_0/.metadata", "pytorch_model_fsdp.bin")
+_FSDP_OPTIMIZER = ("optimizer_0/.metadata", "optimizer.bin")
+# DeepSpeed's file that names the folder of its own format, which has weights, optimizer and scheduler.
+_DEEPSPEED_LATEST = "latest"
+_IN_DEEPSPEEDS_FOLDER = ("optimizer.pt", "scheduler.pt")
+
 RESUMABLE = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 
 # What a Trainer looks for by name. A file of such a name that no manifest vouches for could be read instead of
@@ -33,12 +45,24 @@ _LOOKED_FOR = (
     "trainer_state.json",
     "*/adapter_config.json",
     "*/adapter_model.*",
+    "*/.metadata",
+    "*/*.distcp",
+    _DEEPSPEED_LATEST,
+    "global_step*/*",
 )
 
 
 def random_files(world_size: int) -> list[str]:
     """The files of the random state, in the order of the processes that train together."""
     return ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+
+
+def form(found: Iterable[str]) -> str:
+    """Which of the forms a checkpoint with these files has."""
+    names = set(found)
+    if _DEEPSPEED_LATEST in names and any(_matches(name, "global_step*/*") for name in names):
+        return DEEPSPEED
+    return FSDP if names.intersection(_FSDP_WEIGHTS) else PLAIN
 
 
 def missing(found: Iterable[str], *, weights_only: bool, world_size: int = 1) -> list[str]:
@@ -52,8 +76,13 @@ def missing(found: Iterable[str], *, weights_only: bool, world_size: int = 1) ->
     names = set(found)
     several = random_files(min(world_size, len(names) + 2))  # more than there are files cannot all be there
     wanted = ["trainer_state.json"] if weights_only else [*RESUMABLE, *several]
+    kind = form(names)
+    if kind == DEEPSPEED:
+        return [name for name in wanted if name not in names and name not in _IN_DEEPSPEEDS_FOLDER]
+    if kind == FSDP and names.intersection(_FSDP_OPTIMIZER):
+        names.add("optimizer.pt")
     absent = [name for name in wanted if name not in names]
-    return absent if names.intersection(WEIGHTS) else ["the weights", *absent]
+    return absent if kind == FSDP or names.intersection(WEIGHTS) else ["the weights", *absent]
 
 
 def would_be_read(unlisted: Iterable[str]) -> list[str]:

@@ -21,6 +21,8 @@ _FOR_EVER = timedelta(days=365)
 _LOOK_SECONDS = 0.02
 # An agreement has ended, one way or the other, after this many times the limit of a silent rank.
 _PATIENCE = 3.0
+# A server that is there takes a connection in this time, the look-up of its name included.
+_CONNECTED_SECONDS = 10.0
 
 _trainings = itertools.count()
 
@@ -195,7 +197,7 @@ class Channel:
         client = getattr(self._clients, "one", None)
         try:
             if client is None:
-                client = self._clients.one = self._store.clone()
+                client = self._clients.one = self._connected()
             return use(client)
         except HoldfastError:
             raise
@@ -206,6 +208,25 @@ class Channel:
                 hint="the rank or the agent that serves it has ended",
             )
             raise self._gone from error
+
+    def _connected(self) -> Any:
+        """A client of this thread's own. torch would try for minutes to reach a server that is gone (seen)."""
+        made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+        def connect() -> None:
+            try:
+                made.put(self._store.clone())
+            except RuntimeError as error:
+                made.put(error)
+
+        threading.Thread(target=connect, name="holdfast-connect", daemon=True).start()
+        try:
+            client = made.get(timeout=_CONNECTED_SECONDS)
+        except queue.Empty:
+            raise RuntimeError(f"no connection within {_CONNECTED_SECONDS:g} s") from None
+        if isinstance(client, RuntimeError):
+            raise client
+        return client
 
 
 def joined(seconds: float) -> Channel | None:

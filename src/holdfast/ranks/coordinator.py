@@ -50,6 +50,11 @@ def outcome_key(number: int) -> str:
     return f"outcome/{number}"
 
 
+def ended_key(rank: int) -> str:
+    """Where a rank says that it knows of the end."""
+    return f"ended/{rank}"
+
+
 class Coordinator:
     """Leads the ranks through saves, one after the other.
 
@@ -153,15 +158,25 @@ class Coordinator:
         """Tells all ranks that there will be no more saves."""
         self._channel.put(call_key(self._number + 1), {"end": why})
 
-    def wait_for_the_others(self) -> None:
-        """Waits until all ranks are done with their training, as long as they are heard of."""
-        keys = [f"done/{rank}" for rank in self._channel.others]
+    def wait_until_heard(self, seconds: float) -> None:
+        """Waits until the other ranks know of the end. Where rank 0 serves the store it ends with this process."""
+        until = time.monotonic() + seconds
+        left = set(self._channel.others)
+        while left and time.monotonic() < until:
+            time.sleep(0.01)
+            left = {rank for rank in left if not self._channel.there([ended_key(rank), f"done/{rank}"])}
 
-        def check() -> None:
-            if silent := self._silent():
-                raise RanksError(f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s")
+    def others_are_done(self) -> bool:
+        """Whether all other ranks are done with their training.
 
-        self._channel.wait_for_all(keys, check)
+        Raises:
+            RanksError: One that is not has not been heard of for too long, or the store is gone.
+        """
+        if self._channel.all_there([f"done/{rank}" for rank in self._channel.others]):
+            return True
+        if silent := self._silent():
+            raise RanksError(f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s")
+        return False
 
     def _forget(self, number: int) -> None:
         if number > 0:

@@ -11,7 +11,7 @@ from holdfast.store import files
 
 
 class Journal:
-    """Writes events. It is a record for people and scripts; nothing of Holdfast decides by it, or fails by it."""
+    """Writes events. It is a record for people and scripts; training neither decides by it nor fails by it."""
 
     def __init__(self, path: Path, run: str) -> None:
         self._path = path

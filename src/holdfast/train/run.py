@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from holdfast.engine import Engine
 from holdfast.errors import UnsupportedError
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.model_copy import copy_model
+from holdfast.ranks import launcher
 from holdfast.store.retention import Keep
 from holdfast.train.config import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
@@ -31,24 +34,37 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     config = loaded.config
     if find_spec("trl") is None:
         raise UnsupportedError("holdfast train needs TRL", hint="pip install 'holdfast[trl]'")
+    rank = _join() if launcher.world_size() > 1 else 0
     with Screen() as screen:
-        for notice in loaded.notices:
+        for notice in () if rank else loaded.notices:
             screen.say(notice)
         keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
         with Engine(root, _settings(config), keep, wanted, layout.NAME, screen.say) as engine:
-            _announce(engine, screen)
+            if not rank:
+                _announce(engine, screen)
             trainer = _trainer(config, engine, screen)
             trainer.train()
             screen.step(engine.run.status.now)
             screen.end()
-            _leave_model(trainer, engine, screen)
-        if engine.stop_requested:
+            if not rank:
+                _leave_model(trainer, engine, screen)
+        if engine.stop_requested and not rank:
             saved = engine.exit_code != 1
             screen.say("stopped after a good save" if saved else "stopped, and the last save FAILED: see above")
-            screen.say(f"to go on: holdfast train {path} --resume auto")
+            again = f"holdfast train {path}" if engine.world_size == 1 else "the same command,"
+            screen.say(f"to go on: {again} --resume auto")
         return engine.exit_code
+
+
+def _join() -> int:
+    """Joins the processes that the launcher started; the rank of this one. The trainer goes on with what is set up."""
+    import torch
+    from accelerate import PartialState
+
+    rank: int = PartialState(cpu=not torch.cuda.is_available()).process_index
+    return rank
 
 
 def _settings(config: TrainConfig) -> Settings:
@@ -77,13 +93,27 @@ def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:
     from holdfast.train.progress import Progress
     from holdfast.train.trainer import build
 
-    logging.getLogger("transformers.trainer").setLevel(logging.INFO)  # "***** Running training *****" and its kin
+    if not engine.rank:
+        logging.getLogger("transformers.trainer").setLevel(logging.INFO)  # "***** Running training *****" and its kin
     transformers_logging.disable_default_handler()
     transformers_logging.add_handler(LogToScreen(screen))
     transformers_logging.disable_progress_bar()
-    trainer = build(config, screen.say)
-    trainer.add_callback(Progress(engine.run.status, screen))
+    with _rank_0_first(engine):  # the others find what it prepared of the data
+        trainer = build(config, engine.announce)
+    if not engine.rank:
+        trainer.add_callback(Progress(engine.run.status, screen))
     return attach(trainer, engine=engine, on_stop="return")
+
+
+@contextmanager
+def _rank_0_first(engine: Engine) -> Iterator[None]:
+    if engine.world_size == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        yield
 
 
 def _leave_model(trainer: Any, engine: Engine, screen: Screen) -> None:
