@@ -17,14 +17,16 @@ class Loop:
     Args:
         run: The run directory.
         workers: Data-loading workers.
+        device: Where the model is, and what it is given.
         **changes: Further keywords for the `Checkpointer`.
     """
 
-    def __init__(self, run: Path, workers: int = 0, **changes: Any) -> None:
+    def __init__(self, run: Path, workers: int = 0, device: str = "cpu", **changes: Any) -> None:
         torch.manual_seed(7)
         self.model = torch.nn.Sequential(
             torch.nn.Linear(8, 32), torch.nn.BatchNorm1d(32), torch.nn.Dropout(0.2), torch.nn.Linear(32, 1)
-        )
+        ).to(device)
+        self.device = device
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 500)
         self.ema = torch.optim.swa_utils.AveragedModel(
@@ -51,7 +53,7 @@ class Loop:
 
     def update(self, batch: Any) -> None:
         """One step, up to its boundary."""
-        rows, wanted = batch
+        rows, wanted = (one.to(self.device) for one in batch)
         loss = ((self.model(rows) - wanted) ** 2).mean()
         loss.backward()
         self.in_the_middle()
@@ -66,11 +68,13 @@ class Loop:
         """All that training leaves: weights, moments, the average, and the random state."""
         found = hashlib.sha256()
         for tensor in (*self.model.state_dict().values(), *self.ema.state_dict().values()):
-            found.update(tensor.detach().numpy().tobytes())
+            found.update(tensor.detach().cpu().numpy().tobytes())
         for state in self.optimizer.state_dict()["state"].values():
             for tensor in state.values():
-                found.update(tensor.numpy().tobytes())
+                found.update(tensor.cpu().numpy().tobytes())
         found.update(torch.get_rng_state().numpy().tobytes())
+        if self.device == "cuda":
+            found.update(torch.cuda.get_rng_state().numpy().tobytes())
         return found.hexdigest()
 
 

@@ -20,15 +20,14 @@ from holdfast.run.request import Answer, Request
 from holdfast.service import Service
 from holdfast.snapshot import Snapshots
 
-NEVER = sys.maxsize
-"""A step that training does not come to: nobody knows where all ranks could leave together."""
-
+# A step that training does not come to: nobody knows where all ranks could leave together.
+_NEVER = sys.maxsize
 # A rank that is alive hears of the end in milliseconds.
 _HEARD_SECONDS = 2.0
 
 
 class Leader(Service):
-    """Serves requests for all ranks. Use `lead` before `start`.
+    """Serves requests for all ranks.
 
     Args:
         channel: To the other ranks.
@@ -83,7 +82,10 @@ class Leader(Service):
             # A signal to the whole group comes to each rank: one save serves them all.
             saving.answer_all(self._run, self.last_answer, requests)
             self._conclude(self.last_answer, requests)
-            self._coordinator.answer(self.last_answer, [request.id for request in requests])
+            try:
+                self._coordinator.answer(self.last_answer, [request.id for request in requests])
+            except RanksError as error:
+                self._say(f"the other ranks do not know what became of the save: {error}")
             if not (self._gate.boundary and self._gate.boundary.scheduled):
                 self._gate.open(None)  # shut for these requests; the ranks that would agree on more may have left
             return True
@@ -140,7 +142,7 @@ class Leader(Service):
 
     def _leave(self) -> None:
         if not self._leaves:
-            self._on_stop(NEVER)
+            self._on_stop(_NEVER)
 
     def _snapshot(self, snapshots: Snapshots, boundary: Boundary) -> saving.Snapshot:
         """The ranks' shares together."""

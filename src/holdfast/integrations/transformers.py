@@ -11,7 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.config import Settings, validated
 from holdfast.engine import Engine
-from holdfast.errors import ConfigError, Stopped, UnsupportedError
+from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations import trainer_secrets
 from holdfast.integrations.trainer_faces import Faces
 from holdfast.integrations.trainer_hub import uploads_without_ours
@@ -63,8 +63,6 @@ def attach(
         UnsupportedError: This trainer saves in a way that this version cannot commit.
     """
     _require_supported(trainer)
-    if keep_every is not None and keep_every < 1:
-        raise ConfigError([f"keep_every: {keep_every} is no number of steps"], hint="give a whole number from 1 up")
     settings = validated(
         dynamic_checkpoint=dynamic_checkpoint,
         save_minutes=save_minutes,
@@ -73,6 +71,7 @@ def attach(
         staging_memory=staging_memory,
         rank_timeout_seconds=rank_timeout_seconds,
     )
+    keep = Keep(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
     trainer_secrets.keep(trainer.args)
     inner, push_to_hub = trainer.train, trainer.push_to_hub
 
@@ -89,7 +88,7 @@ def attach(
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
         output = TrainOutput(0, float("nan"), {})
         with (
-            _opened(trainer, settings, keep_every, resume_from_checkpoint, engine) as opened,
+            _opened(trainer, settings, keep, resume_from_checkpoint, engine) as opened,
             interceptors(),
             Faces(trainer, opened),
         ):
@@ -107,12 +106,11 @@ def attach(
 
 @contextmanager
 def _opened(
-    trainer: Trainer, settings: Settings, keep_every: int | None, resume: str | bool | None, given: Engine | None
+    trainer: Trainer, settings: Settings, keep: Keep, resume: str | bool | None, given: Engine | None
 ) -> Iterator[Engine]:
     if given is not None:
         yield given
         return
-    keep = Keep(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
     with Engine(Path(trainer.args.output_dir), settings, keep, resume, layout.NAME, _print) as opened:
         yield opened
 
