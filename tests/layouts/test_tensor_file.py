@@ -72,7 +72,7 @@ def test_complex_numbers_stream_from_the_memory_that_they_are_in() -> None:
     assert isinstance(piece, torch.Tensor) and piece.data_ptr() == tensor.data_ptr()
 
 
-@pytest.mark.filterwarnings("ignore:Sparse C:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse (CS|BS)[RC] tensor support:UserWarning")
 @pytest.mark.parametrize("values", [torch.float32, torch.complex128], ids=str)
 @pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc"])
 def test_sparse_tensors_come_back_sparse(tmp_path: Path, layout: str, values: torch.dtype) -> None:

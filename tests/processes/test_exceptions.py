@@ -118,9 +118,11 @@ def test_a_data_worker_that_is_killed_though_no_stop_was_asked_for_is_an_excepti
     output = output_of(launcher, tmp_path, "a worker", workers=2)
     (saved,) = events(tmp_path / "run", "saved")
     assert FAILS_AFTER < saved["step"] < UNTIL and saved["doors"] == ["exception"]
-    assert events(tmp_path / "run", "end")[-1]["outcome"] == "failed: RuntimeError"
     (outside,) = (one for one in output.splitlines() if one.startswith("outside:"))
-    assert outside.startswith(f"outside: ['checkpoint-{saved['step']}'] RuntimeError | DataLoader worker (pid")
+    # torch says it in its own words where it has reaped the worker by then, and else raises what the broken pipe gave.
+    name, said = outside.removeprefix(f"outside: ['checkpoint-{saved['step']}'] ").split(" | ", 1)
+    assert "DataLoader worker (pid" in said if name == "RuntimeError" else name in ("ConnectionResetError", "EOFError")
+    assert events(tmp_path / "run", "end")[-1]["outcome"] == f"failed: {name}"
     assert goes_on_as_if_nothing_had_been(launcher, tmp_path, workers=2, since=saved["step"])
 
 
