@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+BENCH  := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full check format bench clean
+.PHONY: help demo test test-full test-faults fuzz soak check format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+$(BENCH): $(STAMP)
+	@echo "Setting up those whom the benchmark compares with (once) ..."
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted
 	@$(BIN)/python examples/demo.py
 
@@ -28,6 +34,15 @@ test: $(STAMP) ## every test (two cores: under 15 minutes)
 
 test-full: $(STAMP) ## every test, every cell of the matrix, 200 kills
 	@HOLDFAST_FULL=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-faults: $(STAMP) ## break it in every way of docs/faults.md, also as root with strace, mounts and clocks; writes that page
+	@HOLDFAST_FAULTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -k "test_fault_ or test_security_s" --faults-page docs/faults.md
+
+fuzz: $(STAMP) ## fuzz every parser of what others can write, FUZZ_SECONDS each (60); needs: .venv/bin/pip install atheris
+	@nice -n 19 $(BIN)/python tests/security/fuzz.py --seconds $(or $(FUZZ_SECONDS),60)
+
+soak: $(STAMP) ## an hour of training that is asked, stopped, killed and started again at random, on a disk that fills up (SOAK_MINUTES=60)
+	@HOLDFAST_SOAK_MINUTES=$(or $(SOAK_MINUTES),60) $(BIN)/python -m pytest -q -s tests/soak
 
 check: $(STAMP) ## ruff, ruff format and mypy, all strict
 	@$(BIN)/ruff check .
@@ -38,8 +53,8 @@ format: $(STAMP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## print what a save, a look at the trigger file and a verb cost here
-	@$(BIN)/python -m benchmarks
+bench: $(BENCH) ## measure saves and loads beside those of others; writes benchmarks/results and docs/benchmarks.md
+	@$(BIN)/python -m benchmarks --only save
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache outputs examples/data

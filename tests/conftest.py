@@ -9,6 +9,8 @@ import pytest
 
 from trainings import Launcher, Training
 
+pytest_plugins = ["fault_table"]
+
 # Before torch is loaded: tests fork, and a child of a process that has used OpenMP's threads waits for them for ever.
 # Bits are compared with one thread, too.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 
 from holdfast.capture.state import Part, Stored
-from holdfast.layouts import native
+from holdfast.layouts import native, native_reading
 from holdfast.layouts.tensor_file import Image
+from holdfast.store.manifest import File
 
 
 def content(image: Image) -> bytes:
@@ -35,7 +37,28 @@ def save_recorded(parts: Sequence[Part], recorded: Sequence[Any], directory: Pat
     for image in native.images(held, {}):
         (directory / image.path).write_bytes(content(image))
         assert (directory / image.path).stat().st_size == image.size
-    return native.read(directory)[0]
+    return read(directory)[0]
+
+
+def read(
+    directory: Path,
+    paths: Iterable[str] | None = None,
+    *,
+    tensors: native.Tensors | None = None,
+    through_cache: bool = False,
+    **what: Any,
+) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """Reads files of the native layout, those that are named or all, whatever has become of them since."""
+    found = [path.name for path in directory.iterdir()] if paths is None else paths
+    with native_reading.opened(directory, [listed(directory, path) for path in found], tensors or {}, **what) as it:
+        it.read(through_cache=through_cache)
+    return it.stored, it.extra
+
+
+def listed(directory: Path, path: str) -> File:
+    """What a manifest would say of a file as it is now."""
+    data = (directory / path).read_bytes() if (directory / path).is_file() else b""
+    return File(path, len(data), xxhash.xxh3_128_hexdigest(data))
 
 
 def move(old: Sequence[Part], new: Iterable[Part], directory: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """What several tests share: real processes, real small checkpoints, and processes that die half-way."""
 
+import errno
 import itertools
 import os
 import select
@@ -16,6 +17,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import settings
 
+from failing_disk import CHANGES, FailingDisk, Fate, fails_with, is_cut_short
 from holdfast.cli.app import main
 from holdfast.store import catalog, commit, digest, files
 from holdfast.store.manifest import Manifest
@@ -197,58 +199,13 @@ def succeeds_in_child(action: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-# Every operation that changes what is on the disk. The commit core makes no change by any other.
-_CHANGES = ("write", "fsync", "rename", "unlink", "rmdir", "mkdir", "chmod", "fchmod")
-
-
-class _Countdown:
-    """Counts operations on the disk, and has the last of them meet its fate."""
-
-    def __init__(self, left: int, fate: str) -> None:
-        self.left = left
-        self.fate = fate
-
-    def install(self) -> None:
-        for name in _CHANGES:
-            setattr(os, name, self._wrapped(getattr(os, name), name))
-        files.rename_new = self._wrapped(files.rename_new, "rename_new")
-        os.open = self._wrapped_open(os.open)
-
-    def _wrapped(self, real: Callable[..., Any], name: str) -> Callable[..., Any]:
-        def operation(*args: Any, **kwargs: Any) -> Any:
-            if self._due():
-                if name == "write" and self.fate == "kill":
-                    real(args[0], bytes(args[1])[: len(args[1]) // 2])  # torn in the middle
-                self._meet_fate()
-            return real(*args, **kwargs)
-
-        return operation
-
-    def _wrapped_open(self, real: Callable[..., int]) -> Callable[..., int]:
-        def operation(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-            if flags & os.O_CREAT and self._due():
-                self._meet_fate()
-            return real(path, flags, *args, **kwargs)
-
-        return operation
-
-    def _due(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-    def _meet_fate(self) -> None:
-        if self.fate == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        raise OSError(5, "Input/output error")
-
-
 def dies_at(count: int, action: Callable[[], object]) -> bool:
     """Runs an action in a child that SIGKILL ends right before its count-th change to the disk.
 
     Returns:
         Whether the action was cut off; False where it came to its end before that.
     """
-    return _in_child(count, "kill", action) == -signal.SIGKILL
+    return _in_child(count, _die, action) == -signal.SIGKILL
 
 
 def meets_error_at(count: int, action: Callable[[], object]) -> bool:
@@ -257,18 +214,18 @@ def meets_error_at(count: int, action: Callable[[], object]) -> bool:
     Returns:
         Whether there was such an operation. The action must not raise, error or not.
     """
-    return _in_child(count, "error", action) == 1
+    return _in_child(count, fails_with(errno.EIO), action) == 1
 
 
-def _in_child(count: int, fate: str, action: Callable[[], object]) -> int:
+def _in_child(count: int, fate: Fate, action: Callable[[], object]) -> int:
     child = os.fork()
     if child == 0:
         code = 99
         try:
-            countdown = _Countdown(count, fate)
-            countdown.install()
+            disk = FailingDisk(CHANGES, count, fate)
+            disk.install(pytest.MonkeyPatch())
             action()
-            code = 1 if countdown.left <= 0 else 0
+            code = 1 if disk.failed else 0
         except BaseException as error:  # noqa: BLE001 - the child ends here, whatever happens
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
         finally:
@@ -276,6 +233,15 @@ def _in_child(count: int, fate: str, action: Callable[[], object]) -> int:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code != 99, f"the action raised at operation {count}"
     return code
+
+
+def _die(real: Callable[..., Any], args: tuple[Any, ...]) -> NoReturn:
+    """SIGKILL comes; a write is torn in the middle."""
+    with suppress(OSError, IndexError, TypeError):
+        if real.__name__.endswith("write"):
+            is_cut_short(real, args)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("SIGKILL ends a process at once")
 
 
 def every_crash(directory: Path, prepare: Callable[[Path], object], action: Callable[[Path], object]) -> Iterator[Path]:

@@ -41,7 +41,8 @@ def test_a_save_in_the_middle_of_a_step_holds_the_last_boundary(tmp_path: Path) 
             loop.update(batch)
 
 
-def test_many_saves_change_no_bit(tmp_path: Path) -> None:
+def test_fault_23_many_saves_change_no_bit(tmp_path: Path) -> None:
+    """150 steps with a save asked for every twentieth of a second, against the same steps with none."""
     quiet = train(tmp_path / "quiet", 150)
     loop = Loop(tmp_path / "busy")
     ended = threading.Event()
@@ -64,7 +65,8 @@ def test_many_saves_change_no_bit(tmp_path: Path) -> None:
     assert (loop.losses, loop.digest()) == (quiet.losses, quiet.digest())
 
 
-def test_a_hundred_requests_at_once_are_one_or_two_saves_and_all_get_the_answer(tmp_path: Path) -> None:
+def test_fault_22_a_hundred_requests_at_once_are_one_or_two_saves_and_all_get_the_answer(tmp_path: Path) -> None:
+    """A hundred requests from Python between two steps."""
     loop = Loop(tmp_path / "run")
     with loop.ckpt:
         for batch in loop.ckpt.batches(until=3):
@@ -139,7 +141,10 @@ WRITERS = [
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
-def test_what_is_written_past_the_gate_is_never_published(tmp_path: Path, write: Callable[[Loop], None]) -> None:
+def test_fault_23_47_what_is_written_past_the_gate_is_never_published(
+    tmp_path: Path, write: Callable[[Loop], None]
+) -> None:
+    """In the middle of a step weights are swapped or written to, as an evaluation of averaged weights does."""
     loop = Loop(tmp_path / "run")
     boundaries: dict[int, dict[str, torch.Tensor]] = {}
     ticket = None
@@ -248,7 +253,8 @@ def test_waiting_in_the_middle_of_an_update_is_refused(tmp_path: Path) -> None:
             loop.ckpt.save(wait=True)
 
 
-def test_a_step_in_the_middle_of_an_accumulation_is_refused(tmp_path: Path) -> None:
+def test_fault_47_a_step_in_the_middle_of_an_accumulation_is_refused(tmp_path: Path) -> None:
+    """step() is called when gradients are there and no optimizer has used them."""
     loop = Loop(tmp_path / "run", save_on_exception=False)
     with pytest.raises(PartialAccumulationError, match="no optimizer has taken its step"), loop.ckpt:
         for rows, _ in loop.ckpt.batches(until=3):
@@ -274,7 +280,8 @@ def test_accumulation_gives_lists_and_resumes_exactly(tmp_path: Path) -> None:
     assert run(tmp_path / "cut", 11).digest() == whole.digest()
 
 
-def test_a_changed_model_is_a_named_mismatch_and_nothing_is_changed(tmp_path: Path) -> None:
+def test_fault_44_a_changed_model_is_a_named_mismatch_and_nothing_is_changed(tmp_path: Path) -> None:
+    """A run is resumed with a model of other shapes."""
     train(tmp_path / "run", 3, save_steps=3)
     layer = torch.nn.Linear(8, 16)
     other = torch.nn.Sequential(layer)

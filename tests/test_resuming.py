@@ -46,7 +46,10 @@ def test_nothing_is_chosen_when_nothing_is_wanted_and_what_is_there_is_mentioned
 
 
 @pytest.mark.parametrize("wanted", ["auto", True])
-def test_the_newest_commit_is_chosen_not_the_highest_step(tmp_path: Path, told: Told, wanted: str | bool) -> None:
+def test_fault_18_the_newest_commit_is_chosen_not_the_highest_step(
+    tmp_path: Path, told: Told, wanted: str | bool
+) -> None:
+    """A checkpoint of a higher step lies beside a newer commit."""
     for step in (100, 150, 120):
         commit_checkpoint(tmp_path, step)
     found = choose(tmp_path, wanted, "transformers", told)
@@ -64,9 +67,10 @@ def test_auto_starts_from_zero_where_there_is_nothing_and_true_does_not(tmp_path
 
 @WHICH
 @pytest.mark.parametrize("wanted", ["auto", True])
-def test_what_cannot_be_resumed_from_is_skipped_by_name_and_reason(
+def test_fault_15_16_what_cannot_be_resumed_from_is_skipped_by_name_and_reason(
     tmp_path: Path, told: Told, exhibit: Exhibit, wanted: str | bool
 ) -> None:
+    """Every exhibit of the museum of damage as the newest checkpoint of a run."""
     commit_checkpoint(tmp_path, 5)
     exhibit.in_a_run(tmp_path)
     assert chosen_step(choose(tmp_path, wanted, "transformers", told)) == 5

@@ -18,6 +18,7 @@ class SlowTraining:
     nothing_new = None
     stop_saved = None
     may_be_alone = False
+    unsaved = ""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
@@ -49,6 +50,7 @@ def stopping(training: SlowTraining) -> Iterator[Stopping]:
     yield made
     training.disk.set()
     made.stop()
+    made.over()
 
 
 def test_a_workers_death_is_the_stop_only_when_its_request_waits(training: SlowTraining, stopping: Stopping) -> None:

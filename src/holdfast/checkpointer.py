@@ -14,10 +14,11 @@ from holdfast.capture.data_position import DataPosition
 from holdfast.capture.state import parts_of
 from holdfast.config import validated
 from holdfast.engine import Engine
-from holdfast.errors import ConfigError, HoldfastError, PartialAccumulationError, Stopped
+from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError, Stopped
 from holdfast.layouts import native
 from holdfast.loading import load_into
 from holdfast.loop_state import LoopState
+from holdfast.resuming import Chosen
 from holdfast.run.request import Request, clean_label
 from holdfast.store.retention import Keep
 from holdfast.ticket import Ticket
@@ -57,6 +58,11 @@ class Checkpointer:
         staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
             is free.
         rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
+        save_rate_limit: The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk
+            takes. Training that waits for a save, and a stop, do not wait for the limit.
+        save_io_priority: The priority of saves at the disk, as `ionice` has it: `low` is the last of its best-effort
+            class, `idle` its idle class. It works where writes pass the page cache by and the disk's scheduler knows
+            priorities (BFQ does).
         **parts: What is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module, optimizer, random
             generator, or object with `state_dict` and `load_state_dict`.
 
@@ -85,6 +91,8 @@ class Checkpointer:
         stop_grace_seconds: float = 25.0,
         staging_memory: int | str | None = None,
         rank_timeout_seconds: float = 30.0,
+        save_rate_limit: int | str | None = None,
+        save_io_priority: Literal["normal", "low", "idle"] = "normal",
         **parts: Any,
     ) -> None:
         settings = validated(
@@ -94,6 +102,8 @@ class Checkpointer:
             stop_grace_seconds=stop_grace_seconds,
             staging_memory=staging_memory,
             rank_timeout_seconds=rank_timeout_seconds,
+            save_rate_limit=save_rate_limit,
+            save_io_priority=save_io_priority,
         )
         if save_steps is not None and save_steps < 1:
             raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
@@ -154,14 +164,13 @@ class Checkpointer:
             The step to go on from; 0 at the beginning.
 
         Raises:
-            CheckpointError: The checkpoint does not fit the parts. Nothing was changed.
+            CheckpointError: The checkpoint does not fit the parts, and nothing was changed. Or it is damaged, there is
+                no other, and what the parts hold now is worth nothing.
         """
         if self._step is not None:
             raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
         chosen = self._engine.chosen
-        step = 0
-        if chosen is not None:
-            step = load_into(self._state, chosen, strict=self._strict, replay=self._replay, say=self._engine.announce)
+        step = 0 if chosen is None else self._load(chosen)
         self._step = step
         self._parameters = self._state.parameters()
         self._engine.begin(self._state, step, self._until)
@@ -242,6 +251,15 @@ class Checkpointer:
         if wait:
             ticket.wait()
         return ticket
+
+    def _load(self, chosen: Chosen) -> int:
+        engine, how = self._engine, {"strict": self._strict, "replay": self._replay}
+        while True:
+            try:
+                return load_into(self._state, chosen, **how, say=engine.announce, settle=engine.has_read)
+            except DamagedCheckpointError as error:
+                chosen = engine.fall_back(error)
+                self._state.spare(chosen.path)
 
     def _require_an_update(self) -> None:
         if self._engine.gate.updating or self._scales:

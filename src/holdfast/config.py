@@ -1,7 +1,7 @@
 """The settings that ask for saves and keep them, validated. `docs/configuration.md` describes each for a user."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -71,7 +71,13 @@ class Settings(BaseModel):
     staging_memory: int | None = Field(default=None, ge=0)
     """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
 
-    @field_validator("staging_memory", mode="before")
+    save_rate_limit: int | None = Field(default=None, gt=0)
+    """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes."""
+
+    save_io_priority: Literal["normal", "low", "idle"] = "normal"
+    """The priority of saves at the disk, as `ionice` has it: the last of its best-effort class, or its idle class."""
+
+    @field_validator("staging_memory", "save_rate_limit", mode="before")
     @classmethod
     def _bytes(cls, value: object) -> object:
         return as_bytes(value)

@@ -7,19 +7,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from holdfast import opening
+from holdfast import opening, resuming
 from holdfast.capture.boundary import Boundary
-from holdfast.capture.gate import Gate, OptimizerHook
+from holdfast.capture.gate import Gate
+from holdfast.capture.optimizer_hook import OptimizerHook
+from holdfast.capture.pace import Pace
 from holdfast.capture.reserve import Reserve
 from holdfast.config import Settings
 from holdfast.doors.reception import Reception
 from holdfast.doors.schedule import Minutes
-from holdfast.errors import HoldfastError
+from holdfast.errors import DamagedCheckpointError, HoldfastError
 from holdfast.leader import Leader
 from holdfast.member import Member
 from holdfast.ranks.beat import LEFT, Beat
 from holdfast.ranks.channel import joined
 from holdfast.ranks.roll import Roll
+from holdfast.resuming import Chosen
 from holdfast.run.request import Answer, Request
 from holdfast.service import Service
 from holdfast.snapshot import Snapshots, Subject
@@ -63,6 +66,7 @@ class Engine:
         else:
             opened = opening.follow(self.channel, output_dir)
         self.run, self.chosen = opened.run, opened.chosen
+        self._resume, self._layout, self._tried = resume, layout, 0
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self.gate = Gate(self._wake)
         self._stopping = Stopping(self, settings.stop_grace_seconds)
@@ -90,7 +94,7 @@ class Engine:
             return
         reception = Reception(self.run, self.settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
         self._reception = reception
-        served = (self.run, self.gate, reception, keep, self.say, self._on_stop)
+        served = (self.run, self.gate, reception, keep, self.say, self._on_stop, lambda: self._stopping.seconds_left)
         if self.channel is None:
             self._service = Service(*served)
             return
@@ -130,6 +134,7 @@ class Engine:
             self._hook.remove()
         outcome = f"failed: {kind.__name__}" if kind and failed else "stopped" if self.stop_requested else "finished"
         self.run.close(outcome, 1 if failed else self.exit_code)
+        self._stopping.over()
         return is_stop
 
     @property
@@ -143,6 +148,16 @@ class Engine:
     def stop_saved(self) -> bool | None:
         """Whether the save of the stop succeeded; None as long as there is no answer."""
         return self._service.stop_saved
+
+    @property
+    def unsaved(self) -> str:
+        """What is lost if the process ends now, in words; empty where nothing is."""
+        boundary = self.gate.boundary
+        if self.rank or boundary is None or self._service.has_saved(boundary):
+            return ""
+        last = self.run.status.now.last_checkpoint
+        there = f"that of step {last['step']}" if last else "none of this start"
+        return f"step {boundary.step} was not saved; the last checkpoint is {there}"
 
     @property
     def last_answer(self) -> Answer | None:
@@ -161,6 +176,29 @@ class Engine:
         """Whether the stop was a Ctrl+C: somebody sits there and wants the model."""
         return self.stop_requested and self._stopping.interrupted_at is not None
 
+    def has_read(self, failure: Exception | None) -> None:
+        """Returns when all ranks have read the checkpoint. Raises what has become of it in any, the failure first."""
+        opening.all_have_read(self.channel, self._tried, failure)
+
+    def fall_back(self, damaged: DamagedCheckpointError) -> Chosen:
+        """Takes an older checkpoint, in all ranks alike, because the one that was read is damaged.
+
+        Raises:
+            CheckpointError: No other will do.
+        """
+        chosen, root = self.chosen, self.run.root
+        assert chosen is not None
+        problems = damaged.problems or [str(damaged)]
+        self.chosen = opening.fall_back(
+            self.channel,
+            self._tried,
+            lambda: resuming.fall_back(chosen, problems, root, self._resume, self._layout, self.say),
+        )
+        self._tried += 1
+        if self.chosen.manifest is not None:
+            self.run.go_on_from(self.chosen.manifest.attempt)
+        return self.chosen
+
     def begin(self, subject: Subject, step: int, max_steps: int) -> None:
         """Training begins.
 
@@ -172,7 +210,8 @@ class Engine:
         reserve = Reserve(self.settings.staging_memory)
         self._subject = subject
         self._training_thread = threading.current_thread()
-        self._snapshots = Snapshots(subject, self.gate, reserve.pool)
+        pace = Pace(self.settings.save_rate_limit, self.settings.save_io_priority)
+        self._snapshots = Snapshots(subject, self.gate, reserve.pool, pace)
         self._hook = OptimizerHook(self.gate, subject.parameters())
         self.run.status.beat(step)
         self.run.status.update(phase="training", max_steps=max_steps, staging_bytes=reserve.pool.bytes)

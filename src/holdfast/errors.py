@@ -103,15 +103,18 @@ class TornError(SaveError):
 
     Args:
         names: The tensors that were seen to change.
+        at_rest: Whether training stood still meanwhile, so that another try would end alike. None: whoever reads the
+            state knows.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], at_rest: bool | None = None) -> None:
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         super().__init__(
             f"{shown}: written outside the optimizer's step, while the last boundary was to be saved",
             hint="put such writes before step(), or into: with checkpointer.update():",
         )
         self.names = tuple(names)
+        self.at_rest = at_rest
 
 
 class PartialAccumulationError(HoldfastError):

@@ -151,7 +151,7 @@ class Leader(Service):
         others: list[Mapping[str, Any]] = []
 
         def write(directory: Path) -> Mapping[str, str]:
-            self._coordinator.stage(directory.name)
+            self._coordinator.stage(directory.name, snapshots.common(boundary))
             known = own.write(directory)
             records = self._coordinator.gather()
             pieces.extend([own.tensors(), *(record.tensors for record in records)])

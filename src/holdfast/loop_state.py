@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from holdfast.capture import random_state, readable
+from holdfast.capture import own_buffers, random_state, readable
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.cutting import Image
 from holdfast.capture.data_position import DataPosition
 from holdfast.capture.model_part import ModelPart
 from holdfast.capture.optimizer_part import OptimizerPart
 from holdfast.capture.shard import Place, local_of, place_of, written_by
 from holdfast.capture.state import Part, Stored
-from holdfast.capture.stream import Image
 from holdfast.layouts import native
 
 
@@ -49,6 +49,8 @@ class LoopState:
         self._spared = spared
         # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
         self._held: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._is_local = False
+        self._bytes = 0
         self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
 
     def parameters(self) -> list[torch.Tensor]:
@@ -62,12 +64,25 @@ class LoopState:
     def live(self) -> dict[str, torch.Tensor]:
         """All tensors that stand still between updates, by `part.name`: what this process has of them."""
         self._held = {part.name: part.live() for part in self.parts}
-        return {f"{part}.{name}": local_of(one) for part, held in self._held.items() for name, one in held.items()}
+        held = [(f"{part}.{name}", one) for part, held in self._held.items() for name, one in held.items()]
+        found = {name: local_of(one) for name, one in held}
+        # Both are asked for at every save, and take milliseconds where there are many tensors.
+        self._is_local = all(found[name] is one for name, one in held)
+        self._bytes = sum(tensor.nbytes for tensor in found.values() if tensor.layout == torch.strided)
+        return found
 
     def place(self, part: str, name: str, shape: tuple[int, ...]) -> Place | None:
         """Which range of a whole tensor of a checkpoint this process needs; None where it needs all."""
         found = next((one for one in self.parts if one.name == part), None)
         return None if found is None else found.place(name, shape)
+
+    def memory(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """The live memory that tensors of a checkpoint may be read into, by part and name."""
+        return {part.name: part.memory() for part in self.parts}
+
+    def spare(self, path: Path) -> None:
+        """Has retention spare another checkpoint than before: the one that was resumed from in the end."""
+        self._spared = [path]
 
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still."""
@@ -91,6 +106,11 @@ class LoopState:
         """Nothing: the layout's own files hold all of it."""
         return {}
 
+    def common(self, recorded: Any) -> Mapping[str, Any]:
+        """Digests of the buffers that rank 0 writes."""
+        models = self._buffers(recorded)
+        return {name: own_buffers.digests(buffers) for name, buffers in models.items()}
+
     def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The files to be, of this process."""
         records, random, data = boundary.recorded
@@ -100,7 +120,7 @@ class LoopState:
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(data)
-        return native.images(self._written, extra, self.rank, self.world_size)
+        return native.images(self._written, extra, self.rank, self.world_size, self._own_buffers(boundary))
 
     def pieces(self) -> Mapping[str, Any]:
         """What those files hold of whole tensors, where several processes write them."""
@@ -114,12 +134,28 @@ class LoopState:
 
     def estimate(self) -> int:
         """The bytes of the tensors that this process has, and some for the rest."""
-        local = (local_of(one) for held in self._held.values() for one in held.values())
-        return sum(tensor.nbytes for tensor in local if tensor.layout == torch.strided) + (1 << 20)
+        return self._bytes + (1 << 20)
+
+    def _buffers(self, recorded: Any) -> dict[str, dict[str, torch.Tensor]]:
+        """The buffers of each model that may change, as of a boundary."""
+        pairs = zip(self.parts, recorded[0], strict=True)
+        return {part.name: part.buffers(record) for part, record in pairs if isinstance(part, ModelPart)}
+
+    def _own_buffers(self, boundary: Boundary) -> dict[str, dict[str, torch.Tensor]]:
+        """Those of which this process has other values than rank 0."""
+        found = {}
+        for name, buffers in self._buffers(boundary.recorded).items() if self.rank else ():
+            common, held = boundary.common.get(name, {}), self._held[name]
+            # Large ones that were seen to change in rank 0, and were not here.
+            still = {key: local_of(held[key]) for key in common.keys() & held.keys() - buffers.keys()}
+            found[name] = own_buffers.differing({**buffers, **still}, common)
+        return found
 
     def _own(self, part: Part) -> Mapping[str, torch.Tensor]:
         """What this process writes of a part. All of them have the models and optimizers alike, or shards of them."""
         held = self._held[part.name]
+        if self.world_size == 1 and self._is_local:
+            return held
         shared = held if isinstance(part, OptimizerPart) else {}
         if isinstance(part, ModelPart):
             # Each process finds out by itself which large buffers stand still, so they may disagree about those.

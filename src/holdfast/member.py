@@ -182,7 +182,8 @@ class Member:
         return over
 
     def _give(self, number: int, boundary: Boundary | None) -> None:
-        staged = self._channel.get(stage_key(number), _LONGEST_SECONDS)["directory"]
+        told = self._channel.get(stage_key(number), _LONGEST_SECONDS)
+        staged = told["directory"]
         if staged is None:
             return
         if boundary is None:
@@ -190,7 +191,7 @@ class Member:
         elif not names.is_staging(staged):
             record = Record(error=f"{staged!r} is no staging directory")
         else:
-            record = self._write(boundary, self._run.root / staged)
+            record = self._write(replace(boundary, common=told["common"]), self._run.root / staged)
         self._channel.put(record_key(number, self._channel.rank), asdict(record))
 
     def _write(self, boundary: Boundary, directory: Path) -> Record:
@@ -205,9 +206,11 @@ class Member:
             snapshot = snapshots.of(boundary)
             sealed = commit.seal_files(directory, snapshot.write(directory), digest.of_descriptor)
         except TornError as torn:
+            at_rest = self._gate.only_when_parked
             self._useless = boundary.number
-            self.stand_still(str(torn))
-            return Record(torn=torn.names)
+            if not at_rest:
+                self.stand_still(str(torn))
+            return Record(torn=torn.names, at_rest=at_rest)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this save and not the training
             return Record(error=str(error) or type(error).__name__)
         written = sum(file.size for file in sealed)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import HoldfastError, RanksError
+from holdfast.errors import DamagedCheckpointError, HoldfastError, RanksError
 from holdfast.ranks.channel import Channel
 from holdfast.resuming import Chosen, choose
 from holdfast.run.lease import Holder
@@ -49,19 +49,11 @@ def lead(channel: Channel, root: Path, resume: str | bool | None, layout: str, s
     try:
         opened = alone(root, resume, layout, say)
     except HoldfastError as error:
-        channel.put("start", {"error": str(error), "hint": error.hint, "exit_code": error.exit_code})
+        channel.put("start", _told_of_error(error))
         _wait_until_heard(channel)
         raise
-    chosen, manifest = opened.chosen, opened.chosen.manifest if opened.chosen else None
-    channel.put(
-        "start",
-        {
-            "holder": asdict(opened.run.lease.holder),
-            "parent": opened.run.parent,
-            "checkpoint": None if chosen is None else str(chosen.path),
-            "sha256": None if manifest is None else manifest.sha256,
-        },
-    )
+    holder = asdict(opened.run.lease.holder)
+    channel.put("start", {"holder": holder, "parent": opened.run.parent, **_told_of(opened.chosen)})
     answers = [channel.get(f"ready/{rank}", _LONGEST_SECONDS) for rank in channel.others]
     problems = [answer for answer in answers if answer]
     channel.put("go", problems)
@@ -96,6 +88,85 @@ def follow(channel: Channel, root: Path) -> Opened:
     return opened
 
 
+def all_have_read(channel: Channel | None, number: int, failure: Exception | None) -> None:
+    """Returns when every rank has read its part of the checkpoint, and it is what was written.
+
+    Args:
+        channel: Between the ranks; None where there is one process.
+        number: How many checkpoints were tried before.
+        failure: What has become of it here.
+
+    Raises:
+        DamagedCheckpointError: What some rank read is not what was written.
+        RanksError: Another rank has failed otherwise.
+        Exception: The failure.
+    """
+    if channel is None:
+        if failure is not None:
+            raise failure
+        return
+    damaged = (failure.problems or [str(failure)]) if isinstance(failure, DamagedCheckpointError) else []
+    failed = "" if failure is None or damaged else f"rank {channel.rank}: {failure}"
+    answers = _told_by_all(channel, f"read/{number}", {"damaged": damaged, "failed": failed})
+    if errors := [answer["failed"] for answer in answers if answer["failed"]]:
+        _hear_of_the_end(channel)
+        raise failure if failed and failure is not None else RanksError("\n".join(errors))
+    if problems := list(dict.fromkeys(problem for answer in answers for problem in answer["damaged"])):
+        raise DamagedCheckpointError("; ".join(problems), problems)
+
+
+def fall_back(channel: Channel | None, number: int, take: Callable[[], Chosen]) -> Chosen:
+    """Has all ranks take another checkpoint, when the one that they read is damaged.
+
+    Args:
+        channel: Between the ranks; None where there is one process.
+        number: How many checkpoints were tried before.
+        take: Finds the other. Rank 0 alone calls it.
+
+    Raises:
+        CheckpointError: There is no other.
+        RanksError: Rank 0 has found none, or a rank does not see it.
+    """
+    if channel is None:
+        return take()
+    told: dict[str, Any] = {}
+    problem, found, failure = "", None, None
+    if channel.rank == 0:
+        try:
+            found = take()
+            told = _told_of(found)
+        except HoldfastError as error:
+            told, failure = _told_of_error(error), error
+        channel.put(f"instead/{number}", told)
+    else:
+        told = channel.get(f"instead/{number}", _LONGEST_SECONDS)
+        try:
+            found = None if "error" in told else _seen(channel.rank, told)
+        except HoldfastError as error:
+            problem = f"{error} ({error.hint})" if error.hint else str(error)
+    problems = [answer for answer in _told_by_all(channel, f"seen/{number}", problem) if answer]
+    if found is not None and not problems:
+        return found
+    _hear_of_the_end(channel)
+    raise failure or (_of_rank_0(told) if "error" in told else RanksError("\n".join(problems)))
+
+
+def _told_by_all(channel: Channel, key: str, mine: Any) -> list[Any]:
+    """What each rank tells under a key, in their order."""
+    channel.put(f"{key}/{channel.rank}", mine)
+    if channel.rank == 0:
+        channel.put(key, [channel.get(f"{key}/{rank}", _LONGEST_SECONDS) for rank in range(channel.size)])
+    found: list[Any] = channel.get(key, _LONGEST_SECONDS)
+    return found
+
+
+def _hear_of_the_end(channel: Channel) -> None:
+    if channel.rank:
+        channel.put(f"heard/{channel.rank}", True)
+    else:
+        _wait_until_heard(channel)
+
+
 def _wait_until_heard(channel: Channel) -> None:
     """Rank 0 may be the one that serves the store: it does not end before the others know why."""
     for rank in channel.others:
@@ -105,8 +176,11 @@ def _wait_until_heard(channel: Channel) -> None:
 
 def _same(rank: int, root: Path, told: dict[str, Any]) -> Opened:
     run = Run.join(root, Holder(**told["holder"]), told["parent"], rank)
-    if told["checkpoint"] is None:
-        return Opened(run, None)
+    return Opened(run, None if told["checkpoint"] is None else _seen(rank, told))
+
+
+def _seen(rank: int, told: dict[str, Any]) -> Chosen:
+    """The checkpoint that rank 0 has told of, as this rank sees it."""
     path = Path(told["checkpoint"])
     entry = catalog.read(path) if path.is_dir() else None
     seen = entry.manifest.sha256 if entry is not None and entry.manifest is not None else None
@@ -115,7 +189,19 @@ def _same(rank: int, root: Path, told: dict[str, Any]) -> Opened:
             f"rank {rank} on {socket.gethostname()} (process {os.getpid()}) does not see {path} as rank 0 sees it",
             hint="all ranks must see the same storage under the same path",
         )
-    return Opened(run, Chosen(path, entry.manifest))
+    return Chosen(path, entry.manifest)
+
+
+def _told_of(chosen: Chosen | None) -> dict[str, Any]:
+    manifest = chosen.manifest if chosen is not None else None
+    return {
+        "checkpoint": None if chosen is None else str(chosen.path),
+        "sha256": None if manifest is None else manifest.sha256,
+    }
+
+
+def _told_of_error(error: HoldfastError) -> dict[str, Any]:
+    return {"error": str(error), "hint": error.hint, "exit_code": error.exit_code}
 
 
 def _of_rank_0(told: dict[str, Any]) -> RanksError:

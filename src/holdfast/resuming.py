@@ -1,7 +1,7 @@
 """Which checkpoint a training goes on from. To be read from top to bottom."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpoin
 from holdfast.layouts import native, transformers
 from holdfast.store import catalog
 from holdfast.store.manifest import Manifest
+from holdfast.store.names import shown
 from holdfast.store.verify import Report, verify
 
 Say = Callable[[str], None]
@@ -17,12 +18,23 @@ Say = Callable[[str], None]
 _SAFE_TORCH = (2, 10)
 
 
+_HALF_READ = "what this process holds may be overwritten in part, and is no state to train from"
+_TAKE_ANOTHER = "resume from another one: resume_from_checkpoint: auto takes the newest good one"
+
+
 @dataclass(frozen=True)
 class Chosen:
-    """The checkpoint to go on from. `manifest` is None for one that plain transformers made."""
+    """The checkpoint to go on from. `manifest` is None for one that plain transformers made.
+
+    Args:
+        path: Where it is.
+        manifest: What it is.
+        passed_over: Newer ones that were not taken, and what was said of them.
+    """
 
     path: Path
     manifest: Manifest | None
+    passed_over: tuple[Path, ...] = field(default=(), compare=False)
 
     def continues(self, root: Path) -> str | None:
         """The identity of the run that goes on in `root`; None where the checkpoint is from elsewhere."""
@@ -52,8 +64,38 @@ def choose(root: Path, wanted: str | bool | None, layout: str, say: Say) -> Chos
     return _named(Path(wanted).expanduser().resolve(), layout, say)  # a link to a checkpoint is a way to name it
 
 
-def _newest_good(root: Path, layout: str, say: Say, *, required: bool) -> Chosen | None:
-    found = catalog.entries(root) if root.is_dir() else []
+def fall_back(
+    chosen: Chosen, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: str, say: Say
+) -> Chosen:
+    """Finds another checkpoint, after the one that was chosen turned out to be damaged while it was read.
+
+    Args:
+        chosen: That one.
+        problems: What is wrong with it.
+        root: The run directory.
+        wanted: What was asked for, as for `choose`.
+        layout: The layout that this training reads.
+        say: Prints a line for the user.
+
+    Raises:
+        NoCheckpointError: There is no other.
+        DamagedCheckpointError: It was named, so that no other will do.
+    """
+    if wanted is not True and wanted != "auto":
+        raise _refused(chosen.path, problems, f"{_HALF_READ}; {_TAKE_ANOTHER}")
+    say(f"skipped {chosen.path.name}: {'; '.join(problems)}")
+    try:
+        found = _newest_good(root, layout, say, required=True, passed_over=(*chosen.passed_over, chosen.path))
+    except NoCheckpointError as error:
+        raise NoCheckpointError(f"{error}; {_HALF_READ}", hint=error.hint) from error
+    assert found is not None
+    return found
+
+
+def _newest_good(
+    root: Path, layout: str, say: Say, *, required: bool, passed_over: tuple[Path, ...] = ()
+) -> Chosen | None:
+    found = _entries(root)
     if not found:
         if required:
             raise NoCheckpointError(
@@ -62,20 +104,27 @@ def _newest_good(root: Path, layout: str, say: Say, *, required: bool) -> Chosen
             )
         say(f"no checkpoint in {root} yet: starting from zero")
         return None
-    skipped = []
+    skipped = list(passed_over)
     # What has no manifest has no place in the order either, and could be the newest: it is named, whatever is chosen.
     for entry in sorted(found, key=lambda entry: entry.manifest is not None):
-        report = verify(entry.path)
+        if entry.path in passed_over:
+            continue
+        if entry.stranger is not None:
+            say(f"skipped {entry.path.name}: of another user (uid {entry.stranger}): name it to resume from it")
+            skipped.append(entry.path)
+            continue
+        report = _look(entry.path, layout)
         problems = problems_of(report, layout)
         if not problems and entry.manifest is not None:
             for notice in report.notices:
                 say(f"{entry.path.name}: {notice}")
-            return Chosen(entry.path, entry.manifest)
+            return Chosen(entry.path, entry.manifest, tuple(skipped))
         reason = "made by plain transformers: name it to resume from it" if entry.foreign else "; ".join(problems)
         say(f"skipped {entry.path.name}: {reason}")
-        skipped.append(entry.path.name)
+        skipped.append(entry.path)
+    named = ", ".join(path.name for path in skipped)
     raise NoCheckpointError(
-        f"none of the {len(skipped)} checkpoints in {root} can be resumed from: {', '.join(skipped)}",
+        f"none of the {len(skipped)} checkpoints in {root} can be resumed from: {named}",
         hint=f"look with: holdfast verify {root}; to start from zero all the same, choose another output_dir",
     )
 
@@ -86,18 +135,26 @@ def _named(path: Path, layout: str, say: Say) -> Chosen:
     entry = catalog.read(path)
     if entry.foreign and layout == transformers.NAME:
         _require_safe_torch(path)
+        _require_no_pickles(path)
         say(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
         return Chosen(path, None)
-    report = verify(path)
+    report = _look(path, layout)
     if problems := problems_of(report, layout):
-        raise DamagedCheckpointError(
-            f"{path} cannot be resumed from: {'; '.join(problems)}",
-            problems,
-            hint="resume from another one: resume_from_checkpoint: auto takes the newest good one",
-        )
+        raise _refused(path, problems, _TAKE_ANOTHER)
     for notice in report.notices:
         say(f"{path.name}: {notice}")
     return Chosen(path, entry.manifest)
+
+
+def _look(path: Path, layout: str) -> Report:
+    """What can be known of a checkpoint before it is loaded."""
+    if layout == native.NAME:
+        return verify(path, full=False)  # its bytes are digested as they are loaded
+    return verify(path, through_cache=True)
+
+
+def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
 
 
 def problems_of(report: Report, layout: str) -> list[str]:
@@ -126,13 +183,26 @@ def _require_safe_torch(path: Path) -> None:
         )
 
 
-def _warn_of_what_is_there(root: Path, say: Say) -> None:
-    try:
-        found = catalog.entries(root) if root.is_dir() else []
-    except OSError as error:
-        raise CheckpointError(f"{root} cannot be read: {error.strerror or error}") from error
+def _require_no_pickles(path: Path) -> None:
+    """Plain files are read with `weights_only`. What torch.distributed.checkpoint and DeepSpeed wrote is unpickled."""
+    found = [*path.glob("*/.metadata"), *path.glob("global_step*/*")]
     if found:
+        raise UnsupportedError(
+            f"{path} has no manifest, and reading {shown(found[0].relative_to(path).as_posix())} runs what is in it",
+            hint="resume from a checkpoint of this form that Holdfast wrote, or start anew from the weights",
+        )
+
+
+def _warn_of_what_is_there(root: Path, say: Say) -> None:
+    if found := _entries(root):
         say(
             f"{root} holds {len(found)} checkpoints of earlier training; this one starts from zero and keeps them."
             " To go on from the newest: --resume auto"
         )
+
+
+def _entries(root: Path) -> list[catalog.Entry]:
+    try:
+        return catalog.entries(root) if root.is_dir() else []
+    except OSError as error:
+        raise CheckpointError(f"{root} cannot be read: {error.strerror or error}") from error

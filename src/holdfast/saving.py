@@ -50,7 +50,13 @@ class Snapshot:
     others: Callable[[], Sequence[Mapping[str, Any]]] = tuple
 
 
-def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retention.Keep) -> Answer:
+def save(
+    run: Run,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    keep: retention.Keep,
+    patient: Sequence[Request] = (),
+) -> Answer:
     """Saves a snapshot and answers everybody who asked for it. Training outlives a save that fails.
 
     Args:
@@ -58,6 +64,7 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
         snapshot: What to save.
         requests: Who asked; at least one.
         keep: How many checkpoints may stay.
+        patient: Those of the requests that stay open when it fails, because it will be tried again for them.
 
     Raises:
         TornError: The state was written to while it was read. Nothing is answered: the save is to be tried again.
@@ -94,7 +101,7 @@ def save(run: Run, snapshot: Snapshot, requests: Sequence[Request], keep: retent
             digest=manifest.sha256,
             durable=published.durable,
         )
-    tell(run, answer, requests)
+    tell(run, answer, requests, patient)
     run.status.update(phase=phase)
     if answer.saved:
         _retain(run, keep, snapshot.spared)
@@ -130,7 +137,7 @@ def _manifest(
         run=run.identity,
         attempt=attempt,
         parent=run.parent,
-        sequence=catalog.next_sequence(catalog.entries(run.root)),
+        sequence=catalog.next_sequence(run.catalog.entries()),
         step=snapshot.boundary.step,
         world_size=snapshot.world_size,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,23 +149,23 @@ def _manifest(
     )
 
 
-def tell(run: Run, answer: Answer, requests: Sequence[Request]) -> None:
-    """Shows what became of a save in the status and the journal, and answers everybody who asked for it."""
+def tell(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequence[Request] = ()) -> None:
+    """Shows what became of a save in status and journal, and answers who asked; the patient hear of no failure."""
     told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
     if answer.saved:
         last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}
-        run.status.update(last_checkpoint={**last, "at": answer.answered_at})
+        run.status.update(last_checkpoint={**last, "at": answer.answered_at}, failing_since=None, next_try_at=None)
         run.journal.write("saved", **last, digest=answer.digest, durable=answer.durable, **told)
     else:
-        failed = run.status.now.failed_saves + 1
-        run.status.update(failed_saves=failed, last_failure=answer.error)
+        failed, since = run.status.now.failed_saves + 1, run.status.now.failing_since or answer.answered_at
+        run.status.update(failed_saves=failed, last_failure=answer.error, failing_since=since, next_try_at=None)
         run.journal.write("failed", step=answer.step, error=answer.error, failed_saves=failed, **told)
-    answer_all(run, answer, requests)
+    answer_all(run, answer, requests if answer.saved else [request for request in requests if request not in patient])
 
 
 def _retain(run: Run, keep: retention.Keep, spared: Iterable[Path]) -> None:
     try:
-        surplus = retention.surplus(catalog.entries(run.root), run.identity, keep, spared)
+        surplus = retention.surplus(run.catalog.entries(), run.identity, keep, spared)
     except OSError as error:
         run.journal.write("not deleted", path=str(run.root), problem=str(error))
         return

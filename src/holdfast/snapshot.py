@@ -9,13 +9,15 @@ import torch
 
 from holdfast.capture import environment
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.cutting import Image
 from holdfast.capture.gate import Gate
 from holdfast.capture.net import Mark, Net
+from holdfast.capture.pace import Pace
 from holdfast.capture.staging import Pool
-from holdfast.capture.stream import Image, Stream
+from holdfast.capture.stream import Stream
 from holdfast.errors import TornError
 from holdfast.saving import Snapshot
-from holdfast.store.blocks import BlockFile
+from holdfast.store.blocks import BlockFile, takes_direct_writes
 
 
 class Subject(Protocol):
@@ -50,6 +52,9 @@ class Subject(Protocol):
     def pieces(self) -> Mapping[str, Any]:
         """Which pieces of which tensors the files of `images` hold; empty where they hold whole ones."""
 
+    def common(self, recorded: Any) -> Mapping[str, Any]:
+        """Digests of what rank 0 writes for all ranks though each may have its own: who has another writes it too."""
+
     def estimate(self) -> int:
         """About how many bytes a checkpoint takes."""
 
@@ -64,12 +69,16 @@ class Snapshots:
         subject: What is saved.
         gate: Between training and the thread that takes snapshots.
         pool: The staging memory.
+        pace: How fast, and how modestly, snapshots are written.
     """
 
-    def __init__(self, subject: Subject, gate: Gate, pool: Pool) -> None:
+    def __init__(self, subject: Subject, gate: Gate, pool: Pool, pace: Pace | None = None) -> None:
         self._subject = subject
         self._gate = gate
         self._pool = pool
+        self.pace = pace or Pace()
+        """May be changed from save to save."""
+        self._direct: bool | None = None
         self._structure: Hashable = None
         self._live: Mapping[str, torch.Tensor] = {}
         self._net = Net({})
@@ -79,6 +88,11 @@ class Snapshots:
         """Large buffers that are copied at every boundary, each with its bytes."""
         self.streamed = False
         """Whether the last snapshot did not fit into the staging memory while training waited."""
+
+    @property
+    def writes(self) -> str:
+        """How files are written: `direct`, past the page cache, or `buffered`; empty before the first was."""
+        return "" if self._direct is None else "direct" if self._direct else "buffered"
 
     def mark(self) -> Mark:
         """Marks how the state looks at a boundary. Called by training, or while it stands still."""
@@ -109,15 +123,22 @@ class Snapshots:
             tensors=subject.pieces,
         )
 
+    def common(self, boundary: Boundary) -> Mapping[str, Any]:
+        """What rank 0 tells the other ranks of a boundary before they write."""
+        return self._subject.common(boundary.recorded)
+
     def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         self._require_untouched(boundary)
         images = self._subject.images(boundary, directory)
-        plain = ((name, tensor) for name, tensor in self._live.items() if tensor.layout == torch.strided)
-        names = {tensor.data_ptr(): name for name, tensor in plain}
+        if self._direct is None:
+            self._direct = takes_direct_writes(directory)
         after = boundary.mark.event if boundary.mark is not None else None
         with ExitStack() as opened:
-            sinks = [opened.enter_context(BlockFile(directory / image.path)) for image in images]
-            stream = Stream(images, sinks, self._pool, self._gate.hurry, names, after)
+            sinks = [
+                opened.enter_context(BlockFile(directory / image.path, image.size, direct=self._direct))
+                for image in images
+            ]
+            stream = Stream(images, sinks, self._pool, self._gate.hurry, self._name_of, after, self.pace)
             try:
                 stream.read()
                 self._require_untouched(boundary)
@@ -131,3 +152,7 @@ class Snapshots:
     def _require_untouched(self, boundary: Boundary) -> None:
         if boundary.mark is not None and (changed := self._net.changed(boundary.mark, self._net.mark())):
             raise TornError(changed)
+
+    def _name_of(self, tensor: torch.Tensor) -> str:
+        plain = ((name, one) for name, one in self._live.items() if one.layout == torch.strided)
+        return next((name for name, one in plain if one.data_ptr() == tensor.data_ptr()), "a tensor")

@@ -16,8 +16,10 @@ from holdfast.run.request import Request
 STOPPED_AFTER_SAVE = 75  # EX_TEMPFAIL: come back later
 # A terminal sends one Ctrl+C, a nervous hand two in a row. The second counts from here on.
 _SECOND_PRESS_SECONDS = 1.0
-# Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer.
+# Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer. At the end of a
+# grace that is at most a part of it.
 _LEAVING_SECONDS = 3.0
+_LEAVING_PART = 0.1
 # How long the signal that killed a data-loading worker may take to be noticed after the worker's death.
 _NOTICED_SECONDS = 1.0
 # How long a rank tries to end its loop when the others have left theirs.
@@ -34,6 +36,10 @@ class Training(Protocol):
     @property
     def stop_saved(self) -> bool | None:
         """Whether the save of the stop succeeded; None as long as there is no answer."""
+
+    @property
+    def unsaved(self) -> str:
+        """What is lost if the process ends now, in words; empty where nothing is."""
 
     @property
     def may_be_alone(self) -> bool:
@@ -60,6 +66,9 @@ class Stopping:
     def __init__(self, training: Training, grace: float) -> None:
         self._training = training
         self._grace = grace
+        self._leaving = min(_LEAVING_SECONDS, _LEAVING_PART * grace)
+        self._ends_at: float | None = None
+        self._taking_in: list[threading.Thread] = []
         self._signals = Signals(self._on_signal)
         self._worker_deaths = WorkerDeaths()
         self._lock = threading.Lock()
@@ -74,11 +83,17 @@ class Stopping:
         return self._signals.start()
 
     def stop(self) -> None:
-        """Puts the signal handlers back, and takes the deadline away: the loop has come back."""
-        if self._deadline is not None:
-            self._deadline.cancel()
+        """Puts the signal handlers back: the loop has come back. The deadline stands until the run is closed."""
         self._worker_deaths.stop()
         self._signals.stop()
+        for thread in self._taking_in:
+            thread.join(_LEAVING_SECONDS)  # no longer, where the disk hangs
+
+    def over(self) -> None:
+        """Takes the deadline away: nothing that could hang is left to do."""
+        with self._lock:
+            if self._deadline is not None:
+                self._deadline.cancel()
 
     def look(self) -> None:
         """Called by training at every boundary."""
@@ -88,6 +103,11 @@ class Stopping:
         """A stop was taken in, by whatever door: from now on the process has its grace, and no longer."""
         self._noticed.set()
         self._begin_grace()
+
+    @property
+    def seconds_left(self) -> float | None:
+        """What is left of the grace for saving; None before a stop."""
+        return None if self._ends_at is None else self._ends_at - time.monotonic()
 
     def hurry(self) -> None:
         """The other ranks have left after a stop: the loop cannot come back by itself, and gets a moment."""
@@ -109,9 +129,9 @@ class Stopping:
             return self._noticed.is_set()
         return isinstance(error, RuntimeError) and self._training.may_be_alone
 
-    def leave(self, code: int, why: str) -> None:
+    def leave(self, code: int, why: str, seconds: float = _LEAVING_SECONDS) -> None:
         """Ends the process at once, whatever the training thread does, and whatever the disk does."""
-        hurry = threading.Timer(_LEAVING_SECONDS, os._exit, (code,))
+        hurry = threading.Timer(seconds, os._exit, (code,))
         hurry.daemon = True
         hurry.start()
         try:
@@ -146,6 +166,13 @@ class Stopping:
         if stop:
             self._number = number
             self._begin_grace()
+        # The request goes to the disk first, and that may hang: the next signal is to be heard all the same.
+        taking_in = threading.Thread(target=self._take_in, args=(number, name), name="holdfast-signal", daemon=True)
+        self._taking_in = [*(thread for thread in self._taking_in if thread.is_alive()), taking_in]
+        taking_in.start()
+
+    def _take_in(self, number: int, name: str) -> None:
+        stop = number in SAVE_AND_STOP
         self._training.accept(Request("signal", stop=stop, why=name))
         again = "; press again to leave without it" if number == signal.SIGINT else ""
         self._training.say(f"{name}: saving the last boundary" + (f", then ending{again}" if stop else ""))
@@ -160,7 +187,8 @@ class Stopping:
     def _begin_grace(self) -> None:
         with self._lock:
             if self._deadline is None:
-                self._deadline = self._timer(self._grace)
+                self._ends_at = time.monotonic() + self._grace - self._leaving
+                self._deadline = self._timer(self._grace - self._leaving)
 
     def _timer(self, seconds: float) -> threading.Timer:
         timer = threading.Timer(seconds, self._out_of_time)
@@ -171,11 +199,11 @@ class Stopping:
     def _out_of_time(self) -> None:
         saved = self._training.stop_saved
         if saved:
-            self.leave(
-                stopped_after_save(), f"the loop did not end within {self._grace:g} s; leaving after a good save"
-            )
+            why = f"the loop did not end within {self._grace:g} s; leaving after a good save"
+            self.leave(stopped_after_save(), why, self._leaving)
         code = 1 if saved is False or self._number is None else 128 + self._number
-        self.leave(code, f"no checkpoint was saved within {self._grace:g} s of the stop; earlier ones are intact")
+        why = f"no checkpoint was saved within {self._grace:g} s of the stop; earlier ones are intact"
+        self.leave(code, "; ".join(filter(None, (why, self._training.unsaved))), self._leaving)
 
 
 def stopped_after_save() -> int:

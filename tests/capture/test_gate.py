@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from holdfast.capture.boundary import Boundary
-from holdfast.capture.gate import Gate, OptimizerHook
+from holdfast.capture.gate import Gate
+from holdfast.capture.optimizer_hook import OptimizerHook
 from waiting import wait_until
 
 

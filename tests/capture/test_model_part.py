@@ -79,7 +79,8 @@ def test_everything_comes_back_exactly_and_in_place(tmp_path: Path) -> None:
     assert {name: tensor.data_ptr() for name, tensor in state_of(new).items()} == places
 
 
-def test_what_is_put_back_shares_nothing_with_the_checkpoint(tmp_path: Path) -> None:
+def test_fault_46_what_is_put_back_shares_nothing_with_the_checkpoint(tmp_path: Path) -> None:
+    """The model is changed after the resume, and the checkpoint looked at again."""
     old, new = Tied(), Tied(1)
     stored = save([part(old)], tmp_path)["model"]
     part(new).restore(stored, strict=True)
@@ -351,7 +352,10 @@ def test_a_sparse_buffer_comes_back(tmp_path: Path) -> None:
     ],
     ids=["shape", "dtype", "unexpected", "missing", "renamed"],
 )
-def test_mismatches_are_named_and_nothing_is_changed(tmp_path: Path, new: nn.Module, problems: list[str]) -> None:
+def test_fault_44_mismatches_are_named_before_any_tensor_is_written(
+    tmp_path: Path, new: nn.Module, problems: list[str]
+) -> None:
+    """Models of other shapes, dtypes, names and buffers are given the checkpoint."""
     stored = save([part(nn.Linear(4, 10))], tmp_path)["model"]
     before = {name: tensor.detach().clone() for name, tensor in state_of(new).items()}
     assert part(new).problems(stored) == problems

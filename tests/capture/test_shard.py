@@ -18,6 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from holdfast.capture import shard
+from holdfast.capture.model_part import ModelPart
 from holdfast.capture.shard import Place
 from holdfast.errors import UnsupportedError
 
@@ -149,5 +150,17 @@ def refused(rank: int) -> None:
         shard.place_of(DTensor.from_local(torch.ones(2), mesh, [_StridedShard(0, split_factor=2)]), "net.w")
 
 
+def buffered(rank: int) -> None:
+    mesh = init_device_mesh("cpu", (SIZE,))
+    module = nn.Module()
+    module.register_buffer("alike", distribute_tensor(torch.arange(3.0), mesh, [Replicate()]))
+    part = ModelPart("model", module)
+    recorded = part.record()
+    module.get_buffer("alike").add_(1)
+    assert part.buffers(recorded)["alike"].tolist() == [0, 1, 2]
+    part.restore(part.encode(recorded), strict=True)
+    assert shard.local_of(module.get_buffer("alike")).tolist() == [0, 1, 2]
+
+
 def test_on_four_processes(tmp_path: Path) -> None:
-    on_ranks(tmp_path, [distributed, trained, refused])
+    on_ranks(tmp_path, [distributed, trained, refused, buffered])

@@ -1,5 +1,6 @@
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,10 +9,12 @@ import pytest
 import torch
 import xxhash
 
+from holdfast.capture.pace import Pace
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
 from holdfast.capture.stream import Stream
 from holdfast.errors import TornError
 from parts import raw
+from waiting import wait_until
 
 
 @dataclass
@@ -21,18 +24,34 @@ class File:
     pieces: Sequence[bytes | torch.Tensor]
     path: str = "file"
     before_write: Callable[[int], object] = lambda offset: None
+    on_sync: Callable[[], object] = lambda: None
     written: bytearray = field(init=False)
+    to_come: int = field(init=False)
+    synced: int = field(init=False, default=0)
+    lock: Any = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.written = bytearray(len(self.content))
+        self.to_come = len(self.content)
+        self.written = bytearray(self.to_come)
 
     @property
     def content(self) -> bytes:
         return b"".join(piece if isinstance(piece, bytes) else raw(piece) for piece in self.pieces)
 
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
     def write(self, data: memoryview, offset: int) -> None:
         self.before_write(offset)
         self.written[offset : offset + len(data)] = data
+        with self.lock:
+            self.to_come -= len(data)
+
+    def sync(self) -> None:
+        assert self.to_come == 0, "synced before all of it was written"
+        self.synced += 1
+        self.on_sync()
 
 
 @pytest.fixture
@@ -46,20 +65,31 @@ def pool() -> Iterator[Pool]:
         assert pool.take(hurry, partial(next, iter([False]), True)) is not None, "a block was not given back"
 
 
-def stream_of(files: Sequence[File], pool: Pool, hurried: bool = False, **names: torch.Tensor) -> Stream:
+def hurry_that_is(on: bool) -> threading.Event:
     hurry = threading.Event()
-    if hurried:
+    if on:
         hurry.set()
-    return Stream(files, files, pool, hurry, {tensor.data_ptr(): name for name, tensor in names.items()})
+    return hurry
 
 
-def arrives(files: Sequence[File], pool: Pool) -> bool:
+def stream_of(files: Sequence[File], pool: Pool, hurried: bool = False, **names: torch.Tensor) -> Stream:
+    hurry = hurry_that_is(hurried)
+    return Stream(files, files, pool, hurry, by_pointer(names))
+
+
+def by_pointer(names: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], str]:
+    known = {tensor.data_ptr(): name for name, tensor in names.items()}
+    return lambda tensor: known.get(tensor.data_ptr(), "a tensor")
+
+
+def arrives(files: Sequence[File], pool: Pool, hurried: bool = False) -> bool:
     """Whether the bytes of all files are written as they are, and digested as they are."""
-    stream = stream_of(files, pool)
+    stream = stream_of(files, pool, hurried)
     stream.read()
     digests = stream.finish()
     expected = [file.content for file in files]
     assert digests == [xxhash.xxh3_128_hexdigest(one) for one in expected]
+    assert [file.synced for file in files] == [min(1, len(one)) for one in expected]
     return [bytes(file.written) for file in files] == expected
 
 
@@ -87,8 +117,17 @@ def test_several_files_arrive_beside_each_other(pool: Pool) -> None:
     assert arrives([*files, File([])], pool)
 
 
-def test_a_snapshot_larger_than_its_memory_arrives(pool: Pool) -> None:
-    assert arrives([File([random_bytes((RING_BLOCKS + 3) * BLOCK_BYTES + 11)])], pool)
+@pytest.mark.parametrize("hurried", [False, True])
+def test_a_snapshot_larger_than_its_memory_arrives(pool: Pool, hurried: bool) -> None:
+    assert arrives([File([random_bytes((RING_BLOCKS + 3) * BLOCK_BYTES + 11)])], pool, hurried)
+
+
+def test_a_second_snapshot_of_the_same_form_has_what_is_there_then(pool: Pool) -> None:
+    tensors = [random_bytes(size) for size in (300, BLOCK_BYTES, 70_000)]
+    assert arrives([File([b"head", *tensors])], pool)
+    for tensor in tensors:
+        tensor.bitwise_not_()
+    assert arrives([File([b"HEAD", *tensors])], pool)
 
 
 def test_tensors_of_every_kind_arrive_in_the_order_of_their_indices(pool: Pool) -> None:
@@ -154,6 +193,69 @@ def test_one_whose_name_is_not_known_is_reported_all_the_same(pool: Pool) -> Non
     stream.close()
 
 
+def test_what_is_copied_while_training_stands_still_is_not_read_again(pool: Pool) -> None:
+    tensor = random_bytes((RING_BLOCKS + 2) * BLOCK_BYTES)
+    file = written_after_the_first_reading(lambda: tensor[0].add_(1), tensor)
+    stream = stream_of([file], pool, hurried=True)
+    stream.read()
+    stream.finish()
+
+
+def test_what_is_read_after_training_has_gone_on_is_read_again(pool: Pool) -> None:
+    tensor, hurry = random_bytes((RING_BLOCKS + 1) * BLOCK_BYTES), hurry_that_is(True)
+    more = random_bytes(RING_BLOCKS * BLOCK_BYTES)  # it finds memory only when all of the first is on the disk
+
+    def before_write(offset: int) -> None:
+        if offset == 0:
+            hurry.clear()  # no memory has come back before that, so the last unit is read live
+        elif offset == RING_BLOCKS * BLOCK_BYTES:
+            tensor[offset].add_(1)
+            changed.set()
+        elif offset > RING_BLOCKS * BLOCK_BYTES:
+            assert changed.wait(30)
+
+    changed = threading.Event()
+    file = File([tensor, more], before_write=before_write)
+    stream = Stream([file], [file], pool, hurry, by_pointer({"weight": tensor, "more": more}))
+    with pytest.raises(TornError) as torn:
+        stream.read()
+    stream.close()
+    assert torn.value.names == ("weight",)
+
+
+class Watched(torch.Tensor):
+    """A tensor that tells when its bytes are about to be copied."""
+
+    on_copy: Callable[[], object]
+
+    def data_ptr(self) -> int:
+        self.on_copy()
+        return super().data_ptr()
+
+
+def test_what_was_being_copied_when_training_went_on_is_read_again(pool: Pool) -> None:
+    hurry = hurry_that_is(True)
+    tensor = random_bytes(BLOCK_BYTES)
+    watched = tensor.as_subclass(Watched)
+    watched.on_copy = hurry.clear
+    more = random_bytes(RING_BLOCKS * BLOCK_BYTES)  # the last of it finds memory when the first block has been written
+    file = File([watched, more], before_write=lambda offset: offset or tensor[5].add_(1))
+    stream = Stream([file], [file], pool, hurry, by_pointer({"weight": tensor}))
+    with pytest.raises(TornError):
+        stream.read()
+    stream.close()
+
+
+def test_the_writers_keep_to_their_pace(pool: Pool) -> None:
+    file = File([random_bytes(4 * BLOCK_BYTES)])
+    begun = time.monotonic()
+    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), pace=Pace(10 * BLOCK_BYTES))
+    stream.read()
+    stream.finish()
+    assert time.monotonic() - begun >= 0.3
+    assert bytes(file.written) == file.content
+
+
 @pytest.mark.parametrize("hurried", [False, True])
 @pytest.mark.parametrize("bad", [0, RING_BLOCKS + 1])
 def test_a_disk_that_takes_no_more_is_an_error_and_the_memory_comes_back(pool: Pool, bad: int, hurried: bool) -> None:
@@ -173,15 +275,27 @@ def test_a_disk_that_takes_no_more_is_an_error_and_the_memory_comes_back(pool: P
     assert arrives([File([random_bytes(5)])], pool), "the next save is as good as ever"
 
 
-class Unreadable(bytes):
-    """Bytes for whose copy there is no memory left."""
+def test_a_sync_that_fails_is_an_error(pool: Pool) -> None:
+    def fail() -> None:
+        raise OSError(5, "Input/output error")
 
-    def __getitem__(self, place: Any) -> Any:
+    stream = stream_of([File([b"fine"]), File([b"lost"], on_sync=fail), File([b"fine too"])], pool)
+    stream.read()
+    with pytest.raises(OSError, match="Input/output error"):
+        stream.finish()
+
+
+class Unreadable(torch.Tensor):
+    """A tensor whose memory is gone."""
+
+    def data_ptr(self) -> int:
         raise MemoryError
 
 
 def test_what_cannot_be_copied_is_an_error_and_the_memory_comes_back(pool: Pool) -> None:
-    stream = stream_of([File([random_bytes(2 * BLOCK_BYTES), Unreadable(b"some"), random_bytes(9)])], pool)
+    stream = stream_of(
+        [File([random_bytes(2 * BLOCK_BYTES), torch.ones(1 << 20).as_subclass(Unreadable), random_bytes(9)])], pool
+    )
     with pytest.raises(MemoryError):
         stream.read()
     stream.close()
@@ -209,7 +323,7 @@ class SlowDisk:
 def test_the_reserve_is_used_when_training_comes_to_the_gate_and_not_before(pool: Pool) -> None:
     pool.grow((RING_BLOCKS + 4) * BLOCK_BYTES)
     disk, hurry = SlowDisk(RING_BLOCKS + 3), threading.Event()
-    stream = Stream([disk.file], [disk.file], pool, hurry, {})
+    stream = Stream([disk.file], [disk.file], pool, hurry, by_pointer({}))
     reading = threading.Thread(target=stream.read, daemon=True)
     reading.start()
     reading.join(0.3)
@@ -224,10 +338,13 @@ def test_the_reserve_is_used_when_training_comes_to_the_gate_and_not_before(pool
 
 
 @pytest.mark.parametrize(("hurried", "more", "streamed"), [(True, 1, True), (True, 0, False), (False, 1, False)])
-def test_it_is_said_when_the_memory_did_not_hold_the_snapshot_while_training_waited(
+def test_it_is_said_when_training_had_to_wait_for_the_disk(
     pool: Pool, hurried: bool, more: int, streamed: bool
 ) -> None:
-    stream = stream_of([File([random_bytes((RING_BLOCKS + more) * BLOCK_BYTES)])], pool, hurried)
+    file = File([random_bytes((RING_BLOCKS + more) * BLOCK_BYTES)])
+    stream = stream_of([file], pool, hurried)
+    if streamed:
+        file.before_write = lambda offset: wait_until(lambda: stream.streamed)
     stream.read()
     stream.finish()
     assert stream.streamed is streamed

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.capture import tree, tree_reading
+from holdfast.capture.state import Given
 from holdfast.errors import CheckpointError, UnsupportedError
 from parts import same
 
@@ -142,6 +143,15 @@ def test_what_comes_back_shares_no_memory() -> None:
     tree.decode({"$tensor": "t"}, tensors).add_(1)
     tree.decode({"$array": "a", "numpy": "u1", "shape": [2]}, tensors)[:] = 1
     assert not tensors["t"].any() and not tensors["a"].any()
+
+
+def test_a_tensor_that_is_given_away_goes_to_the_first_who_asks_and_others_get_copies() -> None:
+    given = Given()
+    given["t"], given["live"] = torch.zeros(2), torch.zeros(2)
+    given.free.add("t")
+    first, second, live = (tree.decode({"$tensor": name}, given) for name in ("t", "t", "live"))
+    assert first is given["t"] and same(second, first)
+    assert second.data_ptr() != first.data_ptr() and live.data_ptr() != given["live"].data_ptr()
 
 
 def test_a_tensor_whose_device_is_not_here_goes_where_it_is_expected() -> None:

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save
 
 from holdfast.capture.state import Stored
-from holdfast.cli import tensor_distance, tensor_headers
+from holdfast.cli import tensor_distance
 from holdfast.cli.tensor_distance import Distance
+from holdfast.layouts import tensor_headers
 from holdfast.store import catalog, files
 from museum import EXHIBITS
 from shards import Grids, committed

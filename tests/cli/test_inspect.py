@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from holdfast.capture.state import Stored
-from holdfast.cli import tensor_headers
-from holdfast.cli.tensor_headers import HeaderError
+from holdfast.layouts import tensor_headers
+from holdfast.layouts.tensor_headers import HeaderError
 from holdfast.store import files
 from museum import EXHIBITS, Exhibit
 from shards import committed
@@ -167,7 +167,8 @@ def test_a_header_with_any_bytes_changed_is_read_or_refused(
     assert all(0 <= tensor.offset <= len(changed) - tensor.bytes for tensor in found)
 
 
-def test_what_is_written_in_it_moves_no_cursor_and_breaks_no_line(tmp_path: Path) -> None:
+def test_security_s05_what_is_written_in_a_checkpoint_moves_no_cursor_and_breaks_no_line(tmp_path: Path) -> None:
+    """A good checkpoint whose every text holds terminal control and line breaks."""
     evil = "\x1b[2J\nfake"
     weights = with_header(described(**{evil: {"dtype": evil, "shape": [2], "data_offsets": [0, 8]}}), b"\x00" * 8)
     path = checkpoint(

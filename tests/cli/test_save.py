@@ -140,7 +140,8 @@ def test_ctrl_c_while_it_waits_is_exit_code_130_and_the_request_stands(tmp_path:
         assert pending(tmp_path) == [request]
 
 
-def test_many_askers_at_once_get_the_same_checkpoint(tmp_path: Path) -> None:
+def test_fault_22_many_askers_at_once_get_the_same_checkpoint(tmp_path: Path) -> None:
+    """Three processes ask by command and wait."""
     with training(tmp_path) as run:
         asking = [holdfast_begun("save", tmp_path, "--wait", "--json") for _ in range(3)]
         wait_until(lambda: len(pending(tmp_path)) == 3)

@@ -1,6 +1,7 @@
 import json
 import re
 import signal
+import time
 from pathlib import Path
 
 from cli.serving import training
@@ -36,7 +37,16 @@ def test_failed_saves_are_shown_with_the_last_reason(tmp_path: Path) -> None:
         holdfast("save", tmp_path)
         tell(run, "fail")
         assert line_of(run) == "failed"
-        assert "\nfailed      1 saves; the last: a bad day in two lines\n" in holdfast("status", tmp_path).stdout
+        since = json.loads(holdfast("status", tmp_path, "--json").stdout)["failing_since"]
+        (failing,) = (line for line in holdfast("status", tmp_path).stdout.splitlines() if "failing " in line)
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+        assert failing.startswith(f"failing     no checkpoint since {when} (")
+        assert failing.endswith(" ago): a bad day in two lines; next try when the next save is due or asked for")
+        holdfast("save", tmp_path)
+        tell(run, "save")
+        assert line_of(run) == "saved"
+        said = holdfast("status", tmp_path).stdout
+        assert "\nfailed      1 saves; the last: a bad day in two lines\n" in said and "failing" not in said
 
 
 def test_json_is_one_strict_object_with_the_documented_fields(tmp_path: Path) -> None:
@@ -45,7 +55,7 @@ def test_json_is_one_strict_object_with_the_documented_fields(tmp_path: Path) ->
         content = json.loads(found.stdout, parse_constant=lambda text: pytest_fails(text))
         page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
         (row,) = (line for line in page.splitlines() if line.startswith("| `status` | `path`"))
-        documented = set(re.findall(r"`(\w+)`", row)) - {"status", "live"}
+        documented = set(re.findall(r"`(\w+)`", row)) - {"status", "live", "direct", "buffered"}
         assert set(content) == documented
         assert (content["path"], content["alive"], content["pid"]) == (str(tmp_path), True, run.pid)
         assert (content["phase"], content["step"], content["loss"]) == ("training", 6, None)
@@ -86,6 +96,21 @@ def test_a_status_that_cannot_be_read_is_unknown_and_no_error(tmp_path: Path) ->
     (tmp_path / ".holdfast" / "status.json").write_bytes(b"{")
     found = holdfast("status", tmp_path)
     assert found.returncode == 0 and found.stdout.startswith("state       not running")
+
+
+def test_it_tells_when_the_next_try_is_and_that_a_silent_run_may_hang(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        wait_until(lambda: holdfast("status", tmp_path).returncode == 0)
+        run.send_signal(signal.SIGSTOP)  # so that nothing else writes the status
+        path = tmp_path / ".holdfast" / "status.json"
+        now = time.time()
+        failing = {"failing_since": now - 300, "next_try_at": now + 3000, "last_failure": "no\x1b[2J room"}
+        path.write_text(json.dumps(json.loads(path.read_text()) | failing | {"written_at": now - 60}))
+        said = holdfast("status", tmp_path).stdout
+        assert re.search(r" \(5 min ago\): .*room.*; next try in \d+ s\n", said) and "\x1b" not in said, said
+        assert "its storage or its host may hang" in said
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"written_at": time.time()}))
+        assert "may hang" not in holdfast("status", tmp_path).stdout
 
 
 def test_large_buffers_that_are_copied_at_every_boundary_are_shown_with_what_that_costs(tmp_path: Path) -> None:

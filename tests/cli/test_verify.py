@@ -26,7 +26,8 @@ def test_good_checkpoints_are_exit_code_0(tmp_path: Path) -> None:
 
 
 @WHICH
-def test_each_kind_of_damage_is_named_with_its_exit_code(tmp_path: Path, exhibit: Exhibit) -> None:
+def test_fault_15_16_each_kind_of_damage_is_named_with_its_exit_code(tmp_path: Path, exhibit: Exhibit) -> None:
+    """`holdfast verify` on every exhibit of the museum of damage."""
     path = exhibit.in_a_run(tmp_path)
     before = content_of(tmp_path)
     found = holdfast("verify", path)

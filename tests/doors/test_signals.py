@@ -34,7 +34,8 @@ def running(script: str, **options: object) -> AbstractContextManager[subprocess
 
 
 @pytest.mark.parametrize("number", ALL)
-def test_each_signal_is_heard_and_does_nothing_else(number: signal.Signals) -> None:
+def test_fault_34_each_signal_is_heard_and_does_nothing_else(number: signal.Signals) -> None:
+    """Each signal three times to a process that listens: its handler is the interpreter's, which writes one byte."""
     with running("assert signals.start()\nwait()") as started:
         assert line_of(started) == "ready"
         for _ in range(3):
@@ -43,7 +44,8 @@ def test_each_signal_is_heard_and_does_nothing_else(number: signal.Signals) -> N
         assert started.poll() is None
 
 
-def test_it_is_heard_while_the_main_thread_is_inside_one_long_call() -> None:
+def test_fault_31_it_is_heard_while_the_main_thread_is_inside_one_long_call() -> None:
+    """SIGTERM while the main thread is inside one C call that takes minutes."""
     script = "import hashlib; signals.start(); say('ready'); hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
     with running(script) as started:
         assert line_of(started) == "ready"
@@ -72,7 +74,8 @@ signals.start()
 
 
 @pytest.mark.parametrize("number", ALL)
-def test_the_users_own_handler_is_called_as_well_in_the_main_thread(number: signal.Signals) -> None:
+def test_fault_36_the_users_own_handler_is_called_as_well_in_the_main_thread(number: signal.Signals) -> None:
+    """Each signal to a process that had a handler of its own before."""
     with running(OWN + "wait()") as started:
         assert line_of(started) == "ready"
         started.send_signal(number)
@@ -111,7 +114,8 @@ def test_what_the_process_was_started_to_ignore_stays_ignored(name: str) -> None
         assert line_of(started) == f"heard {other.name}"
 
 
-def test_outside_the_main_thread_nothing_is_done_and_it_says_so() -> None:
+def test_fault_35_outside_the_main_thread_nothing_is_done_and_it_says_so() -> None:
+    """Listening is started from another thread than the main one."""
     script = """
 thread = threading.Thread(target=lambda: say(signals.start(), threading.active_count()))
 thread.start()
@@ -144,7 +148,8 @@ def child():
     ],
     ids=["fork", "fork from a thread", "multiprocessing"],
 )
-def test_a_forked_child_has_what_was_there_before_and_its_signals_are_its_own(fork: str) -> None:
+def test_fault_33_a_forked_child_has_what_was_there_before_and_its_signals_are_its_own(fork: str) -> None:
+    """Signals to children that were forked by hand, from a thread, by multiprocessing."""
     with running(f"{FORKED}\nsignals.start()\n{fork}\nwait()") as started:
         said = sorted([line_of(started), line_of(started)])
         assert said[1] == "ready"
@@ -190,7 +195,8 @@ os.kill(forked, signal.SIGKILL)
         assert line_of(started) == "stopped"
 
 
-def test_who_listened_to_signals_before_is_still_told() -> None:
+def test_fault_36_who_listened_to_signals_before_is_still_told() -> None:
+    """Signals are listened to beside asyncio's own handlers."""
     script = """
 import asyncio
 async def main():
@@ -230,3 +236,23 @@ wait()
         for _ in range(2):
             started.send_signal(signal.SIGTERM)
             assert line_of(started) == "heard SIGTERM"
+
+
+def test_what_has_stopped_is_kept_by_nobody() -> None:
+    script = """
+import gc, weakref
+class Training:
+    def __init__(self):
+        self.signals = Signals(self.heard)
+    def heard(self, number):
+        pass
+training = Training()
+training.signals.start()
+training.signals.stop()
+gone = weakref.ref(training)
+del training
+gc.collect()
+say(gone() is None)
+"""
+    with running(script) as started:
+        assert line_of(started) == "True"

@@ -92,7 +92,8 @@ def test_its_text_becomes_the_label(desk: Desk) -> None:
     assert request.label == "before the new learning rate [31m �"
 
 
-def test_at_most_four_kilobytes_of_it_are_read(desk: Desk) -> None:
+def test_fault_27_security_s09_at_most_four_kilobytes_are_read_and_they_are_a_label_alone(desk: Desk) -> None:
+    """A file of a terabyte, nearly all of it a hole."""
     with desk.path.open("wb") as file:
         file.write(b"x" * 4096)
         file.truncate(1 << 40)  # a file with a hole: nobody may read it all
@@ -100,7 +101,9 @@ def test_at_most_four_kilobytes_of_it_are_read(desk: Desk) -> None:
     assert request.label == "x" * 4096
 
 
-def test_a_file_that_is_created_empty_and_written_a_moment_later_has_its_label(desk: Desk) -> None:
+def test_fault_27_a_file_that_is_created_empty_and_written_a_moment_later_has_its_label(desk: Desk) -> None:
+    """The file is claimed between its creation and its text."""
+
     def write_when_claimed() -> None:
         with desk.path.open("w") as file:
             created.set()
@@ -165,9 +168,10 @@ def made_by_a_stranger(path: Path) -> None:
         (made_by_a_stranger, "belongs to another user (uid 12345)"),
     ],
 )
-def test_what_is_no_plain_file_of_ours_is_reported_once_and_left_alone(
+def test_fault_27_security_s07_what_is_no_plain_file_of_ours_is_reported_once_and_left_alone(
     desk: Desk, make: Callable[[Path], None], said: str
 ) -> None:
+    """A link, a dangling link, a directory, a FIFO, a socket, a stranger's file in its place."""
     make(desk.path)
     before = desk.path.lstat()
     assert desk.look(5) == []
@@ -193,7 +197,10 @@ def unremovable(path: Path) -> Iterator[None]:
         subprocess.run(["chattr", "-i", path], check=True)
 
 
-def test_a_file_that_cannot_be_removed_asks_once_and_is_reported_once_over_restarts_too(desk: Desk) -> None:
+def test_fault_25_a_file_that_cannot_be_removed_asks_once_and_is_reported_once_and_another_asks_again(
+    desk: Desk,
+) -> None:
+    """chattr +i on the file, looked at again and again, also by a second start."""
     desk.path.write_text("label")
     with unremovable(desk.path):
         (request,) = desk.look(5)
@@ -230,9 +237,10 @@ def test_a_claim_that_was_answered_already_is_not_asked_for_again(desk: Desk) ->
 
 
 @pytest.mark.parametrize("make", [made_link, made_fifo, made_folder])
-def test_a_claim_that_is_no_plain_file_asks_for_nothing_and_is_neither_followed_nor_waited_for(
+def test_security_s08_a_claim_that_is_no_plain_file_is_neither_followed_nor_waited_for(
     desk: Desk, make: Callable[[Path], None]
 ) -> None:
+    """What was claimed by renaming turns out to be a link, a FIFO, a directory."""
     make(desk.directory.requests / ("7" * 32 + ".touched"))
     for _ in range(3):
         desk.trigger.recover()

@@ -16,7 +16,7 @@ from holdfast.errors import CheckpointError, DamagedCheckpointError, Unsupported
 from holdfast.layouts import export, json_file, native
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
-from parts import content, same
+from parts import content, read, same
 from support import RESUMABLE, commit_checkpoint, content_of
 
 FIXTURE = make_native.HERE / "checkpoint-7"
@@ -44,7 +44,7 @@ def committed(root: Path, **parts: Any) -> Path:
 def test_the_first_version_is_read_by_this_one(fixture: Path) -> None:
     manifest = manifest_of(fixture)
     assert verify(fixture).good and native.missing(listed(fixture), manifest.world_size) == []
-    stored, extra = native.read(fixture, listed(fixture), tensors=manifest.tensors)
+    stored, extra = read(fixture, listed(fixture), tensors=manifest.tensors)
     before = make_native.whole()
     model = make_native.Model()
     groups: list[dict[str, Any]] = [{"params": [*model.narrow.parameters()]}, {"params": [model.embed.weight]}]
@@ -76,8 +76,8 @@ def test_the_first_version_is_read_by_this_one(fixture: Path) -> None:
 
 
 def test_both_fixtures_hold_the_same_to_the_last_bit() -> None:
-    whole, _ = native.read(FIXTURE, listed(FIXTURE))
-    together, _ = native.read(OF_RANKS, listed(OF_RANKS), tensors=manifest_of(OF_RANKS).tensors)
+    whole, _ = read(FIXTURE, listed(FIXTURE))
+    together, _ = read(OF_RANKS, listed(OF_RANKS), tensors=manifest_of(OF_RANKS).tensors)
     assert whole.keys() == together.keys()
     for name, part in whole.items():
         assert same(dict(sorted(part.tensors.items())), dict(sorted(together[name].tensors.items())))
@@ -86,7 +86,7 @@ def test_both_fixtures_hold_the_same_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize("rank", range(4))
 def test_each_rank_of_the_fixture_has_its_own_generators(rank: int) -> None:
-    _, extra = native.read(OF_RANKS, listed(OF_RANKS), tensors=manifest_of(OF_RANKS).tensors, rank=rank)
+    _, extra = read(OF_RANKS, listed(OF_RANKS), tensors=manifest_of(OF_RANKS).tensors, rank=rank)
     random_state.decode(extra["random"]).restore()
     drawn = torch.rand(3)
     torch.manual_seed(30 + rank)
@@ -133,7 +133,7 @@ def test_each_part_has_the_files_that_it_needs(tmp_path: Path) -> None:
 
 def test_what_a_module_calls_aside_is_not_aside(tmp_path: Path) -> None:
     model = nn.ModuleDict({"aside": nn.Linear(1, 1)})
-    stored = native.read(committed(tmp_path, model=model))[0]["model"]
+    stored = read(committed(tmp_path, model=model))[0]["model"]
     assert not any(name.startswith(ASIDE) for name in stored.tensors)
 
 
@@ -147,12 +147,12 @@ def test_what_a_resume_needs_is_missed_by_name(name: str) -> None:
 def test_files_that_the_manifest_does_not_list_are_never_read(tmp_path: Path) -> None:
     checkpoint = committed(tmp_path, model=nn.Linear(1, 1))
     files = listed(checkpoint)
-    before, extra = native.read(checkpoint, files)
+    before, extra = read(checkpoint, files)
     (checkpoint / "other.json").write_text("{")
     (checkpoint / "data.json").write_text("{")
     (checkpoint / "model.aside.safetensors").write_bytes(b"nothing good")
     (checkpoint / "other.safetensors").symlink_to("/etc/passwd")
-    after, extra_after = native.read(checkpoint, files)
+    after, extra_after = read(checkpoint, files)
     assert after.keys() == before.keys() == {"model"} and extra_after == extra
     assert after["model"].tensors.keys() == before["model"].tensors.keys()
 
@@ -174,16 +174,16 @@ def test_files_that_the_manifest_does_not_list_are_never_read(tmp_path: Path) ->
 def test_json_that_nobody_wrote_raises_an_error_of_ours(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "model.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
-        native.read(tmp_path, ["model.json"])
+        read(tmp_path, ["model.json"])
 
 
 def test_json_that_is_too_large_is_neither_written_nor_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_file, "_MOST_BYTES", 100)
+    monkeypatch.setattr(json_file, "MOST_BYTES", 100)
     with pytest.raises(UnsupportedError, match=r"big\.json would have 203 bytes"):
         native.images([("big", {}, Stored({}, "x" * 200))], {})
     (tmp_path / "big.json").write_text('"' + "x" * 200 + '"')
     with pytest.raises(CheckpointError, match="is larger than 100 bytes"):
-        native.read(tmp_path)
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors", "model.aside.safetensors", "random.json"])
@@ -192,7 +192,7 @@ def test_a_listed_file_that_is_gone_raises_an_error_of_ours(tmp_path: Path, name
     files = listed(checkpoint)
     (checkpoint / name).unlink()
     with pytest.raises(CheckpointError, match=name):
-        native.read(checkpoint, files)
+        read(checkpoint, files)
 
 
 def test_no_pickle_is_in_any_file(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+import parts
 from holdfast.capture.shard import Place
-from holdfast.capture.state import ASIDE, Stored
+from holdfast.capture.state import ASIDE, Given, Stored
 from holdfast.errors import CheckpointError, DamagedCheckpointError, SaveError, UnsupportedError
 from holdfast.layouts import assembly, export, native
 from holdfast.store.manifest import Manifest
@@ -72,7 +73,7 @@ def read(checkpoint: Path, cut: Grids | None = None, rank: int = 0) -> tuple[Sto
         return place(shape, cut[name], rank) if cut is not None and name in cut else None
 
     files = [file.path for file in manifest.files]
-    stored, extra = native.read(checkpoint, files, tensors=manifest.tensors, rank=rank, places=wanted)
+    stored, extra = parts.read(checkpoint, files, tensors=manifest.tensors, rank=rank, places=wanted)
     return stored["model"], extra
 
 
@@ -113,7 +114,7 @@ def test_only_the_files_that_a_rank_needs_are_opened(tmp_path: Path) -> None:
     manifest = manifest_of(checkpoint)
     for rank in (1, 2):
         (checkpoint / f"model-{rank:05}-of-00004.safetensors").unlink()
-    found, _ = native.read(
+    found, _ = parts.read(
         checkpoint,
         [file.path for file in manifest.files],
         tensors=manifest.tensors,
@@ -121,24 +122,40 @@ def test_only_the_files_that_a_rank_needs_are_opened(tmp_path: Path) -> None:
     )
     assert same(found["model"].tensors["w"], STATE["uneven"][:2])
     with pytest.raises(CheckpointError, match="model-00001-of-00004"):
-        native.read(checkpoint, [file.path for file in manifest.files], tensors=manifest.tensors)
+        parts.read(checkpoint, [file.path for file in manifest.files], tensors=manifest.tensors)
 
 
-def is_in_a_file(tensor: torch.Tensor) -> bool:
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        begin, end = (int(address, 16) for address in line.split()[0].split("-"))
-        if begin <= tensor.data_ptr() < end:
-            return line.endswith(".safetensors")
-    return False
+def test_what_this_process_has_is_read_right_into_its_memory(tmp_path: Path) -> None:
+    state = {name: STATE[name] for name in ("uneven", "both", "plain", "vector")}
+    checkpoint = committed(tmp_path, [("model", state, REST)], {"uneven": (2, 1), "both": (2, 2)}, 4)
+    manifest = manifest_of(checkpoint)
+    paths = [file.path for file in manifest.files]
+    cut = {"uneven": (3, 1), "both": (1, 3)}
+    for rank in range(3):
+        places = {name: place(one.shape, cut[name], rank) if name in cut else None for name, one in state.items()}
+        live = {
+            name: torch.zeros(w.lengths if w else STATE[name].shape).to(STATE[name].dtype) for name, w in places.items()
+        }
+        live["plain"] = torch.zeros(4, 8)[:, ::2]  # its bytes do not lie in order
+        live["vector"] = torch.zeros(10)  # it is of another dtype
+        memory = {"model": live}
+        found, _ = parts.read(
+            checkpoint, paths, tensors=manifest.tensors, places=lambda _, name, __, p=places: p[name], memory=memory
+        )
+        tensors = found["model"].tensors
+        assert same(dict(tensors), {n: local(one, w) if (w := places[n]) else one for n, one in state.items()})
+        assert {name for name in live if tensors[name].data_ptr() == live[name].data_ptr()} == {"uneven", "both"}
+        assert isinstance(tensors, Given) and tensors.free == {"plain", "vector"}
 
 
-def test_what_lies_in_one_piece_is_not_copied(tmp_path: Path) -> None:
-    state = {"w": STATE["uneven"], "plain": STATE["plain"]}
-    checkpoint = committed(tmp_path, [("model", state, REST)], {"w": (2, 1)}, 2)
-    halves, cut = {"w": (2, 1)}, {"w": (3, 1)}
-    for rank, grid, copied in ((0, halves, False), (1, halves, False), (0, cut, False), (1, cut, True)):
-        tensor = read(checkpoint, grid, rank)[0].tensors["w"]
-        assert is_in_a_file(tensor) is not copied
+def test_two_tensors_are_never_read_into_the_same_memory(tmp_path: Path) -> None:
+    state = {"a": torch.ones(4), "b": torch.full((2,), 2.0), "c": torch.full((4,), 3.0)}
+    checkpoint = committed(tmp_path, [("model", state, REST)], {}, 1)
+    shared = torch.zeros(8)
+    live = {"a": shared[:4], "b": shared[2:4], "c": shared[4:]}
+    found, _ = parts.read(checkpoint, memory={"model": live})
+    assert same(dict(found["model"].tensors), state)
+    assert shared.tolist() == [1, 1, 1, 1, 3, 3, 3, 3]
 
 
 def test_a_checkpoint_of_one_process_is_cut_up_too(tmp_path: Path) -> None:
@@ -153,7 +170,7 @@ def test_a_place_in_another_shape_gives_all_there_is(tmp_path: Path) -> None:
     manifest = manifest_of(checkpoint)
     files = [file.path for file in manifest.files]
     for other in (Place((8, 3), (0, 0), (4, 3)), Place((21,), (0,), (7,))):
-        found, _ = native.read(checkpoint, files, tensors=manifest.tensors, places=lambda *_, other=other: other)
+        found, _ = parts.read(checkpoint, files, tensors=manifest.tensors, places=lambda *_, other=other: other)
         assert same(found["model"].tensors["w"], STATE["uneven"])
 
 
@@ -173,6 +190,19 @@ def test_each_rank_has_its_own_generators_and_position(tmp_path: Path) -> None:
     for rank, whose in ((0, 0), (1, 1), (2, 2), (3, 0)):
         _, extra = read(checkpoint, rank=rank)
         assert extra == {"training": {"step": 7}, "random": {"of": whose}, "data": {"of": whose}}
+
+
+def test_what_a_rank_had_of_its_own_comes_back_to_it_alone() -> None:
+    mine = {"mean": torch.ones(2), ASIDE + "cache": torch.ones(1)}
+    images = native.images([("model", {}, REST)], {}, 1, 3, {"model": mine, "ema": {}})
+    assert [image.path for image in images] == ["model.own-00001.safetensors"]
+    paths = [
+        "model.own-00001.safetensors",
+        "ema.own-00002.safetensors",
+        "model.json",
+        "own.aside-00001-of-00002.safetensors",
+    ]
+    assert native.differ(paths) == ["ema", "model"]
 
 
 def test_a_rank_whose_generators_are_missing_is_named() -> None:
@@ -204,14 +234,18 @@ def test_ranks_that_fit_together_are_merged() -> None:
 
 def test_ranks_that_do_not_fit_together_save_nothing() -> None:
     other = {"model": {"w": {"shape": [8, 3], "pieces": []}}}
-    unwritten = {"model": {"v": {"shape": [2], "pieces": []}}}
+    stage = {"model": {"v": told(1)["model"]["plain"]}}
+    alone: native.Tensors = {"model": {**told(0)["model"], "v": {"shape": [2], "pieces": []}}}
+    unwritten: native.Tensors = {"model": {**told(1)["model"], "v": {"shape": [2], "pieces": []}}}
     twice = {"model": {"w": told(1)["model"]["w"]}}
     cases: list[tuple[list[native.Tensors], str]] = [
         ([told(0)], r"'w' cannot be saved: its 1 pieces, 12 values in all, do not fill its shape \[7, 3\]"),
         ([told(0), told(1), twice], r"'w' cannot be saved: its 3 pieces, 30 values"),
         ([told(0), told(0)], r"'w' cannot be saved: its 2 pieces, 24 values"),
         ([told(0), told(1), other], r"'w' has the shape \[8, 3\] on rank 2 and \[7, 3\] before it"),
-        ([told(0), told(1), unwritten], r"'v' cannot be saved: it has no pieces"),
+        ([alone, unwritten], r"'v' cannot be saved: it has no pieces"),
+        ([told(0), told(1), stage], r"'v' is on rank 2 and not on rank 0; ranks are saved together that hold the same"),
+        ([alone, told(1)], r"'v' is on rank 0 and not on rank 1; ranks are saved together that hold the same"),
     ]
     for ranks, message in cases:
         with pytest.raises(SaveError, match=f"^model: {message}"):
@@ -231,9 +265,9 @@ def test_pieces_that_are_not_where_the_manifest_says_are_named(tmp_path: Path) -
     }
     for name, lie in lies.items():
         with pytest.raises(DamagedCheckpointError, match=r"the manifest says that model-.* holds \[., 3\] of '[wv]'"):
-            native.read(checkpoint, files, tensors={"model": {name: lie}})
+            parts.read(checkpoint, files, tensors={"model": {name: lie}})
     with pytest.raises(CheckpointError, match="does not say which pieces of model's tensors are in model-00000-of"):
-        native.read(checkpoint, files)
+        parts.read(checkpoint, files)
 
 
 def test_pieces_of_several_dtypes_are_refused(tmp_path: Path) -> None:
@@ -244,7 +278,7 @@ def test_pieces_of_several_dtypes_are_refused(tmp_path: Path) -> None:
     report = verify(checkpoint, full=False).entry.manifest
     assert report is not None
     with pytest.raises(DamagedCheckpointError, match="the pieces of 'w' are of several dtypes"):
-        native.read(checkpoint, [file.path for file in report.files], tensors=report.tensors)
+        parts.read(checkpoint, [file.path for file in report.files], tensors=report.tensors)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def test_a_save_is_durable_while_training_stands_still(
 
 
 @pytest.mark.parametrize("kind", ["forward", "backward", "evaluation", "data"])
-def test_a_stop_is_over_within_its_grace_though_the_loop_never_comes_back(
+def test_fault_31_a_stop_is_over_within_its_grace_though_the_loop_never_comes_back(
     launcher: Launcher, tmp_path: Path, kind: str
 ) -> None:
+    """SIGTERM while forward, backward, an evaluation, or the data never returns."""
     process = start(launcher, tmp_path, kind, grace=1.5)
     process.send(signal.SIGTERM)
     assert process.wait(15) == 75, process.output
@@ -127,7 +129,10 @@ print("not reached")
 """
 
 
-def test_a_stop_that_kills_the_data_workers_first_is_a_stop_like_any_other(launcher: Launcher, tmp_path: Path) -> None:
+def test_fault_30_a_stop_that_kills_the_data_workers_first_is_a_stop_like_any_other(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """SIGTERM to the whole process group of a loop with data workers."""
     program = WITH_WORKERS.replace("TESTS", repr(str(Path(__file__).parents[1])))
     process = launcher.start(cwd=tmp_path, program=program)
     status = tmp_path / "run" / ".holdfast" / "status.json"
@@ -147,7 +152,11 @@ KILLS = 200 if os.environ.get("HOLDFAST_FULL") else 20
 
 
 @pytest.mark.timeout(10 * KILLS)
-def test_kills_in_the_middle_of_saves_lose_nothing_that_was_answered(tmp_path: Path) -> None:
+def test_fault_01_20_kills_in_the_middle_of_saves_lose_nothing_that_was_answered(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """SIGKILL at random times of a training that saves every second step and is started again and again."""
+    record_property("injected", KILLS)
     run, chance, resumed = tmp_path / "run", random.Random(3), 0
     for _ in range(KILLS):
         child = os.fork()

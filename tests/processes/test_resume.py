@@ -95,7 +95,8 @@ def three_checkpoints(training: Training) -> None:
     assert training.start(max_steps=30, save_strategy="steps", save_steps=10).wait() == 0
 
 
-def test_auto_skips_what_is_damaged_by_name_and_reason(training: Training) -> None:
+def test_fault_15_auto_skips_what_is_damaged_by_name_and_reason(training: Training) -> None:
+    """A bit of the newest checkpoint's weights is flipped, and the next one lacks a file."""
     three_checkpoints(training)
     weights = training.run / "checkpoint-30" / "model.safetensors"
     content = bytearray(weights.read_bytes())
@@ -129,7 +130,10 @@ def test_auto_starts_from_zero_where_there_is_nothing_and_true_does_not(training
     assert process.wait() == 0 and "starting from zero" in process.output
 
 
-def test_a_start_in_a_used_directory_without_resume_says_so_and_keeps_what_is_there(training: Training) -> None:
+def test_fault_17_a_start_in_a_used_directory_without_resume_says_so_and_keeps_what_is_there(
+    training: Training,
+) -> None:
+    """A Trainer starts from zero in a directory with three checkpoints and saves a step that is there."""
     three_checkpoints(training)
     process = training.start(max_steps=10, save_strategy="steps", save_steps=10)
     assert process.wait() == 0

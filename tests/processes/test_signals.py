@@ -67,7 +67,8 @@ def test_a_second_ctrl_c_leaves_a_step_that_does_not_end_after_a_good_save(train
     assert training.holdfast("verify", "out").wait() == 0
 
 
-def test_a_stop_in_a_step_that_does_not_end_is_saved_and_over_within_its_grace(training: Training) -> None:
+def test_fault_31_a_stop_in_a_step_that_does_not_end_is_saved_and_over_within_its_grace(training: Training) -> None:
+    """SIGTERM to a Trainer whose forward never returns."""
     process = training.start("--set", "stop_grace_seconds=2", program=BLOCKED)
     training.wait_for_step(3)
     process.send(signal.SIGTERM)
@@ -87,7 +88,8 @@ def test_a_stop_whose_save_does_not_come_within_the_grace_ends_with_the_signal(t
     assert "no checkpoint was saved within 2 s" in process.output and len(training.saved()) == 1
 
 
-def test_a_second_ctrl_c_abandons_the_save_and_leaves_what_was_committed(training: Training) -> None:
+def test_fault_32_a_second_ctrl_c_abandons_the_save_and_leaves_what_was_committed(training: Training) -> None:
+    """Ctrl+C while fsync hangs, again at once, and again a second later."""
     process = training.start(program=A_DISK_THAT_HANGS, save_strategy="steps", save_steps=2)
     training.wait_for_saves(1)
     training.wait_for_step(3)
@@ -107,9 +109,8 @@ def test_a_second_ctrl_c_abandons_the_save_and_leaves_what_was_committed(trainin
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_sigterm_and_sigusr2_save_and_stop_and_repeating_abandons_nothing(
-    training: Training, number: signal.Signals
-) -> None:
+def test_fault_32_repeating_sigterm_abandons_nothing(training: Training, number: signal.Signals) -> None:
+    """SIGTERM, or SIGUSR2, twenty-one times in a row."""
     process = training.start(program=BLOCKED)
     training.wait_for_step(3)
     for _ in range(20):
@@ -191,7 +192,8 @@ finally:
 """
 
 
-def test_the_users_own_handler_is_called_and_restored(training: Training) -> None:
+def test_fault_36_the_users_own_handler_is_called_and_restored(training: Training) -> None:
+    """A script with handlers of its own for SIGUSR1 and SIGTERM attaches to its Trainer."""
     process = training.start(program=OWN_HANDLER)
     training.wait_for_step(1)
     process.send(signal.SIGUSR1)
@@ -203,7 +205,7 @@ def test_the_users_own_handler_is_called_and_restored(training: Training) -> Non
 
 
 def test_a_stop_whose_save_fails_ends_with_1_and_says_so(training: Training) -> None:
-    process: Process = training.start(program=SAVE_THAT_FAILS)
+    process: Process = training.start("--set", "stop_grace_seconds=4", program=SAVE_THAT_FAILS)
     training.wait_for_step(2)
     process.send(signal.SIGTERM)
     assert process.wait() == 1

@@ -29,7 +29,8 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
-def test_a_terminal_shows_a_bar_and_ctrl_c_there_saves(training: Training) -> None:
+def test_fault_33_a_terminal_shows_a_bar_and_ctrl_c_there_saves_once(training: Training) -> None:
+    """Ctrl+C typed into a pseudo-terminal, whose whole foreground group gets it."""
     process = training.start(program=ON_A_TERMINAL, logging_steps=2)
     training.wait_for_step(5)
     training.trigger.touch()
@@ -105,7 +106,8 @@ main()
 """
 
 
-def test_a_reader_that_dies_of_the_same_ctrl_c_costs_no_save(training: Training) -> None:
+def test_fault_33_a_reader_that_dies_of_the_same_ctrl_c_costs_no_save(training: Training) -> None:
+    """SIGINT to a training and to the program that its output is piped into."""
     process = training.start(program=READER_GOES)
     training.wait_for_step(3)
     os.kill(int((training.folder / "reader").read_text()), signal.SIGINT)

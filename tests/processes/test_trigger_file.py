@@ -111,7 +111,8 @@ def test_a_request_that_meets_a_scheduled_save_is_one_checkpoint_with_both_reaso
     assert {reason["door"] for reason in training.manifest("checkpoint-20")["reasons"]} == {"schedule", "trigger_file"}
 
 
-def test_a_file_left_over_from_before_the_start_is_served_once(training: Training) -> None:
+def test_fault_26_a_file_left_over_from_before_the_start_is_served_once(training: Training) -> None:
+    """The file is there before the run starts."""
     training.run.mkdir()
     training.trigger.touch()
     process = training.start(max_steps=30)
@@ -142,7 +143,10 @@ def test_what_is_no_plain_file_of_ours_is_reported_and_left_alone(training: Trai
     assert len(events(training.run, "refused")) == 1
 
 
-def test_a_file_that_cannot_be_removed_makes_one_save_and_one_warning_over_restarts_too(training: Training) -> None:
+def test_fault_25_a_file_that_cannot_be_removed_makes_one_save_and_one_warning_over_restarts_too(
+    training: Training,
+) -> None:
+    """chattr +i on the file of a Trainer, over two starts."""
     training.run.mkdir()
     training.trigger.touch()
     if subprocess.run(["chattr", "+i", training.trigger], capture_output=True, check=False).returncode:

@@ -29,14 +29,14 @@ class Job:
 
     processes: list[Process]
 
-    def wait(self, limit: float = 60.0) -> list[int]:
+    def wait(self, limit: float = 120.0) -> list[int]:
         """The exit codes."""
         return [process.wait(limit) for process in self.processes]
 
     def digests(self) -> list[str]:
         """What each rank ended with."""
         for process in self.processes:
-            assert process.wait() == 0, process.output
+            assert process.wait(120.0) == 0, process.output
         return [re.findall(r"rank \d ends (\d+ \w+)", process.output)[0] for process in self.processes]
 
     def kill(self) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -30,7 +31,9 @@ class Orders:
     Args:
         run: The run directory.
         until: How many steps it has.
-        kind: `ddp`, `fsdp`, `alone` for one process, or `apart` for several that share nothing.
+        kind: `ddp`, `ddp_own` (buffers are not made alike), `fsdp`, `tp` (tensor-parallel), `fsdp_tp` (two ranks each
+            way), `alone` for one process, or `apart` for several that share nothing.
+        model: Which of `MODELS`.
         ask_every: Each rank asks for a save after a random step, about this often.
         stand: Rank and step: that rank stands in an evaluation after that step, until there is a file `go`.
         short: Rank and steps: that rank's data ends after so many.
@@ -43,6 +46,7 @@ class Orders:
     run: str
     until: int = 20
     kind: str = "ddp"
+    model: str = "plain"
     ask_every: int = 0
     stand: list[int] | None = None
     short: list[int] | None = None
@@ -52,15 +56,65 @@ class Orders:
     settings: dict[str, Any] | None = None
 
 
+def plain() -> torch.nn.Sequential:
+    return torch.nn.Sequential(torch.nn.Linear(8, 33), torch.nn.Dropout(0.2), torch.nn.Linear(33, 1))
+
+
+def normed() -> torch.nn.Sequential:
+    """Its norm stays a plain tensor beside distributed ones; 34 features are 17 a rank, which do not go in halves."""
+    layers = (torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 34), torch.nn.Dropout(0.2), torch.nn.Linear(34, 1))
+    return torch.nn.Sequential(*layers)
+
+
+class Table(torch.nn.Module):
+    """Has a buffer that is too large to be copied at each boundary, and stands still in rank 0 alone."""
+
+    table: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(300_000))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if int(os.environ["RANK"]):
+            self.table += 1
+        return inputs
+
+
+def batched() -> torch.nn.Sequential:
+    """Its running statistics are those of each rank's own samples."""
+    layers = (torch.nn.Linear(8, 33), torch.nn.BatchNorm1d(33), torch.nn.Linear(33, 1), Table())
+    return torch.nn.Sequential(*layers)
+
+
+MODELS = {"plain": plain, "normed": normed, "batched": batched}
+
+
 def wrapped(model: torch.nn.Sequential, kind: str) -> torch.nn.Module:
+    size = dist.get_world_size() if dist.is_initialized() else 1
     if kind in ("alone", "apart"):
         return model
     if kind == "ddp":
         return DistributedDataParallel(model)
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    fully_shard(model[0], mesh=mesh)
+    if kind == "ddp_own":
+        return DistributedDataParallel(model, broadcast_buffers=False)
+    if kind == "fsdp":
+        mesh = init_device_mesh("cpu", (size,))
+        fully_shard(model[0], mesh=mesh)
+    else:
+        square = init_device_mesh("cpu", (parts(kind), size // parts(kind)), mesh_dim_names=("dp", "tp"))
+        mesh = square["dp"]
+        parallelize_module(model, square["tp"], {"1": ColwiseParallel(), "3": RowwiseParallel()})
+        if kind == "tp":
+            return model
+        fully_shard(model[1], mesh=mesh)
     fully_shard(model, mesh=mesh)  # the last layer is the root's own: it stays gathered after an evaluation
     return model
+
+
+def parts(kind: str) -> int:
+    """Into how many parts the data goes: all ranks that share the work on one batch are given the same."""
+    return {"alone": 1, "tp": 1, "fsdp_tp": 2}.get(kind) or dist.get_world_size()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -97,7 +151,7 @@ def main() -> None:
         dist.init_process_group("gloo")
         rank = dist.get_rank()
     torch.manual_seed(7)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 33), torch.nn.Dropout(0.2), torch.nn.Linear(33, 1))
+    model = MODELS[orders.model]()
     trained = wrapped(model, orders.kind)
     torch.manual_seed(100 + rank)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
@@ -105,7 +159,11 @@ def main() -> None:
     rows = TensorDataset(
         torch.randn(SAMPLES, 8, generator=fixed), torch.randn(SAMPLES, 1, generator=fixed), torch.arange(SAMPLES)
     )
-    sampler: Any = DistributedSampler(rows, shuffle=True, seed=1) if orders.kind != "alone" else None
+    sampler: Any = None
+    if orders.kind != "alone":
+        count = parts(orders.kind)
+        number = rank * count // dist.get_world_size()
+        sampler = DistributedSampler(rows, count, number, shuffle=True, seed=1)
     data = DataLoader(rows, batch_size=2, sampler=sampler, shuffle=sampler is None)
     seen = Path(orders.run).with_name(f"seen-{rank}.txt").open("a")
     draw = random.Random(rank)

@@ -76,9 +76,10 @@ def test_undisturbed_ranks_always_agree_and_take_the_same_boundary(
 
 @explored
 @given(st.integers(2, 10), st.integers(), HABITS, PACES, faults_of("stop", "cut"))
-def test_stopped_and_cut_off_ranks_do_no_harm_and_are_back_when_it_is_over(
+def test_fault_39_40_stopped_and_cut_off_ranks_do_no_harm_and_are_back_when_it_is_over(
     size: int, seed: int, habits: Habits, paces: dict[int, float], faults: list[Fault]
 ) -> None:
+    """A simulated store and 2 to 10 ranks on a simulated clock; random ranks are stopped or cut off at random times."""
     simulation = simulated(size, seed, habits=habits, paces=paces, faults=faults)
     (boundary,) = taken(simulation, simulation.rounds - 1)
     assert boundary is not None, "the last call comes when all is calm again"
@@ -86,15 +87,17 @@ def test_stopped_and_cut_off_ranks_do_no_harm_and_are_back_when_it_is_over(
 
 @explored
 @given(st.integers(2, 10), st.integers(), HABITS, faults_of("die", "die", "stop", "cut"))
-def test_ranks_that_die_do_no_harm(size: int, seed: int, habits: Habits, faults: list[Fault]) -> None:
+def test_fault_37_38_ranks_that_die_do_no_harm(size: int, seed: int, habits: Habits, faults: list[Fault]) -> None:
+    """The same simulation; random ranks die at random times, rank 0 among them."""
     simulated(size, seed, habits=habits, faults=faults)
 
 
 @explored
 @given(st.integers(2, 10), st.integers(), HABITS, st.dictionaries(st.integers(0, 9), st.integers(1, 20), min_size=1))
-def test_a_rank_whose_data_has_ended_is_taken_where_it_stands_or_ends_the_agreement(
+def test_fault_41_a_rank_whose_data_has_ended_is_taken_where_it_stands_or_ends_the_agreement(
     size: int, seed: int, habits: Habits, ends: dict[int, int]
 ) -> None:
+    """The same simulation; the data of random ranks ends at random boundaries."""
     simulation = simulated(size, seed, habits=habits, ends=ends)
     for number in range(simulation.rounds):
         for rank in simulation.ranks:
@@ -124,7 +127,8 @@ def test_without_one_rank_the_others_open_their_gates_are_told_who_it_was_and_tr
     simulation.world.run(lambda: all(rank.left > left + 3 for rank, left in zip(others, here, strict=True)), 60)
 
 
-def test_hundreds_of_ranks_with_stopped_and_cut_off_ones_among_them() -> None:
+def test_fault_39_40_hundreds_of_ranks_agree_with_stopped_and_cut_off_ones_among_them() -> None:
+    """The same simulation with 300 ranks, of which eight are stopped or cut off."""
     chance = random.Random(3)
     faults = [
         Fault(kind, chance.randrange(300), chance.uniform(0, 6), chance.uniform(0, 20)) for kind in ("stop", "cut") * 4

@@ -108,9 +108,10 @@ def test_plain_transformers_goes_on_from_ours(
     assert start(launcher, tmp_path, tiny, "plain", newest["path"]).digests() == uninterrupted[0]
 
 
-def test_a_signal_to_one_process_stops_both_at_one_step_and_once(
+def test_fault_29_a_signal_to_one_process_stops_both_at_one_step_and_once(
     launcher: Launcher, tmp_path: Path, tiny: Path
 ) -> None:
+    """Two Trainers under DDP; SIGTERM to the one that is not the first."""
     job = start(launcher, tmp_path, tiny, "ours", STAND="0 6")
     job.processes[0].wait_for("stands")
     job.processes[1].send(signal.SIGTERM)

@@ -1,7 +1,9 @@
 """A rank that dies, stops, or goes its own way: nothing half is published, and nobody waits for ever."""
 
+import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -42,7 +44,8 @@ def resumed_ends_as_one_that_was_not(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_rank_is_killed(ranks: Ranks, place: str) -> None:
+def test_fault_37_38_what_is_published_is_whole_and_the_next_start_goes_on(ranks: Ranks, place: str) -> None:
+    """SIGKILL of a rank before the agreement, before its write, after its record; of rank 0 around the rename."""
     module, owner, name, when, rank = PLACES[place]
     program = HALT.format(module=module, owner=owner, name=name, when=when, rank=rank)
     job = ranks.start(program=program, stand=[rank, 6], settings={**LIMITS, "save_steps": 4})
@@ -63,7 +66,8 @@ def test_a_rank_is_killed(ranks: Ranks, place: str) -> None:
     resumed_ends_as_one_that_was_not(ranks)
 
 
-def test_a_stopped_rank_makes_an_abort_everywhere_and_training_goes_on_after_it(ranks: Ranks) -> None:
+def test_fault_39_a_stopped_rank_makes_an_abort_everywhere_and_training_goes_on_after_it(ranks: Ranks) -> None:
+    """SIGSTOP of one of two ranks for as long as ranks wait for one another, then SIGCONT."""
     job = ranks.start(until=60, pause=0.05, settings=LIMITS)
     ranks.wait_for_step(3)
     job.processes[1].send(signal.SIGSTOP)
@@ -77,7 +81,8 @@ def test_a_stopped_rank_makes_an_abort_everywhere_and_training_goes_on_after_it(
     assert len(ranks.saved()) == 1 and len(events(ranks.run, "failed")) == 1
 
 
-def test_a_rank_whose_data_ends_earlier_makes_a_failed_save_and_no_hang(ranks: Ranks) -> None:
+def test_fault_41_a_rank_whose_data_ends_earlier_makes_a_failed_save_and_no_hang(ranks: Ranks) -> None:
+    """One of two ranks has three batches, the other hundreds."""
     # Without collectives, so that the other can go on at all.
     job = ranks.start(kind="apart", until=400, pause=0.02, short=[1, 3], settings=LIMITS)
     ranks.wait_for_step(10)
@@ -85,6 +90,22 @@ def test_a_rank_whose_data_ends_earlier_makes_a_failed_save_and_no_hang(ranks: R
     assert failed.returncode == 1 and "ended unevenly" in failed.stdout + failed.stderr, job.output
     holdfast("stop", ranks.run)
     assert ended(job)
+
+
+def test_fault_41_ranks_that_stand_on_different_steps_save_the_same_later_one(ranks: Ranks) -> None:
+    """One of two ranks that share nothing stands after its third step while the other goes on."""
+    job = ranks.start(kind="apart", until=400, pause=0.02, stand=[1, 3], settings=LIMITS)
+    job.processes[1].wait_for("rank 1 stands")
+    ranks.wait_for_step(10)
+    assert holdfast("save", ranks.run).returncode == 0
+    (agreed,) = wait_until(lambda: events(ranks.run, "agreed"), what=job.output)
+    (ranks.folder / "go").touch()
+    (saved,) = wait_until(ranks.saved, what=job.output)
+    assert saved["step"] == agreed["boundary"] >= 10
+    positions = [json.loads(Path(saved["path"], name).read_text()) for name in ("data.json", "data-00001.json")]
+    assert len({(at["epoch"], at["consumed"]) for at in positions}) == 1, "rank 1 went on to the step of rank 0"
+    holdfast("stop", ranks.run)
+    assert job.wait() == [75, 75], job.output
 
 
 def test_an_error_in_one_rank_is_preceded_by_a_save_of_all(ranks: Ranks) -> None:
@@ -98,7 +119,8 @@ def test_an_error_in_one_rank_is_preceded_by_a_save_of_all(ranks: Ranks) -> None
     resumed_ends_as_one_that_was_not(ranks)
 
 
-def test_a_second_job_on_a_live_run_is_refused_in_all_its_ranks(ranks: Ranks) -> None:
+def test_fault_42_a_second_job_on_a_live_run_is_refused_in_all_its_ranks(ranks: Ranks) -> None:
+    """The same job of two ranks is started beside itself."""
     job = ranks.start(stand=[0, 2])
     job.processes[0].wait_for("rank 0 stands")
     second = ranks.start()

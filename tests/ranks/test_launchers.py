@@ -19,6 +19,10 @@ from waiting import wait_until
 # What a launcher leaves its ranks, and what a stop may take.
 GRACE = 25.0
 
+SLOW = pytest.mark.skipif(
+    not os.environ.get("HOLDFAST_FAULTS"), reason="each start takes seconds: HOLDFAST_FAULTS=1, make test-faults"
+)
+
 # A user's script. Its arguments: how many data workers, and the grace.
 SCRIPT = """
 import os, sys, time
@@ -28,13 +32,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from holdfast import Checkpointer
 
-dist.init_process_group("gloo")
-rank, workers, grace = dist.get_rank(), int(sys.argv[1]), float(sys.argv[2])
+rank, workers, grace = int(os.environ.get("RANK", 0)), int(sys.argv[1]), float(sys.argv[2])
 torch.manual_seed(7)
 rows = torch.randn(4000, 4)
-model = DistributedDataParallel(torch.nn.Linear(4, 1))
+model, sampler = torch.nn.Linear(4, 1), None
+if "RANK" in os.environ:
+    dist.init_process_group("gloo")
+    model, sampler = DistributedDataParallel(model), DistributedSampler(rows)
 optimizer = torch.optim.AdamW(model.parameters())
-data = DataLoader(rows, batch_size=2, sampler=DistributedSampler(rows), num_workers=workers)
+data = DataLoader(rows, batch_size=2, sampler=sampler, num_workers=workers)
 try:
     with Checkpointer("run", model=model, optimizer=optimizer, data=data, stop_grace_seconds=grace) as checkpointer:
         for batch in checkpointer.batches(until=1_000_000):
@@ -51,6 +57,7 @@ except SystemExit as end:
     raise
 """
 TORCHRUN = "import sys; from torch.distributed.run import main; main(sys.argv[1:])"
+ACCELERATE = "from accelerate.commands.launch import main; main()"
 
 
 @dataclass
@@ -72,6 +79,26 @@ class Folder:
         agent = self.launcher.start(*options, cwd=self.path, program=TORCHRUN)
         self._wait_for_a_step([agent])
         return agent
+
+    def accelerate(self, *options: str, ranks: int) -> Process:
+        """The same by `accelerate launch`."""
+        self._clear()
+        port = str(free_port())
+        given = (
+            "--mixed_precision",
+            "no",
+            "--num_machines",
+            "1",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            port,
+        )
+        launched = self.launcher.start(
+            *given, *options, "train.py", "0", str(GRACE), cwd=self.path, program=ACCELERATE, HF_HOME=str(self.path)
+        )
+        self._wait_for_a_step([launched], ranks)
+        return launched
 
     def srun(self, *, workers: int) -> list[Process]:
         """The same without an agent: every rank is told its place by its environment."""
@@ -107,14 +134,14 @@ class Folder:
         for left in self.path.glob("*-[01]"):
             left.unlink()
 
-    def _wait_for_a_step(self, processes: list[Process]) -> None:
+    def _wait_for_a_step(self, processes: list[Process], ranks: int = 2) -> None:
         self.started += processes
 
         def over() -> bool:
             return any(process.code is not None for process in processes)
 
-        wait_until(lambda: len(list(self.path.glob("pid-[01]"))) == 2 or over(), 120, "a step of both ranks")
-        assert not over(), [process.output for process in processes]
+        wait_until(lambda: len(list(self.path.glob("pid-[01]"))) == ranks or over(), 120, "a step of all ranks")
+        assert not over(), [(process.code, process.output) for process in processes]
 
 
 @pytest.fixture
@@ -145,7 +172,8 @@ def everything(process: Process) -> list[psutil.Process]:
 
 
 @pytest.mark.timeout(300)
-def test_under_torchrun_every_way_to_stop_saves_once_and_the_next_start_goes_on_from_there(folder: Folder) -> None:
+def test_fault_29_30_every_way_to_stop_saves_once_and_the_next_start_goes_on_from_there(folder: Folder) -> None:
+    """Under torchrun: SIGTERM to one rank, to the agent (which signals data workers too), to every process."""
     agent = folder.torchrun()
     begun = time.monotonic()
     os.kill(folder.pid(1), signal.SIGTERM)
@@ -176,15 +204,64 @@ def test_under_torchrun_every_way_to_stop_saves_once_and_the_next_start_goes_on_
     assert holdfast("verify", folder.run).returncode == 0
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("signalled", "code"),
+    [("all", 1), pytest.param("rank 1", 0, marks=SLOW), pytest.param("accelerate", 1, marks=SLOW)],
+)
+def test_fault_29_30_under_accelerate_with_two_processes_it_is_as_under_torchrun(
+    folder: Folder, signalled: str, code: int
+) -> None:
+    """SIGTERM to every process of `accelerate launch --multi_gpu`, to one rank, to accelerate itself."""
+    agent = folder.accelerate("--multi_gpu", "--num_processes", "2", ranks=2)
+    hit = {"all": everything(agent), "rank 1": [psutil.Process(folder.pid(1))], "accelerate": everything(agent)[:1]}
+    begun = time.monotonic()
+    for process in hit[signalled]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGTERM)
+    assert agent.wait() == code, agent.output
+    require_one_good_stop(folder, 0, begun, agent.output)
+    assert folder.codes() == ["0", "0"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=SLOW)])
+def test_fault_29_30_accelerate_on_the_cpu_leaves_its_one_training_behind_which_saves_for_itself(
+    folder: Folder, processes: str
+) -> None:
+    """SIGTERM to `accelerate launch --cpu`, then to its process group, in which the training still is."""
+    launched = folder.accelerate("--cpu", "--num_processes", processes, ranks=1)
+    launched.send(signal.SIGTERM)
+    assert launched.wait() == -signal.SIGTERM
+    assert psutil.pid_exists(folder.pid(0)) and not events(folder.run, "request")
+    begun = time.monotonic()
+    os.killpg(launched.pid, signal.SIGTERM)
+    wait_until(lambda: folder.codes() == ["75"], what="the end of the training")
+    wait_until(lambda: events(folder.run)[-1]["event"] == "end")
+    require_one_good_stop(folder, 0, begun, launched.output)
+
+
+@SLOW
+@pytest.mark.timeout(300)
+def test_fault_29_after_a_good_stop_of_its_one_training_accelerate_ends_with_1(folder: Folder) -> None:
+    """SIGTERM to the training that `accelerate launch --cpu` has started."""
+    launched = folder.accelerate("--cpu", "--num_processes", "1", ranks=1)
+    begun = time.monotonic()
+    os.kill(folder.pid(0), signal.SIGTERM)
+    assert launched.wait() == 1 and folder.codes() == ["75"], launched.output
+    require_one_good_stop(folder, 0, begun, launched.output)
+
+
 def last_step(folder: Folder) -> int:
     step: int = events(folder.run, "saved")[-1]["step"]
     return step
 
 
 @pytest.mark.parametrize("signalled", [(0, 1), (0,), (1,)], ids=["both", "rank 0", "rank 1"])
-def test_without_an_agent_a_signal_that_kills_the_data_workers_saves_once_too(
+def test_fault_29_30_a_signal_that_kills_the_data_workers_of_some_ranks_saves_once_too(
     folder: Folder, signalled: tuple[int, ...]
 ) -> None:
+    """Without an agent: SIGTERM to the whole group of both ranks, of rank 0, of rank 1."""
     ranks = folder.srun(workers=1)
     begun = time.monotonic()
     for rank in signalled:
@@ -195,9 +272,10 @@ def test_without_an_agent_a_signal_that_kills_the_data_workers_saves_once_too(
 
 
 @pytest.mark.timeout(200)
-def test_ranks_that_outlive_their_agent_cannot_save_and_keep_others_out_until_they_end(
+def test_fault_42_ranks_that_outlive_their_agent_cannot_save_and_keep_others_out_until_they_end(
     folder: Folder, torch_launcher: Launcher
 ) -> None:
+    """SIGKILL of torchrun's agent; another job is started beside its orphans, and after them."""
     agent = folder.torchrun(grace=1.0)
     agent.send(signal.SIGKILL)
     agent.wait()

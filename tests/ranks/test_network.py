@@ -78,7 +78,8 @@ def network() -> Iterator[None]:
 
 @pytest.mark.usefixtures("network")
 @pytest.mark.parametrize("when", ["in the agreement", "in the write"])
-def test_a_cut_network_fails_the_save_and_training_goes_on_when_it_is_mended(ranks: Ranks, when: str) -> None:
+def test_fault_40_a_cut_network_fails_the_save_and_training_goes_on_when_it_is_mended(ranks: Ranks, when: str) -> None:
+    """The link between two network namespaces is taken down in the agreement, or in the write."""
     program = ON_ITS_HOST.replace("{HOST}", HOSTS[0].removesuffix("-0"))
     program += STANDS_BEFORE_IT_WRITES if when == "in the write" else ""
     job = ranks.start(program=program, address=f"{NETWORK}.1", until=100_000, pause=0.05, settings=LIMITS)

@@ -11,7 +11,8 @@ from trainings import events
 from waiting import wait_until
 
 
-def test_fifty_requests_from_random_ranks_are_each_answered(ranks: Ranks) -> None:
+def test_fault_22_fifty_requests_from_random_ranks_are_each_answered(ranks: Ranks) -> None:
+    """Four ranks ask at random steps, some while a save runs."""
     job = ranks.start(4, until=120, ask_every=8)
     job.digests()
     asked = [int(n) for n in re.findall(r"asked (\d+), answered", job.output)]
@@ -54,7 +55,8 @@ def test_status_shows_where_each_rank_stands(ranks: Ranks) -> None:
 
 
 @pytest.mark.parametrize("whom", ["one rank", "all, twice"])
-def test_a_stop_leaves_every_rank_at_the_same_later_step_with_one_checkpoint(ranks: Ranks, whom: str) -> None:
+def test_fault_29_a_stop_leaves_every_rank_at_the_same_later_step_with_one_checkpoint(ranks: Ranks, whom: str) -> None:
+    """SIGTERM to the rank that is not the first; to all ranks twice."""
     job = ranks.start(until=100_000, pause=0.02, elastic=whom == "one rank")
     ranks.wait_for_step(3)
     for _ in range(1 if whom == "one rank" else 2):

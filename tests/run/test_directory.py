@@ -59,9 +59,10 @@ def a_strangers(directory: RunDirectory) -> None:
 
 @pytest.mark.parametrize("change", [replaced_by_link, writable_by_the_group, writable_by_all, a_strangers])
 @pytest.mark.parametrize("use", [RunDirectory.create, RunDirectory.open])
-def test_a_control_directory_that_others_could_write_to_is_refused(
+def test_security_s06_a_control_directory_that_others_could_write_to_is_refused(
     directory: RunDirectory, change: Callable[[RunDirectory], None], use: Callable[[RunDirectory], None]
 ) -> None:
+    """The control directory is a link, is writable by others, or is a stranger's."""
     change(directory)
     with pytest.raises(RunError, match="is not a private directory of this user"):
         use(directory)

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from failing_disk import FailingDisk, fails_with
 from holdfast.errors import LeaseLostError, RunBusyError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
@@ -108,12 +110,16 @@ def test_a_holder_that_was_killed_is_taken_over_even_while_nobody_has_buried_it(
         assert Lease.take(directory, None).holder.generation == 2
 
 
-def test_a_process_that_only_has_the_number_of_the_holder_is_not_the_holder(directory: RunDirectory) -> None:
+def test_security_s10_a_process_that_only_has_the_number_of_the_holder_is_not_the_holder(
+    directory: RunDirectory,
+) -> None:
+    """The lease names a living process that was started at another time."""
     held_by(directory, started=1.0)
     assert Lease.take(directory, None).holder.generation == 5
 
 
-def test_a_holder_from_before_the_machine_was_started_is_dead(directory: RunDirectory) -> None:
+def test_security_s10_a_holder_from_before_the_machine_was_started_is_dead(directory: RunDirectory) -> None:
+    """The lease names a living process of another boot."""
     held_by(directory, boot="00000000-0000-0000-0000-000000000000")
     assert Lease.take(directory, None).holder.generation == 5
 
@@ -207,3 +213,15 @@ def test_a_heartbeat_is_the_latest_sign_of_life(directory: RunDirectory) -> None
     assert lease.heartbeat(directory) == 2000
     os.utime(directory.lease, (3000, 3000))
     assert lease.heartbeat(directory) == 3000
+
+
+def test_a_lease_that_cannot_be_read_just_now_is_neither_lost_nor_free(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.create()
+    lease = Lease.take(directory, RUN)
+    for decide in (lease.check, lambda: Lease.take(directory, RUN)):
+        with pytest.MonkeyPatch.context() as patch:
+            FailingDisk({"read"}, 1, fails_with(errno.EIO), lasting=True).install(patch)
+            with pytest.raises(OSError, match="Input/output error"):
+                decide()
+    lease.check()

@@ -31,9 +31,12 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "pending": [{"id": "0" * 32}],
         "failed_saves": 0,
         "last_failure": "",
+        "failing_since": None,
+        "next_try_at": None,
         "capture": "live",
         "copied_buffers": {},
         "staging_bytes": 0,
+        "writes": "",
         "held_seconds": 0.0,
         "ranks": [],
     }

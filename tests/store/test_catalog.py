@@ -1,4 +1,5 @@
 import os
+import shutil
 from pathlib import Path
 
 from holdfast.store import catalog, names
@@ -95,3 +96,19 @@ def test_the_sequence_only_grows(tmp_path: Path) -> None:
         commit_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-900").mkdir()
     assert catalog.next_sequence(catalog.entries(tmp_path)) == 4
+
+
+def test_who_asks_again_and_again_has_each_manifest_read_once(tmp_path: Path) -> None:
+    again = catalog.Catalog(tmp_path)
+    commit_checkpoint(tmp_path, 5)
+    (before,) = again.entries()
+    commit_checkpoint(tmp_path, 6)
+    assert again.entries() == catalog.entries(tmp_path)
+    assert again.entries()[1] is before
+    commit_checkpoint(tmp_path, 5)  # takes the name over
+    assert again.entries() == catalog.entries(tmp_path)
+    manifest = tmp_path / "checkpoint-6" / names.MANIFEST
+    manifest.write_bytes(manifest.read_bytes().replace(b'"step": 6', b'"step": 8'))
+    assert again.entries() == catalog.entries(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-5")
+    assert again.entries() == catalog.entries(tmp_path)

@@ -54,6 +54,15 @@ def test_what_is_staged_lies_under_a_name_that_nobody_takes_for_a_checkpoint(tmp
     assert catalog.entries(tmp_path) == [] and not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_run_directory_may_be_a_link_to_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        assert publish(staged(tmp_path / "link")).durable
+    assert all(verify(entry.path).good for entry in catalog.entries(tmp_path / "real"))
+    retention.sweep(tmp_path / "link")
+
+
 def test_no_two_attempts_share_a_name(tmp_path: Path) -> None:
     assert staged(tmp_path).directory != staged(tmp_path).directory
 
@@ -228,7 +237,8 @@ def test_nothing_that_has_the_name_is_replaced(tmp_path: Path, kind: str) -> Non
     }
 
 
-def test_a_published_checkpoint_is_never_written_to_again(tmp_path: Path) -> None:
+def test_fault_17_46_a_published_checkpoint_is_never_written_to_again(tmp_path: Path) -> None:
+    """A step is committed twice; the files of the first are compared by inode and time."""
     before = commit_checkpoint(tmp_path, 7)
     inodes = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before.iterdir()}
     published = publish(staged(tmp_path))

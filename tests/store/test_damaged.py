@@ -16,7 +16,8 @@ def test_the_museum_is_what_its_script_makes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.kind)
-def test_every_kind_of_damage_is_found_and_named(exhibit: Exhibit) -> None:
+def test_fault_15_16_security_s04_every_kind_of_damage_is_found_and_named(exhibit: Exhibit) -> None:
+    """A committed checkpoint of each kind of damage: bits, files, names, links, versions, and manifests that lie."""
     report = verify(DAMAGED / exhibit.kind / "checkpoint-7")
     assert report.good == exhibit.good
     if not exhibit.good and not report.entry.foreign:

@@ -35,7 +35,8 @@ def limit_file_size(size: int) -> None:
 
 
 @pytest.mark.usefixtures("open_umask")
-def test_what_is_made_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+def test_security_s14_what_is_made_is_its_owners_alone_whatever_the_umask(tmp_path: Path) -> None:
+    """A umask that takes nothing away."""
     files.make_directory(tmp_path / "d")
     files.write_new(tmp_path / "d" / "new", b"1")
     files.replace(tmp_path / "d" / "replaced", b"2")
@@ -243,6 +244,25 @@ def test_a_directory_is_synced_and_one_that_cannot_be_says_so(tmp_path: Path) ->
     assert not files.sync_directory(Path("/proc")), "the kernel answers EINVAL there"
     with pytest.raises(FileNotFoundError):
         files.sync_directory(tmp_path / "missing")
+
+
+def test_behind_a_link_to_a_directory_that_directory_is_synced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert files.sync_directory(tmp_path / "link")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError):
+        files.sync_directory(tmp_path / "dangling")
+
+
+def test_directories_are_made_down_to_the_last_and_left_as_they_are_where_they_are_there(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o750)
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    files.make_directories(tmp_path / "link" / "one" / "two")
+    files.make_directories(tmp_path / "there")
+    assert (tmp_path / "there" / "one" / "two").is_dir() and (tmp_path / "there").stat().st_mode & 0o777 == 0o750
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        files.make_directories(tmp_path / "file" / "below")
 
 
 def test_a_rename_replaces_nothing_not_even_an_empty_directory(tmp_path: Path) -> None:

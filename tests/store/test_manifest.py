@@ -168,6 +168,12 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "a reason that is text": (changed(reasons=["me"]), "'reasons' are of the wrong kind"),
     "a boundary that is a list": (changed(boundary=[]), "'boundary' is missing or of the wrong kind"),
     "versions that are text": (changed(versions="1"), "'versions' is missing or of the wrong kind"),
+    "a version of torch that is a number": (changed(versions={"torch": 2}), "'versions' are of the wrong kind"),
+    "a boundary of 60 levels": (
+        resealed(WHOLE.encode().replace(b'"logged"', b"[" * 60 + b"]" * 60)),
+        "nested more than 50 levels deep",
+    ),
+    "a version without an end": (changed(version="1" * 10_000), r"of format version '1{50,200}\.\.\.1+', and"),
     "no files": (changed(files=[]), "lists 0 files"),
     "files that are an object": (changed(files={}), "'files' is missing or of the wrong kind"),
     "a file that is text": (changed(files=["a"]), "something that is no file"),
@@ -264,7 +270,8 @@ REFUSED |= {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refused(kind: str) -> None:
+def test_security_s04_a_manifest_that_breaks_a_rule_is_refused_with_its_reason(kind: str) -> None:
+    """Manifests with a good digest that break each rule of the format in turn."""
     data, message = REFUSED[kind]
     with pytest.raises(ManifestError, match=message):
         decode(data)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.store import catalog, files, names, retention
+from holdfast.store import catalog, files, names, pins, retention
 from holdfast.store.retention import Keep, StillWantedError
 from holdfast.store.verify import verify
 from support import ASKED, OTHER_RUN, RUN, SCHEDULED, commit_checkpoint, every_crash, stage
@@ -55,7 +55,10 @@ def test_what_is_spared_is_not_among_them_by_whatever_path_it_is_named(tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["of another run", "damaged", "foreign", "unfinished"])
-def test_what_is_not_this_runs_good_checkpoint_is_neither_counted_nor_deleted(tmp_path: Path, kind: str) -> None:
+def test_fault_18_20_what_is_not_this_runs_good_checkpoint_is_neither_counted_nor_deleted(
+    tmp_path: Path, kind: str
+) -> None:
+    """Checkpoints of another run, damaged, foreign and unfinished ones lie between those of this run."""
     commit_all(tmp_path, 1)
     commit_all(tmp_path, 2, run=OTHER_RUN if kind == "of another run" else RUN)
     if kind == "damaged":
@@ -205,6 +208,22 @@ def test_a_sweep_removes_what_dead_attempts_left_and_nothing_else(tmp_path: Path
     assert retention.sweep(tmp_path) == sorted(litter)
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "checkpoint-1"}
     assert retention.sweep(tmp_path) == []
+
+
+def test_a_sweep_gives_a_pinned_checkpoint_its_name_back_and_no_half_of_one(tmp_path: Path) -> None:
+    (tmp_path / ".holdfast").mkdir(mode=0o700)
+    commit_all(tmp_path, 1, 2, 2)
+    for step, doomed in (("checkpoint-1", "0" * 32), ("superseded-2-*", "1" * 32), ("checkpoint-2", "2" * 32)):
+        (path,) = tmp_path.glob(step)
+        manifest = catalog.read(path).manifest
+        assert manifest is not None
+        pins.pin(tmp_path, manifest.attempt)
+        path.rename(tmp_path / names.trash(doomed))
+    (tmp_path / names.trash("2" * 32) / "model.safetensors").unlink()
+    commit_all(tmp_path, 2)
+    assert retention.sweep(tmp_path) == [names.trash("2" * 32)]
+    left = sorted(entry.path.name.split("-")[0] + str(entry.step) for entry in catalog.entries(tmp_path))
+    assert left == ["checkpoint1", "checkpoint2", "superseded2"]
 
 
 def test_a_sweep_follows_no_link(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ save_on_exception: false
 stop_grace_seconds: 12.5
 rank_timeout_seconds: 7.5
 staging_memory: 2GB
+save_rate_limit: 500 MB
+save_io_priority: idle
 sequence_len: 64
 sample_packing: true
 pad_to_sequence_len: false
@@ -148,6 +150,8 @@ eval_steps: 0.25
         stop_grace_seconds=12.5,
         rank_timeout_seconds=7.5,
         staging_memory=2_000_000_000,
+        save_rate_limit=500_000_000,
+        save_io_priority="idle",
         sequence_len=64,
         sample_packing=True,
         pad_to_sequence_len=False,

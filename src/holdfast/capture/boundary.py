@@ -24,6 +24,7 @@ class Boundary:
         mark: How the large state looked.
         scheduled: What made the schedule ask for a save of this very boundary; empty when it does not.
         reached_at: When, on the monotonic clock.
+        common: In a rank but the first, what rank 0 writes for all that yet may differ, as `Subject.common` gives it.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Boundary:
     mark: "Mark | None" = None
     scheduled: str = ""
     reached_at: float = field(default_factory=time.monotonic)
+    common: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """What the manifest says of the boundary."""

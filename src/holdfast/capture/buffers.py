@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from holdfast.capture.shard import local_of
 from holdfast.capture.slots import Slot
 
 # In all. On a device one kernel copies them, beside the training.
@@ -43,7 +44,7 @@ class Buffers:
     """
 
     def __init__(self, slots: Sequence[Slot], moving: Iterable[str] = ()) -> None:
-        self._slots = [(slot, slot.tensor.detach()) for slot in slots]
+        self._slots = [(slot, local_of(slot.tensor).detach()) for slot in slots]
         self._moving = set(moving)
         self._sort()
 

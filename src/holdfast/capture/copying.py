@@ -1,35 +1,13 @@
-"""Copies of live bytes into resident memory: what one block of it holds, and how it is filled."""
+"""Copies of live bytes into resident memory, and their digests."""
 
 import ctypes
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import xxhash
 
+from holdfast.capture.cutting import Part, Sources, Unit, bytes_of
 from holdfast.capture.staging import Block, Pool
-
-
-@dataclass(frozen=True)
-class Part:
-    """Bytes of one tensor, or bytes themselves, that go to a place in a block."""
-
-    source: "bytes | torch.Tensor"
-    begin: int
-    place: int
-    size: int
-    name: str
-
-
-@dataclass
-class Unit:
-    """What one block of memory holds of one file."""
-
-    file: int
-    offset: int
-    size: int
-    parts: list[Part]
-    digests: list[int] = field(default_factory=list)
-    """Of each part, as it was copied."""
 
 
 class Copier:
@@ -40,35 +18,33 @@ class Copier:
         self._after = after
         self._stream: torch.cuda.Stream | None = None
 
-    def copy(self, unit: Unit, block: Block) -> None:
+    def copy(self, sources: Sources, unit: Unit, block: Block) -> None:
         """Fills a block."""
         for part in unit.parts:
-            if isinstance(part.source, bytes):
-                end = part.place + part.size
-                block.view[part.place : end] = part.source[part.begin : part.begin + part.size]
-            elif part.source.device.type == "cuda":
-                self._from_device(part, block)
+            held, end = sources.held[part.piece], part.place + part.size
+            if isinstance(held, memoryview):
+                block.view[part.place : end] = held[part.begin : part.begin + part.size]
+            elif held.device.type == "cuda":
+                self._from_device(held, part, block)
             else:
-                ctypes.memmove(block.address + part.place, part.source.data_ptr() + part.begin, part.size)
+                ctypes.memmove(block.address + part.place, held.data_ptr() + part.begin, part.size)
         if self._stream is not None:
             self._stream.synchronize()
 
-    def digests(self, unit: Unit) -> list[int]:
+    def digests(self, sources: Sources, unit: Unit) -> list[int]:
         """The digests of what the bytes of the unit's parts are now."""
-        if any(isinstance(part.source, torch.Tensor) and part.source.device.type == "cuda" for part in unit.parts):
+        if sources.on_device:
             with self._pool.scratch() as scratch:
-                self.copy(unit, scratch)
+                self.copy(sources, unit, scratch)
                 return digests_of(unit, scratch)
-        return [xxhash.xxh3_64_intdigest(_bytes_now(part)) for part in unit.parts]
+        return [xxhash.xxh3_64_intdigest(_bytes_now(sources.held[part.piece], part)) for part in unit.parts]
 
-    def _from_device(self, part: Part, block: Block) -> None:
-        assert isinstance(part.source, torch.Tensor)
-        device = part.source.device
+    def _from_device(self, tensor: torch.Tensor, part: Part, block: Block) -> None:
         if self._stream is None:
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
             if self._after is not None:
                 self._stream.wait_event(self._after)
-        flat = bytes_of(part.source)[part.begin : part.begin + part.size]
+        flat = bytes_of(tensor)[part.begin : part.begin + part.size]
         with torch.cuda.stream(self._stream):
             block.tensor[part.place : part.place + part.size].copy_(flat, non_blocking=True)
 
@@ -78,17 +54,7 @@ def digests_of(unit: Unit, block: Block) -> list[int]:
     return [xxhash.xxh3_64_intdigest(block.view[part.place : part.place + part.size]) for part in unit.parts]
 
 
-def _bytes_now(part: Part) -> "bytes | ctypes.Array[ctypes.c_char]":
-    if isinstance(part.source, bytes):
-        return part.source[part.begin : part.begin + part.size]
-    return (ctypes.c_char * part.size).from_address(part.source.data_ptr() + part.begin)
-
-
-def in_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its bytes lie in order; a copy where they do not (channels_last, a conjugate view)."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous()
-
-
-def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor that lies in order, as a flat view."""
-    return tensor.reshape(-1).view(torch.uint8)
+def _bytes_now(held: memoryview | torch.Tensor, part: Part) -> Any:
+    if isinstance(held, memoryview):
+        return held[part.begin : part.begin + part.size]
+    return (ctypes.c_char * part.size).from_address(held.data_ptr() + part.begin)

@@ -2,17 +2,12 @@
 
 import threading
 import time
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.errands import Errands
 
 _REMEMBERED = 64
 # What training waits for when it stands may come without a word.
@@ -38,7 +33,7 @@ class Gate:
         self._wanted = False
         self._awaited: int | None = None
         self._parked = 0
-        self._errand: tuple[Callable[[], None], Future[None]] | None = None
+        self._errands = Errands(self._changed)
         self.held_since: float | None = None
         """When training came to the shut gate (`time.monotonic`); None while it is not held."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
@@ -137,9 +132,7 @@ class Gate:
                 if left <= 0:
                     return False
                 with self._changed:
-                    if self._errand is None:
-                        self._changed.wait(left)
-                    self._run_errand()
+                    self._errands.wait_and_run(left)
         return True
 
     def notice(self) -> None:
@@ -155,10 +148,8 @@ class Gate:
         Args:
             work: What to do. What it raises is raised here, and not in training.
         """
-        done: Future[None] = Future()
         with self._changed:
-            self._errand = (work, done)
-            self._changed.notify_all()
+            done = self._errands.send(work)
         done.result()
 
     def shut(self, after: int, give_up: Callable[[], bool]) -> Boundary | None:
@@ -258,57 +249,9 @@ class Gate:
         self.hurry.set()
         try:
             while self._shut:
-                if self._errand is None:
-                    self._changed.wait()
-                self._run_errand()
+                self._errands.wait_and_run()
         finally:
             self.held_since = None
             self.held_seconds += time.monotonic() - begun
             if not self._parked:
                 self.hurry.clear()
-
-    def _run_errand(self) -> None:
-        if self._errand is None:
-            return
-        (work, done), self._errand = self._errand, None
-        # Without the lock: an errand takes as long as a write, and others ask the gate meanwhile.
-        self._changed.release()
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that sent training on the errand
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-        finally:
-            self._changed.acquire()
-
-
-class OptimizerHook:
-    """Sends every optimizer that owns registered parameters through the gate before it updates them.
-
-    torch calls the hook for each of its optimizers, whatever its class: plain, scheduled, wrapped by accelerate, called
-    by a GradScaler, LBFGS, compiled. Others (a probe's, inside an evaluation) pass.
-
-    Args:
-        gate: The gate.
-        parameters: The registered parameters.
-    """
-
-    def __init__(self, gate: Gate, parameters: Iterable[torch.Tensor]) -> None:
-        self._gate = gate
-        self._parameters = {id(parameter) for parameter in parameters}
-        self._owners: weakref.WeakKeyDictionary[Any, tuple[int, bool]] = weakref.WeakKeyDictionary()
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
-
-    def remove(self) -> None:
-        """Calls no more."""
-        self._handle.remove()
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        groups = len(optimizer.param_groups)
-        known = self._owners.get(optimizer)
-        if known is None or known[0] != groups:
-            owns = any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
-            self._owners[optimizer] = known = (groups, owns)
-        if known[1]:
-            self._gate.enter_update()

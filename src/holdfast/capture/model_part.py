@@ -130,10 +130,18 @@ class ModelPart:
         tensors |= {slot.stored: slot.tensor.detach().clone() for slot in since if slot.stored not in still}
         return Stored(tensors, rest, plan.aliases)
 
+    def buffers(self, recorded: _Recorded) -> dict[str, torch.Tensor]:
+        """The buffers that may change, as they were recorded, by the names that they have in the file."""
+        return recorded.buffers.tensors()
+
     def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
         """Where this process's shard of a weight lies."""
         weight = self._plan.weights.get(name)
         return None if weight is None or tuple(weight.shape) != shape else place_of(weight, name)
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What this process has of weights and buffers."""
+        return {slot.stored: local_of(slot.tensor) for slot in self._plan.slots}
 
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
@@ -173,7 +181,8 @@ class ModelPart:
 def _put_back(slot: Slot, tensor: torch.Tensor) -> None:
     now = local_of(slot.tensor)
     if now.layout == torch.strided and now.shape == tensor.shape and now.dtype == tensor.dtype:
-        now.detach().copy_(tensor)
+        if now.data_ptr() != tensor.data_ptr():  # it was read right there
+            now.detach().copy_(tensor)
     elif slot.kind == "weight":
         slot.tensor.data = tensor.clone().to(now.device)
     else:  # one that is grown while it is used, or is sparse

@@ -79,6 +79,10 @@ class ObjectPart:
     def place(self, name: str, shape: tuple[int, ...]) -> None:
         """Everything: nobody else knows what an object shares with other processes."""
 
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Nothing: only the object itself can put its state back."""
+        return {}
+
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: it was an object of another class."""
         then, now = rest_of(stored, self.name, "object").get("class"), type(self._object).__qualname__

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ class Plan:
         shared: State that belongs to no parameter.
         strangers: Parameters that no registered model has.
         held: All tensors of the state. As long as they are held, no other can have the id of one.
+        known: The parameters of all registered models, by name.
     """
 
     structure: Hashable
@@ -61,6 +63,13 @@ class Plan:
     shared: Mapping[Any, Any]
     strangers: Sequence[torch.Tensor]
     held: Sequence[torch.Tensor]
+    known: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def encoded(self) -> dict[str, Any]:
+        """As JSON, the state of each parameter where it is tensors alone: it names them, and does not change."""
+        plain = ((name, pair) for name, pair in self.state.items() if name not in self.odd)
+        return {name: optimizer_state.encode(held, name, parameter) for name, (parameter, held) in plain}
 
 
 class _Recorded(NamedTuple):
@@ -123,8 +132,10 @@ class OptimizerPart:
             raise UnsupportedError(self.strangers()[0], hint="register every model that the optimizer updates")
         tensors: dict[str, torch.Tensor] = {}
         state = {
-            name: optimizer_state.encode(recorded.odd.get(name, held), name, parameter)
-            for name, (parameter, held) in plan.state.items()
+            name: optimizer_state.encode(recorded.odd[name], name, parameter)
+            if name in recorded.odd
+            else plan.encoded[name]
+            for name, (parameter, _) in plan.state.items()
         }
         rest = {
             "kind": "optimizer",
@@ -140,9 +151,15 @@ class OptimizerPart:
 
     def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
         """Where this process's shard of a value lies: where its parameter's does, if they have one shape."""
-        owner = max((one for one in self._known() if name.startswith(f"{one}/")), key=len, default=None)
-        parameter = self._known()[owner] if owner is not None else None
+        owner = name
+        while owner and owner not in self._plan.known:
+            owner = owner.rpartition("/")[0]
+        parameter = self._plan.known.get(owner)
         return None if parameter is None or tuple(parameter.shape) != shape else place_of(parameter, name)
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Nothing: before its first step an optimizer has no state, and keeps what it is given."""
+        return {}
 
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: the class, the groups and their members, the shapes of parameters."""
@@ -175,7 +192,8 @@ class OptimizerPart:
 
     def _make_plan(self) -> Plan:
         names: dict[int, str] = {}
-        for name, parameter in self._known().items():
+        known = self._known()
+        for name, parameter in known.items():
             names.setdefault(id(parameter), name)
         optimizer = self._optimizer
         strangers = [one for group in optimizer.param_groups for one in group["params"] if id(one) not in names]
@@ -189,6 +207,7 @@ class OptimizerPart:
             {key: held for key, held in optimizer.state.items() if id(key) not in names},
             strangers,
             list(_tensors(optimizer.state)),
+            known,
         )
 
 

@@ -48,6 +48,8 @@ def decode(given: Mapping[str, Any]) -> Position:
     Raises:
         CheckpointError: It is no position.
     """
+    if not isinstance(given, Mapping):
+        raise _bad("it is no object")
     begin, kept = given.get("begin"), given.get("workers_kept")
     counts = [given.get("epoch"), given.get("consumed")]
     if not all(type(count) is int and count >= 0 for count in counts) or type(kept) is not bool:

@@ -1,11 +1,31 @@
 """How much memory snapshots may use, and how the pool grows to what training needs."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import torch
 
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
+
+# What a container may use and what it uses, by the two versions of control groups; its own are mounted at their root.
+_CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+)
+
+
+def available_memory() -> int:
+    """The bytes that are free, of the machine and of the container; 0 where nobody tells."""
+    try:
+        found: int = psutil.virtual_memory().available
+    except OSError:  # no /proc
+        return 0
+    for limit, used in _CGROUPS:
+        with suppress(OSError, ValueError):  # not this version, or "max"
+            found = min(found, max(0, int(limit.read_text()) - int(used.read_text())))
+    return found
 
 
 class Reserve:
@@ -15,11 +35,12 @@ class Reserve:
     next update; both are measured, and the pool grows between saves.
 
     Args:
-        limit: The most bytes that it may take; None takes a quarter of the memory that is available now.
+        limit: The most bytes that it may take; None takes a quarter of the memory that is available now,
+            to the machine and to the container; only the ring where nobody tells how much that is.
     """
 
     def __init__(self, limit: int | None) -> None:
-        self.limit = psutil.virtual_memory().available // 4 if limit is None else limit
+        self.limit = available_memory() // 4 if limit is None else limit
         self.pool = Pool(pinned=bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
 
     def grow(self, size: int, seconds: float, undisturbed: Sequence[float]) -> None:

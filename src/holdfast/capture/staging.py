@@ -18,6 +18,8 @@ import torch
 BLOCK_BYTES = 8 << 20
 # What a save may use while training is not waiting for it: the copies are paced by the disk, and stay in the cache.
 RING_BLOCKS = 4
+# That training has come to the gate is told to nobody who waits for a block; the disk gives one back about as often.
+_LOOK_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Pool:
         return self._total
 
     @property
+    def is_empty(self) -> bool:
+        """Whether all of them are in use."""
+        return not self._free
+
+    @property
     def bytes(self) -> int:
         """How much memory the pool holds."""
         return self._total * BLOCK_BYTES
@@ -69,7 +76,7 @@ class Pool:
                 spared = 0 if hurry.is_set() else self._total - RING_BLOCKS
                 if len(self._free) > spared:
                     return self._free.pop()
-                self._changed.wait(0.01)
+                self._changed.wait(_LOOK_SECONDS)
         return None
 
     def give(self, block: Block) -> None:

@@ -24,6 +24,21 @@ ASIDE = ".aside."
 """How the name of a tensor begins that others who load a model's file should not meet in it. No weight's can."""
 
 
+class Given(dict[str, "torch.Tensor"]):
+    """Tensors of a checkpoint, by name. The `free` ones are in memory of their own, which whoever comes first keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free: set[str] = set()
+
+    def take(self, name: str) -> "torch.Tensor | None":
+        """A tensor for good; None where it may only be copied."""
+        if name not in self.free:
+            return None
+        self.free.remove(name)
+        return self[name]
+
+
 @dataclass(frozen=True)
 class Stored:
     """What a checkpoint holds of one part.
@@ -69,11 +84,14 @@ class Part(Protocol):
             Where it lies; None if it needs all.
         """
 
+    def memory(self) -> Mapping[str, "torch.Tensor"]:
+        """The live memory that tensors of a checkpoint may be read into where they fit, by their names in the file."""
+
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit, a line for each mismatch. Changes nothing."""
 
     def restore(self, stored: Stored, *, strict: bool) -> list[str]:
-        """Puts everything back in place, sharing no memory with `stored`.
+        """Puts everything back in place, sharing no memory with `stored` but what that gives away.
 
         Args:
             stored: What the checkpoint holds.

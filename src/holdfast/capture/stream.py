@@ -1,35 +1,28 @@
 """From live tensors to files, block by block, while training goes on.
 
-Readers copy blocks of the files-to-be out of the live tensors into resident memory; writers take them to the disk. When
-training comes to the gate, what is left is copied into the reserve as fast as memory allows, and the gate may open.
+A reader copies blocks of the files-to-be out of the live tensors into resident memory; writers digest them, in order,
+and take them to the disk. When training comes to the gate, what is left is copied into the reserve as fast as memory
+allows, and the gate may open.
 """
 
-import queue
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 import xxhash
 
-from holdfast.capture.copying import Copier, Part, Unit, bytes_of, digests_of, in_order
-from holdfast.capture.staging import BLOCK_BYTES, Block, Pool
+from holdfast.capture.copying import Copier, digests_of
+from holdfast.capture.cutting import Image, Sources, bytes_of, in_order
+from holdfast.capture.pace import Pace
+from holdfast.capture.staging import Block, Pool
 from holdfast.errors import TornError
 
-READERS = 2
 WRITERS = 2
-
-
-class Image(Protocol):
-    """A file to be: its content in order, each piece bytes or a tensor whose bytes go there."""
-
-    @property
-    def path(self) -> str:
-        """Where it goes inside the checkpoint."""
-
-    @property
-    def pieces(self) -> Sequence["bytes | torch.Tensor"]:
-        """Its content."""
+# While nobody waits one reader keeps up with any disk, and training needs the processors. More than a few threads do
+# not make memory faster.
+_MOST_READERS = 4
 
 
 class Sink(Protocol):
@@ -37,6 +30,9 @@ class Sink(Protocol):
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`."""
+
+    def sync(self) -> None:
+        """All of it is written: begins to make it durable."""
 
 
 class Stream:
@@ -47,8 +43,9 @@ class Stream:
         sinks: Where each is written, in the same order.
         pool: The memory that may be used.
         hurry: Set while training waits at the gate.
-        names: What the tensors are called, by their data pointers, for whoever is told of a torn one.
+        name: What a tensor is called, for whoever is told of a torn one.
         after: On CUDA, what must be done before anything is read: the update that led to the boundary.
+        pace: How fast, and how modestly, the writers go.
     """
 
     def __init__(
@@ -57,43 +54,50 @@ class Stream:
         sinks: Sequence[Sink],
         pool: Pool,
         hurry: threading.Event,
-        names: Mapping[int, str],
+        name: Callable[[torch.Tensor], str],
         after: torch.cuda.Event | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        self._units: list[Unit] = []
-        self._rearranged: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._names = names
-        self._after = after
-        self._plan(images)
+        self._sources = [Sources(image) for image in images]
+        self._units = [(file, unit) for file, sources in enumerate(self._sources) for unit in sources.units]
+        self._rearranged = [pair for sources in self._sources for pair in sources.rearranged]
+        self._on_device = any(sources.on_device for sources in self._sources)
         self._sinks = sinks
         self._pool = pool
         self._hurry = hurry
+        self._name = name
+        self._after = after
+        self._pace = pace or Pace()
         self._hashes = [xxhash.xxh3_128() for _ in images]
-        self._lock = threading.Lock()
+        self._error: BaseException | None = None
         self._taking = threading.Lock()
         self._next_read = 0
-        self._next_hashed = 0
-        self._hashing = False
-        self._read: dict[int, Block] = {}
-        self._to_write: queue.SimpleQueue[tuple[int, Block] | None] = queue.SimpleQueue()
-        self._error: BaseException | None = None
+        self._digests: dict[int, list[int]] = {}
+        self._to_check: list[int] = []
         self._torn: list[str] = []
-        self._next_checked = 0
+        self._hashing = threading.Lock()
+        self._arrived = threading.Condition()
+        self._read: dict[int, Block] = {}
+        self._next_written = 0
+        self._left = [len(sources.units) for sources in self._sources]
+        self._ended = False
+        self._reader = 0
+        self._helpers: list[threading.Thread] = []
         self._writers = [self._start(self._write, f"write-{n}") for n in range(WRITERS)]
         self.streamed = False
-        """Whether memory went to the disk and was used again while training waited: it did not hold the snapshot."""
+        """Whether training had to wait for the disk: memory did not hold what was left of the snapshot."""
 
     def read(self) -> None:
-        """Returns when the whole snapshot is in host memory or on its way to the disk, and was read twice alike.
+        """Returns when all is in host memory or on its way to the disk, and what was read live was read twice alike.
 
         Raises:
             TornError: Somebody wrote to it meanwhile.
             OSError: The disk does not take it.
         """
         self._together(self._copy)
-        self._raise()
+        self._to_check = sorted(self._digests, reverse=True)
         self._together(self._check)
-        self._raise()
+        self._check_rearranged()
         if self._torn:
             raise TornError(list(dict.fromkeys(self._torn)))
 
@@ -109,21 +113,29 @@ class Stream:
 
     def close(self) -> None:
         """Waits for the writers, and gives the memory back, also after an error."""
-        for _ in self._writers:
-            self._to_write.put(None)
+        with self._arrived:
+            self._ended = True
+            self._arrived.notify_all()
         for writer in self._writers:
             writer.join()
         self._writers = []
-        with self._lock:
-            left, self._read = self._read, {}
-        for block in left.values():
+        for block in self._read.values():
             self._pool.give(block)
+        self._read = {}
 
     def _together(self, work: "_Work") -> None:
-        helpers = [self._start(work, f"read-{n}") for n in range(1, READERS)]
+        """Does work that any number of threads may share: in this one, and in more as soon as training waits."""
+        self._reader = threading.get_ident()
         self._guarded(work)
-        for helper in helpers:
+        for helper in self._helpers:
             helper.join()
+        self._helpers = []
+        self._raise()
+
+    def _call_for_help(self, work: "_Work") -> None:
+        if not self._helpers and self._hurry.is_set() and threading.get_ident() == self._reader:
+            more = min(_MOST_READERS, len(os.sched_getaffinity(0))) - 1
+            self._helpers = [self._start(work, f"read-{n}") for n in range(1, more + 1)]
 
     def _start(self, work: "_Work", name: str) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(work,), name=f"holdfast-{name}", daemon=True)
@@ -146,102 +158,92 @@ class Stream:
     def _copy(self) -> None:
         copier = Copier(self._pool, self._after)
         while not self._stopped():
+            self._call_for_help(self._copy)
             with self._taking:  # the block comes with the unit, so that the earliest unit always has one
                 if self._next_read == len(self._units):
                     return
+                self.streamed |= self._hurry.is_set() and self._pool.is_empty
                 block = self._pool.take(self._hurry, self._stopped)
                 if block is None:
                     return
                 number = self._next_read
                 self._next_read += 1
-                self.streamed |= self._hurry.is_set() and number >= self._pool.blocks
-            unit = self._units[number]
+                held = self._hurry.is_set()
+            file, unit = self._units[number]
             try:
-                copier.copy(unit, block)
-                unit.digests = digests_of(unit, block)
+                copier.copy(self._sources[file], unit, block)
+                # Training that stood still all the while has written nothing. Kernels that it has launched still could.
+                if self._on_device or not (held and self._hurry.is_set()):
+                    self._digests[number] = digests_of(unit, block)
             except BaseException:
                 self._pool.give(block)
                 raise
-            self._hashin_order(number, block)
-
-    def _hashin_order(self, number: int, block: Block) -> None:
-        """Digests the blocks that are there, each file from its beginning to its end, and hands them to the writers."""
-        with self._lock:
-            self._read[number] = block
-            if self._hashing:
-                return
-            self._hashing = True
-        while True:
-            with self._lock:
-                found = self._read.pop(self._next_hashed, None)
-                if found is None:
-                    self._hashing = False
-                    return
-                current = self._next_hashed
-                self._next_hashed += 1
-            unit = self._units[current]
-            self._hashes[unit.file].update(found.view[: unit.size])
-            self._to_write.put((current, found))
+            with self._arrived:
+                self._read[number] = block
+                self._arrived.notify()
 
     def _write(self) -> None:
-        while (item := self._to_write.get()) is not None:
-            number, block = item
-            unit = self._units[number]
+        self._pace.begin()
+        while True:
+            with self._hashing:  # each file is digested from its beginning to its end
+                found = self._next_block()
+                if found is None:
+                    return
+                number, block = found
+                file, unit = self._units[number]
+                if not self._stopped():
+                    self._hashes[file].update(block.view[: unit.size])
             try:
                 if not self._stopped():
-                    self._sinks[unit.file].write(block.view[: unit.size], unit.offset)
+                    self._pace.wait(unit.size, self._hurry, self._stopped)
+                    self._sinks[file].write(block.view[: unit.size], unit.offset)
             except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
                 self._error = self._error or error
             finally:
                 self._pool.give(block)
+            self._guarded(lambda file=file: self._one_less(file))
+
+    def _one_less(self, file: int) -> None:
+        """Syncs a file when all of it is written: beside the writing of the others, and not after it."""
+        with self._arrived:
+            self._left[file] -= 1
+        if not self._left[file] and not self._stopped():
+            self._sinks[file].sync()
+
+    def _next_block(self) -> tuple[int, Block] | None:
+        """The earliest block that is still to be written, once it is there; None if it will not come."""
+        with self._arrived:
+            while (block := self._read.pop(self._next_written, None)) is None:
+                if self._ended or self._next_written == len(self._units):
+                    return None
+                self._arrived.wait()
+            self._next_written += 1
+            return self._next_written - 1, block
 
     def _check(self) -> None:
-        """Reads every unit again. A write between the two reads shows; one before the first is the net's to see."""
+        """Reads again what was read while training went on.
+
+        A write between the two reads shows; one before the first is the net's to see.
+        """
         copier = Copier(self._pool, self._after)
-        while True:
-            with self._lock:
-                if self._next_checked == len(self._units):
-                    break
-                unit = self._units[self._next_checked]
-                self._next_checked += 1
-            then_and_now = zip(unit.parts, unit.digests, copier.digests(unit), strict=True)
-            if torn := [part.name for part, then, now in then_and_now if then != now]:
-                with self._lock:
-                    self._torn.extend(torn)
-        with self._lock:
-            rearranged, self._rearranged = self._rearranged, []
-        for tensor, copy in rearranged:
+        while not self._stopped():
+            self._call_for_help(self._check)
+            try:
+                number = self._to_check.pop()
+            except IndexError:
+                return
+            file, unit = self._units[number]
+            sources = self._sources[file]
+            for part, then, now in zip(unit.parts, self._digests[number], copier.digests(sources, unit), strict=True):
+                tensor = sources.tensor(part)
+                if then != now and tensor is not None:
+                    self._torn.append(self._name(tensor))
+
+    def _check_rearranged(self) -> None:
+        """What was brought in order was read for that once more, before."""
+        for tensor, copy in self._rearranged:
             if not torch.equal(bytes_of(in_order(tensor)), bytes_of(copy)):
-                with self._lock:
-                    self._torn.append(self._names.get(tensor.data_ptr(), "a tensor"))
-
-    def _plan(self, images: Sequence[Image]) -> None:
-        """Cuts the files-to-be into units, none larger than a block of memory."""
-        for file, image in enumerate(images):
-            unit = Unit(file, 0, 0, [])
-            for piece in image.pieces:
-                source, name = self._source(piece)
-                size = len(source) if isinstance(source, bytes) else source.nbytes
-                begin = 0
-                while begin < size:
-                    fits = min(size - begin, BLOCK_BYTES - unit.size)
-                    unit.parts.append(Part(source, begin, unit.size, fits, name))
-                    unit.size += fits
-                    begin += fits
-                    if unit.size == BLOCK_BYTES:
-                        self._units.append(unit)
-                        unit = Unit(file, unit.offset + BLOCK_BYTES, 0, [])
-            if unit.size:
-                self._units.append(unit)
-
-    def _source(self, piece: bytes | torch.Tensor) -> tuple[bytes | torch.Tensor, str]:
-        if isinstance(piece, bytes):
-            return piece, ""
-        name = self._names.get(piece.data_ptr(), "a tensor")
-        source = in_order(piece)
-        if source.data_ptr() != piece.data_ptr():
-            self._rearranged.append((piece, source))
-        return source, name
+                self._torn.append(self._name(tensor))
 
 
 class _Work(Protocol):

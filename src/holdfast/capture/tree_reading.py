@@ -1,18 +1,19 @@
 """Trees of values, read back. What is read here may have been written by anybody. Format: `docs/format.md`, "Trees"."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
+from holdfast.capture.state import Given
 from holdfast.capture.tree_forms import CPU, MAPPINGS, NUMPY, SEQUENCES
 from holdfast.errors import CheckpointError
 
 
 def decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device = CPU) -> Any:
-    """Turns JSON of `tree.encode` back into the value. Its tensors share no memory with those that are given.
+    """Turns JSON of `tree.encode` back into the value. Its tensors share memory with `Given` ones alone.
 
     Args:
         tree: The JSON. It may have been written by anybody.
@@ -30,6 +31,18 @@ def decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device = 
         raise CheckpointError("a tree of values is too deep to be read") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"a tree of values cannot be read: {error or type(error).__name__}") from error
+
+
+def tensors_named(tree: Any) -> Iterator[str]:
+    """The names of the tensors that JSON speaks of, which anybody may have written."""
+    waiting = [tree]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield from (name for mark in ("$tensor", "$array") if isinstance(name := one.get(mark), str))
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
 
 
 def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
@@ -50,7 +63,8 @@ def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) 
 
 def _decode_tensor(tree: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
     found = _named(name, tensors)
-    return found.clone().to(_device(tree.get("device"), home))
+    given = tensors.take(name) if isinstance(tensors, Given) else None
+    return (found.clone() if given is None else given).to(_device(tree.get("device"), home))
 
 
 def _decode_array(tree: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli import naming, tensor_headers
+from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns
 from holdfast.cli.tensor_distance import distance
-from holdfast.cli.tensor_headers import HeaderError
 from holdfast.cli.whole_tensors import SHARD, Whole, gather
 from holdfast.errors import DamagedCheckpointError
+from holdfast.layouts import tensor_headers
+from holdfast.layouts.tensor_headers import HeaderError
 from holdfast.store import files
 from holdfast.store.verify import verify
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli import naming, tensor_headers
+from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns, size
-from holdfast.cli.tensor_headers import HeaderError, Tensor
 from holdfast.cli.whole_tensors import Whole, gather
 from holdfast.errors import DamagedCheckpointError
+from holdfast.layouts import tensor_headers
+from holdfast.layouts.tensor_headers import HeaderError, Tensor
 from holdfast.store import files
 from holdfast.store.manifest import Manifest
 from holdfast.store.names import shown

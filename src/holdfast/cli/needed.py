@@ -70,7 +70,7 @@ def _parents(directory: RunDirectory, newest: Entry | None) -> Iterator[str]:
     try:
         with files.open_regular(directory.journal) as fd, os.fdopen(os.dup(fd), "rb") as lines:
             while line := lines.readline(_MOST_LINE_BYTES):
-                if b'"event": "start"' in line:
+                if b'"event": "start"' in line or b'"event": "fell_back"' in line:
                     start = line
     except FileNotFoundError:
         return

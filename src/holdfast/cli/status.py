@@ -1,6 +1,7 @@
 """`holdfast status RUN`: what a run is doing right now."""
 
 import json as json_library
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from holdfast.store.names import shown
 # Of more ranks than these, those alone are shown that lag behind.
 _MOST_RANKS = 16
 _SILENT_SECONDS = 5.0
+_HANGS_SECONDS = 10.0
 
 
 def status(
@@ -30,8 +32,13 @@ def status(
     if json:
         as_json({"path": str(run), "alive": alive, **known})
         return
-    for line in _lines(known, alive=alive):
-        print(line)
+    try:
+        lines = _lines(known, alive=alive)
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError):
+        # Another version wrote it, or somebody's script. Whether the run is alive does not depend on it.
+        lines = [*_lines({}, alive=alive), f"unknown     {directory.status} is not written as this Holdfast writes it"]
+    for line in lines:
+        print(shown(line))
 
 
 def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
@@ -49,18 +56,34 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         )
     if known.get("capture", "live") != "live":
         lines.append(f"capture     at boundaries only: {shown(str(known['capture']))}")
+    if known.get("writes") == "buffered":
+        lines.append("writes      through the page cache: the file system refuses direct writes")
     if copied := known.get("copied_buffers"):
         names = ", ".join(shown(name) for name in copied)
         lines.append(f"buffers     {size(sum(copied.values()))} copied at every boundary, because they change: {names}")
     if known.get("held_seconds"):
         lines.append(f"waited      {known['held_seconds']:.2f} s for saves in all")
     lines += [f"pending     {_pending(request)}" for request in known.get("pending", [])]
-    if known.get("failed_saves"):
-        reason = shown(" ".join(str(known.get("last_failure")).split()))
-        lines.append(f"failed      {known['failed_saves']} saves; the last: {reason}")
+    lines += _failures(known, alive=alive)
     if alive and known.get("written_at"):
-        lines.append(f"heard of    {ago(known['written_at'])}")
+        hangs = time.time() - known["written_at"] > _HANGS_SECONDS
+        silence = ": it writes its status every second, so its storage or its host may hang" if hangs else ""
+        lines.append(f"heard of    {ago(known['written_at'])}{silence}")
     return lines
+
+
+def _failures(known: dict[str, Any], *, alive: bool) -> list[str]:
+    reason = shown(" ".join(str(known.get("last_failure")).split()))
+    count = known.get("failed_saves", 0)
+    if not (since := known.get("failing_since")):
+        return [f"failed      {count} saves; the last: {reason}"] if count else []
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    line = f"failing     no checkpoint since {when} ({ago(since)}): {reason}"
+    if alive:
+        again = known.get("next_try_at")
+        wait = f"in {max(0.0, again - time.time()):.0f} s" if again else "when the next save is due or asked for"
+        line += f"; next try {wait}"
+    return [line, f"failed      {count} saves"] if count else [line]
 
 
 def _ranks(known: dict[str, Any]) -> list[str]:

@@ -40,14 +40,17 @@ def verify(
 
 def _problems(report: Report) -> list[str]:
     """What is wrong with a checkpoint: with its files, or with others that would be read in their place."""
-    manifest = report.entry.manifest
-    for_a_trainer = manifest is not None and manifest.layout == transformers.NAME
-    return [*report.problems, *(transformers.strangers(report.unlisted) if for_a_trainer else [])]
+    return [*report.problems, *(transformers.strangers(report.unlisted) if _is_for_a_trainer(report) else [])]
 
 
 def _notices(report: Report) -> list[str]:
-    read = transformers.would_be_read(report.unlisted)
+    read = transformers.would_be_read(report.unlisted) if _is_for_a_trainer(report) else []
     return [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
+
+
+def _is_for_a_trainer(report: Report) -> bool:
+    manifest = report.entry.manifest
+    return manifest is not None and manifest.layout == transformers.NAME
 
 
 def _say(report: Report, *, quiet: bool) -> Report:

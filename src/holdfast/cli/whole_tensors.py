@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from holdfast.capture.state import ASIDE
-from holdfast.cli.tensor_headers import HeaderError, Tensor, exactly
+from holdfast.layouts.tensor_headers import HeaderError, Tensor, exactly
 from holdfast.store.manifest import Manifest
 
 SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(?=\.safetensors$)")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -48,7 +49,9 @@ class Signals:
             if before is not signal.SIG_IGN:
                 self._before[number] = before
                 signal.signal(number, self._handle)
-        os.register_at_fork(after_in_child=self._in_child)
+        # What is registered stays for the life of the process, and would keep a whole training and its memory with it.
+        in_child = weakref.WeakMethod(self._in_child)
+        os.register_at_fork(after_in_child=lambda: (here := in_child()) and here())
         self._thread = threading.Thread(target=self._listen, name="holdfast-signals", daemon=True)
         self._thread.start()
         return True

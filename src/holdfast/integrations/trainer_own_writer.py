@@ -14,8 +14,8 @@ import torch
 from transformers import Trainer
 
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.cutting import Image
 from holdfast.capture.evaluation import evaluation
-from holdfast.capture.stream import Image
 from holdfast.errors import SaveError
 from holdfast.integrations import trainer_writer
 from holdfast.integrations.trainer_data import Fetching

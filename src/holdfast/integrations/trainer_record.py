@@ -102,6 +102,10 @@ class Recorder:
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
         return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
 
+    def common(self, recorded: Recorded) -> Mapping[str, Any]:
+        """Nothing: a Trainer's model is saved by rank 0 alone, buffers included."""
+        return {}
+
     def spared(self, recorded: Recorded) -> Sequence[Path]:
         """What was resumed from, and the best as of the boundary that is saved.
 

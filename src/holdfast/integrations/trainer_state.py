@@ -11,13 +11,14 @@ from transformers import Trainer
 
 from holdfast.capture import readable
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.cutting import Image
 from holdfast.capture.model_part import ModelPart
 from holdfast.capture.state import parts_of
-from holdfast.capture.stream import Image
 from holdfast.integrations import trainer_writer
 from holdfast.integrations.trainer_data import Fetching
 from holdfast.integrations.trainer_record import Recorded, Recorder
 from holdfast.layouts import transformers as layout
+from holdfast.layouts.torch_file import OptimizerFile
 
 
 class TrainerSubject(Recorder):
@@ -39,6 +40,7 @@ class TrainerSubject(Recorder):
         super().__init__(trainer, fetching, spared, world_size)
         self._rank = rank
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        self._optimizer_file = OptimizerFile()
         self._model, self._moments = parts_of({"model": trainer.model, "optimizer": self._optimizer})
 
     def parameters(self) -> list[torch.Tensor]:
@@ -81,7 +83,9 @@ class TrainerSubject(Recorder):
         buffers = self._model.encode(recorded.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
         instead = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
-        return trainer_writer.write(self._trainer, self._optimizer, recorded, instead, directory, self._world_size)
+        return trainer_writer.write(
+            self._trainer, self._optimizer, recorded, instead, directory, self._optimizer_file, self._world_size
+        )
 
     def pieces(self) -> Mapping[str, Any]:
         """None: one process writes all of the model."""

@@ -40,6 +40,7 @@ def write(
     recorded: "Recorded",
     instead: Mapping[int, torch.Tensor],
     directory: Path,
+    optimizer_file: torch_file.OptimizerFile,
     world_size: int = 1,
 ) -> Sequence[Image]:
     """Fills `directory` with the small files, and gives the large ones.
@@ -50,6 +51,7 @@ def write(
         recorded: The small state of the boundary.
         instead: Tensors that stand for others, by the data pointers of those: buffers, as they were.
         directory: An empty directory.
+        optimizer_file: Knows the optimizer's file from the last save.
         world_size: How many processes train together. This one, the first, writes what they have alike.
 
     Raises:
@@ -63,7 +65,7 @@ def write(
         content["param_groups"] = [
             {**group, **then} for group, then in zip(content["param_groups"], recorded.groups, strict=True)
         ]
-        images.append(torch_file.image("optimizer.pt", content, Path(output_dir, "optimizer.pt")))
+        images.append(optimizer_file.image("optimizer.pt", content, Path(output_dir, "optimizer.pt")))
         torch.save(recorded.schedule, Path(output_dir, "scheduler.pt"))
 
     def save_scaler(output_dir: str) -> None:

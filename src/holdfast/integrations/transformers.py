@@ -32,6 +32,8 @@ def attach(
     stop_grace_seconds: float = 25.0,
     staging_memory: int | str | None = None,
     rank_timeout_seconds: float = 30.0,
+    save_rate_limit: int | str | None = None,
+    save_io_priority: Literal["normal", "low", "idle"] = "normal",
     on_stop: Literal["exit", "return"] = "exit",
     engine: Engine | None = None,
 ) -> Trainer:
@@ -50,6 +52,11 @@ def attach(
         staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
             is free.
         rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
+        save_rate_limit: The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk
+            takes. Training that waits for a save, and a stop, do not wait for the limit.
+        save_io_priority: The priority of saves at the disk, as `ionice` has it: `low` is the last of its best-effort
+            class, `idle` its idle class. It works where writes pass the page cache by and the disk's scheduler knows
+            priorities (BFQ does).
         on_stop: What `train` does after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
@@ -70,6 +77,8 @@ def attach(
         stop_grace_seconds=stop_grace_seconds,
         staging_memory=staging_memory,
         rank_timeout_seconds=rank_timeout_seconds,
+        save_rate_limit=save_rate_limit,
+        save_io_priority=save_io_priority,
     )
     keep = Keep(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
     trainer_secrets.keep(trainer.args)

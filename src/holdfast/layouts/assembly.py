@@ -55,7 +55,7 @@ def assemble(directory: Path, told: Mapping[str, Mapping[str, Any]], wanted: Wan
     plan: dict[str, list[Read]] = {}
     lengths: dict[str, tuple[int, ...]] = {}
     for name, entry in told.items():
-        place = _range(name, tuple(entry["shape"]), wanted)
+        place = wanted_place(name, tuple(entry["shape"]), wanted)
         lengths[name] = place.lengths
         for file, read in reads(name, entry["pieces"], place):
             plan.setdefault(file, []).append(read)
@@ -69,7 +69,7 @@ def assemble(directory: Path, told: Mapping[str, Mapping[str, Any]], wanted: Wan
                     found[read.name] = part
                     continue
                 if read.name not in found:
-                    found[read.name] = _room(read.name, lengths[read.name], part.dtype)
+                    found[read.name] = room(read.name, lengths[read.name], part.dtype)
                 if found[read.name].dtype != part.dtype:
                     raise DamagedCheckpointError(f"{directory}: the pieces of {read.name!r} are of several dtypes")
                 into = found[read.name]
@@ -98,23 +98,38 @@ def reads(name: str, pieces: Sequence[Mapping[str, Any]], place: Place) -> list[
     return found
 
 
-def _range(name: str, shape: tuple[int, ...], wanted: Wanted) -> Place:
+def require_shape(file: str, name: str, told: tuple[int, ...], there: tuple[int, ...] | None) -> None:
+    """Compares what the manifest tells of a piece with what its file has.
+
+    Raises:
+        DamagedCheckpointError: It lies.
+    """
+    if told != there:
+        is_there = "is not" if there is None else f"has the shape {list(there)}"
+        raise DamagedCheckpointError(
+            f"the manifest says that {file} holds {list(told)} of {name!r}, which {is_there} there"
+        )
+
+
+def wanted_place(name: str, shape: tuple[int, ...], wanted: Wanted) -> Place:
+    """The range that is read of a tensor."""
     place = wanted(name, shape)
     return place if place is not None and place.shape == shape else Place.whole(shape)
 
 
 def _take(source: Opened, shapes: Mapping[str, tuple[int, ...]], file: str, read: Read) -> "torch.Tensor":
     own = read.name.removeprefix(ASIDE)
-    if shapes.get(own) != read.piece:
-        is_there = f"has the shape {list(shapes[own])}" if own in shapes else "is not"
-        raise DamagedCheckpointError(
-            f"the manifest says that {file} holds {list(read.piece)} of {own!r}, which {is_there} there"
-        )
+    require_shape(file, own, read.piece, shapes.get(own))
     # A sparse one, which is always whole, has no ranges.
     return source.take(own) if read.lengths == read.piece else source.take(own, read.begin, read.lengths)
 
 
-def _room(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+def room(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+    """Memory for a tensor.
+
+    Raises:
+        CheckpointError: There is not so much.
+    """
     import torch
 
     try:

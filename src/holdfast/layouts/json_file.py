@@ -9,7 +9,7 @@ from holdfast.layouts.tensor_file import Image
 from holdfast.store import files
 from holdfast.store.manifest import strict_json
 
-_MOST_BYTES = 256 << 20
+MOST_BYTES = 256 << 20
 
 
 def image(path: str, content: Any) -> Image:
@@ -19,9 +19,9 @@ def image(path: str, content: Any) -> Image:
         UnsupportedError: It would be larger than any reader takes.
     """
     data = json.dumps(content, allow_nan=False).encode() + b"\n"
-    if len(data) > _MOST_BYTES:
+    if len(data) > MOST_BYTES:
         raise UnsupportedError(
-            f"{path} would have {len(data):,} bytes, and a checkpoint's JSON has at most {_MOST_BYTES:,}",
+            f"{path} would have {len(data):,} bytes, and a checkpoint's JSON has at most {MOST_BYTES:,}",
             hint="have state_dict() give large data as tensors or arrays, not as numbers in lists",
         )
     return Image(path, (data,))
@@ -34,6 +34,19 @@ def read(path: Path) -> Any:
         CheckpointError: It is too large, or no JSON, or a key is there twice.
     """
     try:
-        return strict_json(files.read(path, limit=_MOST_BYTES).decode())
-    except (OSError, ValueError, RecursionError) as error:
+        data = files.read(path, limit=MOST_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return decode(data, path)
+
+
+def decode(data: bytes, path: Path) -> Any:
+    """The JSON of a file's bytes; `path` is what to call it.
+
+    Raises:
+        CheckpointError: It is no JSON, or a key is there twice.
+    """
+    try:
+        return strict_json(data.decode())
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error

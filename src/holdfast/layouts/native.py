@@ -1,17 +1,14 @@
 """The native layout: tensor files and JSON, one set for each part of the state. Format: `docs/format.md`."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.capture.shard import Place
-from holdfast.capture.state import ASIDE, RESERVED, Stored
+from holdfast.capture.state import ASIDE, Stored
 from holdfast.errors import CheckpointError, SaveError, UnsupportedError
 from holdfast.layouts import json_file, tensor_file
-from holdfast.layouts.assembly import assemble
 from holdfast.layouts.tensor_file import Image
-from holdfast.layouts.tensor_reading import opened
 from holdfast.store import names
 from holdfast.store.manifest import tensor_problem
 
@@ -27,9 +24,13 @@ Tensors = Mapping[str, Mapping[str, Any]]
 
 _TENSORS = ".safetensors"
 _ASIDE = ".aside.safetensors"
-_REST = ".json"
+ENDINGS = {_TENSORS: "", _ASIDE: ASIDE}
+"""The files of a part's tensors where one process writes all, each with how its tensors' names begin elsewhere."""
+REST = ".json"
+"""The ending of the file of what of a part is no tensor."""
 # What every process has for itself; the number is its rank.
 _OWN = re.compile(r"(random|data)-([0-9]+)")
+_DIFFERING = re.compile(r"(?P<part>[^.]+)\.own-[0-9]{5,}\.safetensors")
 _SHARD = re.compile(r"(?P<part>.+?)(?:\.aside)?-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 
 
@@ -38,6 +39,7 @@ def images(
     extra: Mapping[str, Any],
     rank: int = 0,
     size: int = 1,
+    own: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
 ) -> list[Image]:
     """The files of a checkpoint to be that this process writes. No tensor is copied.
 
@@ -47,6 +49,8 @@ def images(
         extra: What belongs to no part, as JSON, by the names of `state.RESERVED`.
         rank: The number of this process.
         size: How many processes write.
+        own: For each part those of its tensors of which this process has other values than rank 0, which writes them
+            for all.
 
     Raises:
         UnsupportedError: Something is of a kind, or a size, that cannot be written.
@@ -60,12 +64,15 @@ def images(
             metadata = {**stored.aliases, "format": "pt"} if ending == _TENSORS else None
             found.append(tensor_file.image(_path(name, ending, rank, size), tensors, metadata))
         if rank == 0:
-            found.append(json_file.image(name + _REST, stored.rest))
+            found.append(json_file.image(name + REST, stored.rest))
+    for name, differing in (own or {}).items():
+        if differing:
+            found.append(tensor_file.image(_fitting(own_path(name, rank), name, size), differing, {"format": "pt"}))
     for name, content in extra.items():
         if rank == 0:
-            found.append(json_file.image(name + _REST, content))
+            found.append(json_file.image(name + REST, content))
         elif name != "training":
-            found.append(json_file.image(f"{name}-{rank:05}{_REST}", content))
+            found.append(json_file.image(f"{name}-{rank:05}{REST}", content))
     return found
 
 
@@ -105,9 +112,12 @@ def merge(told: Iterable[Tensors]) -> dict[str, dict[str, Any]]:
         SaveError: They do not make up whole tensors.
     """
     found: dict[str, dict[str, Any]] = {}
-    for rank, parts in enumerate(told):
+    ranks = list(told)
+    for rank, parts in enumerate(ranks):
         for part, tensors in parts.items():
             for name, one in tensors.items():
+                if name not in ranks[0].get(part, {}):
+                    raise _on_one_alone(part, name, rank, 0)
                 entry = found.setdefault(part, {}).setdefault(name, {"shape": one["shape"], "pieces": []})
                 if entry["shape"] != one["shape"]:
                     raise SaveError(
@@ -118,44 +128,27 @@ def merge(told: Iterable[Tensors]) -> dict[str, dict[str, Any]]:
     for part, tensors in found.items():
         for name, entry in tensors.items():
             if problem := tensor_problem(entry):
+                lacking = [rank for rank, parts in enumerate(ranks) if name not in parts.get(part, {})]
+                if lacking and not entry["pieces"]:
+                    raise _on_one_alone(part, name, 0, lacking[0])
                 raise SaveError(f"{part}: {name!r} cannot be saved: {problem}", hint="the ranks hold different states")
     return {part: tensors for part, tensors in found.items() if tensors}
 
 
-def read(
-    directory: Path,
-    files: Collection[str] | None = None,
-    *,
-    tensors: Tensors | None = None,
-    rank: int = 0,
-    places: Callable[[str, str, tuple[int, ...]], Place | None] | None = None,
-) -> tuple[dict[str, Stored], dict[str, Any]]:
-    """Reads the files of `images` back: of what any number of processes wrote, what one process needs.
+def _on_one_alone(part: str, name: str, there: int, lacking: int) -> SaveError:
+    return SaveError(
+        f"{part}: {name!r} is on rank {there} and not on rank {lacking}; ranks are saved together that hold the same"
+        " tensors, or shards of them, and no stages of a pipeline or experts of their own"
+    )
+
+
+def differ(files: Iterable[str]) -> list[str]:
+    """The parts of which some process had tensors with other values than rank 0.
 
     Args:
-        directory: The checkpoint.
-        files: The paths that its manifest lists; no other is read. None: all that are there.
-        tensors: What its manifest says of tensors in pieces.
-        rank: The number of this process.
-        places: Tells, for a part, a tensor's name and its whole shape, which range this process needs; None where it
-            needs all. Where it speaks of another whole shape, all is given. None: everything is needed whole.
-
-    Returns:
-        What it holds of each part, and what belongs to none. Tensors that lie in one piece are the files' memory.
-
-    Raises:
-        CheckpointError: A file is not what the layout says.
+        files: The paths of a checkpoint's files.
     """
-    listed = set(files) if files is not None else {path.name for path in directory.iterdir()}
-    given = tensors or {}
-    _refuse_unknown_pieces(listed, given)
-    wanted = _names_of_json(listed, rank)
-    content = {name: json_file.read(directory / (stem + _REST)) for name, stem in wanted.items()}
-    extra = {name: content.pop(name) for name in RESERVED if name in content}
-    return {
-        name: _read_part(directory, name, rest, given.get(name) or _of_one(directory, name, listed), places)
-        for name, rest in content.items()
-    }, extra
+    return sorted({match["part"] for path in files if (match := _DIFFERING.fullmatch(path))})
 
 
 def missing(found: Iterable[str], world_size: int = 1) -> list[str]:
@@ -167,13 +160,21 @@ def missing(found: Iterable[str], world_size: int = 1) -> list[str]:
     """
     there = set(found)
     others = range(1, min(world_size, len(there) + 2))  # more than there are files cannot all be there
-    return [name for name in (*REQUIRED, *(f"random-{rank:05}{_REST}" for rank in others)) if name not in there]
+    return [name for name in (*REQUIRED, *(f"random-{rank:05}{REST}" for rank in others)) if name not in there]
 
 
 def _path(part: str, ending: str, rank: int, size: int) -> str:
     if size == 1:
         return part + ending
-    path = f"{part}{ending.removesuffix(_TENSORS)}-{rank:05}-of-{size:05}{_TENSORS}"
+    return _fitting(f"{part}{ending.removesuffix(_TENSORS)}-{rank:05}-of-{size:05}{_TENSORS}", part, size)
+
+
+def own_path(part: str, rank: int) -> str:
+    """The file of what a process has other values of than rank 0."""
+    return f"{part}.own-{rank:05}{_TENSORS}"
+
+
+def _fitting(path: str, part: str, size: int) -> str:
     if not names.is_component(path):
         raise UnsupportedError(f"{part}: this name is too long for a checkpoint of {size} processes; choose a shorter")
     return path
@@ -187,48 +188,24 @@ def _by_file(live: Mapping[str, "torch.Tensor"], stored: Stored, rank: int) -> d
     return {ending: held for ending, held in ((_TENSORS, own), (_ASIDE, aside)) if held}
 
 
-def _names_of_json(listed: Collection[str], rank: int) -> dict[str, str]:
+def names_of_json(listed: Collection[str], rank: int) -> dict[str, str]:
     """The JSON that one process reads: what it is called, and the file's name without its ending."""
     found = {}
     for path in sorted(listed):
-        stem = path.removesuffix(_REST)
-        if path.endswith(_REST) and "/" not in path and path != names.MANIFEST and not _OWN.fullmatch(stem):
+        stem = path.removesuffix(REST)
+        if path.endswith(REST) and "/" not in path and path != names.MANIFEST and not _OWN.fullmatch(stem):
             own = f"{stem}-{rank:05}"
-            found[stem] = own if rank and stem in ("random", "data") and own + _REST in listed else stem
+            found[stem] = own if rank and stem in ("random", "data") and own + REST in listed else stem
     return found
 
 
-def _refuse_unknown_pieces(listed: Collection[str], tensors: Tensors) -> None:
+def refuse_unknown_pieces(listed: Collection[str], tensors: Tensors) -> None:
+    """Looks for files of tensors of which the manifest says nothing.
+
+    Raises:
+        CheckpointError: There is one.
+    """
     known = {piece["file"] for told in tensors.values() for entry in told.values() for piece in entry["pieces"]}
     for path in sorted(set(listed) - known):
-        if (match := _SHARD.fullmatch(path)) and match["part"] + _REST in listed:
+        if (match := _SHARD.fullmatch(path)) and match["part"] + REST in listed:
             raise CheckpointError(f"the manifest does not say which pieces of {match['part']}'s tensors are in {path}")
-
-
-def _of_one(directory: Path, part: str, listed: Collection[str]) -> dict[str, Any]:
-    """What a manifest would say of a part that one process wrote."""
-    told = {}
-    for ending, prefix in ((_TENSORS, ""), (_ASIDE, ASIDE)):
-        if (path := part + ending) in listed:
-            with opened(directory / path) as file:
-                for name, shape in file.shapes().items():
-                    whole = {"file": path, "offset": [0] * len(shape), "lengths": list(shape)}
-                    told[prefix + name] = {"shape": list(shape), "pieces": [whole]}
-    return told
-
-
-def _read_part(
-    directory: Path,
-    part: str,
-    rest: Any,
-    told: Mapping[str, Mapping[str, Any]],
-    places: Callable[[str, str, tuple[int, ...]], Place | None] | None,
-) -> Stored:
-    found = assemble(directory, told, lambda name, shape: places and places(part, name, shape))
-    aliases: dict[str, str] = {}
-    # Each of the files says all of them.
-    first = next((entry["pieces"][0]["file"] for name, entry in told.items() if not name.startswith(ASIDE)), None)
-    if first is not None:
-        with opened(directory / first) as file:
-            aliases = {name: kept for name, kept in file.metadata.items() if name != "format"}
-    return Stored(found, rest, aliases)

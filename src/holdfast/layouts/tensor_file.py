@@ -5,8 +5,10 @@ in the header's metadata says what it was.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UnsupportedError
@@ -59,32 +61,60 @@ def arranged(
     Raises:
         UnsupportedError: A tensor is of a kind that cannot be written.
     """
-    codes = {dtype: code for code, dtype in _codes().items()}
+    code_of = _codes_by_dtype()
     notes: dict[str, Any] = {}
     plain: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
+        if name not in plain and _is_plain(tensor, code_of):
+            plain[name] = tensor.detach()
+            continue
         for part, held in _plain(name, tensor.detach(), notes).items():
             if part in plain:
                 raise UnsupportedError(f"{path} would hold two tensors of the name {part!r}; rename one of them")
             plain[part] = held
     said = {**(metadata or {}), **({NOTES: json.dumps(notes)} if notes else {})}
-    header: dict[str, Any] = {"__metadata__": said} if said else {}
+    described = tuple([(name, code_of[one.dtype], tuple(one.shape), one.element_size()) for name, one in plain.items()])
+    head, order = _head(described, tuple(said.items()))
+    return head, {name: plain[name] for name in order}
+
+
+# It is the same from save to save, and to write it takes milliseconds that training could have had.
+@lru_cache(maxsize=16)
+def _head(
+    described: tuple[tuple[str, str, tuple[int, ...], int], ...], said: tuple[tuple[str, str], ...]
+) -> tuple[bytes, tuple[str, ...]]:
+    """The beginning of a file, and the order of its tensors, from the name, dtype, shape and width of each."""
+    header: dict[str, Any] = {"__metadata__": dict(said)} if said else {}
     # The library looks at a tensor's bytes in place, which its elements' width must divide.
-    ordered = dict(sorted(plain.items(), key=lambda item: -item[1].element_size()))
+    ordered = sorted(described, key=lambda one: -one[3])
     end = 0
-    for name, tensor in ordered.items():
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": codes[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    for name, code, shape, width in ordered:
+        begin, end = end, end + math.prod(shape) * width
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text, ordered
+    return len(text).to_bytes(8, "little") + text, tuple(name for name, *_ in ordered)
 
 
-def _codes() -> dict[str, "torch.dtype"]:
+@cache
+def codes() -> dict[str, "torch.dtype"]:
     """The dtypes that the installed library reads, by the format's names for them."""
     import safetensors.torch
 
     return {code: dtype for code, dtype in safetensors.torch._TYPES.items() if dtype is not None}
+
+
+@cache
+def _codes_by_dtype() -> dict["torch.dtype", str]:
+    return {dtype: code for code, dtype in codes().items()}
+
+
+def _is_plain(tensor: "torch.Tensor", code_of: Mapping["torch.dtype", str]) -> bool:
+    """Whether it needs no look at all that could be special about it. Nearly all of a state is."""
+    import torch
+
+    usual = type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter
+    return usual and tensor.layout == torch.strided and tensor.dtype in code_of and not tensor.is_meta
 
 
 def _plain(name: str, tensor: "torch.Tensor", notes: dict[str, Any]) -> dict[str, "torch.Tensor"]:
@@ -107,7 +137,7 @@ def _plain(name: str, tensor: "torch.Tensor", notes: dict[str, Any]) -> dict[str
         return found
     if tensor.layout != torch.strided:
         raise UnsupportedError(f"{name} has the layout {layout}, which cannot be written to a file of tensors")
-    if tensor.dtype in _codes().values():
+    if tensor.dtype in _codes_by_dtype():
         return {name: tensor}
     notes[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     if tensor.is_complex():

@@ -33,7 +33,7 @@ def opened(path: Path) -> "Iterator[Opened]":
     """
     from safetensors import safe_open
 
-    with _explained(path):
+    with explained(path):
         file = safe_open(path, framework="pt")
     with file:
         yield Opened(path, file)
@@ -45,7 +45,7 @@ class Opened:
     def __init__(self, path: Path, file: Any) -> None:
         self._path = path
         self._file = file
-        with _explained(path):
+        with explained(path):
             self.metadata: dict[str, str] = dict(file.metadata() or {})
             self._notes = json.loads(self.metadata.pop(NOTES, "{}"))
             components = {f"{name}.{part}" for name, note in self._notes.items() for part in _components(note)}
@@ -58,7 +58,7 @@ class Opened:
         Raises:
             CheckpointError: The file lies about one.
         """
-        with _explained(self._path):
+        with explained(self._path):
             return {
                 name: tuple(
                     self._notes[name]["shape"] if name in self._notes else self._file.get_slice(name).get_shape()
@@ -77,7 +77,7 @@ class Opened:
         Raises:
             CheckpointError: There is no such tensor, or the file lies about it.
         """
-        with _explained(self._path):
+        with explained(self._path):
             if name in self._notes or not lengths:
                 whole = self._whole(name)
                 return whole if not lengths else whole[_ranges(begin, lengths)]
@@ -91,11 +91,11 @@ class Opened:
             return found
         # The components of a sparse tensor may have notes of their own.
         parts = [f"{name}.{part}" for part in _components(note)]
-        return _as_it_was(note, [self._whole(part) for part in parts] if parts else [self._file.get_tensor(name)])
+        return as_it_was(note, [self._whole(part) for part in parts] if parts else [self._file.get_tensor(name)])
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Says of which file it was that something is wrong."""
     from safetensors import SafetensorError
 
@@ -113,7 +113,7 @@ def _ranges(begin: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(first, first + length) for first, length in zip(begin, lengths, strict=True))
 
 
-def _as_it_was(note: Mapping[str, Any], held: Sequence["torch.Tensor"]) -> "torch.Tensor":
+def as_it_was(note: Mapping[str, Any], held: Sequence["torch.Tensor"]) -> "torch.Tensor":
     """The tensor that a note speaks of, from the plain ones. Whatever is wrong with the note raises something."""
     import torch
 

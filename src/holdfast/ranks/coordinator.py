@@ -25,6 +25,7 @@ class Record:
         tensors: Which pieces of which tensors they hold.
         boundary: What the manifest says of this rank's boundary.
         torn: The tensors that were written to meanwhile.
+        at_rest: Whether training stood still in this rank, so that another try would end alike.
         error: What went wrong otherwise.
     """
 
@@ -32,6 +33,7 @@ class Record:
     tensors: Mapping[str, Any] = field(default_factory=dict)
     boundary: Mapping[str, Any] = field(default_factory=dict)
     torn: Sequence[str] = ()
+    at_rest: bool = False
     error: str = ""
 
 
@@ -97,14 +99,15 @@ class Coordinator:
         self._channel.put(call_key(self._number), {"stop": stop, "after": after})
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
-    def stage(self, directory: str) -> None:
+    def stage(self, directory: str, common: Mapping[str, Any]) -> None:
         """Tells where to write.
 
         Args:
             directory: The name of the staging directory in the run directory.
+            common: Digests of what rank 0 writes for all.
         """
         self._staged = True
-        self._channel.put(stage_key(self._number), {"directory": directory})
+        self._channel.put(stage_key(self._number), {"directory": directory, "common": common})
 
     def gather(self) -> list[Record]:
         """Waits for the records of all other ranks.
@@ -127,9 +130,9 @@ class Coordinator:
                 raise SaveError(f"not all ranks have written their share within {_LONGEST_SECONDS:g} s")
 
         records = [Record(**content) for content in self._channel.wait_for_all(keys, check)]
-        for rank, record in enumerate(records, start=1):
-            if record.torn:
-                raise TornError([f"rank {rank}: {name}" for name in record.torn])
+        torn = [f"rank {rank}: {name}" for rank, record in enumerate(records, start=1) for name in record.torn]
+        if torn:
+            raise TornError(torn, at_rest=any(record.torn and record.at_rest for record in records))
         wrong = [f"rank {rank}: {record.error}" for rank, record in enumerate(records, start=1) if record.error]
         if wrong:
             raise SaveError("; ".join(wrong))

@@ -53,7 +53,7 @@ class RunDirectory:
             RunError: The place cannot be used: not a directory, not ours, open to others, or not writable.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            files.make_directories(self.root)
             for path in (self.control, self.requests, self.answers):
                 path.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:

@@ -59,7 +59,7 @@ class Lease:
             RunBusyError: Another process that is alive holds it.
         """
         with _alone(directory):
-            last = read(directory)
+            last = _certainly(directory)
             if last is not None and is_alive(directory, last):
                 where = f"process {last.pid}" + ("" if last.host == socket.gethostname() else f" on {last.host}")
                 raise RunBusyError(
@@ -79,8 +79,9 @@ class Lease:
 
         Raises:
             LeaseLostError: Another process has taken the run over.
+            OSError: The lease cannot be read, so nobody knows.
         """
-        now = read(self._directory)
+        now = _certainly(self._directory)
         if now is None or now.token != self.holder.token:
             raise LeaseLostError(
                 f"another process has taken over the run in {self._directory.root}",
@@ -96,8 +97,23 @@ class Lease:
 
 
 def read(directory: RunDirectory) -> Holder | None:
-    """Who holds or held the lease; None where nobody ever did."""
-    content = directory.read_json(directory.lease)
+    """Who holds or held the lease; None where nobody ever did, or it cannot be read."""
+    return _holder(directory.read_json(directory.lease))
+
+
+def _certainly(directory: RunDirectory) -> Holder | None:
+    """Who holds the lease, for whoever decides by it: one that a failing disk does not show is not one that is gone."""
+    try:
+        data = files.read(directory.lease, limit=1 << 20)
+    except FileNotFoundError:
+        return None
+    try:
+        return _holder(json.loads(data))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _holder(content: object) -> Holder | None:
     kinds: dict[str, Any] = Holder.__annotations__
     if not isinstance(content, dict) or set(content) != set(kinds):
         return None

@@ -13,9 +13,10 @@ from holdfast.run.journal import Journal
 from holdfast.run.lease import Holder, Lease, read
 from holdfast.run.status import Status, StatusFile
 from holdfast.store import retention
+from holdfast.store.catalog import Catalog
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One open run.
 
@@ -38,6 +39,9 @@ class Run:
     parent: str | None
     left_over: frozenset[str] = frozenset()
     rank: int = 0
+
+    def __post_init__(self) -> None:
+        self.catalog = Catalog(self.root)
 
     @classmethod
     def open(cls, root: Path, *, continues: str | None = None, parent: str | None = None) -> "Run":
@@ -107,6 +111,12 @@ class Run:
     def identity(self) -> str:
         """The identity of the run, which a resume keeps."""
         return self.lease.holder.run
+
+    def go_on_from(self, parent: str) -> None:
+        """The checkpoint that it was opened to go on from is damaged: it goes on from another."""
+        self.parent = parent
+        if not self.rank:
+            self.journal.write("fell_back", parent=parent)
 
     def close(self, outcome: str, code: int) -> None:
         """Writes down how it ended, and gives the lease back, as far as the disk allows: training is over."""

@@ -29,11 +29,17 @@ class Status:
     pending: tuple[dict[str, Any], ...] = ()
     failed_saves: int = 0
     last_failure: str = ""
+    failing_since: float | None = None
+    """When the first of the saves failed that no good one has followed; None while saving works."""
+    next_try_at: float | None = None
+    """When a save that failed is tried again."""
     capture: str = "live"
     """`live`, or why snapshots are taken at boundaries only."""
     copied_buffers: dict[str, int] = field(default_factory=dict)
     """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
     staging_bytes: int = 0
+    writes: str = ""
+    """How files are written: `direct`, past the page cache, or `buffered`; empty before the first save."""
     held_seconds: float = 0.0
     """How long training has waited at the gate in all."""
     ranks: tuple[dict[str, Any], ...] = ()

@@ -1,7 +1,8 @@
 """Which checkpoints a run directory holds, in the order of their commits: not by name, not by clock."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.store import files, names
@@ -22,14 +23,64 @@ class Entry:
         """Whether it may have been made by plain transformers, which writes no manifest."""
         return not os.path.lexists(self.path / names.MANIFEST) and (self.path / "trainer_state.json").is_file()
 
+    @property
+    def stranger(self) -> int | None:
+        """The user that it belongs to, where that is neither this one nor root.
 
-def entries(root: Path) -> list[Entry]:
-    """All checkpoints of a run directory, the newest commit first; those without a manifest come last, by step."""
+        Whoever may write into a run directory can put a checkpoint there, with a manifest that fits and says anything.
+        """
+        try:
+            owner = self.path.lstat().st_uid
+        except OSError:
+            return None
+        return None if owner in (os.geteuid(), 0) else owner
+
+
+class Catalog:
+    """The checkpoints of one run directory, for who asks again and again.
+
+    Nobody writes into a checkpoint, so a manifest is read once, as long as its file is the same. Where the pieces of
+    tensors lie, which is most of it and of no account here, is not kept.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known: dict[Path, tuple[tuple[int, ...], Entry]] = {}
+
+    def entries(self) -> list[Entry]:
+        """What `entries` finds, without the manifests' `tensors`."""
+        before, self._known = self._known, {}
+
+        def look(path: Path) -> Entry:
+            try:
+                status = (path / names.MANIFEST).lstat()
+            except OSError:
+                return read(path)
+            file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            known = before.get(path)
+            if known is None or known[0] != file:
+                entry = read(path)
+                if entry.manifest is None:
+                    return entry
+                known = (file, replace(entry, manifest=replace(entry.manifest, tensors={})))
+            self._known[path] = known
+            return known[1]
+
+        return entries(self._root, look)
+
+
+def entries(root: Path, look: Callable[[Path], Entry] | None = None) -> list[Entry]:
+    """All checkpoints of a run directory, the newest commit first; those without a manifest come last, by step.
+
+    Args:
+        root: The run directory.
+        look: How one is read, where not by `read`.
+    """
     found = []
     with os.scandir(root) as listing:
         for item in listing:
             if names.step_of(item.name) is not None and item.is_dir(follow_symlinks=False):
-                found.append(read(Path(root, item.name)))
+                found.append((look or read)(Path(root, item.name)))
     found.sort(key=lambda e: e.path.name)  # so that a copy under another name always comes after its original
     return sorted(found, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
 
@@ -53,4 +104,5 @@ def read(path: Path) -> Entry:
 
 def next_sequence(found: list[Entry]) -> int:
     """The number of the next commit in this directory; it only ever grows, across resumes and branches."""
-    return 1 + max((entry.manifest.sequence for entry in found if entry.manifest), default=0)
+    ours = [entry.manifest.sequence for entry in found if entry.manifest and entry.stranger is None]
+    return 1 + max(ours, default=0)

@@ -4,7 +4,6 @@ Standard library alone; the digest is handed in. The steps are those of `docs/fo
 """
 
 import os
-import stat
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -80,7 +79,7 @@ class Attempt:
                 if not names.is_relative_path(relative):
                     raise OSError(f"a checkpoint cannot hold a file of this name: {relative!r}")
                 sealed.append(_seal(path, relative, digest, (known or {}).get(relative)))
-            Path(folder).chmod(0o700)
+            files.make_private(Path(folder))
             files.sync_directory(Path(folder))
         return tuple(sorted(sealed, key=lambda file: file.path))
 
@@ -131,16 +130,8 @@ def _raise(error: OSError) -> None:
 
 
 def _seal(path: Path, relative: str, digest: Digest, known: str | None) -> File:
-    fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
-            raise OSError(f"a checkpoint holds plain files alone, and {relative!r} is none")
-        os.fchmod(fd, 0o600)
-        os.fsync(fd)
-        return File(relative, found.st_size, known or digest(fd))
-    finally:
-        os.close(fd)
+    with files.open_staged(path) as fd:
+        return File(relative, os.fstat(fd).st_size, known or digest(fd))
 
 
 def _attempt_of(directory: Path) -> str | None:

@@ -17,6 +17,7 @@ from holdfast.store import names
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_STAGED = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # What file systems answer that cannot sync a directory at all (SMB, some FUSE). EIO is not among them: that is a loss.
@@ -30,6 +31,21 @@ _RENAME_NOREPLACE = 1
 def make_directory(path: Path) -> None:
     """Makes a directory that only its owner may enter. Fails if anything has that name."""
     path.mkdir(mode=0o700)
+
+
+def make_directories(path: Path) -> None:
+    """Makes a directory and what is missing above it, each under a durable name. One that is there is left as it is."""
+    if path.is_dir():
+        return
+    make_directories(path.parent)
+    path.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # who may make something in a directory need not be allowed to read it
+        sync_directory(path.parent)
+
+
+def make_private(path: Path) -> None:
+    """Takes a directory that somebody else may have made away from everybody but its owner."""
+    path.chmod(0o700)
 
 
 def open_new(path: Path) -> int:
@@ -75,7 +91,7 @@ def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
     # What lies in its way is never opened: whoever may write to the directory could have planted a link there.
     temporary = path.with_name(names.temporary(path.name, os.getpid()))
     with suppress(FileNotFoundError):
-        temporary.unlink()
+        remove(temporary)
     try:
         fd = open_new(temporary)
         try:
@@ -87,7 +103,7 @@ def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
         temporary.rename(path)
     except OSError:
         with suppress(OSError):
-            temporary.unlink()
+            remove(temporary)
         raise
 
 
@@ -132,6 +148,25 @@ def open_regular(path: str | Path, *, folder: int | None = None) -> Iterator[int
 
 
 @contextmanager
+def open_staged(path: Path) -> Iterator[int]:
+    """Opens a file that anybody may have written, once it is durable and its owner's alone.
+
+    Raises:
+        OSError: It cannot be opened or synced, is no regular file, or has another name beside this.
+    """
+    fd = os.open(path, _STAGED)
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            raise OSError(errno.EINVAL, "is not a plain file with one name", str(path))
+        os.fchmod(fd, 0o600)
+        os.fsync(fd)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def open_folder(path: str | Path, *, folder: int | None = None) -> Iterator[int]:
     """Opens a directory itself, not what a link at its name points to."""
     fd = os.open(path, _FOLDER, dir_fd=folder)
@@ -154,14 +189,19 @@ def open_inside(folder: int, relative: str) -> Iterator[int]:
 
 
 def sync_directory(path: Path) -> bool:
-    """Makes the names in a directory durable. False where the file system cannot; an I/O error is raised."""
-    with open_folder(path) as fd:
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            if error.errno not in _CANNOT_SYNC:
-                raise
-            return False
+    """Makes the names in a directory durable. False where the file system cannot; an I/O error is raised.
+
+    A run directory may be a link to one: what is made under its path is made behind the link, so that is synced.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+        return False
+    finally:
+        os.close(fd)
     return True
 
 
@@ -171,6 +211,16 @@ def rename_new(source: Path, target: Path) -> None:
     Where the kernel or the file system cannot promise that, looks first and then renames: what could still be
     replaced in between is an empty directory, which holds nothing.
     """
+    moving = source.lstat()
+    try:
+        _rename_new(source, target)
+    except OSError:
+        # A network file system whose answer got lost tries again, and then finds nothing to rename, or the name taken.
+        if os.path.lexists(source) or not os.path.lexists(target) or not os.path.samestat(moving, target.lstat()):
+            raise
+
+
+def _rename_new(source: Path, target: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if hasattr(libc, "renameat2"):
         paths = (os.fsencode(source), os.fsencode(target))
@@ -182,6 +232,11 @@ def rename_new(source: Path, target: Path) -> None:
     if os.path.lexists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     source.rename(target)
+
+
+def remove(path: Path) -> None:
+    """Removes a file's name."""
+    path.unlink()
 
 
 def remove_tree(path: Path) -> None:

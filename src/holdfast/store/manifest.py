@@ -19,6 +19,7 @@ VERSION = 1
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
 _MOST_DIMENSIONS = 64  # torch's own limit
+_MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 _DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -105,7 +106,9 @@ def decode(data: bytes) -> Manifest:
         raise ManifestError(f"the manifest's format is not {FORMAT!r}")
     version = content.get("version")
     if type(version) is not int or version != VERSION:
-        raise ManifestError(f"the manifest is of format version {version!r}, and this Holdfast reads version {VERSION}")
+        raise ManifestError(
+            f"the manifest is of format version {names.quoted(version)}, and this Holdfast reads version {VERSION}"
+        )
     return _checked(content)
 
 
@@ -131,6 +134,11 @@ def _checked(content: dict[str, Any]) -> Manifest:
     reasons = take("reasons", list)
     if not all(isinstance(reason, dict) for reason in reasons):
         raise ManifestError("the manifest's 'reasons' are of the wrong kind")
+    boundary, versions = take("boundary", dict), take("versions", dict)
+    if not all(isinstance(version, str) for version in versions.values()):
+        raise ManifestError("the manifest's 'versions' are of the wrong kind")
+    if _is_deep((reasons, boundary), _MOST_LEVELS):
+        raise ManifestError(f"the manifest is nested more than {_MOST_LEVELS} levels deep")
     files = _files(take("files", list))
     return Manifest(
         layout=take("layout", str),
@@ -142,8 +150,8 @@ def _checked(content: dict[str, Any]) -> Manifest:
         world_size=count("world_size", 1),
         created=take("created", str),
         reasons=tuple(reasons),
-        boundary=take("boundary", dict),
-        versions=take("versions", dict),
+        boundary=boundary,
+        versions=versions,
         files=files,
         tensors=_tensors(content.get("tensors", {}), {file.path for file in files}),
     )
@@ -158,7 +166,7 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
             raise ManifestError("the manifest lists something that is no file")
         path, size, digest = item["path"], item["size"], item["xxh3_128"]
         if not isinstance(path, str) or not names.is_relative_path(path) or path == names.MANIFEST:
-            raise ManifestError(f"the manifest lists a file under a name that is not allowed: {path!r}")
+            raise ManifestError(f"the manifest lists a file under a name that is not allowed: {names.quoted(path)}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
             raise ManifestError(f"the manifest gives {path} no size")
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
@@ -176,7 +184,9 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
     for part, tensors in parts.items():
         for name, told in tensors.items():
             if problem := tensor_problem(told, paths):
-                raise ManifestError(f"the manifest's 'tensors' are wrong about {name!r} of {part!r}: {problem}")
+                raise ManifestError(
+                    f"the manifest's 'tensors' are wrong about {names.quoted(name)} of {names.quoted(part)}: {problem}"
+                )
     return parts
 
 
@@ -197,7 +207,7 @@ def tensor_problem(told: Any, paths: set[str] | None = None) -> str:
             return "a piece is not described by a file, an offset and lengths"
         file, offset, lengths = piece["file"], piece["offset"], piece["lengths"]
         if not isinstance(file, str) or not file.endswith(".safetensors") or (paths is not None and file not in paths):
-            return f"a piece is said to be in {file!r}, which is no file of tensors that the manifest lists"
+            return f"a piece is said to be in {names.quoted(file)}, which is no file of tensors that the manifest lists"
         if not _counts(offset) or not _counts(lengths) or not len(offset) == len(lengths) == len(shape):
             return f"its piece in {file} has no place"
         if any(begin + length > most for begin, length, most in zip(offset, lengths, shape, strict=True)):
@@ -227,6 +237,19 @@ def _counts(value: Any) -> bool:
     if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
         return False
     return all(type(count) is int and 0 <= count < 2**63 for count in value) and math.prod(value) < 2**63
+
+
+def _is_deep(value: Any, most: int) -> bool:
+    """Whether JSON is nested in more levels than that. Looks at one level after the other: it could be very deep."""
+    level = [value]
+    for _ in range(most):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list | tuple)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return any(isinstance(one, dict | list | tuple) for one in level)
 
 
 def _one_a_line(parts: Mapping[str, Mapping[str, Any]]) -> str:

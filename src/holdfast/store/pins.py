@@ -43,7 +43,7 @@ def unpin(root: Path, attempt: str) -> bool:
     """Takes a pin away, durably. False where there was none."""
     folder = _folder(root)
     try:
-        (folder / attempt).unlink()
+        files.remove(folder / attempt)
     except FileNotFoundError:
         return False
     files.sync_directory(folder)

@@ -94,7 +94,8 @@ def delete(root: Path, path: Path, attempt: str | None = None) -> None:
     """Deletes a checkpoint: its name goes first, durably, so that a crash leaves no half of one that looks whole.
 
     Any process may do so beside any other. What was pinned a moment ago keeps its name, or gets it back: whoever pins
-    looks for the checkpoint after the pin is there, and here the pins are read after the name has gone.
+    looks for the checkpoint after the pin is there, and here the pins are read after the name has gone. The newer
+    checkpoint for which this one may go was perhaps renamed by a process that was killed before it could sync that.
 
     Args:
         root: The run directory.
@@ -107,6 +108,7 @@ def delete(root: Path, path: Path, attempt: str | None = None) -> None:
     """
     _require_unwanted(root, path, attempt)
     doomed = root / names.trash(uuid.uuid4().hex)
+    files.sync_directory(root)
     files.rename_new(path, doomed)
     try:
         _require_unwanted(root, doomed, attempt)
@@ -118,12 +120,23 @@ def delete(root: Path, path: Path, attempt: str | None = None) -> None:
 
 
 def sweep(root: Path) -> list[str]:
-    """Removes what dead attempts, deletions and copies left. Only the holder of the run's lease may call this."""
+    """Removes what dead attempts, deletions and copies left. Only the holder of the run's lease may call this.
+
+    All names become durable first: what a process renamed that was killed before it could sync is what this start goes
+    on from, and what it had begun to delete must not have its name again with half of its files.
+
+    Raises:
+        OSError: The directory cannot be synced or listed.
+    """
+    files.sync_directory(root)
     removed = []
     for path in sorted(root.iterdir()):
         with suppress(OSError):
             if names.is_temporary(path.name):
-                path.unlink()
+                files.remove(path)
+            elif names.is_trash(path.name) and _is_pinned(root, path):
+                _give_back(root, path, root / names.checkpoint(catalog.read(path).step))
+                continue
             elif (names.is_staging(path.name) or names.is_trash(path.name)) and not path.is_symlink():
                 files.remove_tree(path)
             else:
@@ -132,11 +145,19 @@ def sweep(root: Path) -> list[str]:
     return removed
 
 
+def _is_pinned(root: Path, doomed: Path) -> bool:
+    """Whether a crash came between the two looks of `delete`, and in between somebody had pinned the checkpoint."""
+    manifest = catalog.read(doomed).manifest
+    return manifest is not None and manifest.attempt in pins.pinned(root) and verify(doomed, full=False).good
+
+
 def _why_left_alone(entry: Entry, run: str) -> str | None:
     if entry.manifest is None:
         return "made by plain transformers" if entry.foreign else f"damaged: {entry.problem}"
     if entry.manifest.run != run:
         return "of another run"
+    if entry.stranger is not None:
+        return f"of another user (uid {entry.stranger})"
     problems = verify(entry.path, full=False).problems
     return f"damaged: {problems[0]}" if problems else None
 

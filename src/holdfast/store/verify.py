@@ -5,9 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.store import digest, files, names
+from holdfast.store import files, names, reading
 from holdfast.store.catalog import Entry, read
 from holdfast.store.manifest import File
+from holdfast.store.reading import Source
 
 
 @dataclass(frozen=True)
@@ -25,40 +26,41 @@ class Report:
         return not self.problems
 
 
-def verify(path: Path, *, full: bool = True) -> Report:
+def verify(path: Path, *, full: bool = True, through_cache: bool = False) -> Report:
     """Checks a checkpoint against its manifest.
 
     Args:
         path: The checkpoint's directory.
         full: Reads every byte and compares digests. False looks at names and sizes alone.
+        through_cache: Whether somebody is about to read the files again, and finds them in the page cache.
     """
     entry = read(path)
     if entry.manifest is None:
         return Report(entry, (entry.problem or "it has no manifest",), (), ())
+    sources = [Source(file) for file in entry.manifest.files]
     try:
         with files.open_folder(path) as folder:
-            problems = [found for file in entry.manifest.files if (found := _problem(folder, file, full))]
+            if full:
+                reading.read(folder, sources, through_cache=through_cache)
+            else:
+                for source in sources:
+                    source.problem = _problem(folder, source.file)
     except OSError as error:
         return Report(entry, (f"it cannot be opened: {error.strerror or error}",), (), ())
-    listed = {file.path for file in entry.manifest.files} | {names.MANIFEST}
+    problems = tuple(source.problem for source in sources if source.problem is not None)
+    listed = {source.file.path for source in sources} | {names.MANIFEST}
     unlisted = tuple(sorted(_all_files(path) - listed))
     notices = tuple(f"{names.shown(name)}: not in the manifest, and never read" for name in unlisted)
-    return Report(entry, tuple(problems), notices, unlisted)
+    return Report(entry, problems, notices, unlisted)
 
 
-def _problem(folder: int, file: File, full: bool) -> str | None:
+def _problem(folder: int, file: File) -> str | None:
     try:
         with files.open_inside(folder, file.path) as fd:
             size = os.fstat(fd).st_size
-            if size != file.size:
-                return f"{file.path}: is {size:,} bytes long, was written with {file.size:,}"
-            if full and digest.of_descriptor(fd) != file.xxh3_128:
-                return f"{file.path}: its bytes have changed since it was written"
-    except FileNotFoundError:
-        return f"{file.path}: is missing"
     except OSError as error:
-        return f"{file.path}: cannot be read: {error.strerror or error}"
-    return None
+        return reading.unreadable(file, error)
+    return None if size == file.size else reading.size_problem(file, size)
 
 
 def _all_files(path: Path) -> set[str]:

@@ -109,6 +109,12 @@ class TrainConfig(ScheduleFields):
     staging_memory: Annotated[CountOrZero | None, BeforeValidator(as_bytes)] = None
     """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
 
+    save_rate_limit: Annotated[Count | None, BeforeValidator(as_bytes)] = None
+    """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes."""
+
+    save_io_priority: Literal["normal", "low", "idle"] = "normal"
+    """The priority of saves at the disk."""
+
     # How rows become batches.
 
     sequence_len: Count = 512

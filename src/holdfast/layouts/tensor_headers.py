@@ -6,8 +6,11 @@ The format: eight bytes, the length of the header, little-endian; the header, a 
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from holdfast.store import names
 
 _MOST_HEADER_BYTES = 100_000_000  # the library's own limit
 _MOST_DIMENSIONS = 64  # torch's own limit
@@ -36,7 +39,27 @@ class Tensor:
     offset: int
 
 
+@dataclass(frozen=True)
+class Header:
+    """The beginning of a file.
+
+    Args:
+        text: Its bytes, up to where those of the tensors begin.
+        tensors: What it describes, by name.
+        metadata: What else it says.
+    """
+
+    text: bytes
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+
+
 def read(fd: int) -> list[Tensor]:
+    """What the header of an open file describes, by name. Raises what `header_of` raises."""
+    return [tensor for _, tensor in sorted(header_of(fd).tensors.items())]
+
+
+def header_of(fd: int) -> Header:
     """Reads the header of an open file, which may have been written by anybody.
 
     Raises:
@@ -47,14 +70,25 @@ def read(fd: int) -> list[Tensor]:
     length = int.from_bytes(exactly(fd, 8, 0), "little")
     if length > min(_MOST_HEADER_BYTES, size - 8):
         raise HeaderError(f"its header is said to have {length:,} bytes, and the file has {size:,}")
+    text = bytes(exactly(fd, 8 + length, 0))
     try:
-        header = json.loads(exactly(fd, length, 8), object_pairs_hook=_without_twins)
+        header = json.loads(text[8:], object_pairs_hook=_without_twins)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"its header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise HeaderError("its header is no object")
-    found = [_tensor(name, told, 8 + length, size) for name, told in header.items() if name != "__metadata__"]
-    return sorted(found, key=lambda tensor: tensor.name)
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise HeaderError("its header has metadata that is not text")
+    found = {name: _tensor(name, told, 8 + length, size) for name, told in header.items()}
+    end = 8 + length
+    for tensor in sorted(found.values(), key=lambda tensor: (tensor.offset, tensor.bytes)):
+        if tensor.offset != end:
+            raise HeaderError(f"the bytes of {names.quoted(tensor.name)} do not begin where those before it end")
+        end += tensor.bytes
+    if end != size:
+        raise HeaderError(f"it has {size - end:,} bytes that belong to no tensor")
+    return Header(text, found, metadata)
 
 
 def exactly(fd: int, count: int, offset: int) -> bytearray:
@@ -74,17 +108,17 @@ def exactly(fd: int, count: int, offset: int) -> bytearray:
 
 def _tensor(name: str, told: Any, start: int, size: int) -> Tensor:
     if not isinstance(told, dict) or set(told) != {"dtype", "shape", "data_offsets"}:
-        raise HeaderError(f"its header describes {name!r} in another way than the format has it")
+        raise HeaderError(f"its header describes {names.quoted(name)} in another way than the format has it")
     dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets):
-        raise HeaderError(f"its header describes {name!r} in another way than the format has it")
+        raise HeaderError(f"its header describes {names.quoted(name)} in another way than the format has it")
     if len(shape) > _MOST_DIMENSIONS or len(offsets) != 2:
-        raise HeaderError(f"its header gives {name!r} {len(shape)} dimensions and {len(offsets)} ends")
+        raise HeaderError(f"its header gives {names.quoted(name)} {len(shape)} dimensions and {len(offsets)} ends")
     begin, end = offsets
     if not begin <= end <= size - start:
-        raise HeaderError(f"the bytes of {name!r} lie outside the file")
+        raise HeaderError(f"the bytes of {names.quoted(name)} lie outside the file")
     if dtype in _BITS and math.prod(shape) * _BITS[dtype] != (end - begin) * 8:
-        raise HeaderError(f"{name!r} has {end - begin:,} bytes, which do not fit its shape and type")
+        raise HeaderError(f"{names.quoted(name)} has {end - begin:,} bytes, which do not fit its shape and type")
     return Tensor(name, dtype, tuple(shape), end - begin, start + begin)
 
 

@@ -1,0 +1,121 @@
+"""How files-to-be are cut into units that fit a block of memory, and where the bytes of each unit are."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import count
+from typing import NamedTuple, Protocol
+
+import torch
+
+from holdfast.capture.staging import BLOCK_BYTES
+
+# Smaller ones are copied without letting go of the interpreter: to get it back can take longer than the copy.
+SMALL_BYTES = 64 << 10
+
+
+class Image(Protocol):
+    """A file to be: its content in order, each piece bytes or a tensor whose bytes go there."""
+
+    @property
+    def path(self) -> str:
+        """Where it goes inside the checkpoint."""
+
+    @property
+    def pieces(self) -> Sequence["bytes | torch.Tensor"]:
+        """Its content."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it will have."""
+
+
+class Part(NamedTuple):
+    """Bytes of one piece that go to a place in a block."""
+
+    piece: int
+    begin: int
+    place: int
+    size: int
+
+
+class Unit(NamedTuple):
+    """What one block of memory holds of one file."""
+
+    offset: int
+    size: int
+    parts: Sequence[Part]
+
+
+class Sources:
+    """Where the bytes of one file-to-be are now.
+
+    Args:
+        image: The file.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._pieces = image.pieces
+        self.held: list[memoryview | torch.Tensor] = []
+        """The bytes of each piece where they are few or bytes already; otherwise a tensor whose bytes lie in order."""
+        self.rearranged: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """Tensors whose bytes lie otherwise, each with the copy that is in order."""
+        self.on_device = False
+        sizes = []
+        for piece in image.pieces:
+            if isinstance(piece, bytes):
+                sizes.append(len(piece))
+                self.held.append(memoryview(piece))
+                continue
+            source = in_order(piece)
+            if source is not piece and source.data_ptr() != piece.data_ptr():
+                self.rearranged.append((piece, source))
+            sizes.append(source.nbytes)
+            plain = source.device.type == "cpu"
+            self.on_device |= not plain
+            self.held.append(_window(source) if plain and 0 < source.nbytes <= SMALL_BYTES else source)
+        self.units = cut(tuple(sizes))
+
+    def tensor(self, part: Part) -> torch.Tensor | None:
+        """The tensor that a part's bytes come from; None where they are bytes."""
+        piece = self._pieces[part.piece]
+        return piece if isinstance(piece, torch.Tensor) else None
+
+
+# What is cut is the same from save to save, and to cut it takes milliseconds that training could have had.
+@lru_cache(maxsize=64)
+def cut(sizes: tuple[int, ...]) -> Sequence[Unit]:
+    """The units of a file whose pieces have these sizes."""
+    units: list[Unit] = []
+    parts: list[Part] = []
+    filled = 0
+    offsets = count(0, BLOCK_BYTES)
+    for piece, size in enumerate(sizes):
+        begin = 0
+        while begin < size:
+            fits = min(size - begin, BLOCK_BYTES - filled)
+            parts.append(Part(piece, begin, filled, fits))
+            filled += fits
+            begin += fits
+            if filled == BLOCK_BYTES:
+                units.append(Unit(next(offsets), filled, parts))
+                parts, filled = [], 0
+    if filled:
+        units.append(Unit(next(offsets), filled, parts))
+    return units
+
+
+def in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its bytes lie in order; a copy where they do not (channels_last, a conjugate view)."""
+    if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+        return tensor
+    return tensor.detach().resolve_conj().resolve_neg().contiguous()
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a tensor that lies in order, as a flat view."""
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def _window(tensor: torch.Tensor) -> memoryview:
+    return memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")

@@ -1,0 +1,116 @@
+"""When a save that failed is tried again: after pauses that double, so that a disk that stays full costs little."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from holdfast.run.request import Request
+
+# Seconds from the first failure of a scheduled save to the next try, and the longest pause that this grows to.
+_SCHEDULE = (1.0, 300.0)
+# The same for the save of a stop, within its grace.
+_STOP = (0.5, 4.0)
+
+
+class Again:
+    """The requests that are tried again: the schedule's, until any save succeeds; a stop's, until its grace is over.
+
+    Others are not: who asked hears at once that it failed, and decides.
+
+    Args:
+        seconds_left: What is left of the grace of a stop; None where there is none.
+    """
+
+    def __init__(self, seconds_left: Callable[[], float | None]) -> None:
+        self._seconds_left = seconds_left
+        self._schedule = _Pauses(*_SCHEDULE)
+        self._stop = _Pauses(*_STOP)
+        self._why = ""
+        self._stops: list[Request] = []
+
+    def saved(self) -> None:
+        """A save succeeded, whoever had asked for it: what the schedule missed is made good."""
+        self._schedule.end()
+        self._stop.end()
+        self._why = ""
+
+    def schedule(self, requests: Sequence[Request], took: float) -> float | None:
+        """A save failed; if the schedule had asked for it, it is tried again.
+
+        Args:
+            requests: Who had asked.
+            took: Seconds that it took: training is not to be busy with tries alone.
+
+        Returns:
+            Seconds until the next try, if there is to be one.
+        """
+        why = next((request.why for request in requests if request.door == "schedule"), None)
+        if why is None:
+            return None
+        self._why = self._why or why
+        return self._schedule.begin(took)
+
+    def stop(self, stops: Sequence[Request], took: float) -> float | None:
+        """The save of a stop failed.
+
+        Returns:
+            Seconds until the next try; None where its grace does not last so long, and nothing is kept.
+        """
+        pause, left = self._stop.begin(took), self._seconds_left()
+        if left is None or left < pause:
+            self._stop.end()
+            return None
+        self._stops = list(stops)
+        return pause
+
+    def hurry(self) -> None:
+        """The next try of what the schedule missed is made now, if there is one to come."""
+        self._schedule.hurry()
+
+    def take(self) -> list[Request]:
+        """What is to be tried with the next save: stops always, the schedule's when it is time."""
+        taken, self._stops = self._stops, []
+        self._stop.pause()
+        if self._schedule.seconds == 0:
+            self._schedule.pause()
+            taken.append(Request("schedule", why=f"{self._why}, tried again"))
+        return taken
+
+    @property
+    def stop_waits(self) -> bool:
+        """Whether a stop waits for its next try."""
+        return bool(self._stops)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds until the next try, 0 when it is time; None where there is none to come."""
+        return min((s for s in (self._schedule.seconds, self._stop.seconds) if s is not None), default=None)
+
+
+class _Pauses:
+    """Pauses that double, from the first to the longest."""
+
+    def __init__(self, first: float, longest: float) -> None:
+        self._first = self._next = first
+        self._longest = longest
+        self._due_at: float | None = None
+
+    def begin(self, took: float) -> float:
+        pause = max(self._next, took)
+        self._next = min(2 * self._next, self._longest)
+        self._due_at = time.monotonic() + pause
+        return pause
+
+    def hurry(self) -> None:
+        if self._due_at is not None:
+            self._due_at = time.monotonic()
+
+    def pause(self) -> None:
+        self._due_at = None
+
+    def end(self) -> None:
+        self._due_at = None
+        self._next = self._first
+
+    @property
+    def seconds(self) -> float | None:
+        return None if self._due_at is None else max(0.0, self._due_at - time.monotonic())
