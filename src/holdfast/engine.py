@@ -259,7 +259,7 @@ class Engine:
     def ask(self, request: Request) -> Ticket:
         """Asks for a save from this process; the ticket learns what becomes of it."""
         ticket = self._service.tickets[request.id] = Ticket(request.id, self._wait_for)
-        self._reception.accept(request)
+        self._reception.hear(request)
         return ticket
 
     def newly_published(self) -> Iterator[Answer]:

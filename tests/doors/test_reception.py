@@ -86,6 +86,24 @@ def test_a_request_of_this_process_waits_at_once_and_is_on_disk(desk: Desk) -> N
     assert desk.reception.take() == [request]
 
 
+def test_what_this_process_asks_of_itself_waits_at_once_and_is_on_disk_when_it_is_taken(desk: Desk) -> None:
+    desk.reception.close()
+    first, second = Request("python", why="one"), Request("python", why="two")
+    desk.reception.hear(first)
+    assert desk.waits() and desk.notified.is_set() and desk.run.inbox.pending()[0] == []
+    desk.reception.hear(second)
+    assert desk.reception.take() == [first, second] == desk.run.inbox.pending()[0]
+    assert len(desk.events("request")) == 2 and not desk.waits()
+
+
+def test_what_this_process_asks_of_itself_is_soon_on_disk_whether_it_is_taken_or_not(desk: Desk) -> None:
+    request = Request("python")
+    desk.reception.hear(request)
+    wait_until(lambda: desk.run.inbox.pending()[0] == [request])
+    wait_until(lambda: len(desk.events("request")) == 1)
+    assert desk.reception.take() == [request]
+
+
 def test_no_request_is_taken_twice_however_often_it_is_seen(desk: Desk) -> None:
     for number in range(20):
         desk.reception.accept(Request("python", why=str(number)))

@@ -61,6 +61,10 @@ class Beat:
             return False
         return True
 
+    def hear(self, request: Request) -> None:
+        """Passes on what this process asks of itself."""
+        self.accept(request)
+
     def look(self, step: int, *, last: bool) -> bool:
         """The trigger file is the coordinator's to look at."""
         return False
