@@ -22,6 +22,7 @@ FLOORS = {
     "layouts": 3,
     "doors": 4,
     "ranks": 4,
+    "patience": 5,
     "saving": 5,
     "resuming": 5,
     "ticket": 6,

@@ -15,7 +15,7 @@ from holdfast.run.lease import Holder
 from holdfast.run.run import Run
 from holdfast.store import catalog
 
-# Rank 0 verifies the checkpoint that is resumed from, which takes as long as it is large.
+# Verifying the checkpoint that is resumed from, and reading it, takes as long as it is large.
 _LONGEST_SECONDS = 3600.0
 
 

@@ -14,7 +14,7 @@ from holdfast.capture.reserve import Reserve
 from holdfast.doors.again import Again
 from holdfast.doors.reception import Reception
 from holdfast.errors import LeaseLostError, TornError
-from holdfast.run.patience import Patience
+from holdfast.patience import Patience
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.snapshot import Snapshots
