@@ -134,12 +134,13 @@ def test_an_error_of_our_own_answers_who_asked_and_a_stop_ends_training_all_the_
     assert len(errors) == 1 and loop.ckpt.step_count < 2000 and loop.ckpt.stop_requested is stop
 
 
-# Sealing what was staged waits or fails as long as there is a file of that name beside the run directory.
+# Sealing what was staged waits or fails, and making its directory waits, as long as there is a file of that name beside
+# the run directory.
 STORAGE = """
 import errno, os, sys, time
 from pathlib import Path
 sys.path.insert(0, TESTS)
-from holdfast.run import patience
+from holdfast import patience
 from holdfast.store import commit
 from loops import Loop
 patience._SECONDS = 0.5
@@ -152,6 +153,12 @@ def seal(self, *args):
         raise OSError(errno.EIO, "Input/output error")
     return original(self, *args)
 commit.Attempt.seal = seal
+make = commit.Attempt.__init__
+def hanging(self, *args):
+    while Path("hangs early").exists():
+        time.sleep(0.01)
+    make(self, *args)
+commit.Attempt.__init__ = hanging
 loop = Loop(Path("run"), say=print, save_steps=SAVE_STEPS, stop_grace_seconds=float(sys.argv[1]))
 with loop.ckpt:
     for batch in loop.ckpt.batches(until=1_000_000):
@@ -187,6 +194,24 @@ def test_fault_14_training_goes_on_while_storage_hangs_and_what_was_missed_is_sa
     (tmp_path / "hangs").unlink()
     late = wait_until(lambda: [e for e in events(tmp_path / "run", "saved") if e["step"] > reached + 20])
     assert late[0]["doors"] == ["schedule"]
+    process.send(signal.SIGTERM)
+    assert process.wait() == 75, process.output
+
+
+def test_fault_14_storage_that_hangs_before_the_snapshot_is_whole_does_not_hold_training_either(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    """Making the directory of an attempt does not come back for as long as a file is there."""
+    (tmp_path / "hangs early").touch()
+    process = start(launcher, tmp_path, 25.0, save_steps=5)
+    process.wait_for("the storage may hang; training goes on")
+    reached = step(tmp_path)
+    wait_until(lambda: step(tmp_path) > reached + 20, 60, f"more steps than {reached}")
+    (tmp_path / "hangs early").unlink()
+    failed = wait_until(lambda: events(tmp_path / "run", "failed"))
+    assert "training went on before the snapshot was whole" in failed[0]["error"]
+    wait_until(lambda: events(tmp_path / "run", "saved"))
+    assert not events(tmp_path / "run", "capture"), "nobody wrote past the gate"
     process.send(signal.SIGTERM)
     assert process.wait() == 75, process.output
 

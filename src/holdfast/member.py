@@ -12,6 +12,7 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.reserve import Reserve
 from holdfast.errors import RanksError, TornError
+from holdfast.patience import Patience
 from holdfast.ranks.agreement import Offer, call_key, join
 from holdfast.ranks.beat import Beat
 from holdfast.ranks.channel import Channel
@@ -61,6 +62,7 @@ class Member:
         self._in_use: tuple[Snapshots, Reserve] | None = None
         self._closing = False
         self._busy = False
+        self._patience = Patience()
         self._useless = -1
         self._saved_number = -1
         self.tickets: dict[str, Ticket] = {}
@@ -76,8 +78,8 @@ class Member:
 
     @property
     def serving(self) -> bool:
-        """Whether there is a thread that would open a gate again."""
-        return self._thread.is_alive() and not self._closing
+        """Whether there is a thread that would soon open a gate again: not while it hangs in a save."""
+        return self._thread.is_alive() and not self._closing and not self._patience.lost
 
     def wake(self) -> None:
         """Rank 0 calls; nothing here waits for anything else."""
@@ -140,7 +142,8 @@ class Member:
                     continue
                 self._busy = True
                 try:
-                    self._take_part(number, call)
+                    with self._patience.watch(self._on_hanging):
+                        self._take_part(number, call)
                 except RanksError as error:
                     self._say(f"no share of the save from this rank: {error}")
                 finally:
@@ -167,6 +170,11 @@ class Member:
         finally:
             self._gate.open(None if boundary is None else boundary.number)
         self._hear(self._channel.get(outcome_key(number), _LONGEST_SECONDS), boundary, stop=call["stop"])
+
+    def _on_hanging(self, seconds: float) -> None:
+        """Training goes on here as it does in rank 0, which says so. A snapshot that is not whole is lost."""
+        if (here := self._gate.boundary) is not None:
+            self._gate.open(here.number)
 
     def _is_over(self, number: int) -> Callable[[], bool]:
         """Whether rank 0 has given the save up; asked of the store once a second."""

@@ -147,6 +147,7 @@ class Service:
     def _serve_what_waits(self) -> bool:
         while self._work_waits():
             self._merge()
+            self._reception.write_down()
             if not self._serve_once():
                 return False
         return True
@@ -253,12 +254,12 @@ class Service:
         return saving.save(self._run, snapshot, requests, self._keep, patient)
 
     def _on_hanging(self, boundary: Boundary, seconds: float) -> None:
-        """Training goes on, if the snapshot is whole, and does not stop at the boundaries that are due."""
+        """Training goes on, and does not stop at the boundaries that are due. A snapshot that is not whole is lost."""
         why = f"the save of step {boundary.step} has not come back for {seconds:g} s: the storage may hang"
         now = self._run.status.now
         self._run.status.update(failing_since=now.failing_since or time.time(), last_failure=why)
         self._say(f"{why}; training goes on")
-        if (here := self._gate.boundary) is not None and here.number > boundary.number:
+        if (here := self._gate.boundary) is not None:
             self._gate.open(here.number)
 
     def _try_again(self, torn: TornError, boundary: Boundary, requests: list[Request]) -> None:
@@ -338,6 +339,7 @@ class Service:
 
     def refuse(self, why: str) -> None:
         """Answers everybody who still waits that nothing was saved."""
+        self._reception.write_down()
         waiting = self._all_requests()
         step = self._gate.boundary.step if self._gate.boundary else 0
         answer = Answer(saved=False, step=step, error=why)

@@ -15,7 +15,7 @@ from holdfast.capture.net import Mark, Net
 from holdfast.capture.pace import Pace
 from holdfast.capture.staging import Pool
 from holdfast.capture.stream import Stream
-from holdfast.errors import TornError
+from holdfast.errors import SaveError, TornError
 from holdfast.saving import Snapshot
 from holdfast.store.blocks import BlockFile, takes_direct_writes
 
@@ -128,6 +128,14 @@ class Snapshots:
         return self._subject.common(boundary.recorded)
 
     def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+        try:
+            return self._stream(boundary, directory)
+        except TornError as torn:
+            if self._gate.holds(boundary.number):
+                raise
+            raise _left() from torn
+
+    def _stream(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         self._require_untouched(boundary)
         images = self._subject.images(boundary, directory)
         if self._direct is None:
@@ -142,7 +150,8 @@ class Snapshots:
             try:
                 stream.read()
                 self._require_untouched(boundary)
-                self._gate.open(boundary.number)
+                if not self._gate.open(boundary.number):
+                    raise _left()
                 self.streamed = stream.streamed
                 digests = stream.finish()
             finally:
@@ -156,3 +165,7 @@ class Snapshots:
     def _name_of(self, tensor: torch.Tensor) -> str:
         plain = ((name, one) for name, one in self._live.items() if one.layout == torch.strided)
         return next((name for name, one in plain if one.data_ptr() == tensor.data_ptr()), "a tensor")
+
+
+def _left() -> SaveError:
+    return SaveError("the storage hung for so long that training went on before the snapshot was whole")

@@ -86,12 +86,15 @@ def test_a_request_of_this_process_waits_at_once_and_is_on_disk(desk: Desk) -> N
     assert desk.reception.take() == [request]
 
 
-def test_what_this_process_asks_of_itself_waits_at_once_and_is_on_disk_when_it_is_taken(desk: Desk) -> None:
+def test_what_this_process_asks_of_itself_waits_at_once_and_holds_training_only_when_it_is_on_disk(desk: Desk) -> None:
     desk.reception.close()
     first, second = Request("python", why="one"), Request("python", why="two")
     desk.reception.hear(first)
-    assert desk.waits() and desk.notified.is_set() and desk.run.inbox.pending()[0] == []
+    assert desk.reception.waiting and desk.notified.is_set()
+    assert not desk.waits() and desk.reception.take() == [] == desk.run.inbox.pending()[0]
     desk.reception.hear(second)
+    desk.reception.write_down()
+    assert desk.waits()
     assert desk.reception.take() == [first, second] == desk.run.inbox.pending()[0]
     assert len(desk.events("request")) == 2 and not desk.waits()
 

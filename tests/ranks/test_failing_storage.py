@@ -52,3 +52,32 @@ def test_fault_10_a_stop_whose_save_fails_to_the_end_ends_every_rank_with_1(rank
     assert job.wait() == [1, 1], job.output
     assert [answer["saved"] for answer in ranks.answers().values()] == [False]
     assert len(events(ranks.run, "failed")) >= 2
+
+
+# Making the directory of an attempt waits for as long as there is a file of that name beside the run directory.
+HANGS = """
+import time
+from pathlib import Path
+from holdfast import patience
+from holdfast.store import commit
+patience._SECONDS = 0.5
+original = commit.Attempt.__init__
+def make(self, *args):
+    while Path("hangs").exists():
+        time.sleep(0.01)
+    original(self, *args)
+commit.Attempt.__init__ = make
+"""
+
+
+def test_fault_14_storage_that_hangs_in_rank_0_holds_no_rank_for_ever(ranks: Ranks) -> None:
+    """Making the directory of an attempt does not come back in rank 0 for as long as a file is there."""
+    (ranks.folder / "hangs").touch()
+    job = ranks.start(until=100_000, pause=0.02, program=HANGS, settings={"save_steps": 5, "save_total_limit": 2})
+    ranks.wait_for_step(40)
+    (ranks.folder / "hangs").unlink()
+    failed = wait_until(lambda: events(ranks.run, "failed"), 90, job.output)
+    assert "training went on before the snapshot was whole" in failed[0]["error"]
+    wait_until(ranks.saved, 90, job.output)
+    job.processes[1].send(signal.SIGTERM)
+    assert job.wait() == [75, 75], job.output

@@ -219,19 +219,29 @@ class Gate:
             self._shut = True
             return self._boundary
 
-    def open(self, number: int | None) -> None:
+    def holds(self, number: int) -> bool:
+        """Whether training cannot have left a boundary since the gate was shut there."""
+        with self._changed:
+            return self._shut and self._boundary is not None and self._boundary.number == number
+
+    def open(self, number: int | None) -> bool:
         """Lets training go on.
 
         Args:
             number: The boundary that was taken. One that training has reached since, and wants saved, keeps the gate
                 shut. None opens it whatever it is shut for.
+
+        Returns:
+            Whether it was shut for that until now.
         """
         with self._changed:
             if number is None:
                 self._wanted = False
-            if self._shut and (number is None or self._boundary is None or self._boundary.number == number):
+            opens = self._shut and (number is None or self._boundary is None or self._boundary.number == number)
+            if opens:
                 self._shut = False
             self._changed.notify_all()
+            return opens
 
     def _can_shut(self, after: int) -> bool:
         if self._shut:

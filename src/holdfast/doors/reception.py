@@ -91,7 +91,7 @@ class Reception:
     def hear(self, request: Request) -> None:
         """Takes in what this process asks of itself, without a look at the disk: it costs training microseconds.
 
-        It is written down before it is taken, or within a tenth of a second. Who asked is no safer than that.
+        Who serves it writes it down first, or the watching thread does within a tenth of a second.
         """
         with self._lock:
             self._known.add(request.id)
@@ -100,7 +100,9 @@ class Reception:
         self._notify()
 
     def look(self, step: int, *, last: bool) -> bool:
-        """Tells the training thread, at a boundary, whether anything waits. Looks at the trigger file if it is time.
+        """Tells the training thread, at a boundary, whether anything waits that can be taken.
+
+        Looks at the trigger file if it is time.
 
         Args:
             step: The step of the boundary.
@@ -113,18 +115,31 @@ class Reception:
                 self._collect()
         except OSError as error:
             self._tell_of_trouble(error)
-        return self.waiting
+        with self._lock:
+            return len(self._waiting) > len(self._unwritten)
 
     def saved(self) -> None:
         """Something was saved just now."""
         if self._minutes is not None:
             self._minutes.restart()
 
+    def write_down(self) -> None:
+        """Puts on disk what was only heard, so that it can be taken: an answer would come before its request.
+
+        Training must not be waiting meanwhile, for a disk may hang.
+        """
+        with self._writing:
+            with self._lock:
+                heard = list(self._unwritten)
+            for request in heard:
+                self._submit(request)
+                with self._lock:
+                    self._unwritten.remove(request)
+                self._show(request)
+
     def take(self) -> list[Request]:
-        """All requests that wait, oldest first; they are the caller's to answer."""
-        self._write_down()
+        """All requests that wait and are written down, oldest first; they are the caller's to answer."""
         with self._lock:
-            # What was heard this very moment stays for the next time.
             taken = [request for request in self._waiting if request not in self._unwritten]
             self._waiting = list(self._unwritten)
         self._run.status.update(pending=())
@@ -142,7 +157,7 @@ class Reception:
             try:
                 if self._trigger is not None and self._interval == 0:
                     self._trigger.look()
-                self._write_down()
+                self.write_down()
                 self._collect()
                 if self._minutes is not None and self._minutes.due():
                     self._keep(self._minutes.request())
@@ -174,15 +189,6 @@ class Reception:
         self._notify()
         with suppress(OSError):
             self._run.status.write()
-
-    def _write_down(self) -> None:
-        """Puts on disk what was only heard. Its answer waits for that, or the file would come after it."""
-        with self._writing:
-            with self._lock:
-                heard, self._unwritten = self._unwritten, []
-            for request in heard:
-                self._submit(request)
-                self._show(request)
 
     def _submit(self, request: Request) -> bool:
         try:
