@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,10 @@ pytest_plugins = ["fault_table"]
 # Before torch is loaded: tests fork, and a child of a process that has used OpenMP's threads waits for them for ever.
 # Bits are compared with one thread, too.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Under `nohup`, or as `make test &` of a script, Ctrl+C is ignored, and what is started inherits that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]
 
