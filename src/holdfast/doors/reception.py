@@ -108,13 +108,10 @@ class Reception:
             step: The step of the boundary.
             last: Whether training ends here, so that no request is left unseen.
         """
-        try:
-            if self._trigger is not None and (last or (self._interval > 0 and step % self._interval == 0)):
-                self._trigger.look()
-            if last:
-                self._collect()
-        except OSError as error:
-            self._tell_of_trouble(error)
+        if last or (self._interval and step % self._interval == 0):
+            self._look_at_disk(last=last)
+        if not self._waiting:
+            return False
         with self._lock:
             return len(self._waiting) > len(self._unwritten)
 
@@ -168,6 +165,15 @@ class Reception:
             except OSError as error:
                 self._tell_of_trouble(error)
                 self._closing.wait(_STATUS_SECONDS)
+
+    def _look_at_disk(self, *, last: bool) -> None:
+        try:
+            if self._trigger is not None:
+                self._trigger.look()
+            if last:
+                self._collect()
+        except OSError as error:
+            self._tell_of_trouble(error)
 
     def _collect(self) -> None:
         for request in self._unknown():
