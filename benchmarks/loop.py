@@ -1,7 +1,7 @@
 """Training time that one save costs: a real training loop, blocks with a save between blocks without.
 
 A block with a save lasts until that is on disk, and at least so many steps; what the same steps take without one,
-before and after, is taken off.
+before and after, is taken off. Blocks alternate, because a machine's speed drifts within seconds.
 """
 
 import statistics
@@ -17,8 +17,10 @@ from benchmarks.ours import NativeOnDemand
 from benchmarks.peers.saver import Saver
 from benchmarks.states import State
 
-_PLAIN_STEPS = 2
+_PLAIN_STEPS = 1
 _STEPS = 3
+# No further block with a save is begun later than this: where one is long, fewer must do.
+_SECONDS = 8.0
 # Steps and a save of ours before the first block: the reserve grows to what these steps need.
 _WARM_STEPS = 2
 
@@ -47,7 +49,7 @@ def with_saver(state: State, saver: Saver, number: int, blocks: int = 1) -> Bloc
         state: What trains.
         saver: What saves it.
         number: The number of the first save.
-        blocks: How many blocks with a save.
+        blocks: How many blocks with a save, fewer where they take long.
     """
     found = Blocks()
 
@@ -59,10 +61,13 @@ def with_saver(state: State, saver: Saver, number: int, blocks: int = 1) -> Bloc
         state.settle()
         found.plain.append((time.perf_counter() - begun) / _PLAIN_STEPS)
 
+    last = time.perf_counter() + _SECONDS
     plain()
     with ThreadPoolExecutor(1) as background:
         for count in range(blocks):
             begun = time.perf_counter()
+            if count and begun > last:
+                break
             path = saver.save(number + count)
             finished = background.submit(finish, saver, path)
             steps = 0
@@ -82,7 +87,7 @@ def native(state: State, run: Path, blocks: int = 1) -> Blocks:
     Args:
         state: What trains.
         run: The run directory.
-        blocks: How many blocks with a save.
+        blocks: How many blocks with a save, fewer where they take long.
     """
     with NativeOnDemand(state, run) as saver:
         for _ in range(_WARM_STEPS):
@@ -100,7 +105,7 @@ def attached(state: State, run: Path, blocks: int = 1) -> Blocks:
     Args:
         state: What trains.
         run: The run directory.
-        blocks: How many blocks with a save.
+        blocks: How many blocks with a save, fewer where they take long.
     """
     found = Blocks()
 
@@ -133,8 +138,11 @@ def attached(state: State, run: Path, blocks: int = 1) -> Blocks:
             yield
         yield from save()
         found.saving.clear()
+        last = time.perf_counter() + _SECONDS
         yield from plain()
-        for _ in range(blocks):
+        for count in range(blocks):
+            if count and time.perf_counter() > last:
+                break
             yield from save()
             yield from plain()
 

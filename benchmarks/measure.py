@@ -74,7 +74,7 @@ def load_twice(state: State, load: Callable[[Path], float], path: Path, expected
         Seconds: `cold` and `warm`.
     """
     seconds = {}
-    for name, prepare in {"cold": _drop_from_cache, "warm": _read}.items():
+    for name, prepare in CACHES.items():
         prepare(path)
         state.clear()
         seconds[name] = load(path)
@@ -113,3 +113,7 @@ def _read(path: Path) -> None:
         with found.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
+
+
+CACHES: Mapping[str, Callable[[Path], None]] = {"cold": _drop_from_cache, "warm": _read}
+"""What makes that of a checkpoint's files in the page cache, by column."""

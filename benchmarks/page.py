@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import goals, results
+from benchmarks import first_step, goals, results
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
@@ -39,6 +39,8 @@ def tables(result: Mapping[str, Any]) -> str:
     for name, state in result["states"].items():
         lines += ["", f"### {_STATES[name]}: {state['bytes'] / 1e6:.0f} MB", ""]
         lines += _of_state(state, result["lost"]["savers"] if name == "gpt2" else {}, result["titles"])
+    if "first_step" in result:
+        lines += ["", "### From the start of a process to its first step", "", *_of_first_step(result["first_step"])]
     lines += ["", "### Against the goals", "", *_of_goals(goals.of(result))]
     lines += ["", "### Sizes", "", *_of_sizes(result["sizes"])]
     lines += ["", "### Finding out whether somebody asks", "", *_of_triggers(result)]
@@ -100,6 +102,19 @@ def _of_state(state: Mapping[str, Any], lost: Mapping[str, list[float]], titles:
         yield _line([titles[saver], *(_spread(values.get(name, ()), _COLUMNS[name][1]) for name in columns)])
     yield _line(["raw direct write", *(_spread(state["raw"], 1.0) if name == "durable" else "" for name in columns)])
     yield _line(["copy in memory", *(_spread(state["copy"], 1e-3) if name == "safe" else "" for name in columns)])
+
+
+def _of_first_step(ways: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> Iterator[str]:
+    columns = {
+        f"{first_step.WAYS[way]}, {cache}": found for way, caches in ways.items() for cache, found in caches.items()
+    }
+    yield _line(["spent on, s", *columns])
+    yield _line(["---"] * (len(columns) + 1))
+    # Ours has every part; who loads with torch alone lacks some.
+    for part in next(iter(columns.values())):
+        yield _line([part, *(_spread(found.get(part, ()), 1.0) for found in columns.values())])
+    wholes = ([sum(parts) for parts in zip(*found.values(), strict=True)] for found in columns.values())
+    yield _line(["in all", *(_spread(whole, 1.0) for whole in wholes)])
 
 
 def _of_goals(found: Sequence[goals.Goal]) -> Iterator[str]:

@@ -15,8 +15,8 @@ from benchmarks.states import State
 
 Values = dict[str, list[float]]
 
-# Two of them in each round of the loop: their reserve is set up anew each time, which costs as much as a block.
-_OUR_BLOCKS = 2
+# Blocks of training with a save, of each saver in each round.
+_BLOCKS = 3
 
 
 class Rounds:
@@ -64,12 +64,12 @@ class Rounds:
             for name, values in lost.items():
                 directory = self._new_directory()
                 if name == "native":
-                    blocks = loop.native(self._state, directory, _OUR_BLOCKS)
+                    blocks = loop.native(self._state, directory, _BLOCKS)
                 elif name == "attach":
-                    blocks = loop.attached(self._state, directory, _OUR_BLOCKS)
+                    blocks = loop.attached(self._state, directory, _BLOCKS)
                 else:
                     saver = self._peers[name].saver
-                    blocks = loop.with_saver(self._state, saver, 1_000 + turn)
+                    blocks = loop.with_saver(self._state, saver, 1_000 + turn * _BLOCKS, _BLOCKS)
                     for path in saver.folder.iterdir():
                         remove(path)
                 values += blocks.lost()

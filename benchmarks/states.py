@@ -34,11 +34,14 @@ class State:
         """Where the tensors are."""
         return next(self.saved.parameters()).device
 
-    def forward_backward(self) -> None:
-        """What comes between two updates."""
+    def forward_backward(self) -> torch.Tensor:
+        """What comes between two updates. Gives the loss."""
         # No page faults for gradients, as on an accelerator.
         self.optimizer.zero_grad(set_to_none=False)
-        self.model(input_ids=self.batch, labels=self.batch).loss.backward()
+        loss = self.model(input_ids=self.batch, labels=self.batch).loss
+        loss.backward()
+        found: torch.Tensor = loss.detach()
+        return found
 
     def update(self) -> None:
         """The update, and the step of the schedule."""
@@ -83,28 +86,35 @@ class State:
 
 def gpt2(device: str = "cpu", layers: int = 12, width: int = 768, words: int = 50257) -> State:
     """GPT-2 small in fp32 with AdamW: 1.5 GB. Smaller for tests."""
-    return _ready(_gpt2(layers, width, words), device, words)
+    return _after_a_step(fresh_gpt2(device, layers, width, words))
+
+
+def fresh_gpt2(device: str, layers: int, width: int, words: int, seed: int = _SEED) -> State:
+    """The same as a process has it that has just begun: no step was made, and the optimizer has no moments."""
+    torch.manual_seed(seed)
+    return _fresh(_gpt2(layers, width, words), device, words)
 
 
 def lora(device: str = "cpu", layers: int = 12, width: int = 768, words: int = 50257) -> State:
     """Adapters on a frozen GPT-2 small: 14 MB are trained and saved."""
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(_SEED)
     config = LoraConfig(r=32, target_modules=["c_attn"], fan_in_fan_out=True)
-    return _ready(get_peft_model(_gpt2(layers, width, words), config), device, words)
+    return _after_a_step(_fresh(get_peft_model(_gpt2(layers, width, words), config), device, words))
 
 
 def sized(gigabytes: float, device: str = "cpu") -> State:
     """Linear layers with AdamW, so many bytes in all."""
     torch.manual_seed(_SEED)
     layers = max(1, round(gigabytes * 1e9 / _LAYER_BYTES))
-    return _ready(torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(layers))), device, 1)
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(layers)))
+    return _after_a_step(_fresh(model, device, 1))
 
 
 def _gpt2(layers: int, width: int, words: int) -> torch.nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.manual_seed(_SEED)
     model: torch.nn.Module = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=words,
@@ -121,7 +131,7 @@ def _gpt2(layers: int, width: int, words: int) -> torch.nn.Module:
     return model
 
 
-def _ready(model: torch.nn.Module, device: str, words: int) -> State:
+def _fresh(model: torch.nn.Module, device: str, words: int) -> State:
     model.to(device)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     saved = model
@@ -129,10 +139,15 @@ def _ready(model: torch.nn.Module, device: str, words: int) -> State:
         saved = torch.nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in trained.items()})
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5, fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _constant)
-    batch = torch.randint(0, words, (1, 32), device=device)
-    state = State(model, saved, optimizer, scheduler, batch)
-    for parameter in trained.values():
-        parameter.grad = parameter.detach() * 0.01
+    # The same in every process, whatever it has drawn before.
+    batch = (torch.arange(32, device=device) % words).unsqueeze(0)
+    return State(model, saved, optimizer, scheduler, batch)
+
+
+def _after_a_step(state: State) -> State:
+    for group in state.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = parameter.detach() * 0.01
     state.update()  # makes the moments
     state.drop_gradients()
     return state

@@ -3,12 +3,13 @@
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks import goals, loop, page, peers, plot, results, states, turns
+from benchmarks import first_step, goals, loop, page, peers, plot, results, save, states, turns
 from benchmarks.measure import bytes_on_disk, load_once, load_twice, save_once
 from benchmarks.memory import Peak
 from benchmarks.ours import Native
@@ -123,6 +124,59 @@ def test_a_block_with_a_save_stands_between_two_without(way: str, tmp_path: Path
     assert any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("way", ["attached", "peer"])
+def test_a_saver_whose_blocks_take_long_has_fewer(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_SECONDS", 0.0)
+    state = small()
+    with quiet():
+        if way == "attached":
+            blocks = loop.attached(state, tmp_path, 3)
+        else:
+            blocks = loop.with_saver(state, SafetensorsFile(state, tmp_path), 1, 3)
+    assert len(blocks.plain) == 2 and len(blocks.saving) == 1 and len(blocks.lost()) == 1
+
+
+def test_a_new_process_says_what_the_time_until_its_first_step_was_spent_on(tmp_path: Path) -> None:
+    state = small()
+    paths = first_step.saved(state, tmp_path)
+    expected = float(state.forward_backward())
+    begun = time.perf_counter()
+    seconds, loss = first_step.resumed(state, "native", paths["native"])
+    whole = time.perf_counter() - begun
+    assert list(seconds) == [
+        "interpreter and torch",
+        "holdfast",
+        "transformers",
+        "model and optimizer",
+        "opening the run",
+        "reading",
+        "first step",
+    ]
+    assert min(seconds.values()) > 0 and sum(seconds.values()) < whole
+    assert loss == pytest.approx(expected, abs=1e-4)
+    assert loss != pytest.approx(
+        float(states.fresh_gpt2("cpu", 1, 64, 500, seed=1).forward_backward()), abs=1e-4
+    )  # what it had before it resumed
+
+
+def test_what_a_run_has_measured_survives_its_interruption(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def interrupt(text: str) -> None:
+        said.append(text)
+        if "training with a save" in text:
+            raise KeyboardInterrupt
+
+    plan = Plan(peers.found(["safetensors"])[0], rounds=1, warm=False, states={"gpt2": small})
+    kept = tmp_path / "unfinished.json"
+    with pytest.raises(KeyboardInterrupt):
+        save.run(tmp_path, plan, interrupt, kept)
+    assert str(kept) in said[-1]
+    found = results.read(kept)
+    assert set(found["states"]["gpt2"]["savers"]) == {*turns.OURS, "SafetensorsFile"}
+    assert "lost" not in found
+
+
 def test_a_peer_that_is_not_installed_is_left_out_with_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "benchmarks.peers.lightning_io", raising=False)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
@@ -155,6 +209,13 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "titles": {**turns.OURS, "TrainerSave": "the Trainer", "DcpAsync": "async_save"},
         "states": {"gpt2": state, "lora": state},
         "lost": {"step": [0.7], "savers": {"native": [0.08], "attach": [0.2], "TrainerSave": [2.0], "DcpAsync": [1.0]}},
+        "first_step": {
+            "native": {
+                "cold": {"holdfast": [0.5, 0.5, 0.5], "reading": [1.0, 2.0, 3.0]},
+                "warm": {"holdfast": [0.5, 0.5, 0.5], "reading": [0.7, 0.8, 0.9]},
+            },
+            "torch": {"cold": {"reading": [2.5, 2.5, 2.5]}, "warm": {"reading": [1.5, 1.5, 1.5]}},
+        },
         "sizes": {
             str(size): {
                 "bytes": int(size * 1e9),
@@ -206,6 +267,17 @@ def test_the_page_shows_what_its_file_holds_and_says_so_when_it_does_not(
     assert "differs" in page.differs(shown)
     path.with_suffix(".png").unlink()
     assert "is not there" in page.differs(shown)
+
+
+def test_a_first_step_is_shown_by_parts_and_in_all(result: dict[str, Any]) -> None:
+    lines = page.tables(result).splitlines()
+    assert (
+        "| spent on, s | holdfast, native, cold | holdfast, native, warm | torch.load, cold | torch.load, warm |"
+        in lines
+    )
+    assert "| holdfast | 0.5 | 0.5 |  |  |" in lines
+    assert "| reading | 2 (1 to 3) | 0.8 (0.7 to 0.9) | 2.5 | 1.5 |" in lines
+    assert "| in all | 2.5 (1.5 to 3.5) | 1.3 (1.2 to 1.4) | 2.5 | 1.5 |" in lines
 
 
 def test_the_plot_can_be_drawn(result: dict[str, Any], tmp_path: Path) -> None:
