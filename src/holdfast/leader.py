@@ -149,6 +149,7 @@ class Leader(Service):
         own = super()._snapshot(snapshots, boundary)
         pieces: list[Mapping[str, Any]] = []
         others: list[Mapping[str, Any]] = []
+        not_finite: list[str] = []
 
         def write(directory: Path) -> Mapping[str, str]:
             self._coordinator.stage(directory.name, snapshots.common(boundary))
@@ -156,6 +157,7 @@ class Leader(Service):
             records = self._coordinator.gather()
             pieces.extend([own.tensors(), *(record.tensors for record in records)])
             others.extend(record.boundary for record in records)
+            not_finite.extend(name for names in (own.not_finite(), *(r.not_finite for r in records)) for name in names)
             return {**known, **_digests(directory, records)}
 
         return replace(
@@ -165,6 +167,7 @@ class Leader(Service):
             world_size=self._channel.size,
             tensors=lambda: native.merge(pieces) if any(pieces) else {},
             others=lambda: others,
+            not_finite=lambda: not_finite,
         )
 
 

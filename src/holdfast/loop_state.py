@@ -71,6 +71,17 @@ class LoopState:
         self._bytes = sum(tensor.nbytes for tensor in found.values() if tensor.layout == torch.strided)
         return found
 
+    def to_be_finite(self) -> dict[str, torch.Tensor]:
+        """The models' weights and the optimizers' state. What other objects keep may begin with infinity."""
+        found = {}
+        for part in self.parts:
+            if isinstance(part, ModelPart | OptimizerPart):
+                held = self._held.get(part.name, {})
+                every = isinstance(part, OptimizerPart)
+                weights = {name: one for name, one in held.items() if every or isinstance(one, torch.nn.Parameter)}
+                found.update({f"{part.name}.{name}": local_of(one) for name, one in weights.items()})
+        return found
+
     def place(self, part: str, name: str, shape: tuple[int, ...]) -> Place | None:
         """Which range of a whole tensor of a checkpoint this process needs; None where it needs all."""
         found = next((one for one in self.parts if one.name == part), None)

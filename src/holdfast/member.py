@@ -224,7 +224,7 @@ class Member:
         written = sum(file.size for file in sealed)
         reserve.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
         listed = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
-        return Record(listed, snapshot.tensors(), snapshot.boundary.small)
+        return Record(listed, snapshot.tensors(), snapshot.boundary.small, snapshot.not_finite())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:
         if outcome["answer"] is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
 from holdfast.layouts import native, transformers
-from holdfast.store import catalog
-from holdfast.store.manifest import Manifest
+from holdfast.store import catalog, retention
+from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.names import shown
 from holdfast.store.verify import Report, verify
 
@@ -118,6 +118,7 @@ def _newest_good(
         if not problems and entry.manifest is not None:
             for notice in report.notices:
                 say(f"{entry.path.name}: {notice}")
+            _tell_of_numbers(entry.path, entry.manifest, found, say)
             return Chosen(entry.path, entry.manifest, tuple(skipped))
         reason = "made by plain transformers: name it to resume from it" if entry.foreign else "; ".join(problems)
         say(f"skipped {entry.path.name}: {reason}")
@@ -143,7 +144,18 @@ def _named(path: Path, layout: str, say: Say) -> Chosen:
         raise _refused(path, problems, _TAKE_ANOTHER)
     for notice in report.notices:
         say(f"{path.name}: {notice}")
+    if entry.manifest is not None and entry.manifest.not_finite:
+        _tell_of_numbers(path, entry.manifest, _entries(path.parent), say)
     return Chosen(path, entry.manifest)
+
+
+def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], say: Say) -> None:
+    """Whoever resumes goes on exactly from where training was, also from where it had gone wrong."""
+    if not manifest.not_finite:
+        return
+    finite = retention.newest_finite(beside, manifest.run)
+    instead = f"resume_from_checkpoint: {finite.path} is the newest without" if finite else "there is none without"
+    say(f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}")
 
 
 def _look(path: Path, layout: str) -> Report:

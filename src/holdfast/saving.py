@@ -12,7 +12,7 @@ from holdfast.errors import NoSpaceError, TornError
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, commit, digest, files, retention
-from holdfast.store.manifest import File, Manifest
+from holdfast.store.manifest import MOST_NAMED, File, Manifest
 
 # What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
 _RESERVE_BYTES = 16 << 20
@@ -37,6 +37,7 @@ class Snapshot:
         world_size: How many processes train together.
         tensors: Gives, once all is written, which pieces of which tensors the files hold; several ranks share them.
         others: Gives then what the manifest says of the boundaries of the ranks from 1 up.
+        not_finite: Gives then the names of tensors that hold NaN or infinity and should not, in any order.
     """
 
     boundary: Boundary
@@ -48,6 +49,7 @@ class Snapshot:
     world_size: int = 1
     tensors: Callable[[], Mapping[str, Any]] = dict
     others: Callable[[], Sequence[Mapping[str, Any]]] = tuple
+    not_finite: Callable[[], Sequence[str]] = tuple
 
 
 def save(
@@ -100,6 +102,8 @@ def save(
             seconds=_since(begun),
             digest=manifest.sha256,
             durable=published.durable,
+            not_finite=manifest.not_finite,
+            finite=_newest_finite(run) if manifest.not_finite else "",
         )
     tell(run, answer, requests, patient)
     run.status.update(phase=phase)
@@ -146,7 +150,17 @@ def _manifest(
         versions=dict(snapshot.versions),
         files=sealed,
         tensors=snapshot.tensors(),
+        not_finite=tuple(sorted(set(snapshot.not_finite()))[:MOST_NAMED]),
     )
+
+
+def _newest_finite(run: Run) -> str:
+    """The name of the newest checkpoint of the run that a training which went wrong can go back to; empty for none."""
+    try:
+        found = retention.newest_finite(run.catalog.entries(), run.identity)
+    except OSError:
+        return ""  # retention meets the same error, and writes it down
+    return "" if found is None else found.path.name
 
 
 def tell(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequence[Request] = ()) -> None:
@@ -154,6 +168,8 @@ def tell(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequenc
     told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
     if answer.saved:
         last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}
+        if answer.not_finite:
+            last["not_finite"] = list(answer.not_finite)
         run.status.update(last_checkpoint={**last, "at": answer.answered_at}, failing_since=None, next_try_at=None)
         run.journal.write("saved", **last, digest=answer.digest, durable=answer.durable, **told)
     else:

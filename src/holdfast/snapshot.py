@@ -10,6 +10,7 @@ import torch
 from holdfast.capture import environment
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.cutting import Image
+from holdfast.capture.finite import Places
 from holdfast.capture.gate import Gate
 from holdfast.capture.net import Mark, Net
 from holdfast.capture.pace import Pace
@@ -33,6 +34,9 @@ class Subject(Protocol):
 
     def live(self) -> Mapping[str, torch.Tensor]:
         """The tensors that stand still from a boundary to the next update, by name; the parameters first."""
+
+    def to_be_finite(self) -> Mapping[str, torch.Tensor]:
+        """Those of `live` in which NaN or infinity is a training that went wrong: not buffers, such as masks."""
 
     def unreadable(self) -> str:
         """Why the state can be read only while training stands still; empty when it can be read at any time."""
@@ -82,12 +86,15 @@ class Snapshots:
         self._structure: Hashable = None
         self._live: Mapping[str, torch.Tensor] = {}
         self._net = Net({})
+        self._places: tuple[list[int], Places] | None = None
         self.unreadable = ""
         """Why the state can be read only while training stands still; empty when it can be read at any time."""
         self.copied_buffers: Mapping[str, int] = {}
         """Large buffers that are copied at every boundary, each with its bytes."""
         self.streamed = False
         """Whether the last snapshot did not fit into the staging memory while training waited."""
+        self.not_finite: Sequence[str] = ()
+        """The tensors in which the last snapshot that was written has NaN or infinity and should not."""
 
     @property
     def writes(self) -> str:
@@ -100,6 +107,7 @@ class Snapshots:
         if structure != self._structure:
             self._live = self._subject.live()
             self._net = Net(self._live, len(self._subject.parameters()))
+            self._places = None
             self._structure = structure
             self.unreadable = self._subject.unreadable()
             self.copied_buffers = self._subject.copied_buffers()
@@ -121,6 +129,7 @@ class Snapshots:
             versions=environment.record(),
             spared=subject.spared(boundary.recorded),
             tensors=subject.pieces,
+            not_finite=lambda: self.not_finite,
         )
 
     def common(self, boundary: Boundary) -> Mapping[str, Any]:
@@ -146,7 +155,8 @@ class Snapshots:
                 opened.enter_context(BlockFile(directory / image.path, image.size, direct=self._direct))
                 for image in images
             ]
-            stream = Stream(images, sinks, self._pool, self._gate.hurry, self._name_of, after, self.pace)
+            places = self._places_at(boundary)
+            stream = Stream(images, sinks, self._pool, self._gate.hurry, self._name_of, after, self.pace, places)
             try:
                 stream.read()
                 self._require_untouched(boundary)
@@ -154,6 +164,7 @@ class Snapshots:
                     raise _left()
                 self.streamed = stream.streamed
                 digests = stream.finish()
+                self.not_finite = stream.not_finite
             finally:
                 stream.close()
         return {image.path: digest for image, digest in zip(images, digests, strict=True)}
@@ -161,6 +172,13 @@ class Snapshots:
     def _require_untouched(self, boundary: Boundary) -> None:
         if boundary.mark is not None and (changed := self._net.changed(boundary.mark, self._net.mark())):
             raise TornError(changed)
+
+    def _places_at(self, boundary: Boundary) -> Places:
+        """Where all is that is to be finite: as for the last save, unless weights have been given other memory."""
+        pointers = boundary.mark.pointers if boundary.mark is not None else []
+        if self._places is None or self._places[0] != pointers:
+            self._places = (pointers, Places(self._subject.to_be_finite()))
+        return self._places[1]
 
     def _name_of(self, tensor: torch.Tensor) -> str:
         plain = ((name, one) for name, one in self._live.items() if one.layout == torch.strided)

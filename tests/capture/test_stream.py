@@ -1,3 +1,4 @@
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -246,6 +247,20 @@ def test_what_was_being_copied_when_training_went_on_is_read_again(pool: Pool) -
     stream.close()
 
 
+@pytest.mark.parametrize("spare", [0, -2])
+def test_on_few_processors_the_writers_wait_for_the_readers_as_long_as_there_is_memory(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, spare: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    blocks, taken = RING_BLOCKS + 4, []
+    pool.grow((blocks + spare) * BLOCK_BYTES)
+    file = File([random_bytes(blocks * BLOCK_BYTES)], before_write=lambda offset: taken.append(stream._next_read))
+    stream = stream_of([file], pool, hurried=True)
+    stream.read()
+    stream.finish()
+    assert min(taken) == blocks + spare and bytes(file.written) == file.content
+
+
 def test_the_writers_keep_to_their_pace(pool: Pool) -> None:
     file = File([random_bytes(4 * BLOCK_BYTES)])
     begun = time.monotonic()
@@ -280,9 +295,10 @@ def test_a_sync_that_fails_is_an_error(pool: Pool) -> None:
         raise OSError(5, "Input/output error")
 
     stream = stream_of([File([b"fine"]), File([b"lost"], on_sync=fail), File([b"fine too"])], pool)
-    stream.read()
     with pytest.raises(OSError, match="Input/output error"):
+        stream.read()
         stream.finish()
+    stream.close()
 
 
 class Unreadable(torch.Tensor):

@@ -58,6 +58,7 @@ def test_json_describes_each(tmp_path: Path) -> None:
         "bytes",
         "pinned",
         "reasons",
+        "not_finite",
     }
     assert (good["path"], good["step"], good["problem"]) == (str(tmp_path / "checkpoint-50"), 50, None)
     assert (good["sequence"], good["run"], good["parent"], good["reasons"]) == (1, RUN, "b" * 32, [ASKED])

@@ -117,8 +117,8 @@ ROWS: dict[str, Row] = {
     "44": Row("At a resume the number of ranks, the model, the optimizer's order or a dtype is another"),
     "45": Row(
         "NaN or infinity in the weights",
-        "Not looked for: it would take another pass over all values. Such a checkpoint counts as any other; older ones"
-        " are kept by keep_every and by pins.",
+        "Not looked for where a Trainer's own writer writes (DeepSpeed, FSDP through accelerate), in sparse tensors,"
+        " and in state that an object of the user's keeps.",
     ),
     "46": Row("Tensors that were loaded from a path that is overwritten later"),
     "47": Row("A save while an evaluation has other weights swapped in, or in the middle of an accumulation"),

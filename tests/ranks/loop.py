@@ -38,6 +38,7 @@ class Orders:
         stand: Rank and step: that rank stands in an evaluation after that step, until there is a file `go`.
         short: Rank and steps: that rank's data ends after so many.
         raises: Rank and step: an error of that rank's in the forward after it.
+        diverges: Rank and step: the gradients that this rank has are NaN in the update after that step.
         pause: Seconds that each step takes at least.
         evaluates: Whether each step has an evaluation before its boundary.
         settings: Further keywords for the `Checkpointer`.
@@ -51,6 +52,7 @@ class Orders:
     stand: list[int] | None = None
     short: list[int] | None = None
     raises: list[int] | None = None
+    diverges: list[int] | None = None
     pause: float = 0.0
     evaluates: bool = False
     settings: dict[str, Any] | None = None
@@ -185,6 +187,10 @@ def main() -> None:
             if orders.short == here:
                 break
             ((trained(inputs) - wanted) ** 2).mean().backward()
+            if orders.diverges == here:
+                for parameter in trained.parameters():
+                    assert parameter.grad is not None
+                    local(parameter.grad).fill_(float("nan"))
             optimizer.step()
             optimizer.zero_grad()
             if orders.evaluates:

@@ -33,6 +33,18 @@ def test_an_answer_is_read_as_it_was_written_and_names_its_request() -> None:
         assert decode_answer(data) == answer and json.loads(data)["request"] == REQUEST.id
 
 
+def test_an_answer_names_what_is_not_finite_only_where_there_is_something_and_says_it_in_its_line() -> None:
+    assert b"finite" not in ANSWER.encode(REQUEST.id)
+    bad = dataclasses.replace(ANSWER, not_finite=("model.a\n", "model.b"), finite="checkpoint-6")
+    assert decode_answer(bad.encode(REQUEST.id)) == bad
+    said = "trigger=schedule; it holds NaN or infinity in model.a and 1 more: it is kept, "
+    assert bad.line("schedule").endswith(f"{said}and so is checkpoint-6, the newest without")
+    assert dataclasses.replace(bad, finite="").line("schedule").endswith(f"{said}and there is none without")
+    for wrong in ({"not_finite": "model.a", "finite": ""}, {"not_finite": [1], "finite": ""}, {"not_finite": ["a"]}):
+        with pytest.raises(MalformedError):
+            decode_answer(json.dumps({**json.loads(ANSWER.encode(REQUEST.id)), **wrong}).encode())
+
+
 def test_no_two_requests_share_an_identity() -> None:
     assert len({Request("signal").id for _ in range(100)}) == 100
 

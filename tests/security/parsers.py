@@ -155,12 +155,14 @@ _MANIFEST = {
             }
         }
     },
+    "not_finite": ["model.v", "model.w"],
 }
 _HEADER = {
     "__metadata__": {"format": "pt"},
     "v": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
     "w": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [8, 16]},
 }
+_ANSWER = json.loads(Answer(True, path="out", not_finite=("model.w",), finite="checkpoint-6").encode("a" * 32))
 _HOLDER = {
     "run": "a" * 32,
     "token": "b" * 32,
@@ -179,7 +181,14 @@ _STATUS = {
     "max_steps": 9,
     "rate": 1.5,
     "loss": 0.5,
-    "last_checkpoint": {"path": "out/checkpoint-7", "step": 7, "bytes": 9, "seconds": 0.1, "at": 1.0},
+    "last_checkpoint": {
+        "path": "out/checkpoint-7",
+        "step": 7,
+        "bytes": 9,
+        "seconds": 0.1,
+        "not_finite": ["model.w"],
+        "at": 1.0,
+    },
     "pending": [{"why": "SIGTERM", "asked_at": 1.0, "label": "mine"}],
     "failed_saves": 1,
     "last_failure": "the disk is full",
@@ -210,7 +219,7 @@ PARSERS: dict[str, Parser] = {
     "request": _of_json(
         request.decode_request, (MalformedError,), json.loads(Request("command", label="mine").encode())
     ),
-    "answer": _of_json(request.decode_answer, (MalformedError,), json.loads(Answer(True, path="out").encode("a" * 32))),
+    "answer": _of_json(request.decode_answer, (MalformedError,), _ANSWER),
     "trigger file": Parser(_label, (), (b"before the learning rate falls\n", "gr\u00f6\u00dfer\x1b[2J".encode())),
     "lease": _of_json(_lease, (), _HOLDER),
     "status": _of_json(_status, (HoldfastError,), _STATUS),

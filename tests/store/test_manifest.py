@@ -75,6 +75,7 @@ MANIFESTS = st.builds(
     )
     .filter(lambda files: all(file.path != "MANIFEST.json" for file in files))
     .map(tuple),
+    not_finite=st.sets(TEXT, max_size=20).map(lambda found: tuple(sorted(found))),
 )
 
 
@@ -89,6 +90,19 @@ def test_pieces_of_tensors_are_decoded_to_the_same_and_have_a_line_for_each_tens
     data = one.encode()
     assert decode(data) == one and b"tensors" not in WHOLE.encode()
     assert data.count(b'"shape"') == sum(b'"shape"' in line for line in data.splitlines()) == 4
+
+
+def test_tensors_that_are_not_finite_are_named_only_where_there_are_some() -> None:
+    one = manifest(files=FILES, not_finite=("model.a", "model.b"))
+    assert decode(one.encode()) == one and b"not_finite" not in WHOLE.encode()
+
+
+@pytest.mark.parametrize(
+    "named", [None, [], {}, "model.a", [1], [None], ["b", "a"], ["a", "a"], [f"{n:02}" for n in range(21)], [["a"]]]
+)
+def test_what_is_said_of_them_is_checked(named: Any) -> None:
+    with pytest.raises(ManifestError, match="the manifest's 'not_finite'"):
+        decode(changed(not_finite=named))
 
 
 def test_a_manifest_that_nobody_would_read_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,18 @@ def test_fault_18_20_what_is_not_this_runs_good_checkpoint_is_neither_counted_no
     assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-1"]
 
 
+def test_the_newest_with_finite_numbers_stays_beside_the_newest_and_the_rules_are_as_they_were(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2)
+    for step in (3, 4, 5):
+        commit_checkpoint(tmp_path, step, reasons=(SCHEDULED,), not_finite=("model.w",))
+    assert surplus(tmp_path, Keep(0, 0)) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert surplus(tmp_path, Keep(2, 0)) == ["checkpoint-1", "checkpoint-3"]
+    (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
+    assert surplus(tmp_path, Keep(1, 0)) == ["checkpoint-3", "checkpoint-4"]
+    commit_all(tmp_path, 6)
+    assert surplus(tmp_path, Keep(1, 0)) == ["checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"]
+
+
 def test_a_superseded_checkpoint_follows_the_rule_that_held_for_it(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 1, 2)
     (first,) = tmp_path.glob("superseded-1-*")

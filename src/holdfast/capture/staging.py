@@ -17,7 +17,7 @@ import torch
 
 BLOCK_BYTES = 8 << 20
 # What a save may use while training is not waiting for it: the copies are paced by the disk, and stay in the cache.
-RING_BLOCKS = 4
+RING_BLOCKS = 3
 # That training has come to the gate is told to nobody who waits for a block; the disk gives one back about as often.
 _LOOK_SECONDS = 0.002
 

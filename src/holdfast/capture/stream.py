@@ -15,6 +15,7 @@ import xxhash
 
 from holdfast.capture.copying import Copier, digests_of
 from holdfast.capture.cutting import Image, Sources, bytes_of, in_order
+from holdfast.capture.finite import Finite, Places
 from holdfast.capture.pace import Pace
 from holdfast.capture.staging import Block, Pool
 from holdfast.errors import TornError
@@ -23,6 +24,7 @@ WRITERS = 2
 # While nobody waits one reader keeps up with any disk, and training needs the processors. More than a few threads do
 # not make memory faster.
 _MOST_READERS = 4
+_LOOK_SECONDS = 0.001
 
 
 class Sink(Protocol):
@@ -46,6 +48,7 @@ class Stream:
         name: What a tensor is called, for whoever is told of a torn one.
         after: On CUDA, what must be done before anything is read: the update that led to the boundary.
         pace: How fast, and how modestly, the writers go.
+        places: Where those tensors are that are to hold finite numbers alone.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Stream:
         name: Callable[[torch.Tensor], str],
         after: torch.cuda.Event | None = None,
         pace: Pace | None = None,
+        places: Places | None = None,
     ) -> None:
         self._sources = [Sources(image) for image in images]
         self._units = [(file, unit) for file, sources in enumerate(self._sources) for unit in sources.units]
@@ -68,6 +72,8 @@ class Stream:
         self._name = name
         self._after = after
         self._pace = pace or Pace()
+        self._finite = Finite(places or Places({}))
+        self._processors = len(os.sched_getaffinity(0))
         self._hashes = [xxhash.xxh3_128() for _ in images]
         self._error: BaseException | None = None
         self._taking = threading.Lock()
@@ -111,6 +117,11 @@ class Stream:
         self._raise()
         return [found.hexdigest() for found in self._hashes]
 
+    @property
+    def not_finite(self) -> list[str]:
+        """The names of tensors that hold NaN or infinity and should not; known when all is written."""
+        return sorted(self._finite.failing)
+
     def close(self) -> None:
         """Waits for the writers, and gives the memory back, also after an error."""
         with self._arrived:
@@ -133,8 +144,10 @@ class Stream:
         self._raise()
 
     def _call_for_help(self, work: "_Work") -> None:
-        if not self._helpers and self._hurry.is_set() and threading.get_ident() == self._reader:
-            more = min(_MOST_READERS, len(os.sched_getaffinity(0))) - 1
+        # The check is short, and what was saved is of use to nobody before it.
+        wanted = self._hurry.is_set() or (work == self._check and len(self._to_check) > 1)
+        if wanted and not self._helpers and threading.get_ident() == self._reader:
+            more = min(_MOST_READERS, self._processors) - 1
             self._helpers = [self._start(work, f"read-{n}") for n in range(1, more + 1)]
 
     def _start(self, work: "_Work", name: str) -> threading.Thread:
@@ -195,6 +208,8 @@ class Stream:
                     self._hashes[file].update(block.view[: unit.size])
             try:
                 if not self._stopped():
+                    # What was just digested is in the cache. The readers, who had it there too, hold training up.
+                    self._finite.look(self._sources[file], unit, block.view)
                     self._pace.wait(unit.size, self._hurry, self._stopped)
                     self._sinks[file].write(block.view[: unit.size], unit.offset)
             except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
@@ -213,12 +228,19 @@ class Stream:
     def _next_block(self) -> tuple[int, Block] | None:
         """The earliest block that is still to be written, once it is there; None if it will not come."""
         with self._arrived:
+            while self._yields():
+                self._arrived.wait(_LOOK_SECONDS)
             while (block := self._read.pop(self._next_written, None)) is None:
                 if self._ended or self._next_written == len(self._units):
                     return None
                 self._arrived.wait()
             self._next_written += 1
             return self._next_written - 1, block
+
+    def _yields(self) -> bool:
+        """Whether the writers leave the few processors to the readers, for whom training waits, as memory lasts."""
+        waits = self._hurry.is_set() and not self._pace.pressing and self._processors <= _MOST_READERS
+        return waits and self._next_read < len(self._units) and not (self._pool.is_empty or self._stopped())
 
     def _check(self) -> None:
         """Reads again what was read while training went on.

@@ -15,7 +15,7 @@ from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts import tensor_headers
 from holdfast.layouts.tensor_headers import HeaderError, Tensor
 from holdfast.store import files
-from holdfast.store.manifest import Manifest
+from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.names import shown
 
 
@@ -94,6 +94,8 @@ def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[st
         ("processes", str(manifest.world_size)),
         ("size", f"{size(manifest.size)} in {len(manifest.files)} files"),
     ]
+    if manifest.not_finite:
+        facts.append(("not finite", in_short(manifest.not_finite)))
     return facts + [(str(name), str(value)) for name, value in manifest.versions.items()]
 
 

@@ -43,6 +43,7 @@ def _described(entry: Entry, pinned: frozenset[str] | None) -> dict[str, Any]:
             "bytes": manifest.size,
             "pinned": None if pinned is None else manifest.attempt in pinned,
             "reasons": list(manifest.reasons),
+            "not_finite": list(manifest.not_finite),
         }
     return described
 
@@ -54,5 +55,7 @@ def _row(entry: Entry, pinned: frozenset[str] | None) -> tuple[str, ...]:
     asked = ", ".join(str(reason.get("why") or reason.get("door")) for reason in manifest.reasons)
     labels = ", ".join(str(reason["label"]) for reason in manifest.reasons if reason.get("label"))
     written = manifest.created.removesuffix("+00:00").replace("T", " ")
+    if manifest.not_finite:
+        labels = f"NaN or infinity inside{'; ' if labels else ''}{labels}"
     pin = "?" if pinned is None else "yes" if manifest.attempt in pinned else "-"
     return (entry.path.name, str(entry.step), str(manifest.sequence), written, size(manifest.size), pin, asked, labels)

@@ -10,6 +10,7 @@ import typer
 from holdfast.cli.output import ago, as_json, size
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
+from holdfast.store.manifest import in_short
 from holdfast.store.names import shown
 
 # Of more ranks than these, those alone are shown that lag behind.
@@ -54,6 +55,8 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         lines.append(
             f"saved       {last['path']} ({size(last['bytes'])} in {last['seconds']:.2f} s, {ago(last['at'])})"
         )
+        if not_finite := last.get("not_finite"):
+            lines.append(f"not finite  it holds NaN or infinity in {shown(in_short(not_finite))}")
     if known.get("capture", "live") != "live":
         lines.append(f"capture     at boundaries only: {shown(str(known['capture']))}")
     if known.get("writes") == "buffered":

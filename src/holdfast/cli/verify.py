@@ -9,6 +9,7 @@ from holdfast.cli.output import as_json
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.layouts import transformers
 from holdfast.store import catalog, names
+from holdfast.store.manifest import in_short
 from holdfast.store.verify import Report
 from holdfast.store.verify import verify as check
 
@@ -45,7 +46,10 @@ def _problems(report: Report) -> list[str]:
 
 def _notices(report: Report) -> list[str]:
     read = transformers.would_be_read(report.unlisted) if _is_for_a_trainer(report) else []
-    return [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
+    found = [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
+    if (manifest := report.entry.manifest) is not None and manifest.not_finite:
+        found.append(f"it holds NaN or infinity in {names.shown(in_short(manifest.not_finite))}, as training had it")
+    return found
 
 
 def _is_for_a_trainer(report: Report) -> bool:

@@ -82,6 +82,10 @@ class OwnWriterSubject(Recorder):
         """None."""
         return {}
 
+    def to_be_finite(self) -> dict[str, torch.Tensor]:
+        """None."""
+        return {}
+
     def copied_buffers(self) -> dict[str, int]:
         """None."""
         return {}

@@ -53,8 +53,12 @@ class TrainerSubject(Recorder):
 
     def live(self) -> dict[str, torch.Tensor]:
         """The parameters and the optimizer's moments."""
-        moments = {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
-        return {**self._model.live(), **moments}
+        return {**self._model.live(), **self._live_moments()}
+
+    def to_be_finite(self) -> dict[str, torch.Tensor]:
+        """All of that but large buffers of the model."""
+        held = self._model.live().items()
+        return {**{name: one for name, one in held if isinstance(one, torch.nn.Parameter)}, **self._live_moments()}
 
     def copied_buffers(self) -> dict[str, int]:
         """Large buffers of the model that were seen to change."""
@@ -90,6 +94,9 @@ class TrainerSubject(Recorder):
     def pieces(self) -> Mapping[str, Any]:
         """None: one process writes all of the model."""
         return {}
+
+    def _live_moments(self) -> dict[str, torch.Tensor]:
+        return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
 
     def estimate(self) -> int:
         """The weights that are written, and the optimizer's state."""

@@ -24,6 +24,7 @@ class Record:
         files: Path, size in bytes and xxh3_128 of each of its files.
         tensors: Which pieces of which tensors they hold.
         boundary: What the manifest says of this rank's boundary.
+        not_finite: The tensors of which it wrote NaN or infinity.
         torn: The tensors that were written to meanwhile.
         at_rest: Whether training stood still in this rank, so that another try would end alike.
         error: What went wrong otherwise.
@@ -32,6 +33,7 @@ class Record:
     files: Sequence[tuple[str, int, str]] = ()
     tensors: Mapping[str, Any] = field(default_factory=dict)
     boundary: Mapping[str, Any] = field(default_factory=dict)
+    not_finite: Sequence[str] = ()
     torn: Sequence[str] = ()
     at_rest: bool = False
     error: str = ""

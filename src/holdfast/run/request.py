@@ -4,10 +4,12 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from holdfast.store import names
+from holdfast.store.manifest import in_short
 
 Door = Literal["trigger_file", "signal", "command", "python", "schedule", "exception"]
 _DOORS = ("trigger_file", "signal", "command", "python", "schedule", "exception")
@@ -77,6 +79,8 @@ class Answer:
         error: Why not, otherwise.
         durable: False where the file system cannot promise that names survive a power cut.
         answered_at: Seconds since the epoch.
+        not_finite: Tensors that hold NaN or infinity and should not, as the manifest names them.
+        finite: Where there are such: the name of the newest checkpoint without; empty if there is none.
     """
 
     saved: bool
@@ -88,10 +92,14 @@ class Answer:
     error: str = ""
     durable: bool = True
     answered_at: float = field(default_factory=time.time)
+    not_finite: Sequence[str] = ()
+    finite: str = ""
 
     def encode(self, request: str) -> Data:
         """The bytes of the answer's file, for the request of that id."""
         content = {"request": request, **asdict(self), "error": self.error[:_MOST_ERROR]}
+        if not self.not_finite:
+            del content["not_finite"], content["finite"]
         return json.dumps(content, indent=1).encode()
 
     def line(self, trigger: str) -> str:
@@ -99,9 +107,15 @@ class Answer:
         if self.saved:
             return (
                 f"checkpoint saved step={self.step} path={self.path} bytes={self.bytes}"
-                f" seconds={self.seconds:.3f} trigger={trigger}"
+                f" seconds={self.seconds:.3f} trigger={trigger}{self._tell_of_numbers()}"
             )
         return f"checkpoint failed step={self.step} trigger={trigger} error={_one_line(self.error)}"
+
+    def _tell_of_numbers(self) -> str:
+        if not self.not_finite:
+            return ""
+        beside = f"and so is {self.finite}, the newest without" if self.finite else "and there is none without"
+        return f"; it holds NaN or infinity in {_one_line(in_short(self.not_finite))}: it is kept, {beside}"
 
 
 def clean_label(data: bytes) -> str:
@@ -137,8 +151,13 @@ def decode_answer(data: bytes) -> Answer:
     content.pop("request", None)
     number = (int, float)
     kinds: dict[str, Any] = {"saved": bool, "path": str, "step": int, "bytes": int, "seconds": number}
-    _check(content, kinds | {"digest": str, "error": str, "durable": bool, "answered_at": number})
-    return Answer(**content)
+    kinds |= {"digest": str, "error": str, "durable": bool, "answered_at": number}
+    if "not_finite" in content:
+        kinds |= {"not_finite": list, "finite": str}
+    _check(content, kinds)
+    if not all(isinstance(name, str) for name in content.get("not_finite", ())):
+        raise MalformedError("its not_finite names something that is no tensor")
+    return Answer(**{**content, "not_finite": tuple(content.get("not_finite", ()))})
 
 
 def _one_line(text: str) -> str:

@@ -19,6 +19,7 @@ VERSION = 1
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
 _MOST_DIMENSIONS = 64  # torch's own limit
+MOST_NAMED = 20
 _MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
@@ -55,6 +56,8 @@ class Manifest:
     versions: Mapping[str, str]
     files: tuple[File, ...] = field(default=())
     tensors: Mapping[str, Any] = field(default_factory=dict)
+    not_finite: tuple[str, ...] = ()
+    """Tensors that hold NaN or infinity and should not; of more than `MOST_NAMED` the first."""
 
     @property
     def size(self) -> int:
@@ -81,6 +84,8 @@ class Manifest:
     def _body(self) -> bytes:
         content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
         del content["tensors"]
+        if not self.not_finite:
+            del content["not_finite"]
         text = json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}")
         if self.tensors:
             text += f',\n  "tensors": {_one_a_line(self.tensors)}'
@@ -154,7 +159,16 @@ def _checked(content: dict[str, Any]) -> Manifest:
         versions=versions,
         files=files,
         tensors=_tensors(content.get("tensors", {}), {file.path for file in files}),
+        not_finite=_not_finite(take("not_finite", list)) if "not_finite" in content else (),
     )
+
+
+def _not_finite(listed: list[Any]) -> tuple[str, ...]:
+    if not 0 < len(listed) <= MOST_NAMED:
+        raise ManifestError(f"the manifest's 'not_finite' names {len(listed)} tensors")
+    if not all(isinstance(name, str) for name in listed) or sorted(set(listed)) != listed:
+        raise ManifestError("the manifest's 'not_finite' is no sorted list of names")
+    return tuple(listed)
 
 
 def _files(listed: list[Any]) -> tuple[File, ...]:
@@ -259,6 +273,14 @@ def _one_a_line(parts: Mapping[str, Mapping[str, Any]]) -> str:
         inner = [f"      {json.dumps(name)}: {json.dumps(told, allow_nan=False)}" for name, told in tensors.items()]
         lines.append(f"    {json.dumps(part)}: {{\n" + ",\n".join(inner) + "\n    }")
     return "{\n" + ",\n".join(lines) + "\n  }"
+
+
+def in_short(not_finite: Sequence[str]) -> str:
+    """What a manifest's `not_finite` names, for people: the first, and how many more."""
+    first, *others = not_finite
+    if not others:
+        return first
+    return f"{first} and {'at least ' if len(not_finite) == MOST_NAMED else ''}{len(others)} more"
 
 
 def strict_json(data: bytes | str) -> Any:

@@ -57,7 +57,8 @@ def judge(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] =
     """Says of each checkpoint whether it stays, and why.
 
     Only what verifies (names and sizes) counts as kept or goes; another run's checkpoints, damaged ones, pinned ones,
-    and those in `spared` are left alone. The newest good checkpoint never goes.
+    and those in `spared` are left alone. The newest good checkpoint never goes, nor the newest that holds no NaN or
+    infinity where none should be: a training that went wrong saves as often as one that did not.
 
     Args:
         found: The catalog, newest commit first.
@@ -72,10 +73,13 @@ def judge(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] =
     safe = {path.resolve() for path in spared}
     kept = {entry.path: why for entry in found if (why := _why_left_alone(entry, run)) is not None}
     good = [entry for entry in found if entry.path not in kept]
+    finite = next(filter(_is_finite, good), None)
     by_rule = _by_rule(good, keep)
     for entry in good:
         if entry is good[0]:
             kept[entry.path] = "the newest good one"
+        elif entry is finite:
+            kept[entry.path] = "the newest with finite numbers"
         elif entry.manifest is not None and entry.manifest.attempt in pinned:
             kept[entry.path] = "pinned"
         elif entry.path.resolve() in safe:
@@ -83,6 +87,16 @@ def judge(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] =
         elif entry.path in by_rule:
             kept[entry.path] = by_rule[entry.path]
     return [Verdict(entry, kept.get(entry.path)) for entry in found]
+
+
+def newest_finite(found: Sequence[Entry], run: str) -> Entry | None:
+    """The newest good checkpoint of a run that holds no NaN or infinity where none should be; None if there is none.
+
+    Args:
+        found: The catalog, newest commit first.
+        run: The identity of the run.
+    """
+    return next((entry for entry in found if _is_finite(entry) and _why_left_alone(entry, run) is None), None)
 
 
 def surplus(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Path]:
@@ -149,6 +163,10 @@ def _is_pinned(root: Path, doomed: Path) -> bool:
     """Whether a crash came between the two looks of `delete`, and in between somebody had pinned the checkpoint."""
     manifest = catalog.read(doomed).manifest
     return manifest is not None and manifest.attempt in pins.pinned(root) and verify(doomed, full=False).good
+
+
+def _is_finite(entry: Entry) -> bool:
+    return entry.manifest is not None and not entry.manifest.not_finite
 
 
 def _why_left_alone(entry: Entry, run: str) -> str | None:
