@@ -36,7 +36,7 @@ test-full: $(STAMP) ## every test, every cell of the matrix, 200 kills
 	@HOLDFAST_FULL=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-faults: $(STAMP) ## break it in every way of docs/faults.md, also as root with strace, mounts and clocks; writes that page
-	@HOLDFAST_FAULTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -k "test_fault_ or test_security_s" --faults-page docs/faults.md
+	@HOLDFAST_FAULTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -k "test_fault_ or test_security_s" --faults-page=docs/faults.md
 
 fuzz: $(STAMP) ## fuzz every parser of what others can write, FUZZ_SECONDS each (60); needs: .venv/bin/pip install atheris
 	@nice -n 19 $(BIN)/python tests/security/fuzz.py --seconds $(or $(FUZZ_SECONDS),60)
