@@ -7,7 +7,7 @@ from random import Random
 import pytest
 import xxhash
 
-from holdfast.store import files, reading
+from holdfast.store import files, range_reading, reading
 from holdfast.store.manifest import File
 from holdfast.store.reading import BLOCK_BYTES, Source, Span
 
@@ -43,7 +43,7 @@ def drop_from_cache(path: Path) -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How the bytes come: the system's own choice between the two depends on what else the machine does."""
     way: str = request.param
-    monkeypatch.setattr(reading, "_is_cached", lambda _: way == CACHED)
+    monkeypatch.setattr(range_reading, "is_cached", lambda *_: way == CACHED)
     return way
 
 
@@ -174,12 +174,9 @@ def test_what_is_cached_is_read_through_the_cache_and_what_is_not_past_it(tmp_pa
     data = written(tmp_path / "f", 2 * BLOCK_BYTES)
     path = tmp_path / "f"
     with path.open("rb") as file:
-        unit = reading._Unit(Source(File("f", len(data), "")), None, 0, BLOCK_BYTES, last=False)  # type: ignore[arg-type]
-        opened = type("Opened", (), {"cached": file.fileno()})
-        object.__setattr__(unit, "opened", opened)
-        assert reading._is_cached(unit)
+        assert range_reading.is_cached(file.fileno(), 0, len(data))
         drop_from_cache(path)
-        if reading._is_cached(unit):
+        if range_reading.is_cached(file.fileno(), 0, len(data)):
             pytest.skip("THIS FILE SYSTEM KEEPS WHAT IT IS TOLD TO DROP")
 
 

@@ -10,7 +10,7 @@ from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts import tensor_headers
 from holdfast.layouts.tensor_file import codes
 from holdfast.layouts.tensor_reading import COMPONENTS, NOTES, as_it_was, explained
-from holdfast.store import files, reading
+from holdfast.store import file_problems, files
 from holdfast.store.manifest import File
 from holdfast.store.reading import Source, Span
 
@@ -46,12 +46,12 @@ class TensorFile:
             with files.open_inside(folder, file.path) as fd:
                 size = os.fstat(fd).st_size
                 if size != file.size:
-                    problem = reading.size_problem(file, size)
+                    problem = file_problems.size_problem(file, size)
                     raise DamagedCheckpointError(f"{path.parent}: {problem}", [problem])
                 with explained(path):
                     self._look(fd)
         except OSError as error:
-            problem = reading.unreadable(file, error)
+            problem = file_problems.unreadable(file, error)
             raise DamagedCheckpointError(f"{path.parent}: {problem}", [problem]) from error
         self._spans: dict[str, Span] = {}
         self._buffers: list[tuple[bytes, bytearray]] = []
@@ -107,7 +107,7 @@ class TensorFile:
     def finish(self) -> str | None:
         """Copies to its place what was read elsewhere. Gives what is wrong: what was used is not what was read."""
         if any(data != read for data, read in self._buffers):
-            return reading.changed(self.file)
+            return file_problems.changed(self.file)
         for into, read in self._copies:
             into.copy_(read)
         return None

@@ -6,8 +6,6 @@ megabytes: to fill the cache on the way costs as much as the reading itself.
 Standard library and xxhash.
 """
 
-import ctypes
-import errno
 import itertools
 import mmap
 import os
@@ -20,14 +18,12 @@ from dataclasses import dataclass, field
 import xxhash
 
 from holdfast.store import files
+from holdfast.store.file_problems import changed, size_problem, unreadable
 from holdfast.store.manifest import File
+from holdfast.store.range_reading import Target, read_range
 
 READERS = 4
 BLOCK_BYTES = 4 << 20
-_PAGE = 4096  # what direct reads are aligned to: no disk has larger sectors
-_MOST_VIEWS = 1000  # of one call; the system takes 1024
-# What a file system answers that has no direct reads, or no way to tell what is cached.
-_REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 @dataclass(frozen=True)
@@ -172,24 +168,13 @@ def _read(unit: _Unit, block: memoryview) -> list[memoryview]:
     source, opened = unit.source, unit.opened
     if source.problem is not None:
         return []
-    targets = _targets(unit)
-    got = 0
     try:
-        if opened.direct is not None and not _is_cached(unit):
-            got = _directly(unit, opened.direct, block)
-        elif len(views := _in_place(targets, unit, block)) <= _MOST_VIEWS:
-            _fill(opened.cached, views, unit.offset)
-            return views
-        _fill(opened.cached, [block[got : unit.size]], unit.offset + got)
+        return read_range(opened.cached, opened.direct, unit.offset, unit.size, _targets(unit), block)
     except EOFError:
         source.problem = changed(source.file)
-        return []
     except OSError as error:
         source.problem = unreadable(source.file, error)
-        return []
-    for begin, into in targets:
-        ctypes.memmove(_address(into), _address(block) + begin, len(into))
-    return [block[: unit.size]]
+    return []
 
 
 def _digest(unit: _Unit, views: Sequence[memoryview]) -> None:
@@ -201,7 +186,7 @@ def _digest(unit: _Unit, views: Sequence[memoryview]) -> None:
         unit.opened.close()
 
 
-def _targets(unit: _Unit) -> list[tuple[int, memoryview]]:
+def _targets(unit: _Unit) -> list[Target]:
     """Where the bytes of a unit go: from which of them on, and into what."""
     found = []
     first = max(0, bisect_right(unit.opened.starts, unit.offset) - 1)
@@ -230,83 +215,3 @@ def small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
     if len(data) != file.size:
         return data, size_problem(file, len(data))
     return data, None if xxhash.xxh3_128_hexdigest(data) == file.xxh3_128 else changed(file)
-
-
-def size_problem(file: File, size: int) -> str:
-    """What is said of a file of another size."""
-    return f"{file.path}: is {size:,} bytes long, was written with {file.size:,}"
-
-
-def unreadable(file: File, error: OSError) -> str:
-    """What is said of a file that cannot be read."""
-    if isinstance(error, FileNotFoundError):
-        return f"{file.path}: is missing"
-    return f"{file.path}: cannot be read: {error.strerror or error}"
-
-
-def changed(file: File) -> str:
-    """What is said of a file of another digest."""
-    return f"{file.path}: its bytes have changed since it was written"
-
-
-def _is_cached(unit: _Unit) -> bool:
-    """Whether the system has a unit in memory, as far as its two ends show."""
-    try:
-        ends = (unit.offset, unit.offset + unit.size - 1)
-        return all(os.preadv(unit.opened.cached, [bytearray(1)], end, os.RWF_NOWAIT) for end in ends)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in _REFUSED:
-            return True
-        raise
-
-
-def _directly(unit: _Unit, fd: int, block: memoryview) -> int:
-    """Reads a unit past the cache. Gives how much of it came: the file system may refuse, or give less."""
-    got = 0
-    aligned = -(-unit.size // _PAGE) * _PAGE
-    while got < unit.size and got % _PAGE == 0:
-        try:
-            count = os.preadv(fd, [block[got:aligned]], unit.offset + got)
-        except OSError as error:
-            if error.errno in _REFUSED:
-                break
-            raise
-        if not count:
-            raise EOFError
-        got = min(got + count, unit.size)
-    return got
-
-
-def _in_place(targets: Sequence[tuple[int, memoryview]], unit: _Unit, block: memoryview) -> list[memoryview]:
-    """All bytes of a unit in their order, each where it belongs; what belongs nowhere goes to the block."""
-    found, at = [], 0
-    for begin, into in targets:
-        if at < begin:
-            found.append(block[at:begin])
-        found.append(into)
-        at = begin + len(into)
-    return [*found, block[at : unit.size]] if at < unit.size else found
-
-
-def _fill(fd: int, views: Sequence[memoryview], offset: int) -> None:
-    """Reads until all views are full. The system takes a short read for no error, so this loops."""
-    left = [view for view in views if len(view)]
-    while left:
-        count = os.preadv(fd, left, offset)
-        if not count:
-            raise EOFError
-        offset += count
-        left = list(_after(left, count))
-
-
-def _after(views: Sequence[memoryview], count: int) -> Iterator[memoryview]:
-    for view in views:
-        if count < len(view):
-            yield view[count:]
-        count = max(0, count - len(view))
-
-
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
