@@ -1,8 +1,6 @@
 """The thread that saves in every other rank: it gives its share of what rank 0 calls for."""
 
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,23 +10,22 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.reserve import Reserve
 from holdfast.errors import RanksError, TornError
-from holdfast.patience import Patience
 from holdfast.ranks.agreement import Offer, call_key, join
 from holdfast.ranks.beat import Beat
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Record, ended_key, outcome_key, record_key, stage_key
 from holdfast.run.request import Answer
 from holdfast.run.run import Run
+from holdfast.serving import Serving
 from holdfast.snapshot import Snapshots
 from holdfast.store import commit, digest, names
-from holdfast.ticket import Ticket
 
 # A save that rank 0 is still busy with after this time has been lost together with it.
 _LONGEST_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
 
 
-class Member:
+class Member(Serving):
     """Takes part in saves from the first boundary of a training to its end. It has the face of `Service`.
 
     Args:
@@ -51,42 +48,21 @@ class Member:
         on_stop: Callable[[int | None], None],
         on_alone: Callable[[], None],
     ) -> None:
+        super().__init__(gate)
         self._channel = channel
         self._beat = beat
         self._run = run
-        self._gate = gate
         self._say = say
         self._on_stop = on_stop
         self._on_alone = on_alone
-        self._thread = threading.Thread(target=self._serve, name="holdfast-engine", daemon=True)
-        self._in_use: tuple[Snapshots, Reserve] | None = None
-        self._closing = False
-        self._busy = False
-        self._patience = Patience()
-        self._useless = -1
-        self._saved_number = -1
-        self.tickets: dict[str, Ticket] = {}
-        self.published: deque[Answer] = deque()
-        self.last_answer: Answer | None = None
-        self.stop_saved: bool | None = None
 
     def start(self, snapshots: Snapshots, reserve: Reserve) -> None:
         """Begins to take part."""
-        self._in_use = (snapshots, reserve)
         self._channel.put(f"begun/{self._channel.rank}", True)
-        self._thread.start()
-
-    @property
-    def serving(self) -> bool:
-        """Whether there is a thread that would soon open a gate again: not while it hangs in a save."""
-        return self._thread.is_alive() and not self._closing and not self._patience.lost
+        super().start(snapshots, reserve)
 
     def wake(self) -> None:
         """Rank 0 calls; nothing here waits for anything else."""
-
-    def has_saved(self, boundary: Boundary) -> bool:
-        """Whether there is a checkpoint of that very boundary."""
-        return boundary.number == self._saved_number
 
     def settle(self) -> None:
         """Returns when everything that was asked for here is answered. Training stands still meanwhile."""
@@ -172,9 +148,8 @@ class Member:
         self._hear(self._channel.get(outcome_key(number), _LONGEST_SECONDS), boundary, stop=call["stop"])
 
     def _on_hanging(self, seconds: float) -> None:
-        """Training goes on here as it does in rank 0, which says so. A snapshot that is not whole is lost."""
-        if (here := self._gate.boundary) is not None:
-            self._gate.open(here.number)
+        """Training goes on here as it does in rank 0, which says so."""
+        self._let_go()
 
     def _is_over(self, number: int) -> Callable[[], bool]:
         """Whether rank 0 has given the save up; asked of the store once a second."""

@@ -3,23 +3,20 @@
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from holdfast import saving
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.capture.reserve import Reserve
 from holdfast.doors.again import Again
 from holdfast.doors.reception import Reception
 from holdfast.errors import LeaseLostError, TornError
-from holdfast.patience import Patience
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
+from holdfast.serving import Serving
 from holdfast.snapshot import Snapshots
 from holdfast.store.retention import Keep
-from holdfast.ticket import Ticket
 
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
@@ -27,7 +24,7 @@ _MERGING_SECONDS = 0.5
 _WORTH_SAYING_SECONDS = 0.1
 
 
-class Service:
+class Service(Serving):
     """Serves requests from the first boundary of a training to its end.
 
     Args:
@@ -50,52 +47,24 @@ class Service:
         on_stop: Callable[[int | None], None],
         seconds_left: Callable[[], float | None] = lambda: None,
     ) -> None:
+        super().__init__(gate)
         self._run = run
-        self._gate = gate
         self._reception = reception
         self._keep = keep
         self._say = say
         self._on_stop = on_stop
-        self._thread = threading.Thread(target=self._serve, name="holdfast-engine", daemon=True)
         self._changed = threading.Condition()
         self._awake = False
-        self._closing = False
-        self._busy = False
         self._again: list[Request] = []
         self._open: list[Request] = []
         self._tries = Again(seconds_left)
-        self._patience = Patience()
-        self._useless = -1
-        self._saved_number = -1
         self._merge_until = 0.0
-        self._in_use: tuple[Snapshots, Reserve] | None = None
-        self.tickets: dict[str, Ticket] = {}
-        """Who waits in this process, by the request's id."""
-        self.published: deque[Answer] = deque()
-        """What was saved and is still to be told to those who must see the finished directory."""
-        self.last_answer: Answer | None = None
-        self.stop_saved: bool | None = None
-        """Whether the save of a stop succeeded; None as long as none was asked for or answered."""
-
-    def start(self, snapshots: Snapshots, reserve: Reserve) -> None:
-        """Begins to serve."""
-        self._in_use = (snapshots, reserve)
-        self._thread.start()
-
-    @property
-    def serving(self) -> bool:
-        """Whether there is a thread that would soon open a gate again: not while it hangs in a save."""
-        return self._thread.is_alive() and not self._closing and not self._patience.lost
 
     def wake(self) -> None:
         """Something waits."""
         with self._changed:
             self._awake = True
             self._changed.notify_all()
-
-    def has_saved(self, boundary: Boundary) -> bool:
-        """Whether there is a checkpoint of that very boundary."""
-        return boundary.number == self._saved_number
 
     def settle(self) -> None:
         """Returns when everything that was asked for is answered. The training thread calls it, and stands still."""
@@ -254,13 +223,12 @@ class Service:
         return saving.save(self._run, snapshot, requests, self._keep, patient)
 
     def _on_hanging(self, boundary: Boundary, seconds: float) -> None:
-        """Training goes on, and does not stop at the boundaries that are due. A snapshot that is not whole is lost."""
+        """Training goes on, and does not stop at the boundaries that are due."""
         why = f"the save of step {boundary.step} has not come back for {seconds:g} s: the storage may hang"
         now = self._run.status.now
         self._run.status.update(failing_since=now.failing_since or time.time(), last_failure=why)
         self._say(f"{why}; training goes on")
-        if (here := self._gate.boundary) is not None:
-            self._gate.open(here.number)
+        self._let_go()
 
     def _try_again(self, torn: TornError, boundary: Boundary, requests: list[Request]) -> None:
         """Somebody writes past the gate: from now on snapshots are taken while training stands still."""
