@@ -118,12 +118,13 @@ def _of_first_step(ways: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) 
 
 
 def _of_goals(found: Sequence[goals.Goal]) -> Iterator[str]:
-    yield _line(["figure", "goal", "measured", ""])
-    yield _line(["---"] * 4)
+    yield _line(["figure", "goal", "measured", "", "what this disk allows"])
+    yield _line(["---"] * 5)
     for goal in found:
         sign, unit = ">=" if goal.least else "<=", f" {goal.unit}" if goal.unit else ""
         reached = "reached" if goal.reached else "**not reached**"
-        yield _line([goal.text, f"{sign} {goal.limit:g}{unit}", f"{goal.value:.3g}{unit}", reached])
+        bound = "" if goal.bound is None else f"{goal.bound:.3g}"
+        yield _line([goal.text, f"{sign} {goal.limit:g}{unit}", f"{goal.value:.3g}{unit}", reached, bound])
 
 
 def _of_sizes(sizes: Mapping[str, Any]) -> Iterator[str]:
