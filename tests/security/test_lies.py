@@ -4,6 +4,7 @@ import json
 import resource
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from holdfast.store.manifest import ManifestError, decode
 from loops import Loop, train
 from security.parsers import sealed
 from security.test_pickles import with_intent
+from trainings import Training
 
 Header = dict[str, Any]
 
@@ -200,3 +202,17 @@ def test_security_s04_a_manifest_of_a_hundred_thousand_files_is_read_in_seconds_
     assert time.process_time() - begun < 30
     with pytest.raises(ManifestError, match="lists 100001 files"):
         decode(listing(100_001))
+
+
+@pytest.mark.parametrize("boundary", [{}, {"tr_loss": [], "pending": 1}], ids=["nothing", "other kinds"])
+def test_security_s04_a_boundary_that_a_trainer_cannot_go_on_from_is_named(
+    training: Training, boundary: Mapping[str, Any]
+) -> None:
+    """The manifest of a Trainer's checkpoint says nothing of its boundary, or something of other kinds, and fits."""
+    assert training.start(max_steps=2, save_strategy="steps", save_steps=2).wait() == 0
+    path = training.run / "checkpoint-2" / "MANIFEST.json"
+    path.write_bytes(replace(decode(path.read_bytes()), boundary=boundary).encode())
+    process = training.start("--resume", "auto", max_steps=4)
+    assert process.wait() == 1, process.output
+    assert "its manifest does not say of the boundary what a Trainer goes on from" in process.output
+    assert "Traceback" not in process.output

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.capture import boundary, environment, random_state
 from holdfast.engine import Engine
+from holdfast.errors import CheckpointError
 from holdfast.integrations import trainer_counters, trainer_own_writer
 from holdfast.integrations.trainer_data import Fetching
 from holdfast.integrations.trainer_hub import Pushes
@@ -86,8 +87,9 @@ class Faces:
         if chosen is not None and chosen.manifest is not None:
             own = boundary.of_rank(chosen.manifest.boundary, self._engine.rank)
             small = own or chosen.manifest.boundary
-            self._elapsed_before = trainer_counters.restore(trainer, small)
-            self._unfinished = small.get("pending", {})
+            with _read_from(chosen.path):
+                self._elapsed_before = trainer_counters.restore(trainer, small)
+                self._unfinished = {**small.get("pending", {})}
             then, now = chosen.manifest.world_size, self._engine.world_size
             if then == now:
                 fetched = small.get("fetched")
@@ -134,7 +136,8 @@ class Faces:
         epoch = self._trainer.state.epoch or 0.0
         why_not = fetching.why_not or ("" if fetched else "the checkpoint does not say where that stood")
         if fetched and not why_not:
-            fetching.draw_again(fetched, stand, lambda: self._go_on(checkpoint))
+            with _read_from(checkpoint):
+                fetching.draw_again(fetched, stand, lambda: self._go_on(checkpoint))
         elif epoch != int(epoch) and not self._trainer.args.ignore_data_skip:
             self._engine.announce(
                 f"data: the order goes on, what samples and collator draw at random does not: {why_not}"
@@ -290,3 +293,15 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
 
 def _number(text: str | None) -> float | None:
     return None if text is None else float.fromhex(text)
+
+
+@contextmanager
+def _read_from(checkpoint: Path | str) -> Iterator[None]:
+    """What a manifest says of a boundary was checked to be JSON, and no further."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: its manifest does not say of the boundary what a Trainer goes on from ({error!r})",
+            hint="it was changed since it was written, or was written by another version; resume from another one",
+        ) from error
