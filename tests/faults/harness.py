@@ -68,9 +68,11 @@ class Child:
         except BaseException:  # noqa: BLE001 - the child ends here, whatever happens
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:  # where nothing can be written either: what follows is the parent's
+                os._exit(code)
 
     def wait_until_ready(self, limit: float = 60.0) -> None:
         """Waits until it waits."""
