@@ -154,6 +154,10 @@ FATAL: dict[str, tuple[str | bytes, str]] = {
         "config.yml:3: not valid YAML: expected <block end>, but found '<block mapping start>'",
     ),
     "an unknown alias": ("a: *b\n", "config.yml:1: not valid YAML: found undefined alias 'b'"),
+    "an alias without end": (
+        f"a: *{'b' * 5000}\n",
+        f"config.yml:1: not valid YAML: found undefined alias '{'b' * 173} ...",
+    ),
     "two documents": ("a: 1\n---\nb: 2\n", "config.yml:2: not valid YAML: but found another document"),
     "a control character": ("a: 1\nb: \x07\n", "config.yml:2: not valid YAML: the character U+0007"),
     "Latin-1": ("a: 1\nb: gr\xfcn\n".encode("latin-1"), "config.yml:2: not UTF-8 text"),

@@ -22,7 +22,7 @@ def shown(value: object) -> str:
         case float() if not math.isfinite(value):
             return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
         case str():
-            return _shortened(repr(value))
+            return shortened(repr(value))
         case list() | tuple():
             return "a list"
         case dict():
@@ -30,7 +30,7 @@ def shown(value: object) -> str:
         case datetime.date():
             return f"the date {value}"
         case _:
-            return _shortened(str(value))
+            return shortened(str(value))
 
 
 def dotted(loc: Loc) -> str:
@@ -60,8 +60,9 @@ def one_line(text: str) -> str:
 
 
 def _plain(key: str) -> str:
-    return _shortened(key if key.isprintable() else repr(key))
+    return shortened(key if key.isprintable() else repr(key))
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
+def shortened(text: str, longest: int = _LONGEST) -> str:
+    """Text that repeats what anybody may have written, and so may be of any length, cut to so many characters."""
+    return text if len(text) <= longest else f"{text[: longest - 4]} ..."

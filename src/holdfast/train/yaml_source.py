@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from holdfast.errors import ConfigError
-from holdfast.train.wording import Loc, dotted, one_line
+from holdfast.train.wording import Loc, dotted, one_line, shortened
 from holdfast.train.yaml_nodes import Expansion, Place, Problem, UnusableError
 
 LARGEST = 256 * 1024
 """The largest file that is read, in bytes. PyYAML takes about a second for 100 KiB."""
 
 _DEEPEST = 40
+_LONGEST_SAID = 200
 _AFTER_EVERY_LINE = 1 << 40
 
 
@@ -106,7 +107,9 @@ def compose(text: str) -> yaml.Node | None:
         said = one_line(error.problem or error.context or "").replace("'<stream end>'", "the end")
         if r"'\t'" in said:
             said = "a tab, where YAML wants spaces"
-        raise UnusableError(Problem(mark.line + 1 if mark else 1, (), f"not valid YAML: {said}")) from None
+        raise UnusableError(
+            Problem(mark.line + 1 if mark else 1, (), f"not valid YAML: {shortened(said, _LONGEST_SAID)}")
+        ) from None
 
 
 class _Loader(yaml.SafeLoader):
