@@ -9,7 +9,7 @@ import copy
 import io
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,20 +114,28 @@ def quietly(stand_in: Any) -> Iterator[None]:
 
 @contextmanager
 def interceptors() -> Iterator[None]:
-    """As long as this is open, the writers of safetensors can be intercepted in the thread that saves."""
+    """As long as this is open, the writers of safetensors can be intercepted in the thread that saves.
+
+    Where peft is there, its model card is rendered once.
+    """
     import safetensors.torch
     from transformers import modeling_utils
 
-    places: list[tuple[Any, str]] = [(safetensors.torch, "save_file"), (modeling_utils, "safe_save_file")]
+    replaced: list[tuple[Any, str, Callable[[Any], Any]]] = [
+        (safetensors.torch, "save_file", _diverting),
+        (modeling_utils, "safe_save_file", _diverting),
+    ]
     try:
         from peft import peft_model
     except ImportError:
         pass
     else:
-        places.append((peft_model, "safe_save_file"))
-    before = [(place, name, getattr(place, name)) for place, name in places]
-    for place, name, own in before:
-        setattr(place, name, _diverting(own))
+        from holdfast.integrations.peft_card import BlankCard
+
+        replaced += [(peft_model, "safe_save_file", _diverting), (peft_model, "ModelCard", lambda own: BlankCard)]
+    before = [(place, name, getattr(place, name)) for place, name, _ in replaced]
+    for place, name, replacement in replaced:
+        setattr(place, name, replacement(getattr(place, name)))
     quiet = _Quiet()
     log = logging.getLogger("transformers.trainer")
     log.addFilter(quiet)
