@@ -227,6 +227,7 @@ def test_fault_14_a_stop_while_storage_hangs_ends_within_its_grace(launcher: Lau
     assert "no checkpoint was saved within 3 s of the stop" in process.output
     assert "was not saved; the last checkpoint is" in process.output
     assert not events(tmp_path / "run", "saved")
+    assert [answer["saved"] for answer in answers(tmp_path / "run").values()] == [False]
 
 
 def test_fault_14_a_disk_that_takes_no_request_in_hides_no_second_ctrl_c(launcher: Launcher, tmp_path: Path) -> None:

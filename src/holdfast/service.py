@@ -306,9 +306,11 @@ class Service(Serving):
             self._leave()
 
     def refuse(self, why: str) -> None:
-        """Answers everybody who still waits that nothing was saved."""
+        """Answers everybody who still waits that nothing was saved, also those whose save hangs."""
         self._reception.write_down()
-        waiting = self._all_requests()
+        served = [request for request in self._open if request not in self._again]
+        hanging = [request for request in served if self._run.inbox.answer_to(request.id) is None]
+        waiting = [*hanging, *self._all_requests()]
         step = self._gate.boundary.step if self._gate.boundary else 0
         answer = Answer(saved=False, step=step, error=why)
         saving.answer_all(self._run, answer, waiting)
