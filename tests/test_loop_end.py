@@ -13,7 +13,11 @@ from torch.utils.data import DataLoader
 
 from holdfast import Checkpointer
 from holdfast.errors import ConfigError
+from holdfast.run.directory import RunDirectory
+from holdfast.run.inbox import Inbox
+from holdfast.run.request import Request
 from holdfast.store.retention import Keep
+from loops import train
 
 
 @contextmanager
@@ -59,3 +63,14 @@ def test_to_keep_every_0th_checkpoint_is_refused(tmp_path: Path, every: int) -> 
     with pytest.raises(ConfigError, match=rf"keep_every: {every} is no number of steps"):
         Keep(None, None, every=every)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_request_that_waits_for_a_training_that_is_over_is_refused_and_holds_nothing_up(tmp_path: Path) -> None:
+    train(tmp_path, 3, save_steps=3)
+    inbox, request = Inbox(RunDirectory(tmp_path)), Request("command")
+    inbox.submit(request)
+    said = train(tmp_path, 3, resume="auto").said
+    assert any("resumed from" in line for line in said)
+    answer = inbox.answer_to(request.id)
+    assert answer is not None and not answer.saved and "training ended" in answer.error

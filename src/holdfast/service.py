@@ -67,7 +67,12 @@ class Service(Serving):
             self._changed.notify_all()
 
     def settle(self) -> None:
-        """Returns when everything that was asked for is answered. The training thread calls it, and stands still."""
+        """Returns when everything that was asked for is answered. The training thread calls it, and stands still.
+
+        Where it was over before its first boundary, there is none to save, and `refuse` answers.
+        """
+        if self._gate.boundary is None:
+            return
         with self._gate.parked():
             self.wake()
             self._gate.stand(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
@@ -145,7 +150,7 @@ class Service(Serving):
         self._on_stop(None)
 
     def _is_hopeless(self) -> bool:
-        return self._closing and self._gate.updating
+        return self._closing and (self._gate.updating or self._gate.boundary is None)
 
     def _merge(self) -> None:
         """Gives more requests the time to come in, unless training or a stop waits for this one."""
