@@ -180,19 +180,24 @@ def step(folder: Path) -> int:
     return int(json.loads(status.read_text())["step"]) if status.exists() else 0
 
 
+def goes_on(launcher: Launcher, folder: Path, hangs: str) -> tuple[Process, int]:
+    """A training whose storage hangs, and how far it has come since it said so."""
+    (folder / hangs).touch()
+    process = start(launcher, folder, 25.0, save_steps=5)
+    process.wait_for("the storage may hang; training goes on")
+    reached = step(folder)
+    return process, wait_until(lambda: step(folder) if step(folder) > reached + 20 else 0, 60, f"more than {reached}")
+
+
 def test_fault_14_training_goes_on_while_storage_hangs_and_what_was_missed_is_saved_afterwards(
     launcher: Launcher, tmp_path: Path
 ) -> None:
     """Sealing the staged files does not come back for as long as a file is there."""
-    (tmp_path / "hangs").touch()
-    process = start(launcher, tmp_path, 25.0, save_steps=5)
-    process.wait_for("the storage may hang; training goes on")
-    reached = step(tmp_path)
-    wait_until(lambda: step(tmp_path) > reached + 20, 60, f"more steps than {reached}")
+    process, reached = goes_on(launcher, tmp_path, "hangs")
     status = json.loads((tmp_path / "run" / ".holdfast" / "status.json").read_text())
     assert status["failing_since"] is not None and "has not come back" in status["last_failure"]
     (tmp_path / "hangs").unlink()
-    late = wait_until(lambda: [e for e in events(tmp_path / "run", "saved") if e["step"] > reached + 20])
+    late = wait_until(lambda: [e for e in events(tmp_path / "run", "saved") if e["step"] > reached])
     assert late[0]["doors"] == ["schedule"]
     process.send(signal.SIGTERM)
     assert process.wait() == 75, process.output
@@ -202,11 +207,7 @@ def test_fault_14_storage_that_hangs_before_the_snapshot_is_whole_does_not_hold_
     launcher: Launcher, tmp_path: Path
 ) -> None:
     """Making the directory of an attempt does not come back for as long as a file is there."""
-    (tmp_path / "hangs early").touch()
-    process = start(launcher, tmp_path, 25.0, save_steps=5)
-    process.wait_for("the storage may hang; training goes on")
-    reached = step(tmp_path)
-    wait_until(lambda: step(tmp_path) > reached + 20, 60, f"more steps than {reached}")
+    process, _ = goes_on(launcher, tmp_path, "hangs early")
     (tmp_path / "hangs early").unlink()
     failed = wait_until(lambda: events(tmp_path / "run", "failed"))
     assert "training went on before the snapshot was whole" in failed[0]["error"]

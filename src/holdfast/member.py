@@ -26,7 +26,7 @@ _LOOK_SECONDS = 1.0
 
 
 class Member(Serving):
-    """Takes part in saves from the first boundary of a training to its end. It has the face of `Service`.
+    """Takes part in saves from the first boundary of a training to its end.
 
     Args:
         channel: To rank 0.
@@ -118,7 +118,7 @@ class Member(Serving):
                     continue
                 self._busy = True
                 try:
-                    with self._patience.watch(self._on_hanging):
+                    with self._patience.watch(lambda seconds: self._let_go()):  # rank 0 says so
                         self._take_part(number, call)
                 except RanksError as error:
                     self._say(f"no share of the save from this rank: {error}")
@@ -146,10 +146,6 @@ class Member(Serving):
         finally:
             self._gate.open(None if boundary is None else boundary.number)
         self._hear(self._channel.get(outcome_key(number), _LONGEST_SECONDS), boundary, stop=call["stop"])
-
-    def _on_hanging(self, seconds: float) -> None:
-        """Training goes on here as it does in rank 0, which says so."""
-        self._let_go()
 
     def _is_over(self, number: int) -> Callable[[], bool]:
         """Whether rank 0 has given the save up; asked of the store once a second."""

@@ -1,6 +1,7 @@
 """The thread that saves, as far as it is the same in rank 0 and in every other."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 
 from holdfast.capture.boundary import Boundary
@@ -12,7 +13,7 @@ from holdfast.snapshot import Snapshots
 from holdfast.ticket import Ticket
 
 
-class Serving:
+class Serving(ABC):
     """Takes snapshots of boundaries in a thread of its own, from the first of a training to its end.
 
     Args:
@@ -50,8 +51,9 @@ class Serving:
         """Whether there is a checkpoint of that very boundary."""
         return boundary.number == self._saved_number
 
+    @abstractmethod
     def _serve(self) -> None:
-        raise NotImplementedError
+        """What the thread does."""
 
     def _let_go(self) -> None:
         """Storage hangs: training is not held any longer. A snapshot that is not whole is lost."""

@@ -145,7 +145,7 @@ class Stream:
 
     def _call_for_help(self, work: "_Work") -> None:
         # The check is short, and what was saved is of use to nobody before it.
-        wanted = self._hurry.is_set() or (work == self._check and len(self._to_check) > 1)
+        wanted = self._hurry.is_set() or len(self._to_check) > 1
         if wanted and not self._helpers and threading.get_ident() == self._reader:
             more = min(_MOST_READERS, self._processors) - 1
             self._helpers = [self._start(work, f"read-{n}") for n in range(1, more + 1)]
