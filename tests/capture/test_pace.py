@@ -30,7 +30,11 @@ def seconds_for(pace: Pace, blocks: int, waits: threading.Event) -> float:
 
 
 def test_two_writers_together_keep_to_the_limit() -> None:
-    assert seconds_for(Pace(1000), 6, hurry()) >= 0.5
+    assert seconds_for(Pace(1000), 6, hurry()) >= 0.6
+
+
+def test_a_save_of_a_single_block_keeps_to_it_as_well() -> None:
+    assert seconds_for(Pace(1000), 1, hurry()) >= 0.1
 
 
 def test_without_a_limit_nobody_waits() -> None:

@@ -50,8 +50,8 @@ class Pace:
         if self.bytes_per_second is None:
             return
         with self._lock:
-            turn = max(self._free_at, time.monotonic())
-            self._free_at = turn + size / self.bytes_per_second
+            # Its own bytes count, not only those before it: a save may be one block, and the largest may come last.
+            turn = self._free_at = max(self._free_at, time.monotonic()) + size / self.bytes_per_second
         while not (self.pressing or hurry.is_set() or stopped()):
             left = turn - time.monotonic()
             if left <= 0:
