@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 
 from holdfast.capture.state import Part, Stored
 from holdfast.layouts import native, native_reading
 from holdfast.layouts.tensor_file import Image
-from holdfast.store.manifest import File
+from holdfast.store.digest import Digester
+from holdfast.store.manifest import Digest, File
 
 
 def content(image: Image) -> bytes:
@@ -58,7 +58,14 @@ def read(
 def listed(directory: Path, path: str) -> File:
     """What a manifest would say of a file as it is now."""
     data = (directory / path).read_bytes() if (directory / path).is_file() else b""
-    return File(path, len(data), xxhash.xxh3_128_hexdigest(data))
+    return File(path, len(data), *digests_of(data))
+
+
+def digests_of(data: bytes) -> Digest:
+    """The digests that a file of these bytes has."""
+    digester = Digester()
+    digester.update(data)
+    return digester.digest()
 
 
 def move(old: Sequence[Part], new: Iterable[Part], directory: Path) -> list[str]:

@@ -8,6 +8,8 @@ import torch
 
 from holdfast import Checkpointer
 from holdfast.store.blocks import takes_direct_writes
+from holdfast.store.manifest import File, decode
+from parts import digests_of
 from support import holdfast
 from waiting import wait_until
 
@@ -76,3 +78,8 @@ def test_files_of_a_megabyte_and_more_are_written_whole_either_way(
             loop.step()
             loop.ckpt.save(wait=True)
         assert holdfast("verify", tmp_path / way).returncode == 0
+        (checkpoint,) = (tmp_path / way).glob("checkpoint-*")
+        listed = {file.path: file for file in decode((checkpoint / "MANIFEST.json").read_bytes()).files}
+        for path, file in listed.items():
+            assert file == File(path, file.size, *digests_of((checkpoint / path).read_bytes()))
+        assert len(listed["model.safetensors"].blocks) == 2 * 32

@@ -19,6 +19,7 @@ from holdfast.capture.stream import Stream
 from holdfast.errors import SaveError, TornError
 from holdfast.saving import Snapshot
 from holdfast.store.blocks import BlockFile, takes_direct_writes
+from holdfast.store.manifest import Digest
 
 
 class Subject(Protocol):
@@ -136,7 +137,7 @@ class Snapshots:
         """What rank 0 tells the other ranks of a boundary before they write."""
         return self._subject.common(boundary.recorded)
 
-    def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+    def _write(self, boundary: Boundary, directory: Path) -> dict[str, Digest]:
         try:
             return self._stream(boundary, directory)
         except TornError as torn:
@@ -144,7 +145,7 @@ class Snapshots:
                 raise
             raise _left() from torn
 
-    def _stream(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+    def _stream(self, boundary: Boundary, directory: Path) -> dict[str, Digest]:
         self._require_untouched(boundary)
         images = self._subject.images(boundary, directory)
         if self._direct is None:
@@ -163,11 +164,11 @@ class Snapshots:
                 if not self._gate.open(boundary.number):
                     raise _left()
                 self.streamed = stream.streamed
-                digests = stream.finish()
+                stream.finish()
                 self.not_finite = stream.not_finite
             finally:
                 stream.close()
-        return {image.path: digest for image, digest in zip(images, digests, strict=True)}
+        return {image.path: sink.digests() for image, sink in zip(images, sinks, strict=True)}
 
     def _require_untouched(self, boundary: Boundary) -> None:
         if boundary.mark is not None and (changed := self._net.changed(boundary.mark, self._net.mark())):

@@ -17,6 +17,7 @@ from holdfast.run.run import Run
 from holdfast.saving import Snapshot
 from holdfast.store import catalog, files, pins, retention
 from holdfast.store.blocks import BlockFile
+from holdfast.store.manifest import Digest
 from holdfast.store.retention import Keep, StillWantedError
 from support import RUN
 
@@ -45,7 +46,7 @@ def promise_what_is_there(recorder: Recorder) -> None:
 def snapshot(step: int) -> Snapshot:
     """Three small files, written as tensors are: synced by nobody but the commit."""
 
-    def write(folder: Path) -> dict[str, str]:
+    def write(folder: Path) -> dict[str, Digest]:
         (folder / "folder").mkdir()
         for name, content in FILES.items():
             with BlockFile(folder / name) as file:

@@ -10,7 +10,7 @@ import parts
 from holdfast.capture.shard import Place
 from holdfast.capture.state import ASIDE, Given, Stored
 from holdfast.errors import CheckpointError, DamagedCheckpointError, SaveError, UnsupportedError
-from holdfast.layouts import assembly, export, native
+from holdfast.layouts import assembly, export, native, native_reading
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 from parts import same
@@ -123,6 +123,29 @@ def test_only_the_files_that_a_rank_needs_are_opened(tmp_path: Path) -> None:
     assert same(found["model"].tensors["w"], STATE["uneven"][:2])
     with pytest.raises(CheckpointError, match="model-00001-of-00004"):
         parts.read(checkpoint, [file.path for file in manifest.files], tensors=manifest.tensors)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_of_a_large_file_only_the_part_that_a_rank_needs_is_read_and_proved(tmp_path: Path, rank: int) -> None:
+    large = filled(torch.float32, 8, 1 << 19)
+    checkpoint = committed(tmp_path, [("model", {"w": large}, REST)], {}, 1)
+    listed = {file.path: file for file in manifest_of(checkpoint).files}
+    with (checkpoint / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+
+    def read_quarter() -> torch.Tensor:
+        with native_reading.opened(
+            checkpoint, list(listed.values()), {}, places=lambda _, __, shape: place(shape, (4, 1), rank)
+        ) as it:
+            it.read()
+        return it.stored["model"].tensors["w"]
+
+    if rank == 0:
+        assert same(read_quarter(), large[:2])
+    else:
+        with pytest.raises(DamagedCheckpointError, match=r"model\.safetensors: its bytes have changed"):
+            read_quarter()
 
 
 def test_what_this_process_has_is_read_right_into_its_memory(tmp_path: Path) -> None:

@@ -146,7 +146,10 @@ _MANIFEST = {
     "reasons": [{"id": "0" * 32, "door": "command", "why": "holdfast save", "label": "", "asked_at": 1.0}],
     "boundary": {"face": "update"},
     "versions": {"torch": "2.13.0"},
-    "files": [{"path": "model-00000-of-00002.safetensors", "size": 1, "xxh3_128": "c" * 32}],
+    "files": [
+        {"path": "model-00000-of-00002.safetensors", "size": 1, "xxh3_128": "c" * 32},
+        {"path": "large", "size": manifest.BLOCK_BYTES + 1, "xxh3_128": "d" * 32, "blocks": "e" * 64},
+    ],
     "tensors": {
         "model": {
             "w": {

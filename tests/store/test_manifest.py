@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.store.manifest import File, Manifest, ManifestError, decode
+from holdfast.store.manifest import BLOCK_BYTES, File, Manifest, ManifestError, decode
 from support import fuzzed, manifest
 
 FILES = (File("a", 1, "0" * 32), File("folder/b.bin", 0, "f" * 32))
@@ -54,6 +54,14 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
+
+
+def large_files(blocks: list[str]) -> st.SearchStrategy[File]:
+    """Files that are long enough for so many blocks, and no longer."""
+    sizes = st.integers((len(blocks) - 1) * BLOCK_BYTES + 1, len(blocks) * BLOCK_BYTES)
+    return st.builds(File, NAMES, sizes, TOKENS, st.just("".join(blocks)))
+
+
 MANIFESTS = st.builds(
     Manifest,
     layout=TEXT,
@@ -68,7 +76,8 @@ MANIFESTS = st.builds(
     boundary=st.dictionaries(TEXT, JSON, max_size=3),
     versions=st.dictionaries(TEXT, TEXT, max_size=3),
     files=st.lists(
-        st.builds(File, NAMES, st.integers(0, 2**63 - 1), TOKENS),
+        st.builds(File, NAMES, st.integers(0, BLOCK_BYTES), TOKENS)
+        | st.lists(TOKENS, min_size=2, max_size=4).flatmap(large_files),
         min_size=1,
         max_size=4,
         unique_by=lambda file: file.path.casefold(),
@@ -198,8 +207,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 }
 
 
-def one_file(path: Any = "a", size: Any = 1, digest: Any = "0" * 32) -> bytes:
-    return changed(files=[{"path": path, "size": size, "xxh3_128": digest}])
+def one_file(path: Any = "a", size: Any = 1, digest: Any = "0" * 32, **more: Any) -> bytes:
+    return changed(files=[{"path": path, "size": size, "xxh3_128": digest, **more}])
 
 
 for _path in (
@@ -220,6 +229,20 @@ for _size in (-1, 2**63, 1.0, True, "1", None):
     REFUSED[f"a file of the size {_size!r}"] = (one_file(size=_size), "gives a no size")
 for _digest in ("", "0" * 31, "0" * 33, "G" * 32, "0" * 32 + "\n", 0, None):
     REFUSED[f"a file of the digest {_digest!r}"] = (one_file(digest=_digest), "gives a no digest")
+for _size, _blocks in (
+    (BLOCK_BYTES, "0" * 32),
+    (BLOCK_BYTES + 1, ""),
+    (BLOCK_BYTES + 1, "0" * 63),
+    (BLOCK_BYTES + 1, "0" * 32 + "G" * 32),
+    (BLOCK_BYTES + 1, ["0" * 32] * 2),
+    (2 * BLOCK_BYTES, "0" * 96),
+    (2**62, "0" * 64),
+    (1, None),
+):
+    REFUSED[f"a file of {_size} bytes with the blocks {_blocks!r}"] = (
+        one_file(size=_size, blocks=_blocks),
+        "does not give a a digest for each of its blocks",
+    )
 for _twin in ("a", "A"):
     REFUSED[f"a file twice, as a and {_twin}"] = (
         changed(files=[{"path": path, "size": 1, "xxh3_128": "0" * 32} for path in ("a", _twin)]),
@@ -321,7 +344,14 @@ def test_any_json_raises_nothing_but_a_manifest_error(changes: dict[str, Any], w
 
 
 @fuzzed
-@given(st.lists(st.fixed_dictionaries({"path": ODD | NAMES, "size": ODD, "xxh3_128": ODD | TOKENS}), max_size=3))
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"path": ODD | NAMES, "size": ODD, "xxh3_128": ODD | TOKENS}, optional={"blocks": ODD | TOKENS}
+        ),
+        max_size=3,
+    )
+)
 def test_any_list_of_files_raises_nothing_but_a_manifest_error(files: list[Any]) -> None:
     refuses_or_reads(changed(files=files))
 

@@ -3,13 +3,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-import xxhash
 
 from holdfast.store import files, range_reading, reading
-from holdfast.store.manifest import File
-from holdfast.store.reading import BLOCK_BYTES, Source, Span
+from holdfast.store.manifest import BLOCK_BYTES, File
+from holdfast.store.reading import Source, Span
+from parts import digests_of
 
 DIRECT, CACHED = "direct", "cached"
 
@@ -21,10 +22,10 @@ def written(path: Path, size: int) -> bytes:
 
 
 def source(path: Path, data: bytes, ranges: Sequence[tuple[int, int]] = ()) -> tuple[Source, list[bytearray]]:
-    """A file of which some ranges are wanted, and where they go."""
+    """A file of which some ranges are wanted, and where they go; without ranges it is only digested."""
     into = [bytearray(end - begin) for begin, end in ranges]
     spans = [Span(begin, memoryview(one)) for (begin, _), one in zip(ranges, into, strict=True)]
-    return Source(File(path.name, len(data), xxhash.xxh3_128_hexdigest(data)), spans), into
+    return Source(File(path.name, len(data), *digests_of(data)), spans if ranges else None), into
 
 
 def read(folder: Path, sources: Sequence[Source], *, through_cache: bool = False) -> list[str | None]:
@@ -54,7 +55,7 @@ def test_every_byte_of_a_file_of_any_length_arrives_where_it_belongs(tmp_path: P
     assert read(tmp_path, [whole]) == [None] and b"".join(into) == data
 
 
-def test_ranges_of_any_place_and_length_arrive_and_what_lies_between_is_digested(tmp_path: Path, way: str) -> None:
+def test_ranges_of_any_place_and_length_arrive(tmp_path: Path, way: str) -> None:
     size = 3 * BLOCK_BYTES + 77
     data = written(tmp_path / "f", size)
     chance = Random(1)
@@ -91,11 +92,53 @@ def test_many_files_at_once_each_with_its_own_digest(tmp_path: Path, way: str) -
 @pytest.mark.parametrize("place", [0, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 4])
 def test_a_changed_byte_is_found_wherever_it_is(tmp_path: Path, way: str, place: int) -> None:
     data = written(tmp_path / "f", 2 * BLOCK_BYTES + 5)
-    one, _ = source(tmp_path / "f", data, [(5, 2 * BLOCK_BYTES)])
+    one, _ = source(tmp_path / "f", data, [(5, 2 * BLOCK_BYTES + 1)])
     with (tmp_path / "f").open("r+b") as file:
         file.seek(place)
         file.write(bytes([data[place] ^ 1]))
     assert read(tmp_path, [one]) == ["f: its bytes have changed since it was written"]
+
+
+@pytest.mark.parametrize(("place", "is_found"), [(2, False), (BLOCK_BYTES + 5, True), (3 * BLOCK_BYTES + 4, False)])
+def test_of_a_file_of_which_some_is_wanted_its_blocks_alone_are_read(
+    tmp_path: Path, way: str, place: int, is_found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = written(tmp_path / "f", 3 * BLOCK_BYTES + 5)
+    one, (into,) = source(tmp_path / "f", data, [(BLOCK_BYTES + 70_000, 2 * BLOCK_BYTES + 1)])
+    asked = []
+    read_unit = reading._read
+
+    def counting(unit: reading._Unit, block: memoryview) -> None:
+        asked.append((unit.offset, unit.size))
+        read_unit(unit, block)
+
+    monkeypatch.setattr(reading, "_read", counting)
+    with (tmp_path / "f").open("r+b") as file:
+        file.seek(place)
+        file.write(bytes([data[place] ^ 1]))
+    assert read(tmp_path, [one]) == ["f: its bytes have changed since it was written" if is_found else None]
+    if not is_found:
+        assert sorted(asked) == [(BLOCK_BYTES, BLOCK_BYTES), (2 * BLOCK_BYTES, BLOCK_BYTES)]
+        assert into == data[BLOCK_BYTES + 70_000 : 2 * BLOCK_BYTES + 1]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_no_more_files_are_open_than_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {f"f{number}": written(tmp_path / f"f{number}", number) for number in range(300)}
+    most, read_unit = [0], reading._read
+
+    def counting(unit: reading._Unit, block: memoryview) -> None:
+        most[0] = max(most[0], open_files())
+        read_unit(unit, block)
+
+    monkeypatch.setattr(reading, "_read", counting)
+    before = open_files()
+    assert read(tmp_path, [source(tmp_path / name, data)[0] for name, data in content.items()]) == [None] * 300
+    assert most[0] - before <= 2 * reading.READERS + 4
+    assert open_files() == before
 
 
 def test_a_file_that_claims_any_size_is_not_waited_for(tmp_path: Path) -> None:
@@ -135,9 +178,9 @@ def test_a_file_that_gets_shorter_while_it_is_read_is_changed(
     one, _ = source(tmp_path / "f", data)
     targets = reading._targets
 
-    def truncating(unit: reading._Unit) -> list[tuple[int, memoryview]]:
+    def truncating(*given: Any) -> list[tuple[int, memoryview]]:
         os.truncate(tmp_path / "f", 50)
-        return targets(unit)
+        return targets(*given)
 
     monkeypatch.setattr(reading, "_targets", truncating)
     assert read(tmp_path, [one]) == ["f: its bytes have changed since it was written"]

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
-import xxhash
 
 from holdfast.capture.copying import Copier, digests_of
 from holdfast.capture.cutting import Image, Sources, bytes_of, in_order
@@ -29,6 +28,9 @@ _LOOK_SECONDS = 0.001
 
 class Sink(Protocol):
     """An open file."""
+
+    def digest(self, data: memoryview) -> None:
+        """Takes bytes into the file's digests. All come, in order and from one thread at a time."""
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`."""
@@ -74,7 +76,6 @@ class Stream:
         self._pace = pace or Pace()
         self._finite = Finite(places or Places({}))
         self._processors = len(os.sched_getaffinity(0))
-        self._hashes = [xxhash.xxh3_128() for _ in images]
         self._error: BaseException | None = None
         self._taking = threading.Lock()
         self._next_read = 0
@@ -107,15 +108,14 @@ class Stream:
         if self._torn:
             raise TornError(list(dict.fromkeys(self._torn)))
 
-    def finish(self) -> list[str]:
-        """Returns when all is written: the xxh3_128 of each file, as 32 hexadecimal digits.
+    def finish(self) -> None:
+        """Returns when all is written.
 
         Raises:
             OSError: The disk does not take it.
         """
         self.close()
         self._raise()
-        return [found.hexdigest() for found in self._hashes]
 
     @property
     def not_finite(self) -> list[str]:
@@ -205,7 +205,7 @@ class Stream:
                 number, block = found
                 file, unit = self._units[number]
                 if not self._stopped():
-                    self._hashes[file].update(block.view[: unit.size])
+                    self._sinks[file].digest(block.view[: unit.size])
             try:
                 if not self._stopped():
                     # What was just digested is in the cache. The readers, who had it there too, hold training up.

@@ -9,8 +9,7 @@ from holdfast.capture.state import ASIDE, Stored
 from holdfast.errors import CheckpointError, SaveError, UnsupportedError
 from holdfast.layouts import json_file, tensor_file
 from holdfast.layouts.tensor_file import Image
-from holdfast.store import names
-from holdfast.store.manifest import tensor_problem
+from holdfast.store import grid, names
 
 if TYPE_CHECKING:
     import torch
@@ -127,7 +126,7 @@ def merge(told: Iterable[Tensors]) -> dict[str, dict[str, Any]]:
                 entry["pieces"] += one["pieces"]
     for part, tensors in found.items():
         for name, entry in tensors.items():
-            if problem := tensor_problem(entry):
+            if problem := grid.problem(entry):
                 lacking = [rank for rank, parts in enumerate(ranks) if name not in parts.get(part, {})]
                 if lacking and not entry["pieces"]:
                     raise _on_one_alone(part, name, 0, lacking[0])

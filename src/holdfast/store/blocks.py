@@ -1,8 +1,6 @@
 """A file that is written in blocks, in any order, by several threads: past the page cache where that is possible.
 
 Writing through the cache touches as much fresh memory as the file is long, which takes longer than the disk does.
-
-Standard library alone.
 """
 
 import ctypes
@@ -14,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from holdfast.store import files
+from holdfast.store.digest import Digester
+from holdfast.store.manifest import Digest
 
 # What direct writes are aligned to, in memory and in the file: no disk has larger sectors.
 _PAGE = 4096
@@ -66,6 +66,7 @@ class BlockFile:
     """
 
     def __init__(self, path: Path, size: int = 0, *, direct: bool = False) -> None:
+        self._digester = Digester()
         self._fd = files.open_new(path)
         self._direct: int | None = None
         self._refused = False
@@ -85,6 +86,14 @@ class BlockFile:
         os.close(self._fd)
         if self._direct is not None:
             os.close(self._direct)
+
+    def digest(self, data: memoryview) -> None:
+        """Takes bytes into the file's digests: all of them come here, in order."""
+        self._digester.update(data)
+
+    def digests(self) -> Digest:
+        """The digests of what has come to `digest`."""
+        return self._digester.digest()
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`. The system takes a short write for no error, so this loops."""

@@ -5,38 +5,52 @@ Standard library alone. What is read here may have been written by anybody, so e
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
-from holdfast.store import names
+from holdfast.store import grid, names
 
 FORMAT = "holdfast-checkpoint"
 VERSION = 1
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
-_MOST_DIMENSIONS = 64  # torch's own limit
 MOST_NAMED = 20
 _MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
-_DIGEST = re.compile(r"[0-9a-f]{32}")
+_DIGITS = 32
+_DIGESTS = re.compile(rf"([0-9a-f]{{{_DIGITS}}})*")
+BLOCK_BYTES = 4 << 20
+"""How much of a file one of its digests is of."""
 
 
 class ManifestError(ValueError):
     """A manifest that is not one, or that this version does not read."""
 
 
+class Digest(NamedTuple):
+    """The digests of one file, each as 32 hexadecimal digits of its xxh3_128."""
+
+    whole: str
+    blocks: str
+    """Of each `BLOCK_BYTES` of it, one after the other, so that a part can be read and proved; of one block: empty."""
+
+
 @dataclass(frozen=True)
 class File:
-    """One file of a checkpoint: its path inside, its size in bytes, its xxh3_128."""
+    """One file of a checkpoint: its path inside, its size in bytes, and its `Digest`."""
 
     path: str
     size: int
     xxh3_128: str
+    blocks: str = ""
+
+    def expected(self, offset: int) -> str:
+        """The digest of the block that begins at an offset."""
+        first = offset // BLOCK_BYTES * _DIGITS
+        return self.blocks[first : first + _DIGITS] or self.xxh3_128
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,7 @@ class Manifest:
 
     def _body(self) -> bytes:
         content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
+        content["files"] = [{key: value for key, value in file.items() if value != ""} for file in content["files"]]
         del content["tensors"]
         if not self.not_finite:
             del content["not_finite"]
@@ -176,20 +191,26 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
         raise ManifestError(f"the manifest lists {len(listed)} files")
     files = []
     for item in listed:
-        if not isinstance(item, dict) or set(item) != {"path", "size", "xxh3_128"}:
+        if not isinstance(item, dict) or item.keys() - {"blocks"} != {"path", "size", "xxh3_128"}:
             raise ManifestError("the manifest lists something that is no file")
-        path, size, digest = item["path"], item["size"], item["xxh3_128"]
+        path, size, digest, blocks = item["path"], item["size"], item["xxh3_128"], item.get("blocks", "")
         if not isinstance(path, str) or not names.is_relative_path(path) or path == names.MANIFEST:
             raise ManifestError(f"the manifest lists a file under a name that is not allowed: {names.quoted(path)}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
             raise ManifestError(f"the manifest gives {path} no size")
-        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        if not _are_digests(digest, 1):
             raise ManifestError(f"the manifest gives {path} no digest")
-        files.append(File(path, size, digest))
+        if not _are_digests(blocks, -(-size // BLOCK_BYTES) if size > BLOCK_BYTES else 0):
+            raise ManifestError(f"the manifest does not give {path} a digest for each of its blocks")
+        files.append(File(path, size, digest, blocks))
     # Two names that differ in case alone are one file on some file systems.
     if len({file.path.casefold() for file in files}) != len(files):
         raise ManifestError("the manifest lists a file twice")
     return tuple(files)
+
+
+def _are_digests(value: Any, count: int) -> bool:
+    return isinstance(value, str) and len(value) == count * _DIGITS and _DIGESTS.fullmatch(value) is not None
 
 
 def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
@@ -197,60 +218,11 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
         raise ManifestError("the manifest's 'tensors' are of the wrong kind")
     for part, tensors in parts.items():
         for name, told in tensors.items():
-            if problem := tensor_problem(told, paths):
+            if problem := grid.problem(told, paths):
                 raise ManifestError(
                     f"the manifest's 'tensors' are wrong about {names.quoted(name)} of {names.quoted(part)}: {problem}"
                 )
     return parts
-
-
-def tensor_problem(told: Any, paths: set[str] | None = None) -> str:
-    """What is wrong with what is said of one tensor's pieces; empty if nothing is.
-
-    Args:
-        told: Its `shape` and `pieces`. It may have been written by anybody.
-        paths: The files that there are; None where that is not known yet.
-    """
-    if not isinstance(told, dict) or set(told) != {"shape", "pieces"} or not _counts(told["shape"]):
-        return "it is not described by a shape and pieces"
-    shape, pieces = told["shape"], told["pieces"]
-    if not isinstance(pieces, list) or not pieces:
-        return "it has no pieces"
-    for piece in pieces:
-        if not isinstance(piece, dict) or set(piece) != {"file", "offset", "lengths"}:
-            return "a piece is not described by a file, an offset and lengths"
-        file, offset, lengths = piece["file"], piece["offset"], piece["lengths"]
-        if not isinstance(file, str) or not file.endswith(".safetensors") or (paths is not None and file not in paths):
-            return f"a piece is said to be in {names.quoted(file)}, which is no file of tensors that the manifest lists"
-        if not _counts(offset) or not _counts(lengths) or not len(offset) == len(lengths) == len(shape):
-            return f"its piece in {file} has no place"
-        if any(begin + length > most for begin, length, most in zip(offset, lengths, shape, strict=True)):
-            return f"its piece in {file} lies outside of it"
-    if not _fill(shape, [(tuple(piece["offset"]), piece["lengths"]) for piece in pieces]):
-        there = sum(math.prod(piece["lengths"]) for piece in pieces)
-        return f"its {len(pieces)} pieces, {there:,} values in all, do not fill its shape {shape} once, as a grid"
-    return ""
-
-
-def _fill(shape: Sequence[int], pieces: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> bool:
-    """Whether pieces are the cells of a grid, all of them, each once. That is what ranks write, and quick to check."""
-    if 0 in shape:
-        return len(pieces) == 1
-    ends = []
-    for dimension, length in enumerate(shape):
-        cuts = sorted({0, length, *(offset[dimension] for offset, _ in pieces)})
-        ends.append(dict(pairwise(cuts)))
-    return len({offset for offset, _ in pieces}) == len(pieces) == math.prod(map(len, ends)) and all(
-        end.get(begin) == begin + length
-        for offset, lengths in pieces
-        for end, begin, length in zip(ends, offset, lengths, strict=True)
-    )
-
-
-def _counts(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) > _MOST_DIMENSIONS:
-        return False
-    return all(type(count) is int and 0 <= count < 2**63 for count in value) and math.prod(value) < 2**63
 
 
 def _is_deep(value: Any, most: int) -> bool:

@@ -1,4 +1,4 @@
-"""Files of a checkpoint, read in blocks by several threads: digested in order as they pass, and put where they belong.
+"""Files of a checkpoint, read in blocks by several threads, each block digested as it passes and put where it belongs.
 
 What is in the page cache is read through it, straight into place. What is not comes past it, through blocks of a few
 megabytes: to fill the cache on the way costs as much as the reading itself.
@@ -19,11 +19,10 @@ import xxhash
 
 from holdfast.store import files
 from holdfast.store.file_problems import changed, size_problem, unreadable
-from holdfast.store.manifest import File
+from holdfast.store.manifest import BLOCK_BYTES, File
 from holdfast.store.range_reading import Target, read_range
 
 READERS = 4
-BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,16 @@ class Span:
 
 @dataclass
 class Source:
-    """A file that is read whole.
+    """A file that is read, whole or as far as some of it is wanted.
 
     Args:
         file: What the manifest says of it.
-        spans: What of it goes where, in the order of their offsets; the rest is only digested.
+        spans: What of it goes where, in the order of their offsets. The blocks that hold it are read, and digested
+            whole; None: all are, and nothing goes anywhere.
     """
 
     file: File
-    spans: Sequence[Span] = ()
+    spans: Sequence[Span] | None = None
     problem: str | None = field(default=None, init=False)
     """What is wrong with it."""
 
@@ -60,23 +60,13 @@ def read(folder: int, sources: Sequence[Source], *, through_cache: bool = False)
     _Reader(folder, sources, through_cache).run()
 
 
-@dataclass(frozen=True)
-class _Unit:
-    """One block of a file; the last that is looked at of it closes it."""
-
-    source: Source
-    opened: "_Open"
-    offset: int
-    size: int
-    last: bool
-
-
 class _Open:
-    """A file while it is read."""
+    """A file while it is read, by any number of threads: the last to leave it closes it."""
 
     def __init__(self, folder: int, source: Source, through_cache: bool) -> None:
-        self.hash = xxhash.xxh3_128()
-        self.starts = [span.offset for span in source.spans]
+        self.source = source
+        self.starts = [span.offset for span in source.spans or ()]
+        self.users = 1
         self._closing = ExitStack()
         try:
             self.cached = self._closing.enter_context(files.open_inside(folder, source.file.path))
@@ -93,8 +83,23 @@ class _Open:
                 return
             self._closing.callback(os.close, self.direct)
 
+    def leave(self) -> None:
+        self.users -= 1
+        if not self.users:
+            self.close()
+
     def close(self) -> None:
         self._closing.close()
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One block of a file, and what of it goes where."""
+
+    opened: _Open
+    offset: int
+    size: int
+    targets: Sequence[Target]
 
 
 class _Reader:
@@ -102,10 +107,9 @@ class _Reader:
         self._folder = folder
         self._sources = sources
         self._through_cache = through_cache
-        self._units = enumerate(self._cut())
+        self._units = self._cut()
         self._opened: list[_Open] = []
-        self._turn = 0
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -130,72 +134,59 @@ class _Reader:
             opened = _Open(self._folder, source, self._through_cache)
             self._opened.append(opened)
             for offset in range(0, source.file.size or 1, BLOCK_BYTES):
-                size = min(BLOCK_BYTES, source.file.size - offset)
-                last = source.problem is not None or offset + size == source.file.size
-                yield _Unit(source, opened, offset, size, last)
-                if last:
+                if source.problem is not None:
                     break
+                size = min(BLOCK_BYTES, source.file.size - offset)
+                targets = _targets(opened, offset, size)
+                if targets or source.spans is None:
+                    opened.users += 1
+                    yield _Unit(opened, offset, size, targets)
+            opened.leave()
 
     def _guarded(self) -> None:
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked for the work
-            with self._changed:
-                self._error = self._error or error
-                self._changed.notify_all()
+            self._error = self._error or error
 
     def _work(self) -> None:
         block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
-        while True:
-            with self._changed:
-                number, unit = next(self._units, (0, None))
-            if unit is None or self._error is not None:
+        while self._error is None:
+            with self._lock:
+                unit = next(self._units, None)
+            if unit is None:
                 return
-            views = _read(unit, block)
-            with self._changed:
-                while self._turn != number:
-                    if self._error is not None:
-                        return
-                    self._changed.wait()
-            _digest(unit, views)
-            with self._changed:
-                self._turn += 1
-                self._changed.notify_all()
+            _read(unit, block)
+            with self._lock:
+                unit.opened.leave()
 
 
-def _read(unit: _Unit, block: memoryview) -> list[memoryview]:
-    """Brings a unit to where it belongs. Gives its bytes, to be digested from there; none where they cannot be had."""
-    source, opened = unit.source, unit.opened
-    if source.problem is not None:
-        return []
+def _read(unit: _Unit, block: memoryview) -> None:
+    """Brings a unit to where it belongs, and digests its bytes from there."""
+    opened, source = unit.opened, unit.opened.source
+    found = xxhash.xxh3_128()
     try:
-        return read_range(opened.cached, opened.direct, unit.offset, unit.size, _targets(unit), block)
+        for view in read_range(opened.cached, opened.direct, unit.offset, unit.size, unit.targets, block):
+            found.update(view)
     except EOFError:
         source.problem = changed(source.file)
     except OSError as error:
         source.problem = unreadable(source.file, error)
-    return []
+    else:
+        if found.hexdigest() != source.file.expected(unit.offset):
+            source.problem = changed(source.file)
 
 
-def _digest(unit: _Unit, views: Sequence[memoryview]) -> None:
-    for view in views:
-        unit.opened.hash.update(view)
-    if unit.last:
-        if unit.source.problem is None and unit.opened.hash.hexdigest() != unit.source.file.xxh3_128:
-            unit.source.problem = changed(unit.source.file)
-        unit.opened.close()
-
-
-def _targets(unit: _Unit) -> list[Target]:
-    """Where the bytes of a unit go: from which of them on, and into what."""
+def _targets(opened: _Open, offset: int, size: int) -> list[Target]:
+    """Where the bytes of a block go: from which of them on, and into what."""
     found = []
-    first = max(0, bisect_right(unit.opened.starts, unit.offset) - 1)
-    for span in itertools.islice(unit.source.spans, first, None):
-        begin = max(span.offset, unit.offset)
-        end = min(span.offset + len(span.into), unit.offset + unit.size)
+    first = max(0, bisect_right(opened.starts, offset) - 1)
+    for span in itertools.islice(opened.source.spans or (), first, None):
+        begin = max(span.offset, offset)
+        end = min(span.offset + len(span.into), offset + size)
         if begin < end:
-            found.append((begin - unit.offset, span.into[begin - span.offset : end - span.offset]))
-        elif span.offset >= unit.offset + unit.size:
+            found.append((begin - offset, span.into[begin - span.offset : end - span.offset]))
+        elif span.offset >= offset + size:
             break
     return found
 
