@@ -195,6 +195,30 @@ def test_the_weights_arrive_in_the_memory_where_they_were(
     assert [one.data_ptr() for one in loop.model.parameters()] == pointers and same(loop.state(), states[2])
 
 
+def test_a_training_that_goes_back_keeps_the_memory_of_its_optimizer(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    _, loop = resumed(tmp_path)
+    pointers = [one.data_ptr() for held in loop.optimizer.state.values() for one in held.values()]
+    first = str(tmp_path / "checkpoint-1")
+    with Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer, resume=first, say=loop.said.append) as ckpt:
+        assert ckpt.resume() == 1
+    assert [one.data_ptr() for held in loop.optimizer.state.values() for one in held.values()] == pointers
+    assert len(pointers) == 6 and same(loop.state(), states[0])
+
+
+def test_state_that_a_checkpoint_has_otherwise_or_not_at_all_is_not_kept(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    _, loop = resumed(tmp_path)
+    for held in loop.optimizer.state.values():
+        held.update(exp_avg=held["exp_avg"].double(), extra=torch.ones(3))
+    first = str(tmp_path / "checkpoint-1")
+    with Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer, resume=first, say=loop.said.append) as ckpt:
+        ckpt.resume()
+    assert same(loop.state(), states[0])
+
+
 def test_an_error_of_reading_itself_comes_out_of_resume(
     tmp_path: Path, states: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -173,8 +173,9 @@ def test_the_tensors_of_a_new_state_are_those_that_were_read_if_they_are_given_a
     given = save(parts, tmp_path)["optimizer"]
     copied = Stored(dict(given.tensors), given.rest)
     for stored, is_shared in ((copied, False), (given, True), (given, False)):  # what is given is given once
-        parts[1].restore(stored, strict=True)
-        (value,) = (held["exp_avg"] for one, held in optimizer.state.items() if one is next(model.parameters()))
+        new = optim.AdamW(model.parameters())
+        registered(model, new)[1].restore(stored, strict=True)
+        (value,) = (held["exp_avg"] for one, held in new.state.items() if one is next(model.parameters()))
         assert (value.data_ptr() == stored.tensors["model.0.weight/exp_avg"].data_ptr()) is is_shared
 
 

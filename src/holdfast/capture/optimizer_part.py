@@ -11,8 +11,8 @@ from torch import optim
 from holdfast.capture import optimizer_state, tree
 from holdfast.capture.model_part import ModelPart
 from holdfast.capture.optimizer_fit import Fit, compare
-from holdfast.capture.shard import Place, place_of
-from holdfast.capture.state import Stored
+from holdfast.capture.shard import Place, local_of, place_of
+from holdfast.capture.state import Given, Stored
 from holdfast.errors import CheckpointError, UnsupportedError
 
 # These change their state in place once it is there. Others may put other tensors there at every step.
@@ -158,8 +158,8 @@ class OptimizerPart:
         return None if parameter is None or tuple(parameter.shape) != shape else place_of(parameter, name)
 
     def memory(self) -> dict[str, torch.Tensor]:
-        """Nothing: before its first step an optimizer has no state, and keeps what it is given."""
-        return {}
+        """What this process has of the state: nothing before the first step."""
+        return {name: local_of(one) for name, one in self.live().items()}
 
     def problems(self, stored: Stored) -> list[str]:
         """Why a checkpoint does not fit: the class, the groups and their members, the shapes of parameters."""
@@ -170,6 +170,8 @@ class OptimizerPart:
         fit = self._fit(stored)
         if strict and fit.problems:
             raise CheckpointError("; ".join(fit.problems))
+        if isinstance(stored.tensors, Given):  # what was read into the state's own memory is the state again
+            stored.tensors.free.update(name for name, one in self.memory().items() if _are_one(stored, name, one))
         notes = optimizer_state.put_back(self._optimizer, fit, stored)
         self._plan = self._make_plan()
         return [*(f"{problem}: left out" for problem in fit.problems), *(f"{self.name}: {note}" for note in notes)]
@@ -209,6 +211,11 @@ class OptimizerPart:
             list(_tensors(optimizer.state)),
             known,
         )
+
+
+def _are_one(stored: Stored, name: str, live: torch.Tensor) -> bool:
+    found = stored.tensors.get(name)
+    return found is not None and found.layout == live.layout == torch.strided and found.data_ptr() == live.data_ptr()
 
 
 def _tensors(state: Mapping[Any, Any]) -> Iterator[torch.Tensor]:
