@@ -47,6 +47,10 @@ class File:
     xxh3_128: str
     blocks: str = ""
 
+    def described(self) -> dict[str, Any]:
+        """What the manifest says of it, as JSON."""
+        return {key: value for key, value in asdict(self).items() if value != ""}
+
     def expected(self, offset: int) -> str:
         """The digest of the block that begins at an offset."""
         first = offset // BLOCK_BYTES * _DIGITS
@@ -96,8 +100,8 @@ class Manifest:
         return data
 
     def _body(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
-        content["files"] = [{key: value for key, value in file.items() if value != ""} for file in content["files"]]
+        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, files=(), tensors={}))}
+        content["files"] = [file.described() for file in self.files]
         del content["tensors"]
         if not self.not_finite:
             del content["not_finite"]
