@@ -100,7 +100,8 @@ def _of_state(state: Mapping[str, Any], lost: Mapping[str, list[float]], titles:
     for saver, found in state["savers"].items():
         values = {**found, **({"lost": lost[saver]} if saver in lost else {})}
         yield _line([titles[saver], *(_spread(values.get(name, ()), _COLUMNS[name][1]) for name in columns)])
-    yield _line(["raw direct write", *(_spread(state["raw"], 1.0) if name == "durable" else "" for name in columns)])
+    disk = {"durable": state["raw"], "cold": state.get("raw read", ())}
+    yield _line(["raw direct write, and read", *(_spread(disk.get(name, ()), 1.0) for name in columns)])
     yield _line(["copy in memory", *(_spread(state["copy"], 1e-3) if name == "safe" else "" for name in columns)])
 
 
@@ -118,7 +119,7 @@ def _of_first_step(ways: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) 
 
 
 def _of_goals(found: Sequence[goals.Goal]) -> Iterator[str]:
-    yield _line(["figure", "goal", "measured", "", "what this disk allows"])
+    yield _line(["figure", "goal", "measured", "", "what this machine allows"])
     yield _line(["---"] * 5)
     for goal in found:
         sign, unit = ">=" if goal.least else "<=", f" {goal.unit}" if goal.unit else ""

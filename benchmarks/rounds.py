@@ -10,7 +10,7 @@ from benchmarks.measure import remove, save_once
 from benchmarks.memory import Ballast
 from benchmarks.ours import Native, NativeAtOnce
 from benchmarks.plan import Plan
-from benchmarks.raw_write import RawWrite, copy_seconds
+from benchmarks.raw import RawFile, copy_seconds
 from benchmarks.states import State
 
 Values = dict[str, list[float]]
@@ -41,11 +41,11 @@ class Rounds:
 
     def measure(self, rounds: int) -> dict[str, Any]:
         """Saves and loads, every saver in each round, and each round begins with another one."""
-        raw, names = RawWrite(self._folder), list(self.turns)
+        raw, names = RawFile(self._folder, self._state.size), list(self.turns)
         found: dict[str, Values] = {name: {} for name in names}
-        written, copied = [], []
+        disk, copied = [], []
         for turn in range(rounds):
-            written.append(raw.seconds(self._state.size))
+            disk.append(raw.seconds())
             copied.append(copy_seconds(self._state.size))
             shift = turn * len(names) // rounds
             for name in names[shift:] + names[:shift]:
@@ -54,7 +54,8 @@ class Rounds:
                     found[name].setdefault(column, []).append(value)
                 shutil.rmtree(directory)
                 self._refill()
-        return {"bytes": self._state.size, "raw": written, "copy": copied, "savers": found}
+        written, read = zip(*disk, strict=True)
+        return {"bytes": self._state.size, "raw": written, "raw read": read, "copy": copied, "savers": found}
 
     def measure_lost(self, rounds: int) -> dict[str, Any]:
         """Training time that a save costs, every saver in each round."""
@@ -100,7 +101,7 @@ def measure_size(state: State, folder: Path, plan: Plan, filled: Ballast | None)
     raw: list[float] = []
     found: Values = {"stall": [], "durable": [], "safe": []}
     for _ in range(plan.rounds):
-        raw.append(RawWrite(folder).seconds(state.size))
+        raw.append(RawFile(folder, state.size).seconds()[0])
         for kind, columns in {Native: ("stall", "durable"), NativeAtOnce: ("safe",)}.items():
             with kind(state, new_directory(folder / kind.__name__)) as saver:
                 save_once(saver, 0)
