@@ -30,6 +30,7 @@ FLOORS = {
     "stopping": 6,
     "opening": 6,
     "serving": 7,
+    "origin": 7,
     "service": 8,
     "member": 8,
     "loop_state": 8,
@@ -43,7 +44,7 @@ FLOORS = {
 }
 # These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
 FACES = {"__init__", "__main__"}
-COMMIT_CORE = ("files", "names", "manifest", "commit")
+COMMIT_CORE = ("files", "names", "grid", "manifest", "commit")
 WITHOUT_TORCH = ("store", "run", "doors", "layouts", "cli")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "safetensors", "numpy"}
 

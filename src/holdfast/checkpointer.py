@@ -111,7 +111,7 @@ class Checkpointer:
         found = parts_of({name: part for name, part in parts.items() if name not in generators})
         keep = Keep(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
         self._engine = Engine(Path(output_dir), settings, keep, resume, native.NAME, say)
-        chosen = self._engine.chosen
+        chosen = self._engine.origin.chosen
         self._data = None if data is None else DataPosition(data)
         spared = [chosen.path] if chosen else []
         self._state = LoopState(found, generators, self._data, spared, self._engine.rank, self._engine.world_size)
@@ -169,7 +169,7 @@ class Checkpointer:
         """
         if self._step is not None:
             raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
-        chosen = self._engine.chosen
+        chosen = self._engine.origin.chosen
         step = 0 if chosen is None else self._load(chosen)
         self._step = step
         self._parameters = self._state.parameters()
@@ -256,9 +256,9 @@ class Checkpointer:
         engine, how = self._engine, {"strict": self._strict, "replay": self._replay}
         while True:
             try:
-                return load_into(self._state, chosen, **how, say=engine.announce, settle=engine.has_read)
+                return load_into(self._state, chosen, **how, say=engine.announce, settle=engine.origin.has_read)
             except DamagedCheckpointError as error:
-                chosen = engine.fall_back(error)
+                chosen = engine.origin.fall_back(error)
                 self._state.spare(chosen.path)
 
     def _require_an_update(self) -> None:

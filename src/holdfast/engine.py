@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from holdfast import opening, resuming
+from holdfast import opening
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.optimizer_hook import OptimizerHook
@@ -16,13 +16,13 @@ from holdfast.capture.reserve import Reserve
 from holdfast.config import Settings
 from holdfast.doors.reception import Reception
 from holdfast.doors.schedule import Minutes
-from holdfast.errors import DamagedCheckpointError, HoldfastError
+from holdfast.errors import HoldfastError
 from holdfast.leader import Leader
 from holdfast.member import Member
+from holdfast.origin import Origin
 from holdfast.ranks.beat import LEFT, Beat
 from holdfast.ranks.channel import joined
 from holdfast.ranks.roll import Roll
-from holdfast.resuming import Chosen
 from holdfast.run.request import Answer, Request
 from holdfast.service import Service
 from holdfast.snapshot import Snapshots, Subject
@@ -65,8 +65,8 @@ class Engine:
             opened = opening.lead(self.channel, output_dir, resume, layout, self.say)
         else:
             opened = opening.follow(self.channel, output_dir)
-        self.run, self.chosen = opened.run, opened.chosen
-        self._resume, self._layout, self._tried = resume, layout, 0
+        self.run = opened.run
+        self.origin = Origin(opened, self.channel, resume, layout, self.say)
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self.gate = Gate(self._wake)
         self._stopping = Stopping(self, settings.stop_grace_seconds)
@@ -169,35 +169,12 @@ class Engine:
         """Before the first boundary: the checkpoint that was resumed from, or an empty text. None once there is one."""
         if self.gate.boundary is not None:
             return None
-        return str(self.chosen.path) if self.chosen else ""
+        return str(self.origin.chosen.path) if self.origin.chosen else ""
 
     @property
     def interrupted(self) -> bool:
         """Whether the stop was a Ctrl+C: somebody sits there and wants the model."""
         return self.stop_requested and self._stopping.interrupted_at is not None
-
-    def has_read(self, failure: Exception | None) -> None:
-        """Returns when all ranks have read the checkpoint. Raises what has become of it in any, the failure first."""
-        opening.all_have_read(self.channel, self._tried, failure)
-
-    def fall_back(self, damaged: DamagedCheckpointError) -> Chosen:
-        """Takes an older checkpoint, in all ranks alike, because the one that was read is damaged.
-
-        Raises:
-            CheckpointError: No other will do.
-        """
-        chosen, root = self.chosen, self.run.root
-        assert chosen is not None
-        problems = damaged.problems or [str(damaged)]
-        self.chosen = opening.fall_back(
-            self.channel,
-            self._tried,
-            lambda: resuming.fall_back(chosen, problems, root, self._resume, self._layout, self.say),
-        )
-        self._tried += 1
-        if self.chosen.manifest is not None:
-            self.run.go_on_from(self.chosen.manifest.attempt)
-        return self.chosen
 
     def begin(self, subject: Subject, step: int, max_steps: int) -> None:
         """Training begins.

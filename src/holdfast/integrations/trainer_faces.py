@@ -76,7 +76,7 @@ class Faces:
 
     def begin(self) -> None:
         """Right before the first step: what a Trainer forgets on resume comes back."""
-        trainer, chosen = self._trainer, self._engine.chosen
+        trainer, chosen = self._trainer, self._engine.origin.chosen
         self._begun = time.monotonic()
         self._has_gone_on = False
         self._fetching = fetching = Fetching(trainer.callback_handler.train_dataloader)

@@ -101,7 +101,7 @@ def attach(
             interceptors(),
             Faces(trainer, opened),
         ):
-            chosen = opened.chosen
+            chosen = opened.origin.chosen
             _require_readable(trainer, chosen)
             output = inner(None if chosen is None else str(chosen.path), None, *args, **kwargs)
         if opened.stop_requested and on_stop == "exit":

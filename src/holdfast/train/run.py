@@ -73,7 +73,7 @@ def _settings(config: TrainConfig) -> Settings:
 
 def _announce(engine: Engine, screen: Screen) -> None:
     root, pid = engine.run.root, os.getpid()
-    if (chosen := engine.chosen) is not None:
+    if (chosen := engine.origin.chosen) is not None:
         screen.say(f"resuming from {chosen.path}")
     screen.say(f"run {root}, process {pid}")
     settings = engine.settings.dynamic_checkpoint
