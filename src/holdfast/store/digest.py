@@ -17,9 +17,17 @@ class Digester:
     def __init__(self) -> None:
         self._whole = xxhash.xxh3_128()
         self._blocks: list[str] = []
+        self._is_over = False
 
     def update(self, data: memoryview | bytes) -> None:
-        """Takes the next bytes: whole blocks, but for the last of the file."""
+        """Takes the next bytes: whole blocks, but for the last of the file.
+
+        Raises:
+            ValueError: The bytes before these were no whole blocks.
+        """
+        if self._is_over:
+            raise ValueError(f"bytes come after the end of a file: all but its last are blocks of {BLOCK_BYTES:,}")
+        self._is_over = len(data) % BLOCK_BYTES != 0
         for begin in range(0, len(data), BLOCK_BYTES):
             block = data[begin : begin + BLOCK_BYTES]
             self._blocks.append(xxhash.xxh3_128_hexdigest(block))
