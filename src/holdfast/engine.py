@@ -115,6 +115,7 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
+        self._end_schedule()
         is_stop = self._stopping.explains(error)
         if is_stop:
             self.stop_requested = True  # whatever becomes of its save: training is not finished
@@ -251,6 +252,7 @@ class Engine:
 
     def finish(self) -> None:
         """Training has come to its end by itself; a stop that met the last step changes nothing any more."""
+        self._end_schedule()
         self.settle()
         self.stop_requested = False
         self.finished = True
@@ -314,6 +316,10 @@ class Engine:
         if not self._service.has_saved(boundary):
             self.say(f"{name}: saving step {boundary.step} before it ends the training")
             self._reception.accept(Request("exception", why=name))
+
+    def _end_schedule(self) -> None:
+        if self._minutes is not None:
+            self._minutes.end()
 
     def _describe(self) -> dict[str, Any]:
         """What rank 0 shows of this rank."""

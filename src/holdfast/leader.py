@@ -99,7 +99,7 @@ class Leader(Service):
                 boundary = self._gate.take(decision.boundary, self._is_hopeless)
             if boundary is None:
                 self._fail(requests, decision.why or "training ended before the boundary that was agreed on")
-                return True
+                return not self._closing  # whoever is missing at the end does not come back for the next request
             if stop:
                 self._leaves = True
                 self._on_stop(boundary.step)

@@ -115,7 +115,7 @@ class Service(Serving):
             finally:
                 self._busy = False
                 self._gate.notice()
-            if self._closing and not self._awake and (hopeless or not self._tries.stop_waits):
+            if self._closing and (hopeless or not (self._awake or self._tries.stop_waits)):
                 return
 
     def _serve_what_waits(self) -> bool:

@@ -66,6 +66,26 @@ def test_fault_37_38_what_is_published_is_whole_and_the_next_start_goes_on(ranks
     resumed_ends_as_one_that_was_not(ranks)
 
 
+@pytest.mark.parametrize("asks", ["the clock", "somebody, again and again"])
+def test_fault_37_a_dead_rank_does_not_keep_the_other_from_ending_while_saves_are_asked_for(
+    ranks: Ranks, asks: str
+) -> None:
+    """SIGKILL of one of two ranks, while saves are asked for more often than the other waits for it."""
+    by_clock = {"save_minutes": 0.01} if asks == "the clock" else {}
+    trigger = {"dynamic_checkpoint": {"enabled": True, "check_interval": 0}}
+    job = ranks.start(until=2000, pause=0.05, settings={**LIMITS, **by_clock, **trigger})
+    ranks.wait_for_step(3)
+    job.processes[1].send(signal.SIGKILL)
+
+    def has_ended() -> bool:
+        if not by_clock:
+            (ranks.run / "axolotl_checkpoint.save").touch()
+        return job.processes[0].code is not None
+
+    wait_until(has_ended, 60, f"the end of rank 0:\n{job.output}")
+    assert job.processes[0].code not in (0, 75), job.output
+
+
 def test_fault_39_a_stopped_rank_makes_an_abort_everywhere_and_training_goes_on_after_it(ranks: Ranks) -> None:
     """SIGSTOP of one of two ranks for as long as ranks wait for one another, then SIGCONT."""
     job = ranks.start(until=60, pause=0.05, settings=LIMITS)

@@ -15,15 +15,20 @@ class Minutes:
     def __init__(self, minutes: float) -> None:
         self._minutes = minutes
         self._since: float | None = None
+        self._over = False
 
     def due(self) -> bool:
         """Whether it is time."""
-        return self._since is not None and time.monotonic() - self._since >= self._minutes * 60
+        return not self._over and self._since is not None and time.monotonic() - self._since >= self._minutes * 60
 
     def request(self) -> Request:
         """The request; the clock begins anew."""
         self.restart()
         return Request("schedule", why=f"save_minutes {self._minutes:g}")
+
+    def end(self) -> None:
+        """Training is over, and leaves when what was asked until now is answered: the clock asks for nothing more."""
+        self._over = True
 
     def restart(self) -> None:
         """Training begins, or something was saved."""

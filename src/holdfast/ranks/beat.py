@@ -106,8 +106,10 @@ class Beat:
             self.tell()
 
     def _keep_telling(self) -> None:
-        while not self._closing.wait(_BEAT_SECONDS):
+        while True:
             try:
                 self.tell()
             except RanksError:
                 return  # the store ends with the training; whoever waits for something is told so there
+            if self._closing.wait(_BEAT_SECONDS):
+                return

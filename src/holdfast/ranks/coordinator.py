@@ -119,16 +119,19 @@ class Coordinator:
             SaveError: A rank could not write, or has not been heard of for too long.
         """
         keys = [record_key(self._number, rank) for rank in self._channel.others]
-        until = time.monotonic() + _LONGEST_SECONDS
+        begun = time.monotonic()
 
         def check() -> None:
+            waited = time.monotonic() - begun
+            if waited < self._channel.seconds:
+                return  # who has just agreed is there, though it may not have been heard of yet
             silent = [rank for rank in self._silent() if not self._channel.all_there([f"record/{self._number}/{rank}"])]
             if silent:
                 raise SaveError(
                     f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s, and has not"
                     " written its share"
                 )
-            if time.monotonic() > until:
+            if waited > _LONGEST_SECONDS:
                 raise SaveError(f"not all ranks have written their share within {_LONGEST_SECONDS:g} s")
 
         records = [Record(**content) for content in self._channel.wait_for_all(keys, check)]

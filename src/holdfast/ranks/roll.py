@@ -35,7 +35,9 @@ class Roll:
         self._update = update
         self._on_left = on_left
         self._left = False
-        self._heard: dict[int, tuple[Any, float]] = {}
+        # A rank that nothing was heard of yet is as long silent as this one looks.
+        self._heard: dict[int, tuple[Any, float]] = {rank: (None, time.monotonic()) for rank in channel.others}
+        self._all_are_there = False
         self._taken: set[str] = set()
         self._looked_at = time.monotonic()
         self._closing = threading.Event()
@@ -65,23 +67,27 @@ class Roll:
                 return  # the store ends with the training; whoever waits for something is told so there
 
     def _look(self) -> None:
-        keys = [beat_key(rank) for rank in self._channel.others]
-        if not self._heard and not self._channel.all_there(keys):
-            return
-        beats = self._channel.all(keys)
+        beats = self._beats()
         now = time.monotonic()
         if now - self._looked_at > self._channel.seconds / 2:
             # This process stood still itself: what it did not hear meanwhile says nothing of the others.
             self._heard = {rank: (content, now) for rank, (content, _) in self._heard.items()}
         self._looked_at = now
-        for rank, content in zip(self._channel.others, beats, strict=True):
-            if rank not in self._heard or self._heard[rank][0] != content:
+        for rank, content in beats.items():
+            if self._heard[rank][0] != content:
                 self._heard[rank] = (content, now)
                 self._take(content.get("asked", []))
-        self._update([_shown(rank, now - at, content) for rank, (content, at) in sorted(self._heard.items())])
-        if not self._left and any(content["phase"] == LEFT for content in beats):
+        self._update([_shown(rank, now - self._heard[rank][1], content) for rank, content in sorted(beats.items())])
+        if not self._left and any(content["phase"] == LEFT for content in beats.values()):
             self._left = True
             self._on_left()
+
+    def _beats(self) -> dict[int, Any]:
+        """What each rank has told last. One that ends before it has told anything keeps nobody from the others'."""
+        keys = {beat_key(rank): rank for rank in self._channel.others}
+        there = list(keys) if self._all_are_there else self._channel.there(list(keys))
+        self._all_are_there = len(there) == len(keys)
+        return {keys[key]: content for key, content in zip(there, self._channel.all(there), strict=True)}
 
     def _take(self, asked: list[Any]) -> None:
         for content in asked:
