@@ -48,7 +48,7 @@ EXHIBITS = (
     Exhibit("case_collision", "the manifest lists a file twice"),
     Exhibit("wrong_digest", "model.safetensors: its bytes have changed since it was written"),
     Exhibit("wrong_size", "model.safetensors: is 7 bytes long, was written with 4,000,000"),
-    Exhibit("claimed_size", "the manifest does not give model.safetensors a digest for each of its blocks"),
+    Exhibit("claimed_size", "the manifest does not give model.safetensors a digest for each 4 MiB of it"),
     Exhibit("mixed_attempts", "model.safetensors: its bytes have changed since it was written"),
     Exhibit("deep_manifest", "the manifest is nested more than 50 levels deep"),
     Exhibit("huge_number", "the manifest's 'sequence' is out of range"),

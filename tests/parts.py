@@ -10,7 +10,7 @@ from holdfast.capture.state import Part, Stored
 from holdfast.layouts import native, native_reading
 from holdfast.layouts.tensor_file import Image
 from holdfast.store.digest import Digester
-from holdfast.store.manifest import Digest, File
+from holdfast.store.manifest import File
 
 
 def content(image: Image) -> bytes:
@@ -58,14 +58,14 @@ def read(
 def listed(directory: Path, path: str) -> File:
     """What a manifest would say of a file as it is now."""
     data = (directory / path).read_bytes() if (directory / path).is_file() else b""
-    return File(path, len(data), *digests_of(data))
+    return File(path, len(data), digests_of(data))
 
 
-def digests_of(data: bytes) -> Digest:
+def digests_of(data: bytes) -> str:
     """The digests that a file of these bytes has."""
     digester = Digester()
-    digester.update(data)
-    return digester.digest()
+    digester.update(data, 0)
+    return digester.digests()
 
 
 def move(old: Sequence[Part], new: Iterable[Part], directory: Path) -> list[str]:

@@ -19,7 +19,6 @@ from holdfast.ranks.roll import Roll
 from holdfast.run.request import Answer, Request
 from holdfast.service import Service
 from holdfast.snapshot import Snapshots
-from holdfast.store.manifest import Digest
 
 # A step that training does not come to: nobody knows where all ranks could leave together.
 _NEVER = sys.maxsize
@@ -152,7 +151,7 @@ class Leader(Service):
         others: list[Mapping[str, Any]] = []
         not_finite: list[str] = []
 
-        def write(directory: Path) -> Mapping[str, Digest]:
+        def write(directory: Path) -> Mapping[str, str]:
             self._coordinator.stage(directory.name, snapshots.common(boundary))
             known = own.write(directory)
             records = self._coordinator.gather()
@@ -172,16 +171,16 @@ class Leader(Service):
         )
 
 
-def _digests(directory: Path, records: Sequence[Record]) -> dict[str, Digest]:
+def _digests(directory: Path, records: Sequence[Record]) -> dict[str, str]:
     """What the other ranks wrote, as far as this one sees the same files."""
     found = {}
     for rank, record in enumerate(records, start=1):
-        for path, size, *digest in record.files:
+        for path, size, digest in record.files:
             try:
                 here = (directory / path).stat().st_size
             except OSError as error:
                 raise SaveError(f"rank {rank} wrote {path}, and rank 0 does not see it: {error.strerror}") from error
             if here != size:
                 raise SaveError(f"rank {rank} wrote {size} bytes of {path}, and rank 0 sees {here}")
-            found[path] = Digest(*digest)
+            found[path] = digest
     return found

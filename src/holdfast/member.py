@@ -194,7 +194,7 @@ class Member(Serving):
             return Record(error=str(error) or type(error).__name__)
         written = sum(file.size for file in sealed)
         reserve.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
-        listed = tuple((file.path, file.size, file.xxh3_128, file.blocks) for file in sealed)
+        listed = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
         return Record(listed, snapshot.tensors(), snapshot.boundary.small, snapshot.not_finite())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:

@@ -12,7 +12,7 @@ from holdfast.errors import NoSpaceError, TornError
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, commit, digest, files, retention
-from holdfast.store.manifest import MOST_NAMED, Digest, File, Manifest
+from holdfast.store.manifest import MOST_NAMED, File, Manifest
 
 # What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
 _RESERVE_BYTES = 16 << 20
@@ -41,7 +41,7 @@ class Snapshot:
     """
 
     boundary: Boundary
-    write: Callable[[Path], Mapping[str, Digest]]
+    write: Callable[[Path], Mapping[str, str]]
     layout: str
     estimate: int
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,6 @@ from holdfast.capture.stream import Stream
 from holdfast.errors import SaveError, TornError
 from holdfast.saving import Snapshot
 from holdfast.store.blocks import BlockFile, takes_direct_writes
-from holdfast.store.manifest import Digest
 
 
 class Subject(Protocol):
@@ -137,7 +136,7 @@ class Snapshots:
         """What rank 0 tells the other ranks of a boundary before they write."""
         return self._subject.common(boundary.recorded)
 
-    def _write(self, boundary: Boundary, directory: Path) -> dict[str, Digest]:
+    def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         try:
             return self._stream(boundary, directory)
         except TornError as torn:
@@ -145,7 +144,7 @@ class Snapshots:
                 raise
             raise _left() from torn
 
-    def _stream(self, boundary: Boundary, directory: Path) -> dict[str, Digest]:
+    def _stream(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         self._require_untouched(boundary)
         images = self._subject.images(boundary, directory)
         if self._direct is None:

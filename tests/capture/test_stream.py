@@ -26,7 +26,7 @@ class File:
     before_write: Callable[[int], object] = lambda offset: None
     on_sync: Callable[[], object] = lambda: None
     written: bytearray = field(init=False)
-    digested: bytearray = field(init=False, default_factory=bytearray)
+    digested: bytearray = field(init=False)
     to_come: int = field(init=False)
     synced: int = field(init=False, default=0)
     lock: Any = field(init=False, repr=False, default_factory=threading.Lock)
@@ -34,6 +34,7 @@ class File:
     def __post_init__(self) -> None:
         self.to_come = len(self.content)
         self.written = bytearray(self.to_come)
+        self.digested = bytearray(self.to_come)
 
     @property
     def content(self) -> bytes:
@@ -43,8 +44,8 @@ class File:
     def size(self) -> int:
         return len(self.content)
 
-    def digest(self, data: memoryview) -> None:
-        self.digested += data
+    def digest(self, data: memoryview, offset: int) -> None:
+        self.digested[offset : offset + len(data)] = data
 
     def write(self, data: memoryview, offset: int) -> None:
         self.before_write(offset)

@@ -17,7 +17,6 @@ from holdfast.run.run import Run
 from holdfast.saving import Snapshot
 from holdfast.store import catalog, files, pins, retention
 from holdfast.store.blocks import BlockFile
-from holdfast.store.manifest import Digest
 from holdfast.store.retention import Keep, StillWantedError
 from support import RUN
 
@@ -46,7 +45,7 @@ def promise_what_is_there(recorder: Recorder) -> None:
 def snapshot(step: int) -> Snapshot:
     """Three small files, written as tensors are: synced by nobody but the commit."""
 
-    def write(folder: Path) -> dict[str, Digest]:
+    def write(folder: Path) -> dict[str, str]:
         (folder / "folder").mkdir()
         for name, content in FILES.items():
             with BlockFile(folder / name) as file:

@@ -148,7 +148,7 @@ _MANIFEST = {
     "versions": {"torch": "2.13.0"},
     "files": [
         {"path": "model-00000-of-00002.safetensors", "size": 1, "xxh3_128": "c" * 32},
-        {"path": "large", "size": manifest.BLOCK_BYTES + 1, "xxh3_128": "d" * 32, "blocks": "e" * 64},
+        {"path": "large", "size": manifest.BLOCK_BYTES + 1, "xxh3_128": "d" * 64},
     ],
     "tensors": {
         "model": {

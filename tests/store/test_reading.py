@@ -25,7 +25,7 @@ def source(path: Path, data: bytes, ranges: Sequence[tuple[int, int]] = ()) -> t
     """A file of which some ranges are wanted, and where they go; without ranges it is only digested."""
     into = [bytearray(end - begin) for begin, end in ranges]
     spans = [Span(begin, memoryview(one)) for (begin, _), one in zip(ranges, into, strict=True)]
-    return Source(File(path.name, len(data), *digests_of(data)), spans if ranges else None), into
+    return Source(File(path.name, len(data), digests_of(data)), spans if ranges else None), into
 
 
 def read(folder: Path, sources: Sequence[Source], *, through_cache: bool = False) -> list[str | None]:

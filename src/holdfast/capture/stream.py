@@ -1,7 +1,7 @@
 """From live tensors to files, block by block, while training goes on.
 
-A reader copies blocks of the files-to-be out of the live tensors into resident memory; writers digest them, in order,
-and take them to the disk. When training comes to the gate, what is left is copied into the reserve as fast as memory
+A reader copies blocks of the files-to-be out of the live tensors into resident memory; writers digest them, and take
+them to the disk. When training comes to the gate, what is left is copied into the reserve as fast as memory
 allows, and the gate may open.
 """
 
@@ -29,8 +29,8 @@ _LOOK_SECONDS = 0.001
 class Sink(Protocol):
     """An open file."""
 
-    def digest(self, data: memoryview) -> None:
-        """Takes bytes into the file's digests. All come, in order and from one thread at a time."""
+    def digest(self, data: memoryview, offset: int) -> None:
+        """Takes the digest of bytes that are to be written at `offset`."""
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`."""
@@ -82,7 +82,6 @@ class Stream:
         self._digests: dict[int, list[int]] = {}
         self._to_check: list[int] = []
         self._torn: list[str] = []
-        self._hashing = threading.Lock()
         self._arrived = threading.Condition()
         self._read: dict[int, Block] = {}
         self._next_written = 0
@@ -193,21 +192,19 @@ class Stream:
                 raise
             with self._arrived:
                 self._read[number] = block
-                self._arrived.notify()
+                self._arrived.notify_all()
 
     def _write(self) -> None:
         self._pace.begin()
         while True:
-            with self._hashing:  # each file is digested from its beginning to its end
-                found = self._next_block()
-                if found is None:
-                    return
-                number, block = found
-                file, unit = self._units[number]
-                if not self._stopped():
-                    self._sinks[file].digest(block.view[: unit.size])
+            found = self._next_block()
+            if found is None:
+                return
+            number, block = found
+            file, unit = self._units[number]
             try:
                 if not self._stopped():
+                    self._sinks[file].digest(block.view[: unit.size], unit.offset)
                     # What was just digested is in the cache. The readers, who had it there too, hold training up.
                     self._finite.look(self._sources[file], unit, block.view)
                     self._pace.wait(unit.size, self._hurry, self._stopped)

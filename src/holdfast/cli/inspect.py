@@ -105,7 +105,7 @@ def _described(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor
         **{key: value for key, value in asdict(manifest).items() if key not in ("files", "tensors")},
         "bytes": manifest.size,
         "digest": manifest.sha256,
-        "files": [file.described() for file in manifest.files],
+        "files": [asdict(file) for file in manifest.files],
         "pieces": manifest.tensors,
         "tensors": {
             file: [{"name": one.name, "dtype": one.dtype, "shape": one.shape, "bytes": one.bytes} for one in held]

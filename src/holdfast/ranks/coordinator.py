@@ -21,7 +21,7 @@ class Record:
     """What a rank wrote of a checkpoint, or why it did not.
 
     Args:
-        files: Path, size in bytes and the two digests of each of its files.
+        files: Path, size in bytes and the digests of each of its files.
         tensors: Which pieces of which tensors they hold.
         boundary: What the manifest says of this rank's boundary.
         not_finite: The tensors of which it wrote NaN or infinity.
@@ -30,7 +30,7 @@ class Record:
         error: What went wrong otherwise.
     """
 
-    files: Sequence[tuple[str, int, str, str]] = ()
+    files: Sequence[tuple[str, int, str]] = ()
     tensors: Mapping[str, Any] = field(default_factory=dict)
     boundary: Mapping[str, Any] = field(default_factory=dict)
     not_finite: Sequence[str] = ()

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from holdfast.store import files
 from holdfast.store.digest import Digester
-from holdfast.store.manifest import Digest
 
 # What direct writes are aligned to, in memory and in the file: no disk has larger sectors.
 _PAGE = 4096
@@ -87,13 +86,13 @@ class BlockFile:
         if self._direct is not None:
             os.close(self._direct)
 
-    def digest(self, data: memoryview) -> None:
-        """Takes bytes into the file's digests: all of them come here, in order."""
-        self._digester.update(data)
+    def digest(self, data: memoryview, offset: int) -> None:
+        """Takes the digest of bytes that are to be written at `offset`: whole blocks, or the last of the file."""
+        self._digester.update(data, offset)
 
-    def digests(self) -> Digest:
-        """The digests of what has come to `digest`."""
-        return self._digester.digest()
+    def digests(self) -> str:
+        """The digests of all that has come to `digest`."""
+        return self._digester.digests()
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`. The system takes a short write for no error, so this loops."""

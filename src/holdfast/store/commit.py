@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.store import files, names
-from holdfast.store.manifest import MOST_BYTES, Digest, File, Manifest, ManifestError, decode
+from holdfast.store.manifest import MOST_BYTES, File, Manifest, ManifestError, decode
 
-Take = Callable[[int], Digest]
+Digest = Callable[[int], str]
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Published:
     superseded: Path | None
 
 
-def seal_files(directory: Path, known: Mapping[str, Digest | None], digest: Take) -> tuple[File, ...]:
+def seal_files(directory: Path, known: Mapping[str, str], digest: Digest) -> tuple[File, ...]:
     """Syncs and measures the files that another process than the publisher has staged.
 
     Args:
         directory: The staging directory.
-        known: Their paths inside, each with its digests; None: they are still to be taken.
+        known: Their paths inside, each with its digests; empty where they are still to be taken.
         digest: Takes the digests of an open file.
 
     Raises:
@@ -39,7 +39,7 @@ def seal_files(directory: Path, known: Mapping[str, Digest | None], digest: Take
     for path in known:
         if not names.is_relative_path(path):
             raise OSError(f"a checkpoint cannot hold a file of this name: {path!r}")
-    sealed = tuple(_seal(directory / path, path, digest, found) for path, found in sorted(known.items()))
+    sealed = tuple(_seal(directory / path, path, digest, found or None) for path, found in sorted(known.items()))
     files.sync_directory(directory)
     return sealed
 
@@ -60,7 +60,7 @@ class Attempt:
         self.directory = root / names.staging(run, step, self.token)
         files.make_directory(self.directory)
 
-    def seal(self, digest: Take, known: Mapping[str, Digest | None] | None = None) -> tuple[File, ...]:
+    def seal(self, digest: Digest, known: Mapping[str, str] | None = None) -> tuple[File, ...]:
         """Syncs and measures all that was staged. Nothing may write there afterwards.
 
         Args:
@@ -129,9 +129,9 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _seal(path: Path, relative: str, digest: Take, known: Digest | None) -> File:
+def _seal(path: Path, relative: str, digest: Digest, known: str | None) -> File:
     with files.open_staged(path) as fd:
-        return File(relative, os.fstat(fd).st_size, *(known or digest(fd)))
+        return File(relative, os.fstat(fd).st_size, known or digest(fd))
 
 
 def _attempt_of(directory: Path) -> str | None:

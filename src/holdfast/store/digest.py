@@ -1,51 +1,47 @@
 """The digests that files of a checkpoint carry: xxh3_128, which anybody can check with `xxhsum -H2`.
 
-It runs at memory speed (27 GB/s where sha256 does 1.4), and finds every accident. It is no proof against intent: the
-manifest says what was written, not by whom.
+It runs at memory speed (17 to 27 GB/s where sha256 does 1.4), and finds every accident. It is no proof against intent:
+the manifest says what was written, not by whom.
 """
 
 import os
 
 import xxhash
 
-from holdfast.store.manifest import BLOCK_BYTES, Digest
+from holdfast.store.manifest import BLOCK_BYTES
 
 
 class Digester:
-    """Takes the digests of one file, whose bytes pass in order."""
+    """Takes the digest of each block of one file, in any order and in any number of threads."""
 
     def __init__(self) -> None:
-        self._whole = xxhash.xxh3_128()
-        self._blocks: list[str] = []
-        self._is_over = False
+        self._found: dict[int, str] = {}
 
-    def update(self, data: memoryview | bytes) -> None:
-        """Takes the next bytes: whole blocks, but for the last of the file.
+    def update(self, data: memoryview | bytes, offset: int) -> None:
+        """Takes bytes that lie at an offset: whole blocks, but for the last of the file.
 
         Raises:
-            ValueError: The bytes before these were no whole blocks.
+            ValueError: No block begins there.
         """
-        if self._is_over:
-            raise ValueError(f"bytes come after the end of a file: all but its last are blocks of {BLOCK_BYTES:,}")
-        self._is_over = len(data) % BLOCK_BYTES != 0
+        if offset % BLOCK_BYTES:
+            raise ValueError(f"no block of {BLOCK_BYTES:,} bytes begins at {offset:,}")
         for begin in range(0, len(data), BLOCK_BYTES):
-            block = data[begin : begin + BLOCK_BYTES]
-            self._blocks.append(xxhash.xxh3_128_hexdigest(block))
-            self._whole.update(block)  # while it is in the cache
+            found = xxhash.xxh3_128_hexdigest(data[begin : begin + BLOCK_BYTES])
+            self._found[(offset + begin) // BLOCK_BYTES] = found
 
-    def digest(self) -> Digest:
-        """The digests of all that has passed."""
-        return Digest(self._whole.hexdigest(), "".join(self._blocks) if len(self._blocks) > 1 else "")
+    def digests(self) -> str:
+        """The digests of all blocks, one after the other; of a file without bytes that of nothing."""
+        return "".join(self._found[number] for number in range(len(self._found))) or xxhash.xxh3_128_hexdigest(b"")
 
 
-def of_descriptor(fd: int) -> Digest:
-    """The digests of a whole open file, from its beginning."""
+def of_descriptor(fd: int) -> str:
+    """The digests of an open file, from its beginning."""
     found = Digester()
     offset = 0
     while block := _block_at(fd, offset):
-        found.update(block)
+        found.update(block, offset)
         offset += len(block)
-    return found.digest()
+    return found.digests()
 
 
 def _block_at(fd: int, offset: int) -> bytes:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from holdfast.store import grid, names
 
@@ -30,31 +30,19 @@ class ManifestError(ValueError):
     """A manifest that is not one, or that this version does not read."""
 
 
-class Digest(NamedTuple):
-    """The digests of one file, each as 32 hexadecimal digits of its xxh3_128."""
-
-    whole: str
-    blocks: str
-    """Of each `BLOCK_BYTES` of it, one after the other, so that a part can be read and proved; of one block: empty."""
-
-
 @dataclass(frozen=True)
 class File:
-    """One file of a checkpoint: its path inside, its size in bytes, and its `Digest`."""
+    """One file of a checkpoint: its path inside, its size in bytes, and the xxh3_128 of each `BLOCK_BYTES` of it."""
 
     path: str
     size: int
     xxh3_128: str
-    blocks: str = ""
-
-    def described(self) -> dict[str, Any]:
-        """What the manifest says of it, as JSON."""
-        return {key: value for key, value in asdict(self).items() if value != ""}
+    """The digests of all blocks, one after the other: a part can be read and proved. Without bytes it has one."""
 
     def expected(self, offset: int) -> str:
         """The digest of the block that begins at an offset."""
         first = offset // BLOCK_BYTES * _DIGITS
-        return self.blocks[first : first + _DIGITS] or self.xxh3_128
+        return self.xxh3_128[first : first + _DIGITS]
 
 
 @dataclass(frozen=True)
@@ -100,8 +88,7 @@ class Manifest:
         return data
 
     def _body(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, files=(), tensors={}))}
-        content["files"] = [file.described() for file in self.files]
+        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
         del content["tensors"]
         if not self.not_finite:
             del content["not_finite"]
@@ -195,18 +182,16 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
         raise ManifestError(f"the manifest lists {len(listed)} files")
     files = []
     for item in listed:
-        if not isinstance(item, dict) or item.keys() - {"blocks"} != {"path", "size", "xxh3_128"}:
+        if not isinstance(item, dict) or set(item) != {"path", "size", "xxh3_128"}:
             raise ManifestError("the manifest lists something that is no file")
-        path, size, digest, blocks = item["path"], item["size"], item["xxh3_128"], item.get("blocks", "")
+        path, size, digests = item["path"], item["size"], item["xxh3_128"]
         if not isinstance(path, str) or not names.is_relative_path(path) or path == names.MANIFEST:
             raise ManifestError(f"the manifest lists a file under a name that is not allowed: {names.quoted(path)}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
             raise ManifestError(f"the manifest gives {path} no size")
-        if not _are_digests(digest, 1):
-            raise ManifestError(f"the manifest gives {path} no digest")
-        if not _are_digests(blocks, -(-size // BLOCK_BYTES) if size > BLOCK_BYTES else 0):
-            raise ManifestError(f"the manifest does not give {path} a digest for each of its blocks")
-        files.append(File(path, size, digest, blocks))
+        if not _are_digests(digests, -(-size // BLOCK_BYTES) or 1):
+            raise ManifestError(f"the manifest does not give {path} a digest for each {BLOCK_BYTES >> 20} MiB of it")
+        files.append(File(path, size, digests))
     # Two names that differ in case alone are one file on some file systems.
     if len({file.path.casefold() for file in files}) != len(files):
         raise ManifestError("the manifest lists a file twice")
