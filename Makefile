@@ -53,7 +53,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(BENCH) ## measure saves and loads beside those of others (two cores: about 18 minutes); writes benchmarks/results and docs/benchmarks.md
+bench: $(BENCH) ## measure saves and loads beside those of others (two cores: about 22 minutes); writes benchmarks/results and docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --only save
 
 clean: ## remove the environment and everything that was built
