@@ -3,11 +3,9 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 import pytest
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from holdfast.errors import SaveError
 from holdfast.ranks import channel
@@ -16,6 +14,7 @@ from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Coordinator, Record, record_key
 from holdfast.ranks.roll import Roll
 from holdfast.run.request import Request
+from ranks.real_store import RealStore
 from waiting import wait_until
 
 SECONDS = 0.5
@@ -24,15 +23,14 @@ SECONDS = 0.5
 class Three:
     """Rank 0 of three, in which nobody trains, with the ends of the others."""
 
-    def __init__(self) -> None:
-        self.server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    def __init__(self, store: RealStore) -> None:
+        self.store = store
         self.asked: list[Request] = []
         self.shown: list[dict[str, Any]] = []
         self.roll = Roll(self.channel(0), self.asked.append, self.show, lambda: None)
 
     def channel(self, rank: int) -> Channel:
-        store = TCPStore("127.0.0.1", self.server.port, is_master=False, timeout=timedelta(seconds=30))
-        return Channel(store, rank, 3, SECONDS)
+        return Channel(self.store.client(), rank, 3, SECONDS)
 
     def beat(self, rank: int) -> Beat:
         return Beat(
@@ -46,10 +44,11 @@ class Three:
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Three]:
     monkeypatch.setattr(channel, "_trainings", itertools.repeat(0))  # these ranks are in one process
-    made = Three()
-    made.roll.start()
-    yield made
-    made.roll.close()
+    with RealStore() as store:
+        made = Three(store)
+        made.roll.start()
+        yield made
+        made.roll.close()
 
 
 def test_a_rank_that_dies_before_it_has_told_anything_is_silent_like_any_other(three: Three) -> None:
