@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -61,3 +62,28 @@ def test_an_error_that_a_worker_passes_on_is_the_users(deaths: WorkerDeaths) -> 
         next(batches)
     assert not is_death_of_one(raised.value)
     batches._shutdown_workers()
+
+
+FETCHES = """
+class One:
+    def __del__(self):
+        handle(17, frame())
+
+def with_a_finalizer():
+    One()
+
+def direct():
+    handle(17, frame())
+"""
+
+
+def test_a_finalizer_that_runs_in_a_fetch_does_not_swallow_a_workers_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[int] = []
+    deaths = WorkerDeaths()
+    monkeypatch.setattr(deaths, "_torchs", lambda number, _: raised.append(number))
+    found: dict[str, Any] = {"handle": deaths._handle, "frame": sys._getframe}
+    exec(compile(FETCHES, "/x/torch/utils/data/dataloader.py", "exec"), found)
+    found["with_a_finalizer"]()
+    assert raised == []
+    found["direct"]()
+    assert raised == [17]

@@ -40,6 +40,8 @@ class WorkerDeaths:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         at = frame
         while at is not None:
+            if at.f_code.co_name == "__del__":
+                return  # an error of a finalizer is printed and lost (seen), and the loader notices by itself
             if at.f_code.co_filename.endswith(_LOADER):
                 self._torchs(number, frame)
                 return
