@@ -71,3 +71,20 @@ def test_a_workers_death_is_the_stop_only_when_its_request_waits(training: SlowT
 
 def test_a_workers_death_without_a_stop_is_an_error(stopping: Stopping) -> None:
     assert not stopping.explains(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."))
+
+
+@pytest.mark.parametrize(("grace", "left"), [(60.0, 10.0), (5.0, 4.5)])
+def test_a_rank_that_others_have_left_gets_a_moment_of_its_grace(
+    training: SlowTraining, grace: float, left: float
+) -> None:
+    """The other's process has to end before what this one waits for fails, which took 4 s on a busy machine."""
+    stopping = Stopping(training, grace)
+    try:
+        stopping.hurry()
+        assert stopping.seconds_left is None
+        stopping.begin()
+        for _ in range(2):
+            stopping.hurry()
+            assert stopping.seconds_left == pytest.approx(left, abs=0.4)
+    finally:
+        stopping.over()

@@ -22,8 +22,9 @@ _LEAVING_SECONDS = 3.0
 _LEAVING_PART = 0.1
 # How long the signal that killed a data-loading worker may take to be noticed after the worker's death.
 _NOTICED_SECONDS = 1.0
-# How long a rank tries to end its loop when the others have left theirs.
-_ALONE_SECONDS = 2.0
+# How long a rank tries to end its loop when another has left its own. What it waits for fails once the other's process
+# has ended, and on a busy machine the interpreter takes seconds for that (4 were seen).
+_ALONE_SECONDS = 10.0
 
 
 class Training(Protocol):
@@ -75,6 +76,7 @@ class Stopping:
         self._number: int | None = None
         self._noticed = threading.Event()
         self._deadline: threading.Timer | None = None
+        self._limit = f"within {grace:g} s"
         self.interrupted_at: float | None = None
         """When Ctrl+C was pressed first, on the monotonic clock."""
 
@@ -110,10 +112,13 @@ class Stopping:
         return None if self._ends_at is None else self._ends_at - time.monotonic()
 
     def hurry(self) -> None:
-        """The other ranks have left after a stop: the loop cannot come back by itself, and gets a moment."""
+        """Another rank has left after a stop: the loop may wait for it for ever, and gets a moment of the grace."""
+        left = self.seconds_left
         with self._lock:
-            if self._deadline is not None:
+            if self._deadline is not None and left is not None and left > _ALONE_SECONDS:
                 self._deadline.cancel()
+                self._limit = f"{_ALONE_SECONDS:g} s after another rank's"
+                self._ends_at = time.monotonic() + _ALONE_SECONDS
                 self._deadline = self._timer(_ALONE_SECONDS)
 
     def explains(self, error: BaseException | None) -> bool:
@@ -199,7 +204,7 @@ class Stopping:
     def _out_of_time(self) -> None:
         saved = self._training.stop_saved
         if saved:
-            why = f"the loop did not end within {self._grace:g} s; leaving after a good save"
+            why = f"the loop did not end {self._limit}; leaving after a good save"
             self.leave(stopped_after_save(), why, self._leaving)
         code = 1 if saved is False or self._number is None else 128 + self._number
         why = f"no checkpoint was saved within {self._grace:g} s of the stop; earlier ones are intact"

@@ -179,7 +179,7 @@ def test_fault_29_30_every_way_to_stop_saves_once_and_the_next_start_goes_on_fro
     os.kill(folder.pid(1), signal.SIGTERM)
     assert agent.wait() == 0, agent.output
     seen = require_one_good_stop(folder, 0, begun, agent.output)
-    assert folder.codes() == ["0", "0"]
+    assert folder.codes() == ["0", "0"], agent.output
 
     # The agent signals each rank's session, data workers included.
     agent = folder.torchrun(workers=2)
@@ -188,7 +188,7 @@ def test_fault_29_30_every_way_to_stop_saves_once_and_the_next_start_goes_on_fro
     agent.send(signal.SIGTERM)
     assert agent.wait() == 1, "torchrun's own code after its SIGTERM"
     seen = require_one_good_stop(folder, seen, begun, agent.output)
-    assert folder.codes() == ["0", "0"]
+    assert folder.codes() == ["0", "0"], agent.output
 
     # A scheduler signals everything: ranks and workers hear of it twice.
     agent = folder.torchrun(workers=2)
@@ -200,7 +200,7 @@ def test_fault_29_30_every_way_to_stop_saves_once_and_the_next_start_goes_on_fro
             process.send_signal(signal.SIGTERM)
     assert agent.wait() == 1
     require_one_good_stop(folder, seen, begun, agent.output)
-    assert folder.codes() == ["0", "0"]
+    assert folder.codes() == ["0", "0"], agent.output
     assert holdfast("verify", folder.run).returncode == 0
 
 
@@ -221,7 +221,7 @@ def test_fault_29_30_under_accelerate_with_two_processes_it_is_as_under_torchrun
             process.send_signal(signal.SIGTERM)
     assert agent.wait() == code, agent.output
     require_one_good_stop(folder, 0, begun, agent.output)
-    assert folder.codes() == ["0", "0"]
+    assert folder.codes() == ["0", "0"], agent.output
 
 
 @pytest.mark.timeout(300)
