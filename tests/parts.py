@@ -10,7 +10,7 @@ from holdfast.capture.state import Part, Stored
 from holdfast.layouts import native, native_reading
 from holdfast.layouts.tensor_file import Image
 from holdfast.store.digest import Digester
-from holdfast.store.manifest import File
+from holdfast.store.manifest import BLOCK_BYTES, File
 
 
 def content(image: Image) -> bytes:
@@ -64,7 +64,8 @@ def listed(directory: Path, path: str) -> File:
 def digests_of(data: bytes) -> str:
     """The digests that a file of these bytes has."""
     digester = Digester()
-    digester.update(data, 0)
+    for begin in range(0, len(data), BLOCK_BYTES):
+        digester.update([data[begin : begin + BLOCK_BYTES]], begin)
     return digester.digests()
 
 

@@ -107,10 +107,10 @@ def test_who_waits_for_the_ring_may_touch_the_reserve_once_training_waits() -> N
 
 def test_it_grows_to_what_is_wanted_and_never_shrinks() -> None:
     pool = Pool(pinned=False)
-    for wanted, blocks in ((0, 3), (RING, 3), (RING + 1, 4), (6 * BLOCK_BYTES, 6), (BLOCK_BYTES, 6)):
+    for wanted, more in ((0, 0), (RING, 0), (RING + 1, 1), (RING + 3 * BLOCK_BYTES, 3), (BLOCK_BYTES, 3)):
         pool.grow(wanted)
-        assert (pool.blocks, pool.bytes) == (blocks, blocks * BLOCK_BYTES)
-    assert len({block.address for block in all_free(pool, hurried=True)}) == 6
+        assert (pool.blocks, pool.bytes) == (RING_BLOCKS + more, RING + more * BLOCK_BYTES)
+    assert len({block.address for block in all_free(pool, hurried=True)}) == RING_BLOCKS + 3
 
 
 def test_a_block_to_read_again_into_is_no_part_of_the_pool_and_is_kept() -> None:

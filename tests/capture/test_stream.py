@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -44,8 +45,10 @@ class File:
     def size(self) -> int:
         return len(self.content)
 
-    def digest(self, data: memoryview, offset: int) -> None:
+    def digest(self, parts: Sequence[memoryview], offset: int) -> list[int]:
+        data = b"".join(parts)
         self.digested[offset : offset + len(data)] = data
+        return [hash(data[:end]) for end in accumulate(map(len, parts))]
 
     def write(self, data: memoryview, offset: int) -> None:
         self.before_write(offset)
@@ -213,13 +216,15 @@ def test_what_is_read_after_training_has_gone_on_is_read_again(pool: Pool) -> No
     def before_write(offset: int) -> None:
         if offset == 0:
             hurry.clear()  # no memory has come back before that, so the last unit is read live
-        elif offset == RING_BLOCKS * BLOCK_BYTES:
+            on.set()
+        assert on.wait(30)
+        if offset == RING_BLOCKS * BLOCK_BYTES:
             tensor[offset].add_(1)
             changed.set()
         elif offset > RING_BLOCKS * BLOCK_BYTES:
             assert changed.wait(30)
 
-    changed = threading.Event()
+    on, changed = threading.Event(), threading.Event()
     file = File([tensor, more], before_write=before_write)
     stream = Stream([file], [file], pool, hurry, by_pointer({"weight": tensor, "more": more}))
     with pytest.raises(TornError) as torn:
@@ -244,7 +249,15 @@ def test_what_was_being_copied_when_training_went_on_is_read_again(pool: Pool) -
     watched = tensor.as_subclass(Watched)
     watched.on_copy = hurry.clear
     more = random_bytes(RING_BLOCKS * BLOCK_BYTES)  # the last of it finds memory when the first block has been written
-    file = File([watched, more], before_write=lambda offset: offset or tensor[5].add_(1))
+    changed = threading.Event()
+
+    def before_write(offset: int) -> None:
+        if offset == 0:
+            tensor[5].add_(1)
+            changed.set()
+        assert changed.wait(30)
+
+    file = File([watched, more], before_write=before_write)
     stream = Stream([file], [file], pool, hurry, by_pointer({"weight": tensor}))
     with pytest.raises(TornError):
         stream.read()

@@ -30,18 +30,29 @@ def test_a_file_has_the_digest_of_each_block_however_it_is_read(
         assert digest.of_descriptor(file.fileno()) == expected(data)
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
-def test_blocks_may_come_several_at_once_and_in_any_order(step: int) -> None:
-    data = Random(step).randbytes(4 * BLOCK_BYTES + 5)
+@pytest.mark.parametrize("part", [1 << 30, 1 << 20, 1_000_003])
+def test_blocks_may_come_in_any_order_and_in_parts(part: int) -> None:
+    data = Random(part).randbytes(4 * BLOCK_BYTES + 5)
     digester = Digester()
-    for begin in reversed(range(0, len(data), step * BLOCK_BYTES)):
-        digester.update(memoryview(data)[begin : begin + step * BLOCK_BYTES], begin)
+    for begin in reversed(range(0, len(data), BLOCK_BYTES)):
+        block = memoryview(data)[begin : begin + BLOCK_BYTES]
+        digester.update([block[at : at + part] for at in range(0, len(block), part)], begin)
     assert digester.digests() == expected(data)
 
 
-def test_bytes_that_no_block_begins_with_are_refused() -> None:
-    with pytest.raises(ValueError, match="no block of 4,194,304 bytes begins at 5"):
-        Digester().update(bytes(1), 5)
+def test_the_digests_until_each_part_tell_where_two_blocks_begin_to_differ() -> None:
+    parts, digester = [bytes(range(200)), b"", b"in the middle", bytes(3)], Digester()
+    before = digester.update(parts, 0)
+    assert before == digester.update(parts, 0) and before[0] == before[1]
+    parts[2] = b"In the middle"
+    after = digester.update(parts, 0)
+    assert [one == other for one, other in zip(before, after, strict=True)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("offset", "size"), [(5, 1), (0, BLOCK_BYTES + 1), (BLOCK_BYTES - 1, BLOCK_BYTES)])
+def test_what_is_no_block_is_refused(offset: int, size: int) -> None:
+    with pytest.raises(ValueError, match=rf"^{size:,} bytes at {offset:,} are no block of 4,194,304 bytes$"):
+        Digester().update([bytes(size)], offset)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,10 +1,10 @@
-"""Copies of live bytes into resident memory, and their digests."""
+"""Copies of live bytes into resident memory."""
 
 import ctypes
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-import xxhash
 
 from holdfast.capture.cutting import Part, Sources, Unit, bytes_of
 from holdfast.capture.staging import Block, Pool
@@ -31,13 +31,15 @@ class Copier:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def digests(self, sources: Sources, unit: Unit) -> list[int]:
-        """The digests of what the bytes of the unit's parts are now."""
+    @contextmanager
+    def now(self, sources: Sources, unit: Unit) -> Iterator[Sequence[memoryview]]:
+        """What the bytes of the unit's parts are now; to be used inside the context."""
         if sources.on_device:
             with self._pool.scratch() as scratch:
                 self.copy(sources, unit, scratch)
-                return digests_of(unit, scratch)
-        return [xxhash.xxh3_64_intdigest(_bytes_now(sources.held[part.piece], part)) for part in unit.parts]
+                yield parts_of(unit, scratch)
+        else:
+            yield [_bytes_now(sources.held[part.piece], part) for part in unit.parts]
 
     def _from_device(self, tensor: torch.Tensor, part: Part, block: Block) -> None:
         if self._stream is None:
@@ -49,12 +51,12 @@ class Copier:
             block.tensor[part.place : part.place + part.size].copy_(flat, non_blocking=True)
 
 
-def digests_of(unit: Unit, block: Block) -> list[int]:
-    """The digests of a unit's parts in the block that they were copied into."""
-    return [xxhash.xxh3_64_intdigest(block.view[part.place : part.place + part.size]) for part in unit.parts]
+def parts_of(unit: Unit, block: Block) -> Sequence[memoryview]:
+    """A unit's parts in the block that they were copied into."""
+    return [block.view[part.place : part.place + part.size] for part in unit.parts]
 
 
-def _bytes_now(held: memoryview | torch.Tensor, part: Part) -> Any:
+def _bytes_now(held: memoryview | torch.Tensor, part: Part) -> memoryview:
     if isinstance(held, memoryview):
         return held[part.begin : part.begin + part.size]
-    return (ctypes.c_char * part.size).from_address(held.data_ptr() + part.begin)
+    return memoryview((ctypes.c_char * part.size).from_address(held.data_ptr() + part.begin)).cast("B")

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-BLOCK_BYTES = 8 << 20
+# What a file's digests are of: a block is digested as it is.
+BLOCK_BYTES = 4 << 20
 # What a save may use while training is not waiting for it: the copies are paced by the disk, and stay in the cache.
-RING_BLOCKS = 3
+RING_BLOCKS = 6
 # That training has come to the gate is told to nobody who waits for a block; the disk gives one back about as often.
 _LOOK_SECONDS = 0.002
 

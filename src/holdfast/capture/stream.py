@@ -1,18 +1,18 @@
 """From live tensors to files, block by block, while training goes on.
 
-A reader copies blocks of the files-to-be out of the live tensors into resident memory; writers digest them, and take
-them to the disk. When training comes to the gate, what is left is copied into the reserve as fast as memory
-allows, and the gate may open.
+A reader copies blocks of the files-to-be out of the live tensors into resident memory, and examines each while it is
+still in the processor's cache; writers take them to the disk. When training comes to the gate, what is left is copied
+into the reserve as fast as memory allows, the gate may open, and the writers do the examining.
 """
 
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
-from holdfast.capture.copying import Copier, digests_of
+from holdfast.capture.copying import Copier, parts_of
 from holdfast.capture.cutting import Image, Sources, bytes_of, in_order
 from holdfast.capture.finite import Finite, Places
 from holdfast.capture.pace import Pace
@@ -29,14 +29,21 @@ _LOOK_SECONDS = 0.001
 class Sink(Protocol):
     """An open file."""
 
-    def digest(self, data: memoryview, offset: int) -> None:
-        """Takes the digest of bytes that are to be written at `offset`."""
+    def digest(self, parts: Sequence[memoryview], offset: int) -> list[int]:
+        """Takes the digest of a block that is to be written at `offset`; gives that of all until each part's end."""
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`."""
 
     def sync(self) -> None:
         """All of it is written: begins to make it durable."""
+
+
+class _Copied(NamedTuple):
+    """A unit in memory: the block that it is in, and whether it has been examined there."""
+
+    block: Block
+    is_examined: bool
 
 
 class Stream:
@@ -83,7 +90,7 @@ class Stream:
         self._to_check: list[int] = []
         self._torn: list[str] = []
         self._arrived = threading.Condition()
-        self._read: dict[int, Block] = {}
+        self._read: dict[int, _Copied] = {}
         self._next_written = 0
         self._left = [len(sources.units) for sources in self._sources]
         self._ended = False
@@ -129,8 +136,8 @@ class Stream:
         for writer in self._writers:
             writer.join()
         self._writers = []
-        for block in self._read.values():
-            self._pool.give(block)
+        for copied in self._read.values():
+            self._pool.give(copied.block)
         self._read = {}
 
     def _together(self, work: "_Work") -> None:
@@ -185,14 +192,22 @@ class Stream:
             try:
                 copier.copy(self._sources[file], unit, block)
                 # Training that stood still all the while has written nothing. Kernels that it has launched still could.
-                if self._on_device or not (held and self._hurry.is_set()):
-                    self._digests[number] = digests_of(unit, block)
+                is_live = self._on_device or not (held and self._hurry.is_set())
+                if is_live:
+                    self._digests[number] = self._examine(number, block)
             except BaseException:
                 self._pool.give(block)
                 raise
             with self._arrived:
-                self._read[number] = block
+                self._read[number] = _Copied(block, is_examined=is_live)
                 self._arrived.notify_all()
+
+    def _examine(self, number: int, block: Block) -> list[int]:
+        """Digests a unit in the block that it is in, and looks through it for what is not finite."""
+        file, unit = self._units[number]
+        digests = self._sinks[file].digest(parts_of(unit, block), unit.offset)
+        self._finite.look(self._sources[file], unit, block.view)
+        return digests
 
     def _write(self) -> None:
         self._pace.begin()
@@ -200,13 +215,12 @@ class Stream:
             found = self._next_block()
             if found is None:
                 return
-            number, block = found
+            number, (block, is_examined) = found
             file, unit = self._units[number]
             try:
                 if not self._stopped():
-                    self._sinks[file].digest(block.view[: unit.size], unit.offset)
-                    # What was just digested is in the cache. The readers, who had it there too, hold training up.
-                    self._finite.look(self._sources[file], unit, block.view)
+                    if not is_examined:
+                        self._examine(number, block)
                     self._pace.wait(unit.size, self._hurry, self._stopped)
                     self._sinks[file].write(block.view[: unit.size], unit.offset)
             except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
@@ -222,17 +236,17 @@ class Stream:
         if not self._left[file] and not self._stopped():
             self._sinks[file].sync()
 
-    def _next_block(self) -> tuple[int, Block] | None:
+    def _next_block(self) -> tuple[int, _Copied] | None:
         """The earliest block that is still to be written, once it is there; None if it will not come."""
         with self._arrived:
             while self._yields():
                 self._arrived.wait(_LOOK_SECONDS)
-            while (block := self._read.pop(self._next_written, None)) is None:
+            while (copied := self._read.pop(self._next_written, None)) is None:
                 if self._ended or self._next_written == len(self._units):
                     return None
                 self._arrived.wait()
             self._next_written += 1
-            return self._next_written - 1, block
+            return self._next_written - 1, copied
 
     def _yields(self) -> bool:
         """Whether the writers leave the few processors to the readers, for whom training waits, as memory lasts."""
@@ -252,11 +266,13 @@ class Stream:
             except IndexError:
                 return
             file, unit = self._units[number]
-            sources = self._sources[file]
-            for part, then, now in zip(unit.parts, self._digests[number], copier.digests(sources, unit), strict=True):
-                tensor = sources.tensor(part)
-                if then != now and tensor is not None:
+            with copier.now(self._sources[file], unit) as parts:
+                now = self._sinks[file].digest(parts, unit.offset)
+            for part, before, after in zip(unit.parts, self._digests[number], now, strict=True):
+                tensor = self._sources[file].tensor(part)
+                if before != after and tensor is not None:
                     self._torn.append(self._name(tensor))
+                    break  # the digests are of all until a part's end; what follows may be as it was
 
     def _check_rearranged(self) -> None:
         """What was brought in order was read for that once more, before."""

@@ -8,6 +8,7 @@ import errno
 import mmap
 import os
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -86,9 +87,9 @@ class BlockFile:
         if self._direct is not None:
             os.close(self._direct)
 
-    def digest(self, data: memoryview, offset: int) -> None:
-        """Takes the digest of bytes that are to be written at `offset`: whole blocks, or the last of the file."""
-        self._digester.update(data, offset)
+    def digest(self, parts: Iterable[memoryview], offset: int) -> list[int]:
+        """Takes the digest of a block that is to be written at `offset`: see `Digester.update`."""
+        return self._digester.update(parts, offset)
 
     def digests(self) -> str:
         """The digests of all that has come to `digest`."""

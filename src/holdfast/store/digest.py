@@ -5,6 +5,7 @@ the manifest says what was written, not by whom.
 """
 
 import os
+from collections.abc import Iterable
 
 import xxhash
 
@@ -17,17 +18,29 @@ class Digester:
     def __init__(self) -> None:
         self._found: dict[int, str] = {}
 
-    def update(self, data: memoryview | bytes, offset: int) -> None:
-        """Takes bytes that lie at an offset: whole blocks, but for the last of the file.
+    def update(self, parts: Iterable[memoryview | bytes], offset: int) -> list[int]:
+        """Takes one block, in as many parts as it comes in: `BLOCK_BYTES`, or fewer where the file ends.
+
+        Args:
+            parts: Its bytes, in order.
+            offset: Where it lies in the file.
+
+        Returns:
+            The digest of all until the end of each part. The first that differs from another time's tells the part
+            whose bytes do.
 
         Raises:
-            ValueError: No block begins there.
+            ValueError: No block begins there, or it is longer than one.
         """
-        if offset % BLOCK_BYTES:
-            raise ValueError(f"no block of {BLOCK_BYTES:,} bytes begins at {offset:,}")
-        for begin in range(0, len(data), BLOCK_BYTES):
-            found = xxhash.xxh3_128_hexdigest(data[begin : begin + BLOCK_BYTES])
-            self._found[(offset + begin) // BLOCK_BYTES] = found
+        size, block, until = 0, xxhash.xxh3_128(), []
+        for part in parts:
+            size += len(part)
+            block.update(part)
+            until.append(block.intdigest())
+        if offset % BLOCK_BYTES or size > BLOCK_BYTES:
+            raise ValueError(f"{size:,} bytes at {offset:,} are no block of {BLOCK_BYTES:,} bytes")
+        self._found[offset // BLOCK_BYTES] = block.hexdigest()
+        return until
 
     def digests(self) -> str:
         """The digests of all blocks, one after the other; of a file without bytes that of nothing."""
@@ -39,7 +52,7 @@ def of_descriptor(fd: int) -> str:
     found = Digester()
     offset = 0
     while block := _block_at(fd, offset):
-        found.update(block, offset)
+        found.update([block], offset)
         offset += len(block)
     return found.digests()
 
