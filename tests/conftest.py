@@ -15,6 +15,8 @@ pytest_plugins = ["fault_table"]
 # Before torch is loaded: tests fork, and a child of a process that has used OpenMP's threads waits for them for ever.
 # Bits are compared with one thread, too.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Before its library is loaded: no test may ask the hub, and one that cannot be reached is tried for most of a minute.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # Under `nohup`, or as `make test &` of a script, Ctrl+C is ignored, and what is started inherits that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

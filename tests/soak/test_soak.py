@@ -1,6 +1,6 @@
 """Endurance: trainings that are asked, stopped, killed and started again at random, on a disk that fills up.
 
-About a minute and a half in all; HOLDFAST_SOAK_MINUTES makes it longer, HOLDFAST_SOAK_SEED repeats what was drawn.
+About two minutes in all; HOLDFAST_SOAK_MINUTES makes it longer, HOLDFAST_SOAK_SEED repeats what was drawn.
 """
 
 import json
@@ -25,7 +25,7 @@ from waiting import wait_until
 
 __all__ = ["torch_launcher"]
 
-MINUTES = float(os.environ.get("HOLDFAST_SOAK_MINUTES", "0.9"))
+MINUTES = float(os.environ.get("HOLDFAST_SOAK_MINUTES", "1.5"))
 SEED = int(os.environ.get("HOLDFAST_SOAK_SEED", time.time_ns() % 1_000_000))
 STEPS = 400
 RANK_STEPS = 120

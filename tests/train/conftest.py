@@ -1,7 +1,6 @@
 """A small model that has a real tokenizer, made once, and configurations of it."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,6 @@ from typing import Any
 import pytest
 
 from holdfast.train.config import TrainConfig
-
-# Before any library reads them: no test may ask the hub, and waiting threads leave the few cores to those that work.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TEXTS = [
     f"def function_{number}(value):\n    '''Returns the value {number} times.'''\n    return [value] * {number}\n"
