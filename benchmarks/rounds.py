@@ -104,7 +104,8 @@ def measure_size(state: State, folder: Path, plan: Plan, filled: Ballast | None)
         raw.append(RawFile(folder, state.size).seconds()[0])
         for kind, columns in {Native: ("stall", "durable"), NativeAtOnce: ("safe",)}.items():
             with kind(state, new_directory(folder / kind.__name__)) as saver:
-                for _ in range(2):  # the reserve grows after the first; a second one that comes at once waits for that
+                # The reserve grows after the first one; a second that comes at once waits for that.
+                for _ in range(2 if kind is NativeAtOnce else 1):
                     save_once(saver, 0)
                 _, seconds = save_once(saver, 0)
             for column in columns:
