@@ -76,7 +76,7 @@ class Stopping:
         self._number: int | None = None
         self._noticed = threading.Event()
         self._deadline: threading.Timer | None = None
-        self._limit = f"within {grace:g} s"
+        self._limit = f"within {grace:g} s of the stop"
         self.interrupted_at: float | None = None
         """When Ctrl+C was pressed first, on the monotonic clock."""
 
@@ -117,7 +117,7 @@ class Stopping:
         with self._lock:
             if self._deadline is not None and left is not None and left > _ALONE_SECONDS:
                 self._deadline.cancel()
-                self._limit = f"{_ALONE_SECONDS:g} s after another rank's"
+                self._limit = f"within {_ALONE_SECONDS:g} s of another rank's end"
                 self._ends_at = time.monotonic() + _ALONE_SECONDS
                 self._deadline = self._timer(_ALONE_SECONDS)
 
@@ -207,7 +207,7 @@ class Stopping:
             why = f"the loop did not end {self._limit}; leaving after a good save"
             self.leave(stopped_after_save(), why, self._leaving)
         code = 1 if saved is False or self._number is None else 128 + self._number
-        why = f"no checkpoint was saved within {self._grace:g} s of the stop; earlier ones are intact"
+        why = f"no checkpoint was saved {self._limit}; earlier ones are intact"
         self.leave(code, "; ".join(filter(None, (why, self._training.unsaved))), self._leaving)
 
 
