@@ -8,10 +8,10 @@ import torch
 from benchmarks.table import head, row
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.checkpointer import Checkpointer
-from holdfast.config import DynamicCheckpoint
-from holdfast.doors.reception import Reception
+from holdfast.doors.request_queue import Reception
+from holdfast.loop.checkpointer import Checkpointer
 from holdfast.run.run import Run
+from holdfast.settings import DynamicCheckpoint
 
 _LOOKS = 2_000
 

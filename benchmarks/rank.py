@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from holdfast import service
-from holdfast.checkpointer import Checkpointer
+from holdfast.engine import saver as service
+from holdfast.loop.checkpointer import Checkpointer
 
 _BLOCK_STEPS = 10
 _LOOKS = 300

@@ -11,9 +11,9 @@ from benchmarks.processes import Ranks
 from benchmarks.rank import run_blocks
 from benchmarks.states import State
 from holdfast import Checkpointer
-from holdfast.config import DynamicCheckpoint
-from holdfast.doors.reception import Reception
+from holdfast.doors.request_queue import Reception
 from holdfast.run.run import Run
+from holdfast.settings import DynamicCheckpoint
 
 _LOOKS = 20_000
 _BLOCKS = 5

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainings import Launcher, Training
+from helpers.trainings import Launcher, Training
 
-pytest_plugins = ["fault_table"]
+pytest_plugins = ["helpers.fault_table"]
 
 # Before torch is loaded: tests fork, and a child of a process that has used OpenMP's threads waits for them for ever.
 # Bits are compared with one thread, too.

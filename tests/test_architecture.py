@@ -12,35 +12,23 @@ import holdfast
 
 SOURCE = Path(holdfast.__file__).parent
 
-# A room imports only from floors below its own, and from itself. `config` stands above `store`: it asks it for names.
+# A room imports only from floors below its own, and from itself. `settings` stands above `store`: it asks it for names.
 FLOORS = {
     "errors": 1,
     "store": 2,
-    "capture": 2,
-    "config": 3,
+    "state": 2,
+    "settings": 3,
     "run": 3,
+    "capture": 3,
     "layouts": 3,
     "doors": 4,
     "ranks": 4,
-    "patience": 5,
-    "saving": 5,
-    "resuming": 5,
-    "ticket": 6,
-    "snapshot": 6,
-    "stopping": 6,
-    "opening": 6,
-    "serving": 7,
-    "origin": 7,
-    "service": 8,
-    "member": 8,
-    "loop_state": 8,
-    "leader": 9,
-    "loading": 9,
-    "engine": 10,
-    "checkpointer": 11,
-    "integrations": 11,
-    "train": 12,
-    "cli": 13,
+    "resume": 5,
+    "engine": 6,
+    "loop": 7,
+    "integrations": 7,
+    "train": 8,
+    "cli": 9,
 }
 # These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
 FACES = {"__init__", "__main__"}
@@ -70,8 +58,7 @@ def imports(path: Path, *, inside_functions: bool = True) -> Iterator[tuple[str,
 
 def _at_module_level(node: ast.AST) -> Iterator[ast.AST]:
     for child in ast.iter_child_nodes(node):
-        typing_only = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-        if not typing_only and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not _is_for_types_only(child) and not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             yield child
             yield from _at_module_level(child)
 
@@ -95,6 +82,54 @@ def test_a_room_imports_from_floors_below_its_own_alone(path: Path) -> None:
     for room, line in rooms_that(path):
         assert room in FLOORS, f"{path}:{line}: imports from the face of the house: {room}"
         assert room == own or FLOORS[room] < FLOORS[own], f"{path}:{line}: {own} imports {room}, which is not below it"
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_imported_by(path: Path) -> set[str]:
+    """The modules of the house that a file imports, inside functions too, apart from those for types alone."""
+    names = set()
+    for node in _that_run(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return names & {module_of(other) for other in FILES}
+
+
+def _that_run(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not _is_for_types_only(child):
+            yield child
+            yield from _that_run(child)
+
+
+def _is_for_types_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def circles(imported: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules of which each reaches all others by imports, over any number of steps."""
+    reached = {module: set(others) for module, others in imported.items()}
+    for middle in imported:
+        for module in imported:
+            if middle in reached[module]:
+                reached[module] |= reached[middle]
+    groups = {frozenset(m for m in imported if m in reached[one] and one in reached[m]) for one in imported}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    imported = {module_of(path): modules_imported_by(path) for path in FILES if room_of(path) not in FACES}
+    assert circles(imported) == []
+
+
+def test_a_circle_is_seen_over_any_number_of_steps() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize("name", COMMIT_CORE)
@@ -132,7 +167,7 @@ def test_the_verbs_reach_training_only_when_they_train() -> None:
         for module, line in imports(path, inside_functions=False):
             above = [
                 room
-                for room in ("train", "integrations", "checkpointer", "engine", "service", "saving", "doors", "config")
+                for room in ("train", "integrations", "loop", "engine", "resume", "doors", "settings")
                 if module.startswith(f"holdfast.{room}")
             ]
             assert not above, f"{path}:{line}: imports {module} when it is loaded"

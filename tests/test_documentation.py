@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from trainings import Launcher, Process, Training
-from waiting import wait_until
+from helpers.trainings import Launcher, Process, Training
+from helpers.waiting import wait_until
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

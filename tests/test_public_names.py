@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from trainings import Launcher
+from helpers.trainings import Launcher
 
 # An interface: a name that is added here is one that is kept.
 PUBLIC = ["Checkpointer", "DynamicCheckpoint", "HoldfastError", "Stopped", "__version__", "attach", "evaluation"]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from holdfast.errors import HoldfastError, Stopped
 
 if TYPE_CHECKING:
-    from holdfast.capture.evaluation import evaluation
-    from holdfast.checkpointer import Checkpointer
-    from holdfast.config import DynamicCheckpoint
-    from holdfast.integrations.transformers import attach
+    from holdfast.integrations.trainer.attach import attach
+    from holdfast.loop.checkpointer import Checkpointer
+    from holdfast.settings import DynamicCheckpoint
+    from holdfast.state.rng.evaluation import evaluation
 
 __all__ = ["Checkpointer", "DynamicCheckpoint", "HoldfastError", "Stopped", "__version__", "attach", "evaluation"]
 
@@ -17,10 +17,10 @@ __version__ = "0.1.0"
 
 
 _PLACES = {
-    "Checkpointer": "holdfast.checkpointer",
-    "DynamicCheckpoint": "holdfast.config",
-    "attach": "holdfast.integrations.transformers",
-    "evaluation": "holdfast.capture.evaluation",
+    "Checkpointer": "holdfast.loop.checkpointer",
+    "DynamicCheckpoint": "holdfast.settings",
+    "attach": "holdfast.integrations.trainer.attach",
+    "evaluation": "holdfast.state.rng.evaluation",
 }
 
 

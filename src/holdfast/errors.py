@@ -24,6 +24,16 @@ Each message says what happened and to what; `hint` says what to do next.
 
 from collections.abc import Sequence
 
+STOPPED_AFTER_SAVE = 75
+"""The exit code of a stop with a good save: EX_TEMPFAIL of sysexits.h, come back later."""
+DIFFERENT = 1
+"""The exit code of `holdfast diff` when the two are not the same."""
+
+
+def ended_by_signal(number: int) -> int:
+    """Returns the exit code of a process that a signal has ended, as shells have it."""
+    return 128 + number
+
 
 class HoldfastError(Exception):
     """The base of every error of Holdfast.

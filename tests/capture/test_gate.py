@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.waiting import wait_until
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.optimizer_hook import OptimizerHook
-from waiting import wait_until
 
 
 def boundary(number: int) -> Boundary:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from holdfast.capture.reserve import Reserve
+from helpers.waiting import wait_until
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Block, Pool
-from waiting import wait_until
+from holdfast.capture.staging_budget import Reserve
 
 RING = RING_BLOCKS * BLOCK_BYTES
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from holdfast.capture.pace import Pace
+from helpers.parts import raw
+from helpers.waiting import wait_until
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
 from holdfast.capture.stream import Stream
+from holdfast.capture.throttle import Pace
 from holdfast.errors import TornError
-from parts import raw
-from waiting import wait_until
 
 
 @dataclass

@@ -10,12 +10,12 @@ import pytest
 import typer
 
 import holdfast as package
-from cli.serving import training
+from helpers.museum import EXHIBITS
+from helpers.serving import training
+from helpers.support import RESUMABLE, commit_checkpoint, holdfast, holdfast_begun, tell
+from helpers.waiting import wait_until
 from holdfast.cli.app import app
 from holdfast.errors import HoldfastError
-from museum import EXHIBITS
-from support import RESUMABLE, commit_checkpoint, holdfast, holdfast_begun, tell
-from waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 

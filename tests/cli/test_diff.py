@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from holdfast.capture.state import Stored
+from helpers.museum import EXHIBITS
+from helpers.shards import Grids, committed
+from helpers.support import RESUMABLE, commit_checkpoint, holdfast
 from holdfast.cli import tensor_distance
 from holdfast.cli.tensor_distance import Distance
-from holdfast.layouts import tensor_headers
+from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.state.part import Stored
 from holdfast.store import catalog, files
-from museum import EXHIBITS
-from shards import Grids, committed
-from support import RESUMABLE, commit_checkpoint, holdfast
 
 BASE = {"fc.weight": torch.arange(20.0).reshape(4, 5), "fc.bias": torch.ones(4, dtype=torch.bfloat16)}
 

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from holdfast.capture.state import Stored
-from holdfast.layouts import tensor_headers
-from holdfast.layouts.tensor_headers import HeaderError
+from helpers.museum import EXHIBITS, Exhibit
+from helpers.shards import committed
+from helpers.support import ASKED, RESUMABLE, RUN, SCHEDULED, commit_checkpoint, fuzzed, holdfast
+from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.layouts.safetensors.header import HeaderError
+from holdfast.state.part import Stored
 from holdfast.store import files
-from museum import EXHIBITS, Exhibit
-from shards import committed
-from support import ASKED, RESUMABLE, RUN, SCHEDULED, commit_checkpoint, fuzzed, holdfast
 
 WEIGHTS = save({"fc.weight": torch.zeros(4, 5), "fc.bias": torch.zeros(4, dtype=torch.bfloat16), "t": torch.tensor(1)})
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.museum import EXHIBITS
+from helpers.support import ASKED, RUN, SCHEDULED, commit_checkpoint, holdfast
 from holdfast.store import pins
-from museum import EXHIBITS
-from support import ASKED, RUN, SCHEDULED, commit_checkpoint, holdfast
 
 
 def test_checkpoints_are_listed_newest_commit_first_with_who_asked_and_the_label(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.serving import training
+from helpers.museum import EXHIBITS
+from helpers.serving import training
+from helpers.support import RUN, commit_checkpoint, content_of, holdfast, line_of, tell
 from holdfast.run.run import Run
 from holdfast.store import catalog, pins, retention
-from museum import EXHIBITS
-from support import RUN, commit_checkpoint, content_of, holdfast, line_of, tell
 
 
 @pytest.fixture

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.serving import training
-from holdfast.run.run import Run
-from holdfast.store import catalog
-from support import (
+from helpers.serving import training
+from helpers.support import (
     ASKED,
     OTHER_RUN,
     RESUMABLE,
@@ -25,7 +23,9 @@ from support import (
     line_of,
     tell,
 )
-from trainings import events
+from helpers.trainings import events
+from holdfast.run.run import Run
+from holdfast.store import catalog
 
 
 @pytest.fixture

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cli.serving import training
+from helpers.serving import training
+from helpers.support import fill, holdfast, holdfast_begun, line_of, tell, tiny_disk
+from helpers.waiting import wait_until
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
 from holdfast.store.verify import verify
-from support import fill, holdfast, holdfast_begun, line_of, tell, tiny_disk
-from waiting import wait_until
 
 
 def pending(root: Path) -> list[Request]:

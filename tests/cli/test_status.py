@@ -4,9 +4,9 @@ import signal
 import time
 from pathlib import Path
 
-from cli.serving import training
-from support import holdfast, line_of, tell
-from waiting import wait_until
+from helpers.serving import training
+from helpers.support import holdfast, line_of, tell
+from helpers.waiting import wait_until
 
 
 def test_a_live_run_tells_step_rate_loss_last_checkpoint_and_what_is_pending(tmp_path: Path) -> None:

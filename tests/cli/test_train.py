@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.train.processes import command, outcome
-from support import holdfast
-from trainings import Training, events
-from waiting import wait_until
+from helpers.support import holdfast
+from helpers.trainings import Training, events
+from helpers.waiting import wait_until
+from holdfast.train.torchrun import command, outcome
 
 START = {"event": "start"}
 

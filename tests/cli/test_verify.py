@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from museum import EXHIBITS, Exhibit
-from support import commit_checkpoint, content_of, holdfast
+from helpers.museum import EXHIBITS, Exhibit
+from helpers.support import commit_checkpoint, content_of, holdfast
 
 WHICH = pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.kind)
 

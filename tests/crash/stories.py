@@ -9,16 +9,16 @@ import pytest
 from crash.disk import Disk, lay_out
 from crash.promises import LAYOUT, RUN_FOLDER, good_checkpoints
 from crash.recorder import Recorder
-from holdfast import saving
+from helpers.support import RUN
 from holdfast.capture.boundary import Boundary
-from holdfast.resuming import choose
+from holdfast.capture.snapshot import Snapshot
+from holdfast.engine import save as saving
+from holdfast.resume.choose import choose
 from holdfast.run.request import Request
 from holdfast.run.run import Run
-from holdfast.saving import Snapshot
 from holdfast.store import catalog, files, pins, retention
 from holdfast.store.blocks import BlockFile
 from holdfast.store.retention import Keep, StillWantedError
-from support import RUN
 
 KEEP_ALL = Keep(None, None)
 FILES = {"training.json": b"{}", "random.json": b"{}", "folder/part": b"piece"}

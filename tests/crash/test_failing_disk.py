@@ -14,8 +14,8 @@ import pytest
 
 from crash.promises import RUN_FOLDER, good_checkpoints
 from crash.stories import begin, resume, snapshot
-from failing_disk import CHANGES, READS, FailingDisk, fails_with, is_cut_short
-from holdfast import saving
+from helpers.failing_disk import CHANGES, READS, FailingDisk, fails_with, is_cut_short
+from holdfast.engine import save as saving
 from holdfast.errors import HoldfastError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from support import line_of, process
-from waiting import wait_until
+from helpers.support import line_of, process
+from helpers.waiting import wait_until
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import dies_at, fill, tiny_disk
 from holdfast.doors.trigger_file import TriggerFile
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
-from support import dies_at, fill, tiny_disk
 
 NAME = "axolotl_checkpoint.save"
 

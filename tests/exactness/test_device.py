@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainings import events
+from helpers.trainings import events
 
 UNTIL = 24
 AT = 10
@@ -17,7 +17,7 @@ AT = 10
 PROGRAM = f"""
 import os, signal, sys
 from pathlib import Path
-from loops import Loop
+from helpers.loops import Loop
 device, run, fate = sys.argv[1:]
 loop = Loop(Path(run), device=device, say=lambda line: None)
 

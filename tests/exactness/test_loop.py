@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.capture.random_state import Recorded
-from loops import Loop, train
-from support import holdfast
-from trainings import events
-from waiting import wait_until
+from helpers.loops import Loop, train
+from helpers.support import holdfast
+from helpers.trainings import events
+from helpers.waiting import wait_until
+from holdfast.state.rng.state import Recorded
 
 UNTIL = 24  # an epoch has 7 steps
 

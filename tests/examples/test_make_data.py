@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.train.config import load
+from holdfast.train.config.load import load
 
 ROOT = Path(__file__).parents[2]
 

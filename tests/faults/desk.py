@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from faults.harness import Child, forked
+from helpers.loops import Loop
+from helpers.waiting import wait_until
 from holdfast.errors import HoldfastError
-from loops import Loop
-from waiting import wait_until
 
 _ASKED, _ANSWERED, _STEP, _END = range(0, 32, 8)
 _TEXT, _SIZE = 64, 4096

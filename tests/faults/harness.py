@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.loops import Loop, train
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from holdfast.store import catalog
 from holdfast.store.verify import verify
-from loops import Loop, train
-from trainings import events
-from waiting import wait_until
 
 BEFORE, UNTIL, AFTER = 3, 5, 6  # the step of the older checkpoint, where the child ends, where its resume does
 THOROUGH = bool(os.environ.get("HOLDFAST_FAULTS"))

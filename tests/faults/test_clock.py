@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from faults.harness import THOROUGH, whole
+from helpers.loops import train
+from helpers.support import holdfast, line_of, process, tell
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from holdfast.store import catalog
-from loops import train
-from support import holdfast, line_of, process, tell
-from trainings import events
-from waiting import wait_until
 
 _LIBRARY = "faketime/libfaketimeMT.so.1"
 JUMPS = {3: "-1d", 6: "+365d", 9: "-2d", 12: "-2d"}
@@ -18,7 +18,7 @@ JUMPS = {3: "-1d", 6: "+365d", 9: "-2d", 12: "-2d"}
 TRAINING = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from loops import Loop
+from helpers.loops import Loop
 loop = Loop(sys.argv[2], save_steps=1, save_total_limit=2)
 with loop.ckpt:
     for batch in loop.ckpt.batches(until=12):

@@ -12,7 +12,7 @@ import pytest
 
 from faults.desk import Desk
 from faults.harness import Child, Wait, copy_of_base, forked, needs, require_nothing_lost
-from waiting import wait_until
+from helpers.waiting import wait_until
 
 _CLONE_NEWNS, _CLONE_NEWPID = 0x00020000, 0x20000000
 

@@ -10,8 +10,8 @@ import pytest
 from faults.desk import training
 from faults.disks import KINDS, disk
 from faults.harness import BEFORE, needs, require_nothing_lost
-from support import fill, holdfast
-from waiting import wait_until
+from helpers.support import fill, holdfast
+from helpers.waiting import wait_until
 
 Record = Callable[[str, object], None]
 

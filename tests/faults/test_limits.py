@@ -10,7 +10,7 @@ import torch
 
 from faults.desk import Desk, training
 from faults.harness import copy_of_base, require_nothing_lost
-from waiting import wait_until
+from helpers.waiting import wait_until
 
 _MEMORY = Path("/sys/fs/cgroup/memory")
 

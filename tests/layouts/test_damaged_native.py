@@ -13,9 +13,9 @@ import xxhash
 
 from fixtures import make_native, make_native_ranks
 from fixtures.make_damaged import rewritten
+from helpers.support import content_of, holdfast
 from holdfast import Checkpointer
 from holdfast.errors import CheckpointError, DamagedCheckpointError
-from support import content_of, holdfast
 
 WHOLE = make_native.HERE / "checkpoint-7"
 

@@ -9,15 +9,16 @@ import torch
 from torch import nn, optim
 
 from fixtures import make_native, make_native_ranks
-from holdfast.capture import random_state
-from holdfast.capture.data_position import DataPosition
-from holdfast.capture.state import ASIDE, Stored, parts_of
+from helpers.parts import content, read, same
+from helpers.support import RESUMABLE, commit_checkpoint, content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, UnsupportedError
-from holdfast.layouts import export, json_file, native
+from holdfast.layouts import export, image, native
+from holdfast.state.data.cursor import DataPosition
+from holdfast.state.part import ASIDE, Stored
+from holdfast.state.registry import parts_of
+from holdfast.state.rng import state as random_state
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
-from parts import content, read, same
-from support import RESUMABLE, commit_checkpoint, content_of
 
 FIXTURE = make_native.HERE / "checkpoint-7"
 OF_RANKS = make_native_ranks.HERE / "checkpoint-7"
@@ -178,7 +179,7 @@ def test_json_that_nobody_wrote_raises_an_error_of_ours(tmp_path: Path, data: by
 
 
 def test_json_that_is_too_large_is_neither_written_nor_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_file, "MOST_BYTES", 100)
+    monkeypatch.setattr(image, "MOST_JSON_BYTES", 100)
     with pytest.raises(UnsupportedError, match=r"big\.json would have 203 bytes"):
         native.images([("big", {}, Stored({}, "x" * 200))], {})
     (tmp_path / "big.json").write_text('"' + "x" * 200 + '"')

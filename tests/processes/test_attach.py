@@ -4,8 +4,8 @@ import json
 import signal
 from pathlib import Path
 
-from trainings import Launcher, Process, events
-from waiting import wait_until
+from helpers.trainings import Launcher, Process, events
+from helpers.waiting import wait_until
 
 OWN = """
 import sys, torch, holdfast

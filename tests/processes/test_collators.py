@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trainings import Launcher, Process, events
+from helpers.trainings import Launcher, Process, events
 
 # 60 rows in batches of 4: an epoch has 15 batches. The collator draws from torch, the samples from Python and numpy.
 MASKED = """

@@ -4,8 +4,8 @@ import json
 import signal
 from pathlib import Path
 
-from trainings import BLOCKED, SAVE_THAT_FAILS, Training, answers, events
-from waiting import wait_until
+from helpers.trainings import BLOCKED, SAVE_THAT_FAILS, Training, answers, events
+from helpers.waiting import wait_until
 
 
 def test_save_wait_prints_the_answer_and_the_checkpoint_is_there(training: Training) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loops import train
-from trainings import Launcher, events
+from helpers.loops import train
+from helpers.trainings import Launcher, events
 
 UNTIL = 9
 FAILS_AFTER = 4
@@ -19,7 +19,7 @@ import json, multiprocessing, os, signal, sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, TESTS)
-from loops import Loop
+from helpers.loops import Loop
 
 kind, workers = sys.argv[1], int(sys.argv[2])
 loop = Loop(Path("run"), workers=workers, say=print, save_on_exception=kind != "off")

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from trainings import Launcher, Process
+from helpers.trainings import Launcher, Process
 
 # 64 rows in batches of 2: an epoch has 32 steps, and step 20 is in the middle of it. Dropout is on in the adapter.
 LORA = """
@@ -35,7 +35,7 @@ if ours:
     holdfast.attach(trainer)
 trainer.train(resume_from_checkpoint=resume or None)
 model.save_pretrained("final")
-assert ("holdfast.integrations.transformers" in sys.modules) == ours
+assert ("holdfast.integrations.trainer.attach" in sys.modules) == ours
 """
 
 

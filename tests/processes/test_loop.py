@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from helpers.loops import train
+from helpers.trainings import Launcher, Process, answers, events
+from helpers.waiting import wait_until
 from holdfast.layouts import native
-from holdfast.resuming import choose
-from loops import train
-from trainings import Launcher, Process, answers, events
-from waiting import wait_until
+from holdfast.resume.choose import choose
 
 # Stands still in one place after the step 3, until there is a file "go".
 STALLS = """
@@ -23,7 +23,7 @@ import sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, TESTS)
-from loops import Loop
+from helpers.loops import Loop
 
 def stall(kind):
     if sys.argv[1] == kind and loop.ckpt.step_count >= 3:
@@ -120,7 +120,7 @@ WITH_WORKERS = """
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, TESTS)
-from loops import Loop
+from helpers.loops import Loop
 loop = Loop(Path("run"), workers=2)
 with loop.ckpt:
     for batch in loop.ckpt.batches(until=100_000):

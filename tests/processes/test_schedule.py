@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainings import Training, events
+from helpers.trainings import Training, events
 
 # 120 rows in batches of 2: an epoch has 60 steps.
 SCHEDULES: list[tuple[dict[str, Any], list[int]]] = [

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainings import BLOCKED, SAVE_THAT_FAILS, Process, Training, answers, events
-from waiting import wait_until
+from helpers.trainings import BLOCKED, SAVE_THAT_FAILS, Process, Training, answers, events
+from helpers.waiting import wait_until
 
 
 def loads(directory: Path) -> bool:

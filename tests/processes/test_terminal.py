@@ -4,8 +4,8 @@ import os
 import re
 import signal
 
-from trainings import Training
-from waiting import wait_until
+from helpers.trainings import Training
+from helpers.waiting import wait_until
 
 # Runs `holdfast` on a terminal of its own, 120 columns wide; a file "press" presses Ctrl+C there.
 ON_A_TERMINAL = """

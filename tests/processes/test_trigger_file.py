@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from trainings import BLOCKED, Training, answers, events
-from waiting import wait_until
+from helpers.trainings import BLOCKED, Training, answers, events
+from helpers.waiting import wait_until
 
 SAVED_BY_A_TRAINER = {
     "model.safetensors",

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from trainings import Launcher, Process, answers, events
-from waiting import wait_until
+from helpers.trainings import Launcher, Process, answers, events
+from helpers.waiting import wait_until
 
 
 def free_port() -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.ranks.agreement import Decision, Get, Offer, Operation, Put, Steps, call_key, coordinate, offer_key
+from holdfast.ranks.agreement import Decision, Get, Offer, Operation, Put, Steps, coordinate
+from holdfast.ranks.keys import call_key, offer_key
 from ranks.simulated_store import Line, LostError
 from ranks.virtual_time import Machine, Pause, Process, Signal
 

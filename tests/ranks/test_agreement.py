@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.ranks.agreement import Decision, Get, Offer, Put, Steps, decide, offer_key
+from helpers.support import fuzzed
+from holdfast.ranks.agreement import Decision, Get, Offer, Put, Steps, decide
+from holdfast.ranks.keys import offer_key
 from ranks.simulated_rank import FOR_EVER, OPERATION_SECONDS, REACHING_SECONDS, SECONDS, Habits
 from ranks.simulation import Fault, Simulation
-from support import fuzzed
 
 explored = settings(fuzzed, derandomize=True, max_examples=60)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import holdfast
+from helpers.trainings import Launcher, events
+from helpers.waiting import wait_until
 from ranks.conftest import Job, free_port
-from support import holdfast
-from trainings import Launcher, events
-from waiting import wait_until
 
 OWN = """
 import os, sys, time, torch

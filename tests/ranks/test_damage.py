@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
+from helpers.trainings import events
 from ranks.conftest import Ranks
-from trainings import events
 
 OF_RANK_1 = "model-00001-of-00002.safetensors"
 EVERY_FOUR = {"save_steps": 4}

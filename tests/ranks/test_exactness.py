@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import holdfast
+from helpers.waiting import wait_until
 from ranks.conftest import Ranks
-from support import holdfast
-from waiting import wait_until
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

@@ -2,9 +2,9 @@
 
 import signal
 
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from ranks.conftest import Ranks
-from trainings import events
-from waiting import wait_until
 
 # Sealing what was staged fails as long as there is a file of that name beside the run directory.
 FAILS = """
@@ -58,7 +58,7 @@ def test_fault_10_a_stop_whose_save_fails_to_the_end_ends_every_rank_with_1(rank
 HANGS = """
 import time
 from pathlib import Path
-from holdfast import patience
+from holdfast.engine import watchdog as patience
 from holdfast.store import commit
 patience._SECONDS = 0.5
 original = commit.Attempt.__init__

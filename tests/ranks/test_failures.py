@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import holdfast
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from ranks.conftest import Job, Ranks
-from support import holdfast
-from trainings import events
-from waiting import wait_until
 
 # Stops at a place of the source until it is killed: the place is told by what is put before it.
 HALT = """
@@ -28,9 +28,9 @@ def halting(self, *args, **kwargs):
 """
 
 PLACES = {
-    "before the agreement": ("holdfast.member", "Member", "_take_part", "before", 1),
-    "between agreement and write": ("holdfast.member", "Member", "_write", "before", 1),
-    "after its record": ("holdfast.member", "Member", "_give", "after", 1),
+    "before the agreement": ("holdfast.engine.follow_saver", "Member", "_take_part", "before", 1),
+    "between agreement and write": ("holdfast.engine.follow_saver", "Member", "_write", "before", 1),
+    "after its record": ("holdfast.engine.follow_saver", "Member", "_give", "after", 1),
     "the coordinator, before the rename": ("holdfast.store.commit", "Attempt", "publish", "before", 0),
     "the coordinator, after the rename": ("holdfast.store.commit", "Attempt", "publish", "after", 0),
 }

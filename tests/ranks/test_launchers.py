@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from helpers.support import holdfast
+from helpers.trainings import Launcher, Process, events
+from helpers.waiting import wait_until
 from ranks.conftest import Ranks, free_port
-from support import holdfast
-from trainings import Launcher, Process, events
-from waiting import wait_until
 
 # What a launcher leaves its ranks, and what a stop may take.
 GRACE = 25.0

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import holdfast
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from ranks.conftest import Ranks
-from support import holdfast
-from trainings import events
-from waiting import wait_until
 
 HOSTS = tuple(f"holdfast-{os.getpid()}-{number}" for number in range(2))
 NETWORK = "10.213.77"
@@ -30,7 +30,7 @@ os.environ["GLOO_SOCKET_IFNAME"] = "wire"
 STANDS_BEFORE_IT_WRITES = """
 import time
 from pathlib import Path
-from holdfast.member import Member
+from holdfast.engine.follow_saver import Member
 original = Member._write
 def waiting(self, *args):
     print("about to write", flush=True)

@@ -2,8 +2,8 @@
 
 import json
 
+from helpers.trainings import events
 from ranks.conftest import Ranks
-from trainings import events
 
 
 def test_fault_45_what_one_rank_alone_holds_is_named_for_all(ranks: Ranks) -> None:

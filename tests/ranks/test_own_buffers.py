@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from helpers.support import holdfast
 from ranks.conftest import Ranks
-from support import holdfast
 
 
 def test_each_rank_resumes_the_running_statistics_of_its_own(ranks: Ranks, tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from own_writer import start
-from support import holdfast
-from trainings import Launcher, events
-from waiting import wait_until
+from helpers.own_writer import start
+from helpers.support import holdfast
+from helpers.trainings import Launcher, events
+from helpers.waiting import wait_until
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
+from helpers.support import holdfast
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from ranks.conftest import Ranks
-from support import holdfast
-from trainings import events
-from waiting import wait_until
 
 
 def test_fault_22_fifty_requests_from_random_ranks_are_each_answered(ranks: Ranks) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import holdfast
 from ranks.conftest import Job, Ranks
-from support import holdfast
 
 
 def told(job: Job, what: str) -> str:

@@ -1,7 +1,7 @@
 """Writes past the gate in one rank alone: the save is tried again, where all ranks stand still."""
 
+from helpers.trainings import events
 from ranks.conftest import Ranks
-from trainings import events
 
 # Rank 0 takes snapshots at boundaries from its first step on. At step 4 rank 1 swaps its weights, as for an evaluation,
 # and rank 0 goes on with the save only then.

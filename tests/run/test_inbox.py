@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import every_crash, meets_error_at, succeeds_in_child
+from helpers.waiting import wait_until
 from holdfast.errors import RunNotAliveError, WaitTimeoutError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
-from support import every_crash, meets_error_at, succeeds_in_child
-from waiting import wait_until
 
 SAVED = Answer(saved=True, path="/runs/checkpoint-7", step=7)
 

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from helpers.support import RUN, fill, tiny_disk
 from holdfast.run.journal import Journal
-from support import RUN, fill, tiny_disk
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from failing_disk import FailingDisk, fails_with
+from helpers.failing_disk import FailingDisk, fails_with
+from helpers.support import RUN, dies_at, line_of, process, tell
+from helpers.waiting import wait_until
 from holdfast.errors import LeaseLostError, RunBusyError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import HEARTBEAT_LIMIT_SECONDS, Holder, Lease
-from support import RUN, dies_at, line_of, process, tell
-from waiting import wait_until
 
 HOLD = """
 import sys

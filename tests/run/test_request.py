@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.support import fuzzed
 from holdfast.run.request import (
     MOST_BYTES,
     MOST_LABEL_BYTES,
@@ -17,7 +18,6 @@ from holdfast.run.request import (
     decode_answer,
     decode_request,
 )
-from support import fuzzed
 
 REQUEST = Request("command", stop=True, label="before lr", why="holdfast save", pid=4711)
 ANSWER = Answer(saved=True, path="/runs/checkpoint-7", step=7, bytes=12, seconds=0.25, digest="ab", answered_at=1.0)

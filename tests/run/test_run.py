@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import RUN, commit_checkpoint, dies_at, fill, tiny_disk
 from holdfast.errors import RunBusyError, RunError
 from holdfast.run import lease
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, names
-from support import RUN, commit_checkpoint, dies_at, fill, tiny_disk
 
 
 def events(root: Path) -> list[tuple[str, object]]:

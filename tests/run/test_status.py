@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import RUN
 from holdfast.run.status import Status, StatusFile
-from support import RUN
 
 
 def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:

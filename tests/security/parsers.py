@@ -15,14 +15,14 @@ from typing import Any
 
 from holdfast.cli.status import status
 from holdfast.errors import ConfigError, HoldfastError
-from holdfast.layouts import tensor_headers
-from holdfast.layouts.tensor_headers import HeaderError
+from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.run import lease, request
 from holdfast.run.directory import RunDirectory
 from holdfast.run.request import Answer, MalformedError, Request
 from holdfast.store import manifest
 from holdfast.store.manifest import ManifestError
-from holdfast.train import yaml_source
+from holdfast.train.config import yaml as yaml_source
 
 # What is printed of a file that was refused: a line or two, not the file.
 MOST_SAID = 2000

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from helpers.loops import Loop, train
+from helpers.trainings import Training
 from holdfast.errors import CheckpointError
 from holdfast.store.manifest import ManifestError, decode
-from loops import Loop, train
 from security.parsers import sealed
 from security.test_pickles import with_intent
-from trainings import Training
 
 Header = dict[str, Any]
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 import xxhash
 
+from helpers.loops import train
+from helpers.trainings import Training
 from holdfast.layouts import native
 from holdfast.store.manifest import File, decode
-from loops import train
-from trainings import Training
 
 # What begins a pickle of protocols 2 to 5, and a zip, which torch puts one into.
 _BEGINNINGS = (*(bytes([0x80, protocol]) for protocol in range(2, 6)), b"PK\x03\x04")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from helpers.support import RESUMABLE, RUN, commit_checkpoint, content_of
 from holdfast.errors import NoCheckpointError, UnsupportedError
-from holdfast.resuming import choose
+from holdfast.resume.choose import choose
 from holdfast.store import catalog, retention
 from holdfast.store.retention import Keep
-from support import RESUMABLE, RUN, commit_checkpoint, content_of
 
 
 def planted(root: Path, step: int = 9, **fields: Any) -> Path:

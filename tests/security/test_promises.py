@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import resuming
-from holdfast.layouts import json_file, tensor_headers
+from holdfast.layouts.image import MOST_JSON_BYTES
+from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.resume import choose as resuming
 from holdfast.run import request
 from holdfast.store import manifest
-from holdfast.train import yaml_nodes, yaml_source
+from holdfast.train.config import yaml as yaml_source
 
 PAGE = " ".join((Path(__file__).parents[2] / "SECURITY.md").read_text().split())
 
@@ -16,10 +17,10 @@ LIMITS = {
     "files of a manifest": (manifest._MOST_FILES, r"MiB, ([\d,]+) files", 1),
     "levels of a manifest": (manifest._MOST_LEVELS, r"files, (\d+) levels", 1),
     "header of tensors": (tensor_headers._MOST_HEADER_BYTES, r"headers of at most (\d+) MB", 10**6),
-    "JSON": (json_file.MOST_BYTES, r"JSON of a checkpoint \| at most (\d+) MiB", 1 << 20),
+    "JSON": (MOST_JSON_BYTES, r"JSON of a checkpoint \| at most (\d+) MiB", 1 << 20),
     "YAML": (yaml_source.LARGEST, r"safe loader, at most (\d+) KiB", 1 << 10),
     "levels of YAML": (yaml_source._DEEPEST, r"KiB, (\d+) levels", 1),
-    "values of YAML": (yaml_nodes._MOST_VALUES, r"levels, ([\d,]+) values", 1),
+    "values of YAML": (yaml_source._MOST_VALUES, r"levels, ([\d,]+) values", 1),
     "trigger file": (request.MOST_LABEL_BYTES, r"at most (\d+) KiB are read", 1 << 10),
     "torch": (resuming._SAFE_TORCH[1], r"only with torch 2\.(\d+) or newer", 1),
 }

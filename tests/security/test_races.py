@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from helpers.loops import Loop, train
 from holdfast.errors import CheckpointError
-from loops import Loop, train
 
 
 class Swap:

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from holdfast.integrations import trainer_secrets
-from trainings import Launcher, Training, events
+from helpers.trainings import Launcher, Training, events
+from holdfast.integrations.trainer import secrets as trainer_secrets
 
 # In the environment, the arguments and the configuration; none of them is a word of any file for another reason.
 ENVIRONMENT, ARGUMENT, CONFIGURED = "canary-in-environment", "canary-in-argument", "canary-in-configuration"
@@ -39,7 +39,7 @@ LOOP = """
 import sys
 sys.path.insert(0, TESTS)
 from pathlib import Path
-from loops import Loop
+from helpers.loops import Loop
 loop = Loop(Path("run"), save_steps=2)
 with loop.ckpt:
     for batch in loop.ckpt.batches(until=4):

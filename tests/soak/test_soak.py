@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from loops import train
+from helpers.loops import train
+from helpers.support import fill, holdfast, tiny_disk
+from helpers.trainings import Launcher, Process
+from helpers.waiting import wait_until
 from ranks.conftest import Ranks, torch_launcher
 from soak.tally import KEPT, Tally
-from support import fill, holdfast, tiny_disk
-from trainings import Launcher, Process
-from waiting import wait_until
 
 __all__ = ["torch_launcher"]
 

@@ -9,8 +9,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from helpers.loops import Loop
 from holdfast.errors import SaveError
-from loops import Loop
 
 
 def run() -> None:

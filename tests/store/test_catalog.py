@@ -2,8 +2,8 @@ import os
 import shutil
 from pathlib import Path
 
+from helpers.support import OTHER_RUN, commit_checkpoint
 from holdfast.store import catalog, names
-from support import OTHER_RUN, commit_checkpoint
 
 
 def steps(root: Path) -> list[int]:

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.errors import LeaseLostError
-from holdfast.store import catalog, digest, names, retention
-from holdfast.store.commit import Attempt, Published
-from holdfast.store.manifest import ManifestError, decode
-from holdfast.store.verify import verify
-from support import (
+from helpers.support import (
     RESUMABLE,
     RUN,
     commit_checkpoint,
@@ -22,6 +17,11 @@ from support import (
     meets_error_at,
     stage,
 )
+from holdfast.errors import LeaseLostError
+from holdfast.store import catalog, digest, names, retention
+from holdfast.store.commit import Attempt, Published
+from holdfast.store.manifest import ManifestError, decode
+from holdfast.store.verify import verify
 
 
 def staged(root: Path, step: int = 7, content: Mapping[str, bytes] = RESUMABLE) -> Attempt:

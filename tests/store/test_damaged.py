@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from fixtures import make_damaged
+from helpers.museum import DAMAGED, EXHIBITS, Exhibit
+from helpers.support import content_of
 from holdfast.store import catalog
 from holdfast.store.verify import verify
-from museum import DAMAGED, EXHIBITS, Exhibit
-from support import content_of
 
 
 def test_the_museum_is_what_its_script_makes(tmp_path: Path) -> None:

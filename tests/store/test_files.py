@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import succeeds_in_child
 from holdfast.store import files
-from support import succeeds_in_child
 
 
 @pytest.fixture

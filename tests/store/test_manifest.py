@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.support import fuzzed, manifest
 from holdfast.store.manifest import BLOCK_BYTES, File, Manifest, ManifestError, decode
-from support import fuzzed, manifest
 
 FILES = (File("a", 1, "0" * 32), File("folder/b.bin", 0, "f" * 32))
 SHARDS = tuple(File(f"m-{rank:05}-of-00002.safetensors", 9, "0" * 32) for rank in range(2))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from helpers.support import fuzzed
 from holdfast.store import names
-from support import fuzzed
 
 TOKEN = "0123456789abcdef" * 2
 ALLOWED = string.ascii_letters + string.digits + "._-"

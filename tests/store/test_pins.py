@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import RUN, commit_checkpoint, every_crash, meets_error_at
 from holdfast.store import catalog, files, pins, retention
 from holdfast.store.retention import Keep, StillWantedError
-from support import RUN, commit_checkpoint, every_crash, meets_error_at
 
 ONE, TWO = "1" * 32, "2" * 32
 

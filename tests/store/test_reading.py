@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from helpers.parts import digests_of
 from holdfast.store import files, range_reading, reading
 from holdfast.store.manifest import BLOCK_BYTES, File
 from holdfast.store.reading import Source, Span
-from parts import digests_of
 
 DIRECT, CACHED = "direct", "cached"
 

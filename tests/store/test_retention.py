@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import ASKED, OTHER_RUN, RUN, SCHEDULED, commit_checkpoint, every_crash, stage
 from holdfast.store import catalog, files, names, pins, retention
 from holdfast.store.retention import Keep, StillWantedError
 from holdfast.store.verify import verify
-from support import ASKED, OTHER_RUN, RUN, SCHEDULED, commit_checkpoint, every_crash, stage
 
 
 def surplus(root: Path, keep: Keep, *spared: Path) -> list[str]:

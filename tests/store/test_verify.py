@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from helpers.support import RESUMABLE, commit_checkpoint
 from holdfast.store.verify import verify
-from support import RESUMABLE, commit_checkpoint
 
 
 def test_a_checkpoint_as_it_was_written_is_good(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from holdfast.train.config import TrainConfig
+from holdfast.train.config.load import TrainConfig
 
 TEXTS = [
     f"def function_{number}(value):\n    '''Returns the value {number} times.'''\n    return [value] * {number}\n"

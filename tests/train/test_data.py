@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.train import data, model
-from holdfast.train.config import TrainConfig
+from holdfast.train.config.load import TrainConfig
 
 Configure = Callable[..., TrainConfig]
 WriteRows = Callable[..., Path]

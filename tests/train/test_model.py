@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.errors import ConfigError, HoldfastError, UnsupportedError
 from holdfast.train import model
-from holdfast.train.config import TrainConfig
+from holdfast.train.config.load import TrainConfig
 from holdfast.train.precision import Machine, choose
 
 Configure = Callable[..., TrainConfig]

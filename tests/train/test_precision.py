@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from holdfast.errors import ConfigError
-from holdfast.train.config import TrainConfig
+from holdfast.train.config.load import TrainConfig
 from holdfast.train.precision import Machine, choose, detect
 
 OLD_CPU = Machine("this CPU", cuda=False, bf16=False, tf32=False)

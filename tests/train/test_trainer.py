@@ -8,7 +8,7 @@ import pytest
 
 from holdfast.errors import ConfigError
 from holdfast.train import model, rows
-from holdfast.train.config import TrainConfig
+from holdfast.train.config.load import TrainConfig
 from holdfast.train.trainer import build
 
 Configure = Callable[..., TrainConfig]

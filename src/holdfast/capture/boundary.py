@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.capture.net import Mark
+    from holdfast.capture.tripwire import Mark
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from holdfast.capture.cutting import Part, Sources, Unit, bytes_of
+from holdfast.capture.chunks import Part, Sources, Unit, bytes_of
 from holdfast.capture.staging import Block, Pool
 
 

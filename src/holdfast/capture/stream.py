@@ -12,11 +12,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from holdfast.capture.chunks import Image, Sources, bytes_of, in_order
 from holdfast.capture.copying import Copier, parts_of
-from holdfast.capture.cutting import Image, Sources, bytes_of, in_order
-from holdfast.capture.finite import Finite, Places
-from holdfast.capture.pace import Pace
+from holdfast.capture.nonfinite import Finite, Places
 from holdfast.capture.staging import Block, Pool
+from holdfast.capture.throttle import Pace
 from holdfast.errors import TornError
 
 WRITERS = 2

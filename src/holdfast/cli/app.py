@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -10,7 +11,7 @@ import typer
 
 from holdfast import __version__
 from holdfast.cli import diff, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, ended_by_signal
 
 app = typer.Typer(
     name="holdfast",
@@ -29,7 +30,7 @@ def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
         try:
             verb(**options)
         except KeyboardInterrupt:
-            raise typer.Exit(130) from None
+            raise typer.Exit(ended_by_signal(signal.SIGINT)) from None
         except OSError as error:
             if verb is train.train:
                 raise  # whatever it was that failed in a training, its place in the code helps

@@ -11,14 +11,12 @@ import typer
 from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns
 from holdfast.cli.tensor_distance import distance
-from holdfast.cli.whole_tensors import SHARD, Whole, gather
-from holdfast.errors import DamagedCheckpointError
-from holdfast.layouts import tensor_headers
-from holdfast.layouts.tensor_headers import HeaderError
+from holdfast.errors import DIFFERENT, DamagedCheckpointError
+from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.layouts.safetensors.header import HeaderError
+from holdfast.layouts.whole_tensors import SHARD, Whole, gather
 from holdfast.store import files
 from holdfast.store.verify import verify
-
-DIFFERENT = 1  # as diff(1) has it
 
 _ENDING = ".safetensors"
 

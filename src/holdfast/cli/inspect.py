@@ -10,10 +10,10 @@ import typer
 
 from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns, size
-from holdfast.cli.whole_tensors import Whole, gather
 from holdfast.errors import DamagedCheckpointError
-from holdfast.layouts import tensor_headers
-from holdfast.layouts.tensor_headers import HeaderError, Tensor
+from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.layouts.safetensors.header import HeaderError, Tensor
+from holdfast.layouts.whole_tensors import Whole, gather
 from holdfast.store import files
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.names import shown

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.needed import identity_of, needed
 from holdfast.cli.output import as_json, columns, size
 from holdfast.errors import ConfigError, HoldfastError, RunNotFoundError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import Journal
+from holdfast.run.needed import identity_of, needed
 from holdfast.store import catalog, retention
 from holdfast.store.catalog import Entry
 from holdfast.store.retention import Keep, StillWantedError, Verdict

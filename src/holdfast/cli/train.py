@@ -21,7 +21,7 @@ def train(
 ) -> None:
     """Fine-tune or pretrain a causal language model, with saves on demand and exact resume."""
     if nproc > 1:
-        from holdfast.train.processes import run_in_processes
+        from holdfast.train.torchrun import run_in_processes
 
         raise typer.Exit(run_in_processes(nproc, config, overrides or [], resume))
     from holdfast.train.run import run

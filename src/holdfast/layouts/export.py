@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from holdfast.capture.state import ASIDE
 from holdfast.errors import DamagedCheckpointError, UnsupportedError
-from holdfast.layouts import json_file, tensor_file, transformers
-from holdfast.layouts.assembly import assemble
-from holdfast.layouts.model_copy import copy_model
-from holdfast.layouts.tensor_reading import opened
+from holdfast.layouts import transformers
+from holdfast.layouts.image import read_json
+from holdfast.layouts.pieces import assemble
+from holdfast.layouts.safetensors import writing as tensor_file
+from holdfast.layouts.safetensors.reading import opened
+from holdfast.state.part import ASIDE
 from holdfast.store import files, names
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 
 if TYPE_CHECKING:
     import torch
+
 
 _TENSORS = ".safetensors"
 _BLOCK_BYTES = 16 << 20
@@ -109,7 +111,7 @@ def _stand_in(checkpoint: Path, name: str, told: Mapping[str, Any]) -> "torch.Te
 
 
 def _is_model(path: Path) -> bool:
-    rest = json_file.read(path)
+    rest = read_json(path)
     return isinstance(rest, dict) and rest.get("kind") == "model"
 
 
@@ -128,3 +130,25 @@ def _moved(staging: Path, target: Path) -> list[Path]:
     for folder in sorted({(target / path).parent for path in found}, reverse=True):
         files.sync_directory(folder)
     return [target / path for path in found]
+
+
+# What is of use to the training alone.
+_TRAINING = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", names.MANIFEST)
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copies the model's files from a checkpoint, each by write and rename, so that none is ever half there.
+
+    Args:
+        source: A directory in the transformers layout.
+        target: An existing directory. Files of the same names are replaced, others left alone.
+    """
+    folders = {target}
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.name not in _TRAINING and not path.name.startswith("rng_state"):
+            destination = target / path.relative_to(source)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            files.copy(path, destination)
+            folders.add(destination.parent)
+    for folder in sorted(folders, reverse=True):
+        files.sync_directory(folder)

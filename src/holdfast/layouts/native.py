@@ -4,11 +4,11 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from holdfast.capture.shard import Place
-from holdfast.capture.state import ASIDE, Stored
 from holdfast.errors import CheckpointError, SaveError, UnsupportedError
-from holdfast.layouts import json_file, tensor_file
-from holdfast.layouts.tensor_file import Image
+from holdfast.layouts.image import Image, json_image
+from holdfast.layouts.safetensors import writing as tensor_file
+from holdfast.state.part import ASIDE, Stored
+from holdfast.state.sharding import Place
 from holdfast.store import grid, names
 
 if TYPE_CHECKING:
@@ -63,15 +63,15 @@ def images(
             metadata = {**stored.aliases, "format": "pt"} if ending == _TENSORS else None
             found.append(tensor_file.image(_path(name, ending, rank, size), tensors, metadata))
         if rank == 0:
-            found.append(json_file.image(name + REST, stored.rest))
+            found.append(json_image(name + REST, stored.rest))
     for name, differing in (own or {}).items():
         if differing:
             found.append(tensor_file.image(_fitting(own_path(name, rank), name, size), differing, {"format": "pt"}))
     for name, content in extra.items():
         if rank == 0:
-            found.append(json_file.image(name + REST, content))
+            found.append(json_image(name + REST, content))
         elif name != "training":
-            found.append(json_file.image(f"{name}-{rank:05}{REST}", content))
+            found.append(json_image(f"{name}-{rank:05}{REST}", content))
     return found
 
 

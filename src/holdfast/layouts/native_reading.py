@@ -6,12 +6,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.capture.shard import Place
-from holdfast.capture.state import ASIDE, RESERVED, Given, Stored
 from holdfast.errors import DamagedCheckpointError
-from holdfast.layouts import json_file, native
-from holdfast.layouts.assembly import reads, require_shape, room, wanted_place
-from holdfast.layouts.tensor_loading import TensorFile
+from holdfast.layouts import image, native
+from holdfast.layouts.image import decode_json
+from holdfast.layouts.pieces import reads, require_shape, room, wanted_place
+from holdfast.layouts.safetensors.reading import TensorFile
+from holdfast.state.part import ASIDE, RESERVED, Given, Stored
+from holdfast.state.sharding import Place
 from holdfast.store import files, reading
 from holdfast.store.manifest import File
 
@@ -89,11 +90,11 @@ class NativeReading:
         found, problems = {}, []
         for name, stem in wanted.items():
             file = self._listed[stem + native.REST]
-            data, problem = reading.small(self._folder, file, json_file.MOST_BYTES)
+            data, problem = reading.small(self._folder, file, image.MOST_JSON_BYTES)
             if problem is not None:
                 problems.append(problem)
             else:
-                found[name] = json_file.decode(data, self._directory / file.path)
+                found[name] = decode_json(data, self._directory / file.path)
         if problems:
             raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
         return found

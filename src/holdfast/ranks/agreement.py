@@ -10,6 +10,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from holdfast.ranks.keys import decision_key, offer_key
+
 # Of many silent ranks, so many are named.
 _NAMED = 8
 
@@ -78,11 +80,6 @@ class Decision:
         return json.dumps(asdict(self))
 
 
-def call_key(number: int) -> str:
-    """Where the coordinator calls for an agreement."""
-    return f"call/{number}"
-
-
 def coordinate(number: int, offers: Sequence[str], own: Offer, seconds: float) -> Steps:
     """The coordinator's side, after the call: collects the offers of all ranks, and decides.
 
@@ -102,7 +99,7 @@ def coordinate(number: int, offers: Sequence[str], own: Offer, seconds: float) -
         decided = Decision(None, f"rank {', '.join(silent[:_NAMED])}{more} gave no answer within {seconds:g} s")
     if answered is not None:
         decided = decide([own, *(Offer(**json.loads(text)) for text in answered)])
-    won: str = yield Claim(_decision_key(number), decided.encode())
+    won: str = yield Claim(decision_key(number), decided.encode())
     return Decision(**json.loads(won))
 
 
@@ -111,16 +108,11 @@ def join(number: int, rank: int, own: Offer, seconds: float) -> Steps:
     yield Put(offer_key(number, rank), own.encode())
     # Longer than the coordinator, which alone knows who is silent, and should be the first to give up.
     patience = 1.5 * seconds
-    found: list[str] | None = yield Get((_decision_key(number),), patience)
+    found: list[str] | None = yield Get((decision_key(number),), patience)
     if found is None:
         given_up = Decision(None, f"rank {rank} saw no decision within {patience:g} s")
-        found = [(yield Claim(_decision_key(number), given_up.encode()))]
+        found = [(yield Claim(decision_key(number), given_up.encode()))]
     return Decision(**json.loads(found[0]))
-
-
-def offer_key(number: int, rank: int) -> str:
-    """Where a rank puts its offer."""
-    return f"offer/{number}/{rank}"
 
 
 def decide(offers: Sequence[Offer]) -> Decision:
@@ -135,7 +127,3 @@ def decide(offers: Sequence[Offer]) -> Decision:
         ranks = ", ".join(str(rank) for rank in behind)
         return Decision(None, f"ranks ended unevenly: rank {ranks} stands at an earlier boundary than the others")
     return Decision(wanted)
-
-
-def _decision_key(number: int) -> str:
-    return f"decision/{number}"

@@ -6,8 +6,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from holdfast.errors import RanksError, SaveError, TornError
-from holdfast.ranks.agreement import Decision, Offer, call_key, coordinate, offer_key
+from holdfast.ranks.agreement import Decision, Offer, coordinate
 from holdfast.ranks.channel import Channel
+from holdfast.ranks.keys import (
+    begun_key,
+    call_key,
+    decision_key,
+    done_key,
+    ended_key,
+    offer_key,
+    outcome_key,
+    record_key,
+    stage_key,
+)
 from holdfast.run.request import Answer
 
 # Keys of agreements that are so far back go: whoever still looks for one has been silent for minutes.
@@ -39,26 +50,6 @@ class Record:
     error: str = ""
 
 
-def stage_key(number: int) -> str:
-    """Where ranks learn which directory they write into, or that there is none."""
-    return f"stage/{number}"
-
-
-def record_key(number: int, rank: int) -> str:
-    """Where a rank puts its record."""
-    return f"record/{number}/{rank}"
-
-
-def outcome_key(number: int) -> str:
-    """Where ranks learn what became of a save."""
-    return f"outcome/{number}"
-
-
-def ended_key(rank: int) -> str:
-    """Where a rank says that it knows of the end."""
-    return f"ended/{rank}"
-
-
 class Coordinator:
     """Leads the ranks through saves, one after the other.
 
@@ -75,7 +66,7 @@ class Coordinator:
 
     def wait_until_begun(self, check: Callable[[], bool]) -> bool:
         """Waits until all ranks have loaded what they resume from; False when `check` says that it is no use."""
-        keys = [f"begun/{rank}" for rank in self._channel.others]
+        keys = [begun_key(rank) for rank in self._channel.others]
         while not self._channel.all_there(keys):
             if check():
                 return False
@@ -125,7 +116,9 @@ class Coordinator:
             waited = time.monotonic() - begun
             if waited < self._channel.seconds:
                 return  # who has just agreed is there, though it may not have been heard of yet
-            silent = [rank for rank in self._silent() if not self._channel.all_there([f"record/{self._number}/{rank}"])]
+            silent = [
+                rank for rank in self._silent() if not self._channel.all_there([record_key(self._number, int(rank))])
+            ]
             if silent:
                 raise SaveError(
                     f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s, and has not"
@@ -172,7 +165,7 @@ class Coordinator:
         left = set(self._channel.others)
         while left and time.monotonic() < until:
             time.sleep(0.01)
-            left = {rank for rank in left if not self._channel.there([ended_key(rank), f"done/{rank}"])}
+            left = {rank for rank in left if not self._channel.there([ended_key(rank), done_key(rank)])}
 
     def others_are_done(self) -> bool:
         """Whether all other ranks are done with their training.
@@ -180,7 +173,7 @@ class Coordinator:
         Raises:
             RanksError: One that is not has not been heard of for too long, or the store is gone.
         """
-        if self._channel.all_there([f"done/{rank}" for rank in self._channel.others]):
+        if self._channel.all_there([done_key(rank) for rank in self._channel.others]):
             return True
         if silent := self._silent():
             raise RanksError(f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s")
@@ -188,6 +181,6 @@ class Coordinator:
 
     def _forget(self, number: int) -> None:
         if number > 0:
-            own = [call_key(number), f"decision/{number}", stage_key(number), outcome_key(number)]
+            own = [call_key(number), decision_key(number), stage_key(number), outcome_key(number)]
             others = [key(number, rank) for rank in self._channel.others for key in (offer_key, record_key)]
             self._channel.forget([*own, *others])

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 import xxhash
 
 from holdfast.store import files
-from holdfast.store.file_problems import changed, size_problem, unreadable
 from holdfast.store.manifest import BLOCK_BYTES, File
 from holdfast.store.range_reading import Target, read_range
 
@@ -206,3 +205,20 @@ def small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
     if len(data) != file.size:
         return data, size_problem(file, len(data))
     return data, None if xxhash.xxh3_128_hexdigest(data) == file.xxh3_128 else changed(file)
+
+
+def size_problem(file: File, size: int) -> str:
+    """What is said of a file of another size."""
+    return f"{file.path}: is {size:,} bytes long, was written with {file.size:,}"
+
+
+def unreadable(file: File, error: OSError) -> str:
+    """What is said of a file that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return f"{file.path}: is missing"
+    return f"{file.path}: cannot be read: {error.strerror or error}"
+
+
+def changed(file: File) -> str:
+    """What is said of a file of another digest."""
+    return f"{file.path}: its bytes have changed since it was written"

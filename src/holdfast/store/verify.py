@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from holdfast.store import file_problems, files, names, reading
+from holdfast.store import files, names, reading
 from holdfast.store.catalog import Entry, read
 from holdfast.store.manifest import File
 from holdfast.store.reading import Source
@@ -59,8 +59,8 @@ def _problem(folder: int, file: File) -> str | None:
         with files.open_inside(folder, file.path) as fd:
             size = os.fstat(fd).st_size
     except OSError as error:
-        return file_problems.unreadable(file, error)
-    return None if size == file.size else file_problems.size_problem(file, size)
+        return reading.unreadable(file, error)
+    return None if size == file.size else reading.size_problem(file, size)
 
 
 def _all_files(path: Path) -> set[str]:

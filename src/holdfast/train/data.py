@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import ConfigError, HoldfastError
+from holdfast.train.dataset import check_columns, read
 from holdfast.train.rows import make_rows, maker, template_of
-from holdfast.train.source import check_columns, read
 
 if TYPE_CHECKING:
-    from holdfast.train.config import TrainConfig
-    from holdfast.train.fields import DatasetConfig
+    from holdfast.train.config.fields import DatasetConfig
+    from holdfast.train.config.load import TrainConfig
 
 _log = logging.getLogger(__name__)
 

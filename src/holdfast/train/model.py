@@ -16,7 +16,7 @@ from holdfast.errors import ConfigError, HoldfastError, UnsupportedError
 from holdfast.train.precision import Precision
 
 if TYPE_CHECKING:
-    from holdfast.train.config import TrainConfig
+    from holdfast.train.config.load import TrainConfig
 
 # ChatML, with the markers that say which part of it is the assistant's: what it writes, and the token it stops with.
 _CHATML_MARKED = (

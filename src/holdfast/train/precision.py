@@ -14,7 +14,7 @@ from holdfast.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from holdfast.train.config import TrainConfig
+    from holdfast.train.config.load import TrainConfig
 
 # As Linux names them: bf16 dot products on x86 (AVX-512 and AMX), and on Arm.
 _NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})

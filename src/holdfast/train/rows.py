@@ -14,8 +14,8 @@ from holdfast.errors import HoldfastError
 from holdfast.train import model
 
 if TYPE_CHECKING:
-    from holdfast.train.config import TrainConfig
-    from holdfast.train.fields import DatasetConfig
+    from holdfast.train.config.fields import DatasetConfig
+    from holdfast.train.config.load import TrainConfig
 
 _NOT_LEARNT = -100  # what torch's losses leave out
 

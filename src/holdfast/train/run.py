@@ -8,14 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from holdfast.config import Settings
-from holdfast.engine import Engine
+from holdfast.engine.engine import Engine
 from holdfast.errors import UnsupportedError
 from holdfast.layouts import transformers as layout
-from holdfast.layouts.model_copy import copy_model
+from holdfast.layouts.export import copy_model
 from holdfast.ranks import launcher
+from holdfast.settings import Settings
 from holdfast.store.retention import Keep
-from holdfast.train.config import TrainConfig, load
+from holdfast.train.config.load import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
 
 
@@ -89,7 +89,7 @@ def _announce(engine: Engine, screen: Screen) -> None:
 def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:
     from transformers.utils import logging as transformers_logging
 
-    from holdfast.integrations.transformers import attach
+    from holdfast.integrations.trainer.attach import attach
     from holdfast.train.progress import Progress
     from holdfast.train.trainer import build
 

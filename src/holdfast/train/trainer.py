@@ -13,7 +13,7 @@ from holdfast.errors import ConfigError
 from holdfast.train import data, model, precision
 
 if TYPE_CHECKING:
-    from holdfast.train.config import TrainConfig
+    from holdfast.train.config.load import TrainConfig
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,175 @@
+"""One save, from the requests to their answers. To be read from top to bottom."""
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from holdfast.capture.snapshot import Snapshot
+from holdfast.errors import NoSpaceError, TornError
+from holdfast.run.request import Answer, Request
+from holdfast.run.run import Run
+from holdfast.store import catalog, commit, digest, files, retention
+from holdfast.store.manifest import MOST_NAMED, File, Manifest
+
+# What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
+_RESERVE_BYTES = 16 << 20
+_RESERVE_INODES = 64
+# A disk with less than this after an error is why the error came, whatever the library that met it says (seen:
+# torch.save reports a full disk as "unexpected pos").
+_FULL_BELOW_BYTES = 1 << 20
+
+
+def save(
+    run: Run,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    keep: retention.Keep,
+    patient: Sequence[Request] = (),
+) -> Answer:
+    """Saves a snapshot and answers everybody who asked for it. Training outlives a save that fails.
+
+    Args:
+        run: The open run.
+        snapshot: What to save.
+        requests: Who asked; at least one.
+        keep: How many checkpoints may stay.
+        patient: Those of the requests that stay open when it fails, because it will be tried again for them.
+
+    Raises:
+        TornError: The state was written to while it was read. Nothing is answered: the save is to be tried again.
+    """
+    begun = time.monotonic()
+    step = snapshot.boundary.step
+    phase = run.status.now.phase
+    run.status.update(phase="saving")
+    attempt = None
+    try:
+        _preflight(run.root, snapshot.estimate)
+        attempt = commit.Attempt(run.root, run.identity, step)
+        known = snapshot.write(attempt.directory)
+        sealed = attempt.seal(digest.of_descriptor, known)
+        manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
+        published = attempt.publish(manifest, run.lease.check)
+    except TornError:
+        if attempt is not None:
+            attempt.discard()
+        run.status.update(phase=phase)
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, it ends this attempt and not the training
+        cause = _cause(run.root, error)  # before the disk has its room back
+        if attempt is not None:
+            attempt.discard()
+        answer = Answer(saved=False, step=step, seconds=_since(begun), error=cause)
+    else:
+        answer = Answer(
+            saved=True,
+            path=str(published.path.absolute()),
+            step=step,
+            bytes=manifest.size,
+            seconds=_since(begun),
+            digest=manifest.sha256,
+            durable=published.durable,
+            not_finite=manifest.not_finite,
+            finite=_newest_finite(run) if manifest.not_finite else "",
+        )
+    tell(run, answer, requests, patient)
+    run.status.update(phase=phase)
+    if answer.saved:
+        _retain(run, keep, snapshot.spared)
+    return answer
+
+
+def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
+    """Gives every request the same answer. One that cannot be written leaves its request for the next start."""
+    for request in requests:
+        try:
+            run.inbox.answer(request, answer)
+        except OSError as error:
+            run.journal.write("unanswered", request=request.id, problem=str(error))
+
+
+def _preflight(root: Path, estimate: int) -> None:
+    space, inodes = files.free_space(root)
+    needed = int(estimate * 1.1) + _RESERVE_BYTES
+    if space < needed:
+        raise NoSpaceError(f"the checkpoint needs {needed:,} bytes and {root} has {space:,} free")
+    if 0 <= inodes < _RESERVE_INODES:
+        raise NoSpaceError(f"{root} has {inodes} inodes free, and a checkpoint needs {_RESERVE_INODES}")
+
+
+def _manifest(
+    run: Run, snapshot: Snapshot, requests: Sequence[Request], attempt: str, sealed: tuple[File, ...]
+) -> Manifest:
+    boundary = snapshot.boundary.record()
+    if any(others := snapshot.others()):
+        boundary["ranks"] = list(others)
+    return Manifest(
+        layout=snapshot.layout,
+        run=run.identity,
+        attempt=attempt,
+        parent=run.parent,
+        sequence=catalog.next_sequence(run.catalog.entries()),
+        step=snapshot.boundary.step,
+        world_size=snapshot.world_size,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        reasons=tuple(request.reason() for request in requests),
+        boundary=boundary,
+        versions=dict(snapshot.versions),
+        files=sealed,
+        tensors=snapshot.tensors(),
+        not_finite=tuple(sorted(set(snapshot.not_finite()))[:MOST_NAMED]),
+    )
+
+
+def _newest_finite(run: Run) -> str:
+    """The name of the newest checkpoint of the run that a training which went wrong can go back to; empty for none."""
+    try:
+        found = retention.newest_finite(run.catalog.entries(), run.identity)
+    except OSError:
+        return ""  # retention meets the same error, and writes it down
+    return "" if found is None else found.path.name
+
+
+def tell(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequence[Request] = ()) -> None:
+    """Shows what became of a save in status and journal, and answers who asked; the patient hear of no failure."""
+    told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
+    if answer.saved:
+        last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}
+        if answer.not_finite:
+            last["not_finite"] = list(answer.not_finite)
+        run.status.update(last_checkpoint={**last, "at": answer.answered_at}, failing_since=None, next_try_at=None)
+        run.journal.write("saved", **last, digest=answer.digest, durable=answer.durable, **told)
+    else:
+        failed, since = run.status.now.failed_saves + 1, run.status.now.failing_since or answer.answered_at
+        run.status.update(failed_saves=failed, last_failure=answer.error, failing_since=since, next_try_at=None)
+        run.journal.write("failed", step=answer.step, error=answer.error, failed_saves=failed, **told)
+    answer_all(run, answer, requests if answer.saved else [request for request in requests if request not in patient])
+
+
+def _retain(run: Run, keep: retention.Keep, spared: Iterable[Path]) -> None:
+    try:
+        surplus = retention.surplus(run.catalog.entries(), run.identity, keep, spared)
+    except OSError as error:
+        run.journal.write("not deleted", path=str(run.root), problem=str(error))
+        return
+    for path in surplus:
+        try:
+            retention.delete(run.root, path)
+        except OSError as error:
+            run.journal.write("not deleted", path=str(path), problem=str(error))
+        else:
+            run.journal.write("deleted", path=str(path))
+
+
+def _cause(root: Path, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    try:
+        full = not isinstance(error, NoSpaceError) and files.free_space(root)[0] < _FULL_BELOW_BYTES
+    except OSError:
+        return text
+    return f"the disk of {root} is full ({text})" if full else text
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 3)

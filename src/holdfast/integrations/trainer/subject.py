@@ -1,0 +1,121 @@
+"""The state of a Trainer, as the engine saves it: recorded at each face, and written by a stand-in of the trainer."""
+
+import copy
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from holdfast.capture.boundary import Boundary
+from holdfast.capture.chunks import Image
+from holdfast.capture.snapshot import why_not_live
+from holdfast.integrations.trainer import writer as trainer_writer
+from holdfast.integrations.trainer.data import Fetching
+from holdfast.integrations.trainer.record import Recorded, Recorder
+from holdfast.layouts import transformers as layout
+from holdfast.layouts.torch_zip import OptimizerFile
+from holdfast.state.model import ModelPart
+from holdfast.state.registry import parts_of
+
+
+class TrainerSubject(Recorder):
+    """What a trainer consists of.
+
+    Args:
+        trainer: The trainer, prepared for training.
+        fetching: Its loader, watched.
+        spared: The checkpoint that was resumed from, if any.
+        rank: Which of the processes that train together this is.
+        world_size: How many there are.
+    """
+
+    layout = layout.NAME
+
+    def __init__(
+        self, trainer: Trainer, fetching: Fetching, spared: Sequence[Path], rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__(trainer, fetching, spared, world_size)
+        self._rank = rank
+        self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        self._optimizer_file = OptimizerFile()
+        self._model, self._moments = parts_of({"model": trainer.model, "optimizer": self._optimizer})
+
+    def parameters(self) -> list[torch.Tensor]:
+        """What the optimizer updates, and the frozen rest of the model."""
+        return list(self._model.live().values())
+
+    def structure(self) -> Hashable:
+        """Differs when `live` would give other tensors."""
+        return self._model.structure(), self._moments.structure()
+
+    def live(self) -> dict[str, torch.Tensor]:
+        """The parameters and the optimizer's moments."""
+        return {**self._model.live(), **self._live_moments()}
+
+    def to_be_finite(self) -> dict[str, torch.Tensor]:
+        """All of that but large buffers of the model."""
+        held = self._model.live().items()
+        return {**{name: one for name, one in held if isinstance(one, torch.nn.Parameter)}, **self._live_moments()}
+
+    def copied_buffers(self) -> dict[str, int]:
+        """Large buffers of the model that were seen to change."""
+        assert isinstance(self._model, ModelPart)
+        return self._model.moving_buffers
+
+    def unreadable(self) -> str:
+        """Why the state can be read only while training stands still."""
+        return why_not_live(self.live())
+
+    def record(self) -> Recorded:
+        """The small state, as of now."""
+        return replace(
+            super().record(),
+            groups=[_without_parameters(group) for group in self._optimizer.param_groups],
+            schedule={name: copy.copy(value) for name, value in self._trainer.lr_scheduler.state_dict().items()},
+            scaler=_scaler_state(self._trainer),
+            buffers=self._model.record(),
+        )
+
+    def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+        """The large files to be; the small ones are written by the trainer's own writer right away."""
+        recorded: Recorded = boundary.recorded
+        if self._rank:
+            return [trainer_writer.random_image(recorded.random, self._rank, self._world_size)]
+        buffers = self._model.encode(recorded.buffers).tensors
+        named = dict(self._trainer.model.named_buffers())
+        instead = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
+        return trainer_writer.write(
+            self._trainer, self._optimizer, recorded, instead, directory, self._optimizer_file, self._world_size
+        )
+
+    def pieces(self) -> Mapping[str, Any]:
+        """None: one process writes all of the model."""
+        return {}
+
+    def _live_moments(self) -> dict[str, torch.Tensor]:
+        return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
+
+    def estimate(self) -> int:
+        """The weights that are written, and the optimizer's state."""
+        if self._rank:
+            return 0
+        written = list(self._model.live().values())
+        if hasattr(self._trainer.model, "peft_config"):  # an adapter's base model is not written
+            written = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return sum(t.nbytes for t in written) + sum(t.nbytes for t in self._moments.live().values())
+
+
+def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
+
+
+def _scaler_state(trainer: Trainer) -> dict[str, Any] | None:
+    """The gradient scaler's state, its tensors cloned where they are: asking for their values waits for the device."""
+    scaler = getattr(trainer.accelerator, "scaler", None)
+    if scaler is None:
+        return None
+    values = {name: getattr(scaler, name) for name in ("_scale", "_growth_tracker")}
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in values.items()}

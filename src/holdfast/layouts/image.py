@@ -1,0 +1,73 @@
+"""Files of a checkpoint to be, as they will look, and its JSON read back, which may have been written by anybody."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import CheckpointError, UnsupportedError
+from holdfast.store import files
+from holdfast.store.manifest import strict_json
+
+if TYPE_CHECKING:
+    import torch
+
+MOST_JSON_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Image:
+    """A file to be.
+
+    Args:
+        path: Where it goes inside the checkpoint.
+        pieces: Its content in order: bytes, or a tensor whose elements' bytes go there, in the order of its indices.
+    """
+
+    path: str
+    pieces: tuple["bytes | torch.Tensor", ...]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the file."""
+        return sum(len(piece) if isinstance(piece, bytes) else piece.nbytes for piece in self.pieces)
+
+
+def json_image(path: str, content: Any) -> Image:
+    """The file of some JSON.
+
+    Raises:
+        UnsupportedError: It would be larger than any reader takes.
+    """
+    data = json.dumps(content, allow_nan=False).encode() + b"\n"
+    if len(data) > MOST_JSON_BYTES:
+        raise UnsupportedError(
+            f"{path} would have {len(data):,} bytes, and a checkpoint's JSON has at most {MOST_JSON_BYTES:,}",
+            hint="have state_dict() give large data as tensors or arrays, not as numbers in lists",
+        )
+    return Image(path, (data,))
+
+
+def read_json(path: Path) -> Any:
+    """Reads the JSON of a file.
+
+    Raises:
+        CheckpointError: It is too large, or no JSON, or a key is there twice.
+    """
+    try:
+        data = files.read(path, limit=MOST_JSON_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return decode_json(data, path)
+
+
+def decode_json(data: bytes, path: Path) -> Any:
+    """The JSON of a file's bytes; `path` is what to call it.
+
+    Raises:
+        CheckpointError: It is no JSON, or a key is there twice.
+    """
+    try:
+        return strict_json(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error

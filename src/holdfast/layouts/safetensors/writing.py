@@ -1,0 +1,114 @@
+"""A file in the safetensors format, to be filled from live tensors. Format: `docs/format.md`.
+
+What the format cannot hold goes in as plain tensors that share its memory, so that it can stream like the rest; a note
+in the header's metadata says what it was.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import UnsupportedError
+from holdfast.layouts.image import Image
+from holdfast.layouts.safetensors.dtypes import COMPONENTS, NOTES, codes_by_dtype
+
+if TYPE_CHECKING:
+    import torch
+
+_ALIGNMENT = 64
+
+
+def image(path: str, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None) -> Image:
+    """The safetensors file of some tensors. Nothing is copied.
+
+    Args:
+        path: Where it goes inside the checkpoint.
+        tensors: The tensors, by name.
+        metadata: What else the header says.
+
+    Raises:
+        UnsupportedError: A tensor is of a kind that cannot be written.
+    """
+    head, plain = arranged(path, tensors, metadata)
+    return Image(path, (head, *(tensor for tensor in plain.values() if tensor.nbytes)))
+
+
+def arranged(
+    path: str, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, "torch.Tensor"]]:
+    """The beginning of the file of `image`, and the plain tensors whose bytes follow, in their order.
+
+    Raises:
+        UnsupportedError: A tensor is of a kind that cannot be written.
+    """
+    code_of = codes_by_dtype()
+    notes: dict[str, Any] = {}
+    plain: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in plain and _is_plain(tensor, code_of):
+            plain[name] = tensor.detach()
+            continue
+        for part, held in _plain(name, tensor.detach(), notes).items():
+            if part in plain:
+                raise UnsupportedError(f"{path} would hold two tensors of the name {part!r}; rename one of them")
+            plain[part] = held
+    said = {**(metadata or {}), **({NOTES: json.dumps(notes)} if notes else {})}
+    described = tuple([(name, code_of[one.dtype], tuple(one.shape), one.element_size()) for name, one in plain.items()])
+    head, order = _head(described, tuple(said.items()))
+    return head, {name: plain[name] for name in order}
+
+
+# It is the same from save to save, and to write it takes milliseconds that training could have had.
+@lru_cache(maxsize=16)
+def _head(
+    described: tuple[tuple[str, str, tuple[int, ...], int], ...], said: tuple[tuple[str, str], ...]
+) -> tuple[bytes, tuple[str, ...]]:
+    """The beginning of a file, and the order of its tensors, from the name, dtype, shape and width of each."""
+    header: dict[str, Any] = {"__metadata__": dict(said)} if said else {}
+    # The library looks at a tensor's bytes in place, which its elements' width must divide.
+    ordered = sorted(described, key=lambda one: -one[3])
+    end = 0
+    for name, code, shape, width in ordered:
+        begin, end = end, end + math.prod(shape) * width
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, tuple(name for name, *_ in ordered)
+
+
+def _is_plain(tensor: "torch.Tensor", code_of: Mapping["torch.dtype", str]) -> bool:
+    """Whether it needs no look at all that could be special about it. Nearly all of a state is."""
+    import torch
+
+    usual = type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter
+    return usual and tensor.layout == torch.strided and tensor.dtype in code_of and not tensor.is_meta
+
+
+def _plain(name: str, tensor: "torch.Tensor", notes: dict[str, Any]) -> dict[str, "torch.Tensor"]:
+    """The plain tensors that stand for one; adds a note if it is not plain itself."""
+    import torch
+
+    layout = str(tensor.layout).removeprefix("torch.")
+    if hasattr(tensor, "__tensor_flatten__") or tensor.is_quantized or tensor.is_meta:
+        kind = "a meta tensor" if tensor.is_meta else f"a {type(tensor).__name__} of {tensor.dtype}"
+        raise UnsupportedError(f"{name} is {kind}, which cannot be written to a file of tensors")
+    if layout in COMPONENTS:
+        notes[name] = {"layout": layout, "shape": list(tensor.shape)}
+        if layout == "sparse_coo":
+            notes[name]["coalesced"] = tensor.is_coalesced()
+        found: dict[str, torch.Tensor] = {}
+        for component in COMPONENTS[layout]:
+            # `indices()` refuses a tensor that is not coalesced.
+            take = f"_{component}" if layout == "sparse_coo" else component
+            found |= _plain(f"{name}.{component}", getattr(tensor, take)().detach(), notes)
+        return found
+    if tensor.layout != torch.strided:
+        raise UnsupportedError(f"{name} has the layout {layout}, which cannot be written to a file of tensors")
+    if tensor.dtype in codes_by_dtype():
+        return {name: tensor}
+    notes[name] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
+    if tensor.is_complex():
+        return {name: torch.view_as_real(tensor.resolve_conj())}
+    return {name: tensor.contiguous().reshape(-1).view(torch.uint8)}

@@ -1,0 +1,285 @@
+"""What a plain PyTorch loop holds."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+
+from holdfast.engine.engine import Engine
+from holdfast.engine.pending_save import Ticket
+from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError, Stopped
+from holdfast.layouts import native
+from holdfast.loop.restore import load_into
+from holdfast.loop.subject import LoopState
+from holdfast.resume.choose import Chosen
+from holdfast.run.request import Request, clean_label
+from holdfast.settings import validated
+from holdfast.state.data.cursor import DataPosition
+from holdfast.state.registry import parts_of
+from holdfast.store.retention import Keep
+
+# A loss on a device is looked at this often for the status: looking waits for the device.
+_LOSS_SECONDS = 1.0
+
+
+class Checkpointer:
+    """Saves a plain loop's last boundary whenever somebody asks, and resumes it exactly where it was.
+
+        with Checkpointer("runs/gpt", model=model, optimizer=optimizer, scheduler=scheduler, data=loader) as ckpt:
+            for batch in ckpt.batches(until=10_000):
+                loss = model(batch).loss
+                loss.backward(); optimizer.step(); scheduler.step(); optimizer.zero_grad()
+                ckpt.step(loss=loss)
+
+    Args:
+        output_dir: The run directory.
+        data: What `batches` goes through: a DataLoader, or any iterable that can be gone through again.
+        save_steps: Save every so many steps.
+        save_minutes: Save when so many minutes have passed since the last save.
+        save_total_limit: How many scheduled checkpoints are kept; the oldest go first. None keeps all.
+        keep_every: Keep those whose step is a multiple of this for good.
+        resume: What to go on from. `auto`: the newest good checkpoint in `output_dir`, or a start from zero where there
+            is none; True: the newest good one, which must be there; a path: that one; False: none.
+        strict: Whether a checkpoint that does not fit is refused. False takes what fits, and says what it left out.
+        replay: Whether the batches before the position are loaded and dropped, which is exact also where samples draw
+            random numbers inside worker processes. They are skipped unloaded otherwise.
+        on_stop: What leaving the `with` block does after a stop: `exit` raises `Stopped`, a `SystemExit` with code 75,
+            so that the code after it does not take the training for finished; `return` goes on.
+        say: Prints a line for the user.
+        dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
+            served at once.
+        save_on_exception: Whether an exception that leaves the `with` block is preceded by a save of the last boundary.
+        stop_grace_seconds: From a stop to the end of the process at the latest, even when the loop does not come back.
+        staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
+            is free.
+        rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
+        save_rate_limit: The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk
+            takes. Training that waits for a save, and a stop, do not wait for the limit.
+        save_io_priority: The priority of saves at the disk, as `ionice` has it: `low` is the last of its best-effort
+            class, `idle` its idle class. It works where writes pass the page cache by and the disk's scheduler knows
+            priorities (BFQ does).
+        **parts: What is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module, optimizer, random
+            generator, or object with `state_dict` and `load_state_dict`.
+
+    Raises:
+        ConfigError: A part cannot be saved, or a setting is wrong.
+        RunBusyError: Another process trains in `output_dir`.
+        NoCheckpointError: `resume` names something that cannot be resumed from.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        data: Any = None,
+        save_steps: int | None = None,
+        save_minutes: float | None = None,
+        save_total_limit: int | None = None,
+        keep_every: int | None = None,
+        resume: str | bool = "auto",
+        strict: bool = True,
+        replay: bool = False,
+        on_stop: Literal["exit", "return"] = "exit",
+        say: Callable[[str], None] = print,
+        dynamic_checkpoint: Mapping[str, Any] | None = None,
+        save_on_exception: bool = True,
+        stop_grace_seconds: float = 25.0,
+        staging_memory: int | str | None = None,
+        rank_timeout_seconds: float = 30.0,
+        save_rate_limit: int | str | None = None,
+        save_io_priority: Literal["normal", "low", "idle"] = "normal",
+        **parts: Any,
+    ) -> None:
+        settings = validated(
+            dynamic_checkpoint=dynamic_checkpoint,
+            save_minutes=save_minutes,
+            save_on_exception=save_on_exception,
+            stop_grace_seconds=stop_grace_seconds,
+            staging_memory=staging_memory,
+            rank_timeout_seconds=rank_timeout_seconds,
+            save_rate_limit=save_rate_limit,
+            save_io_priority=save_io_priority,
+        )
+        if save_steps is not None and save_steps < 1:
+            raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
+        generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
+        found = parts_of({name: part for name, part in parts.items() if name not in generators})
+        keep = Keep(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+        self._engine = Engine(Path(output_dir), settings, keep, resume, native.NAME, say)
+        chosen = self._engine.origin.chosen
+        self._data = None if data is None else DataPosition(data)
+        spared = [chosen.path] if chosen else []
+        self._state = LoopState(found, generators, self._data, spared, self._engine.rank, self._engine.world_size)
+        self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
+        self._save_steps = save_steps
+        self._strict = strict
+        self._replay = replay
+        self._on_stop = on_stop
+        self._step: int | None = None
+        self._parameters: list[torch.Tensor] = []
+        self._until = 0
+        self._loss_at = 0.0
+
+    def __enter__(self) -> "Checkpointer":
+        self._engine.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            was_the_stop = self._engine.__exit__(kind, error, trace)
+        finally:
+            if self._data is not None:
+                self._data.close()
+        if self._engine.stop_requested and (error is None or was_the_stop) and self._on_stop == "exit":
+            raise Stopped(self._engine.exit_code) from None
+        return was_the_stop
+
+    def close(self) -> None:
+        """What leaving the `with` block does, for those who have none."""
+        self.__exit__(None, None, None)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a stop was asked for and saved: the loop should end. `batches` does so by itself."""
+        return self._engine.stop_requested
+
+    @property
+    def step_count(self) -> int:
+        """The optimizer steps taken, over all resumes."""
+        return self._step or 0
+
+    def resume(self) -> int:
+        """Puts back what the checkpoint holds, in place, and announces it in one line.
+
+        `batches` calls it. A loop with its own loader calls it once, before its first batch.
+
+        Returns:
+            The step to go on from; 0 at the beginning.
+
+        Raises:
+            CheckpointError: The checkpoint does not fit the parts, and nothing was changed. Or it is damaged, there is
+                no other, and what the parts hold now is worth nothing.
+        """
+        if self._step is not None:
+            raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
+        chosen = self._engine.origin.chosen
+        step = 0 if chosen is None else self._load(chosen)
+        self._step = step
+        self._parameters = self._state.parameters()
+        self._engine.begin(self._state, step, self._until)
+        return step
+
+    def batches(
+        self, until: int | None = None, epochs: int | None = None, accumulate: int | None = None
+    ) -> Iterator[Any]:
+        """Goes through the data from where the run was left, epoch after epoch, until the end or a stop.
+
+        Args:
+            until: Ends after this many steps, over all resumes.
+            epochs: Ends after this many epochs, over all resumes.
+            accumulate: Gives lists of so many batches, one list for one step; the last of an epoch may be shorter.
+
+        Raises:
+            ConfigError: There is no data to go through, or `accumulate` is no number of batches.
+        """
+        if self._data is None:
+            raise ConfigError(["data: batches() goes through the data, and there is none; give data=..."])
+        if accumulate is not None and accumulate < 1:
+            raise ConfigError([f"accumulate: {accumulate} is no number of batches; give 1 or more"])
+        if self._step is None:
+            self._until = until or 0
+            self.resume()
+        while not self._is_over(until) and (epochs is None or self._data.epoch < epochs):
+            for item in _in_groups(self._data.rest_of_epoch(), accumulate):
+                yield item
+                if self._is_over(until):
+                    break
+        if not self.stop_requested or (until is not None and self.step_count >= until):
+            self._engine.finish()
+
+    def _is_over(self, until: int | None) -> bool:
+        return self.stop_requested or (until is not None and self.step_count >= until)
+
+    def step(self, loss: float | torch.Tensor | None = None) -> None:
+        """Marks a boundary: the update is done, and model, optimizer and schedule agree. Once for each update.
+
+        Args:
+            loss: Shown by `holdfast status`.
+
+        Raises:
+            PartialAccumulationError: There are gradients, and no optimizer has stepped since the last boundary.
+        """
+        if self._step is None:
+            raise HoldfastError(
+                "step() before resume(): nothing says where this training begins",
+                hint="take the data from batches(), or call resume() before the first batch",
+            )
+        self._require_an_update()
+        self._step += 1
+        self._show(loss)
+        due = self._save_steps is not None and self._step % self._save_steps == 0
+        scheduled = f"save_steps {self._save_steps}" if due else ""
+        self._engine.reach(self._step, last=self._step == self._until, scheduled=scheduled)
+
+    def update(self) -> AbstractContextManager[None]:
+        """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken."""
+        return self._engine.update()
+
+    def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> Ticket:
+        """Asks for a save of the last boundary. From any thread, at any time.
+
+        Args:
+            label: What the checkpoint is to be known for.
+            wait: Whether to return only when it is durable.
+            stop: Whether training should end after it.
+
+        Returns:
+            A ticket that learns what becomes of it.
+
+        Raises:
+            SaveError: With `wait`: it failed.
+        """
+        request = Request("python", stop=stop, label=clean_label(label.encode()), why="Checkpointer.save")
+        ticket = self._engine.ask(request)
+        if wait:
+            ticket.wait()
+        return ticket
+
+    def _load(self, chosen: Chosen) -> int:
+        engine, how = self._engine, {"strict": self._strict, "replay": self._replay}
+        while True:
+            try:
+                return load_into(self._state, chosen, **how, say=engine.announce, settle=engine.origin.has_read)
+            except DamagedCheckpointError as error:
+                chosen = engine.origin.fall_back(error)
+                self._state.spare(chosen.path)
+
+    def _require_an_update(self) -> None:
+        if self._engine.gate.updating or self._scales:
+            return
+        if any(parameter.grad is not None for parameter in self._parameters):
+            raise PartialAccumulationError(
+                f"step() after step {self._step}: there are gradients, and no optimizer has taken its step with them",
+                hint="call step() once for each update; an update of your own goes into: with checkpointer.update():",
+            )
+
+    def _show(self, loss: float | torch.Tensor | None) -> None:
+        if loss is None or time.monotonic() - self._loss_at < _LOSS_SECONDS:
+            return
+        self._loss_at = time.monotonic()
+        self._engine.run.status.update(loss=float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
+
+
+def _in_groups(batches: Iterator[Any], size: int | None) -> Iterator[Any]:
+    if size is None:
+        yield from batches
+        return
+    while group := list(itertools.islice(batches, size)):
+        yield group

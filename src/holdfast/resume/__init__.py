@@ -1,0 +1,1 @@
+"""From a run directory to the checkpoint that a training goes on from."""

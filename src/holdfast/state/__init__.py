@@ -1,0 +1,1 @@
+"""What is saved of a training: each kind of part, and how it is put back."""

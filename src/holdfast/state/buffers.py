@@ -1,0 +1,140 @@
+"""The buffers of a module: forward may write them, so what they hold at a boundary is copied there.
+
+Copying all would cost too much where there are large ones, most of which never change (masks, position tables). Those
+are left where they are, and watched; one that is seen to change is copied at every boundary from then on.
+"""
+
+import ctypes
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import xxhash
+
+from holdfast.state.module_tensors import Slot
+from holdfast.state.sharding import local_of
+
+# In all. On a device one kernel copies them, beside the training.
+COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
+_PLACES = 8
+_PLACE_BYTES = 64
+
+
+class Recorded(NamedTuple):
+    """What buffers held at one boundary: bytes where memory can be read, clones elsewhere."""
+
+    in_windows: Sequence[tuple[Slot, torch.Tensor]]
+    raw: Sequence[bytes]
+    clones: Mapping[str, torch.Tensor]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The buffers as they were, by the names that they have in the file."""
+        found = dict(self.clones)
+        for (slot, like), raw in zip(self.in_windows, self.raw, strict=True):
+            tensor = found[slot.stored] = torch.empty_like(like)
+            ctypes.memmove(tensor.data_ptr(), raw, len(raw))
+        return found
+
+
+class Buffers:
+    """The buffers of one module.
+
+    Args:
+        slots: Where they are, no tensor twice.
+        moving: The names of large ones that are known to change.
+    """
+
+    def __init__(self, slots: Sequence[Slot], moving: Iterable[str] = ()) -> None:
+        self._slots = [(slot, local_of(slot.tensor).detach()) for slot in slots]
+        self._moving = set(moving)
+        self._sort()
+
+    @property
+    def live(self) -> dict[str, torch.Tensor]:
+        """Those that stand still, as far as was seen, by the names that they have in the file."""
+        return {slot.stored: tensor for slot, tensor in self._watched}
+
+    @property
+    def moving(self) -> dict[str, int]:
+        """The large ones that were seen to change, and the bytes that copying each takes at every boundary."""
+        return {slot.name: tensor.nbytes for slot, tensor in self._slots if slot.name in self._moving}
+
+    @property
+    def arrangement(self) -> int:
+        """Differs when `live` would give other tensors: how many were seen to change."""
+        return len(self._moving)
+
+    def record(self) -> Recorded:
+        """What those that may change hold now."""
+        if self._watches:
+            watches = zip(self._watched, self._watches, strict=True)
+            if moved := [slot.name for (slot, _), watch in watches if watch.has_moved()]:
+                self._moving.update(moved)
+                self._sort()
+        clones = {slot.stored: tensor.clone() for slot, tensor in self._cloned}
+        return Recorded(self._in_windows, [window.raw for window in self._windows], clones)
+
+    def _sort(self) -> None:
+        left = dict(COPIED_BYTES)
+        # A sparse one has no size of its own, and no memory that could be left where it is.
+        copied = [pair for pair in self._slots if pair[1].layout != torch.strided]
+        self._watched: list[tuple[Slot, torch.Tensor]] = []
+        dense = [pair for pair in self._slots if pair[1].layout == torch.strided]
+        for slot, tensor in sorted(dense, key=lambda pair: pair[1].nbytes):
+            device = tensor.device.type
+            left[device] = left.get(device, 0) - tensor.nbytes
+            (copied if left[device] >= 0 or slot.name in self._moving else self._watched).append((slot, tensor))
+        self._in_windows = [(slot, tensor) for slot, tensor in copied if _has_plain_memory(tensor)]
+        self._windows = [_window(tensor, 0, tensor.nbytes) for _, tensor in self._in_windows]
+        self._cloned = [(slot, tensor) for slot, tensor in copied if not _has_plain_memory(tensor)]
+        self._watches = [_Watch(tensor) for _, tensor in self._watched]
+
+
+class _Watch:
+    """Tells whether a tensor was written since it was last asked, as far as its version and samples of it show."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._tensor = tensor
+        step = max(1, tensor.nbytes // _PLACES)
+        places = range(0, tensor.nbytes, step) if _has_plain_memory(tensor) else ()
+        self._windows = [_window(tensor, place, min(_PLACE_BYTES, tensor.nbytes - place)) for place in places]
+        self._last = self._look()
+
+    def has_moved(self) -> bool:
+        before, self._last = self._last, self._look()
+        return before != self._last
+
+    def _look(self) -> tuple[int, list[bytes]]:
+        version = 0 if self._tensor.is_inference() else self._tensor._version
+        return version, [window.raw for window in self._windows]
+
+
+def _has_plain_memory(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_contiguous()
+
+
+def _window(tensor: torch.Tensor, begin: int, size: int) -> "ctypes.Array[ctypes.c_char]":
+    return (ctypes.c_char * size).from_address(tensor.data_ptr() + begin)
+
+
+def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What tells other processes whether theirs are the same, by name. Sparse ones are left out."""
+    return {name: _digest(tensor) for name, tensor in tensors.items() if tensor.layout == torch.strided}
+
+
+def differing_from_rank0(tensors: Mapping[str, torch.Tensor], common: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Those of this process that are not what rank 0 has.
+
+    Args:
+        tensors: Those of this process, by name.
+        common: What `digests` gave in rank 0.
+    """
+    here = digests(tensors)
+    return {name: tensors[name] for name, digest in here.items() if common.get(name) != digest}
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    held = tensor.detach().cpu().contiguous()
+    found = xxhash.xxh3_128(f"{held.dtype} {list(held.shape)}".encode())
+    found.update(ctypes.string_at(held.data_ptr(), held.nbytes) if held.nbytes else b"")
+    return found.hexdigest()

@@ -1,0 +1,1 @@
+"""Where a training stands in its data."""

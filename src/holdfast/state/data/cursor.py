@@ -1,0 +1,217 @@
+"""Where training stands in its data: which epoch, and how many batches of it were taken."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.errors import ConfigError
+from holdfast.state import values as tree
+from holdfast.state.data import loader as data_source
+from holdfast.state.data import order, position
+from holdfast.state.data import redistribute as handover
+from holdfast.state.data.order import Order
+from holdfast.state.data.position import Position
+from holdfast.state.data.skip import Skipping, too_short
+from holdfast.state.rng import state as random_state
+from holdfast.state.rng.state import Recorded
+
+
+@dataclass(frozen=True)
+class _Resume:
+    at: Position
+    replay: bool
+    after_skip: Callable[[], object]
+    by_guess: bool
+    """Whether the data may end before the position: then the epoch is over."""
+
+
+_END = object()
+
+
+class DataPosition:
+    """Goes through data epoch after epoch, and knows where it is.
+
+    Args:
+        data: A DataLoader, or any iterable that can be gone through again.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self._stateful = data_source.stateful(data)
+        self._generators = data_source.generators(data)
+        self._iterator: Iterator[Any] | None = None
+        self._begin: Recorded | None = None
+        self._order: Order | None = None
+        self._workers_kept = False
+        self._has_begun = False
+        self._resume: _Resume | None = None
+        self.epoch = 0
+        """The epoch, counted from 0; between two epochs, the one to come."""
+        self.consumed = 0
+        """How many batches of it were handed out, since it was shared out anew if it was."""
+        self.handed_over = ""
+        """How it goes on after processes of another number, or with batches of another size; to be said."""
+
+    @property
+    def where(self) -> str:
+        """Where it is, for people."""
+        at = self._resume.at.order if self._resume is not None else None
+        if at is not None and at.passed:
+            return f"epoch {self.epoch}, {at.passed} of its {at.total} samples taken"
+        return f"epoch {self.epoch}, {self.consumed} batches into it"
+
+    def batches(self) -> Iterator[Any]:
+        """The batches from the position on, epoch after epoch, without end."""
+        while True:
+            yield from self.rest_of_epoch()
+
+    def rest_of_epoch(self) -> Iterator[Any]:
+        """The batches from the position to the end of the epoch; then the position is the beginning of the next.
+
+        Raises:
+            ConfigError: The epoch has no batch at all.
+            CheckpointError: The data ends before the position that was resumed.
+        """
+        at_an_end = self._resume is not None and self._resume.at.state is not None
+        if self._iterator is None:
+            self._iterator = self._resumed() if self._resume else self._begun()
+        yield from self._counted()
+        if not self.consumed and at_an_end and self._begin is not None:
+            # What stood at its end when it was saved has nothing more to give before it begins anew.
+            self._begin.restore(self._generators)
+            self._iterator = iter(self._data)
+            yield from self._counted()
+        self._iterator = self._begin = self._order = None
+        if not self.consumed:
+            raise ConfigError(
+                [f"data: epoch {self.epoch} of the {type(self._data).__name__} has no batch"],
+                hint="give data that can be gone through again, such as a DataLoader or a list, and is not empty",
+            )
+        self.epoch += 1
+        self.consumed = 0
+
+    def record(self) -> Position:
+        """The position as of now. Called by training at every boundary: a microsecond, and what `state_dict` takes."""
+        if self._resume is not None:
+            return self._resume.at
+        state = self._state_of_data() if self._has_begun else None
+        if self._iterator is None or data_source.is_exhausted(self._iterator):
+            between = self.epoch + (self._iterator is not None)
+            return Position(between, 0, None, data_source.keeps_workers(self._data), state, None)
+        return Position(self.epoch, self.consumed, self._begin, self._workers_kept, state, self._order)
+
+    def close(self) -> None:
+        """Lets the epoch go, and with it the workers that the data does not keep itself."""
+        self._iterator = None
+
+    def encode(self, recorded: Position) -> dict[str, Any]:
+        """A tree for JSON.
+
+        Raises:
+            UnsupportedError: The data's own state holds what has no form there.
+        """
+        return {**recorded.encode(), "loader": data_source.settings(self._data)}
+
+    def restore(
+        self,
+        given: Mapping[str, Any],
+        *,
+        after_skip: Callable[[], object],
+        replay: bool = False,
+        saved_by: int = 1,
+        processes: int = 1,
+    ) -> list[str]:
+        """Goes to a position: the next batch is the one after it.
+
+        The way there is gone when that batch is asked for. It draws from the generators what the epoch drew when it
+        was begun.
+
+        Args:
+            given: What `encode` gave.
+            after_skip: Called at the position, before the next batch is asked for: it sets the random state that was
+                recorded together with the position.
+            replay: Whether the batches before it are loaded and dropped, instead of skipped unloaded. Exact also where
+                samples draw random numbers inside worker processes.
+            saved_by: How many processes trained then.
+            processes: How many do now.
+
+        Returns:
+            What may not go on as it would have, one line each; nothing of what `handed_over` says already.
+
+        Raises:
+            CheckpointError: It is no position. Nothing was changed.
+        """
+        at = position.decode(given)
+        then = given.get("loader")
+        notices = at.begin.check(self._generators) if at.begin is not None else []
+        notices += data_source.differences(then, data_source.settings(self._data))
+        if at.state is not None and self._stateful is None:
+            notices.append("data: the checkpoint has a state of the data, and the data has no load_state_dict()")
+            at = at._replace(state=None)
+        at, self.handed_over, by_guess = handover.go_on(at, then, self._data, saved_by, processes)
+        if self.handed_over:
+            notices = []
+        elif at.consumed and at.state is None:
+            notices += self._how_it_gets_there(at, replay)
+        self._resume = _Resume(at, replay, after_skip, by_guess)
+        self._iterator = None
+        self.epoch, self.consumed = at.epoch, at.consumed
+        return notices
+
+    def _state_of_data(self) -> Any:
+        return None if self._stateful is None else tree.snapshot(self._stateful.state_dict(), lambda tensor: True)
+
+    def _how_it_gets_there(self, at: Position, replay: bool) -> list[str]:
+        if not data_source.can_skip(self._data):
+            kind = type(self._data.dataset if data_source.is_plain(self._data) else self._data).__name__
+            return [f"data: a {kind} can only be gone through: {at.consumed} batches are loaded and dropped"]
+        if replay and at.workers_kept:
+            return ["data: what samples draw in workers that outlive an epoch is not replayed; the order of samples is"]
+        return []
+
+    def _begun(self) -> Iterator[Any]:
+        self._has_begun = True
+        data_source.tell_epoch(self._data, self.epoch)
+        self._workers_kept = data_source.keeps_workers(self._data)
+        self._begin = random_state.record(self._generators)
+        self._order = order.order_of(self._data)
+        return iter(self._data)
+
+    def _resumed(self) -> Iterator[Any]:
+        assert self._resume is not None
+        at, resume = self._resume.at, self._resume
+        data_source.tell_epoch(self._data, self.epoch)
+        if at.state is not None:
+            self._stateful.load_state_dict(at.state)
+        plain = Skipping(self._data) if data_source.is_plain(self._data) else None
+        if at.order is not None and at.order.passed:
+            return self._arrived(resume, handover.rest_of_epoch(at, self._data, self._generators))
+        if plain is not None and at.workers_kept:
+            plain.start_workers()
+        if at.begin is None:
+            resume.after_skip()
+            self._resume = None
+            return self._begun()
+        at.begin.restore(self._generators)
+        passed = at.consumed if at.state is None else 0
+        drops = resume.replay or resume.by_guess or not data_source.can_skip(self._data)
+        unloaded = 0 if drops else passed
+        iterator = plain.after(unloaded) if plain is not None else iter(self._data)
+        dropped = sum(1 for _ in itertools.islice(iterator, passed - unloaded))
+        if dropped < passed - unloaded and not resume.by_guess:
+            raise too_short(passed, dropped)
+        return self._arrived(resume, iterator)
+
+    def _arrived(self, resume: _Resume, iterator: Iterator[Any]) -> Iterator[Any]:
+        resume.after_skip()
+        self._resume = None
+        self._has_begun = True
+        self._begin, self._order, self._workers_kept = resume.at.begin, resume.at.order, resume.at.workers_kept
+        return iterator
+
+    def _counted(self) -> Iterator[Any]:
+        # Nothing but the attribute holds the iterator, so that `close` lets it go however this generator is held.
+        while self._iterator is not None and (batch := next(self._iterator, _END)) is not _END:
+            self.consumed += 1
+            yield batch

@@ -1,0 +1,242 @@
+"""A model: its weights, which stand still between updates, and what its forward may write."""
+
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, count
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from holdfast.errors import CheckpointError, ConfigError
+from holdfast.state import buffers
+from holdfast.state import values as tree
+from holdfast.state.buffers import Buffers
+from holdfast.state.module_tensors import Slot, identity, modules_of, slots_of
+from holdfast.state.part import ASIDE, Stored, rest_of
+from holdfast.state.sharding import Place, local_of, place_of, show_shards
+
+_numbers = count()
+
+
+class _Plan:
+    """What a model consists of, as long as it consists of that."""
+
+    def __init__(self, module: nn.Module, moving: Mapping[str, int]) -> None:
+        self.modules = list(modules_of(module))
+        self.inside = [inner.__dict__ for _, inner in self.modules]
+        self.slots: list[Slot] = []
+        self.aliases: dict[str, str] = {}
+        first: dict[Any, Slot] = {}
+        for slot in slots_of(module):
+            kept = first.setdefault(identity(slot.tensor), slot)
+            if kept is slot:
+                self.slots.append(slot)
+            elif slot.kind != "cache":
+                self.aliases[slot.name] = kept.name
+        self.weights = {slot.name: slot.tensor for slot in self.slots if slot.kind == "weight"}
+        self.parameters = list(self.weights.values())
+        self.buffer_places = [inner._buffers for _, inner in self.modules if inner._buffers]
+        held = [slot for slot in self.slots if slot.kind != "weight"]
+        self.buffers = Buffers(held, moving)
+        self.buffer_pointers = [slot.tensor for slot in held if slot.tensor.layout == torch.strided]
+        self.extra = [(name, inner) for name, inner in self.modules if _has_extra_state(inner)]
+        self.contents = [(slot.stored, id(slot.tensor) if slot.kind == "weight" else None) for slot in self.slots]
+        self.seen = self.look()
+        self.number = next(_numbers)
+
+    def look(self) -> Hashable:
+        """Differs when a buffer was replaced, added or taken away, or was given other memory."""
+        held = tuple(map(id, chain.from_iterable(map(dict.values, self.buffer_places))))
+        return held, tuple(map(torch.Tensor.data_ptr, self.buffer_pointers))
+
+
+class _Recorded(NamedTuple):
+    plan: _Plan
+    buffers: buffers.Recorded
+    trains: list[bool]
+    learns: list[bool]
+    extra: Mapping[str, Any]
+
+
+class ModelPart:
+    """A module as a part of the state.
+
+    Args:
+        name: What the part is called.
+        module: The module; wrapped or compiled ones count as what is inside.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self._module = module
+        if nameless := [slot.name for slot in slots_of(module) if nn.parameter.is_lazy(slot.tensor)]:
+            raise ConfigError([f"{name}: {nameless[0]!r} has no shape yet; run the model once before it is registered"])
+        self._plan = _Plan(module, {})
+
+    @property
+    def moving_buffers(self) -> dict[str, int]:
+        """Large buffers that were seen to change, and the bytes that copying each takes at every boundary."""
+        return self._plan.buffers.moving
+
+    def named_parameters(self) -> dict[str, torch.Tensor]:
+        """The parameters that the module has now, by name."""
+        show_shards(self._module)
+        return _Plan(self._module, {}).weights
+
+    def structure(self) -> Hashable:
+        """Differs when `live` would give other tensors.
+
+        Weights that were replaced show from the next call of `live`: to look for them here would cost more than all of
+        the record, and an optimizer would know nothing of them.
+        """
+        return self._plan.number, self._plan.buffers.arrangement
+
+    def live(self) -> dict[str, torch.Tensor]:
+        """The parameters, and large buffers that never changed."""
+        show_shards(self._module)
+        fresh = _Plan(self._module, self._plan.buffers.moving)
+        if fresh.contents != self._plan.contents:
+            self._plan = fresh
+        return {**fresh.weights, **fresh.buffers.live}
+
+    def record(self) -> _Recorded:
+        """Buffers, modes, and what modules give as their extra state."""
+        plan = self._plan
+        if plan.look() != plan.seen:
+            show_shards(self._module)
+            plan = self._plan = _Plan(self._module, plan.buffers.moving)
+        return _Recorded(
+            plan,
+            plan.buffers.record(),
+            [inside["training"] for inside in plan.inside],
+            [parameter.requires_grad for parameter in plan.parameters],
+            {name: tree.snapshot(module.get_extra_state(), lambda _: True) for name, module in plan.extra},
+        )
+
+    def encode(self, recorded: _Recorded) -> Stored:
+        """What was recorded, as tensors and JSON."""
+        plan = recorded.plan
+        tensors: dict[str, torch.Tensor] = {}
+        extra = {name: tree.encode(state, f"{ASIDE}{name}/extra", tensors) for name, state in recorded.extra.items()}
+        rest = {
+            "kind": "model",
+            "frozen": [name for name, learns in zip(plan.weights, recorded.learns, strict=True) if not learns],
+            "evaluating": [name for (name, _), on in zip(plan.modules, recorded.trains, strict=True) if not on],
+            "extra": extra,
+        }
+        tensors |= recorded.buffers.tensors()
+        # What the module has got since can only be taken as it is.
+        since = [slot for slot in self._plan.slots if slot.kind != "weight" and slot.stored not in tensors]
+        still = self._plan.buffers.live
+        tensors |= {slot.stored: slot.tensor.detach().clone() for slot in since if slot.stored not in still}
+        return Stored(tensors, rest, plan.aliases)
+
+    def buffers(self, recorded: _Recorded) -> dict[str, torch.Tensor]:
+        """The buffers that may change, as they were recorded, by the names that they have in the file."""
+        return recorded.buffers.tensors()
+
+    def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
+        """Where this process's shard of a weight lies."""
+        weight = self._plan.weights.get(name)
+        return None if weight is None or tuple(weight.shape) != shape else place_of(weight, name)
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """What this process has of weights and buffers."""
+        return {slot.stored: local_of(slot.tensor) for slot in self._plan.slots}
+
+    def problems(self, stored: Stored) -> list[str]:
+        """Why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
+        rest_of(stored, self.name, "model")
+        return [f"{self.name}: {problem}" for problem in compare(slots_of(self._module), stored).problems]
+
+    def restore(self, stored: Stored, *, strict: bool) -> list[str]:
+        """Puts everything back into the module's own tensors."""
+        fit = compare(slots_of(self._module), stored)
+        if strict and fit.problems:
+            raise CheckpointError(f"{self.name} does not fit the checkpoint: {'; '.join(fit.problems)}")
+        rest = rest_of(stored, self.name, "model")
+        frozen, evaluating, extra = (rest.get(key) for key in ("frozen", "evaluating", "extra"))
+        if not isinstance(frozen, list) or not isinstance(evaluating, list) or not isinstance(extra, dict):
+            raise CheckpointError(f"{self.name}: what the checkpoint says of its modules cannot be read")
+        states = {name: tree.decode(state, stored.tensors) for name, state in extra.items()}
+        for slot, tensor in fit.pairs:
+            _put_back(slot, tensor)
+        changed = 0
+        for slot, _ in fit.pairs:
+            if slot.kind == "weight" and slot.tensor.requires_grad == (slot.name in frozen):
+                slot.tensor.requires_grad_(slot.name not in frozen)
+                changed += 1
+        for name, module in modules_of(self._module):
+            module.training = name not in evaluating
+            if name in states and _has_extra_state(module):
+                module.set_extra_state(states[name])
+        self._plan = _Plan(self._module, self._plan.buffers.moving)
+        notes = [f"{self.name}: {problem}: left out" for problem in fit.problems]
+        if changed:
+            notes.append(
+                f"{self.name}: {changed} weights were frozen or not otherwise than in the checkpoint; now as there"
+            )
+        return notes
+
+
+def _put_back(slot: Slot, tensor: torch.Tensor) -> None:
+    now = local_of(slot.tensor)
+    if now.layout == torch.strided and now.shape == tensor.shape and now.dtype == tensor.dtype:
+        if now.data_ptr() != tensor.data_ptr():  # it was read right there
+            now.detach().copy_(tensor)
+    elif slot.kind == "weight":
+        slot.tensor.data = tensor.clone().to(now.device)
+    else:  # one that is grown while it is used, or is sparse
+        slot.place[slot.key] = tensor.clone().to(now.device)
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state
+
+
+@dataclass
+class Fit:
+    """A comparison.
+
+    Args:
+        problems: A line for each mismatch.
+        pairs: The places that fit, each with what goes there; a tensor with several names comes once.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    pairs: list[tuple[Slot, torch.Tensor]] = field(default_factory=list)
+
+
+def compare(slots: Iterable[Slot], stored: Stored) -> Fit:
+    """Compares by name, nothing by position."""
+    fit = Fit()
+    held = {alias: stored.tensors[kept] for alias, kept in stored.aliases.items() if kept in stored.tensors}
+    held.update(stored.tensors)
+    here = {slot.stored: slot for slot in slots}
+    done: dict[object, str] = {}
+    for name, slot in here.items():
+        first = done.setdefault(identity(slot.tensor), name)
+        if name not in held:
+            if slot.kind != "cache":  # by its owner's word it is not state
+                fit.problems.append(f"{slot.kind} {name!r} is in the model and not in the checkpoint")
+        elif slot.kind != "cache" and described(held[name]) != described(local_of(slot.tensor)):
+            then, now = described(held[name]), described(local_of(slot.tensor))
+            fit.problems.append(f"{slot.kind} {name!r} is {then} in the checkpoint and {now} in the model")
+        elif first == name:
+            fit.pairs.append((slot, held[name]))
+        elif first in held and held[first] is not held[name]:
+            fit.problems.append(f"{name!r} and {first!r} are one tensor in the model and two in the checkpoint")
+    for name in held:
+        if name not in here and not name.startswith(ASIDE):
+            fit.problems.append(f"{name!r} is in the checkpoint and not in the model")
+    for alias, kept in stored.aliases.items():
+        if alias in here and kept in here and identity(here[alias].tensor) != identity(here[kept].tensor):
+            fit.problems.append(f"{alias!r} and {kept!r} are one tensor in the checkpoint and two in the model")
+    return fit
+
+
+def described(tensor: torch.Tensor) -> str:
+    """A tensor's dtype and shape, and its layout where it is a special one."""
+    text = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
+    return text if tensor.layout == torch.strided else f"{text} {tensor.layout}".replace("torch.", "")

@@ -1,0 +1,79 @@
+"""Where the tensors of a module are, and what they are called, whatever has been wrapped around it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from holdfast.state.part import ASIDE
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place of a module that holds a tensor.
+
+    Args:
+        name: What the tensor is called in the module's `state_dict`.
+        place: The module's own dictionary.
+        key: Its key there.
+        kind: `weight`, `buffer`, or `cache` for a buffer that is not persistent.
+    """
+
+    name: str
+    place: dict[str, Any]
+    key: str
+    kind: str
+
+    @property
+    def stored(self) -> str:
+        """What it is called in a checkpoint."""
+        return ASIDE + self.name if self.kind == "cache" else self.name
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """What is there now."""
+        found: torch.Tensor = self.place[self.key]
+        return found
+
+
+def modules_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """A module and those inside, by name; one that is there twice comes twice."""
+    module = _bare(module)
+    yield prefix, module
+    for key, child in module._modules.items():
+        if child is not None:
+            yield from modules_of(child, f"{prefix}.{key}" if prefix else key)
+
+
+def slots_of(module: nn.Module) -> Iterator[Slot]:
+    """The places of all tensors, in the order of the `state_dict`; one that has several names comes as often."""
+    for prefix, inner in modules_of(module):
+        dot = f"{prefix}." if prefix else ""
+        for key, parameter in inner._parameters.items():
+            if parameter is not None:
+                yield Slot(dot + key, inner._parameters, key, "weight")
+        for key, buffer in inner._buffers.items():
+            if buffer is not None:
+                kind = "cache" if key in inner._non_persistent_buffers_set else "buffer"
+                yield Slot(dot + key, inner._buffers, key, kind)
+
+
+def identity(tensor: torch.Tensor) -> Any:
+    """Equal for two tensors that are one: the same object, or the same view of the same memory."""
+    if tensor.layout != torch.strided or hasattr(tensor, "__tensor_flatten__") or tensor.data_ptr() == 0:
+        return id(tensor)
+    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """The user's own module. What torch.compile makes is told by its key: its class would load the compiler."""
+    while True:
+        if isinstance(module, DistributedDataParallel | DataParallel):
+            module = module.module
+        elif (compiled := module._modules.get("_orig_mod")) is not None:
+            module = compiled
+        else:
+            return module

@@ -1,0 +1,1 @@
+"""Random generators: their states, as files hold them and as training uses them."""

@@ -1,0 +1,179 @@
+"""The random generators of the process: recorded at every boundary, and put back exactly."""
+
+import random
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.random.mtrand import get_bit_generator
+
+from holdfast.errors import CheckpointError
+from holdfast.state.rng import codec as random_tree
+from holdfast.state.rng.mt19937 import Mersenne, NumpyReader, PythonReader
+
+_NONE: Mapping[str, torch.Generator] = {}
+_python = PythonReader()
+_numpy = NumpyReader()
+
+
+class Recorded(NamedTuple):
+    """The state of the generators at one moment; what is drawn later does not show in it."""
+
+    python: Mersenne
+    numpy: Mersenne | Mapping[str, Any]
+    cpu: torch.Tensor
+    cuda: tuple[torch.Tensor, ...]
+    """Of each device; empty as long as the process does not use CUDA."""
+    device: int
+    """The current CUDA device."""
+    generators: Mapping[str, torch.Tensor]
+
+    def encode(self) -> dict[str, Any]:
+        """A tree for JSON: bytes as hexadecimal text, floats as C99's."""
+        return {
+            "python": random_tree.of_mersenne(self.python),
+            "numpy": random_tree.of_numpy(self.numpy),
+            "cpu": random_tree.of_torch(self.cpu),
+            "cuda": [random_tree.of_torch(state) for state in self.cuda],
+            "generators": {name: random_tree.of_torch(state) for name, state in self.generators.items()},
+        }
+
+    def check(self, generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
+        """What `restore` would leave as it is, one line each.
+
+        Raises:
+            CheckpointError: A state does not fit its generator.
+        """
+        name = type(get_bit_generator()).__name__
+        then = "MT19937" if isinstance(self.numpy, Mersenne) else self.numpy["bit_generator"]
+        if then != name:
+            raise CheckpointError(
+                f"the checkpoint's numpy.random is a {then}, and this process's a {name}",
+                hint=f"call numpy.random.set_bit_generator(numpy.random.{then}()) before resuming",
+            )
+        for key in self.generators.keys() & generators.keys():
+            sizes = self.generators[key].numel(), generators[key].get_state().numel()
+            if sizes[0] != sizes[1]:
+                raise CheckpointError(
+                    f"the state of generator {key!r} has {sizes[0]} bytes, and the generator itself {sizes[1]}",
+                    hint="register the generator on the kind of device that it was on",
+                )
+        notices = [
+            *(
+                f"the checkpoint has no state of generator {key!r}"
+                for key in generators.keys() - self.generators.keys()
+            ),
+            *(f"there is no generator {key!r} any more" for key in self.generators.keys() - generators.keys()),
+        ]
+        devices = _cuda_devices(bool(self.cuda))
+        if len(self.cuda) != devices:
+            notices.append(f"the checkpoint has {len(self.cuda)} CUDA generators and this machine {devices}")
+        return sorted(notices)
+
+    def restore(self, generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
+        """Puts everything back.
+
+        Args:
+            generators: The registered generators, by the names that they were recorded under.
+
+        Returns:
+            What was left as it is, one line each.
+
+        Raises:
+            CheckpointError: A state does not fit its generator. Nothing was changed.
+        """
+        notices = self.check(generators)
+        random.setstate(_for_python(self.python))
+        np.random.set_state(_for_numpy(self.numpy))
+        torch.default_generator.set_state(self.cpu)
+        for device, state in enumerate(self.cuda[: _cuda_devices(bool(self.cuda))]):
+            torch.cuda.set_rng_state(state, device)
+        for key in self.generators.keys() & generators.keys():
+            generators[key].set_state(self.generators[key])
+        return notices
+
+    def as_transformers(self, *, every_device: bool = False) -> dict[str, Any]:
+        """What a Trainer saves as `rng_state.pth`; of every device where several processes train together."""
+        form: dict[str, Any] = {
+            "python": _for_python(self.python),
+            "numpy": _for_numpy(self.numpy),
+            "cpu": self.cpu,
+        }
+        if self.cuda:
+            form["cuda"] = list(self.cuda) if every_device else self.cuda[self.device]
+        return form
+
+
+def record(generators: Mapping[str, torch.Generator] = _NONE) -> Recorded:
+    """The state of every generator, as of now. Called by training at every boundary: a few microseconds.
+
+    Args:
+        generators: Registered ones besides the global ones of Python, numpy, torch and CUDA.
+    """
+    cuda = _cuda_is_used()
+    return Recorded(
+        _python.read(),
+        _numpy.read(),
+        torch.default_generator.get_state(),
+        tuple(generator.get_state() for generator in torch.cuda.default_generators) if cuda else (),
+        torch.cuda.current_device() if cuda else 0,
+        {name: generator.get_state() for name, generator in generators.items()} if generators else {},
+    )
+
+
+def decode(tree: Mapping[str, Any]) -> Recorded:
+    """The state that `encode` wrote.
+
+    Raises:
+        CheckpointError: It is not one that could be put back.
+    """
+    get = random_tree.get
+    generators = get(tree, "generators", dict)
+    return Recorded(
+        random_tree.to_mersenne(get(tree, "python", dict), "python"),
+        random_tree.to_numpy(get(tree, "numpy", dict)),
+        random_tree.to_twister(get(tree, "cpu", str), "cpu"),
+        tuple(random_tree.to_philox(text, "cuda") for text in get(tree, "cuda", list)),
+        0,
+        {name: random_tree.to_torch(text, f"generators.{name!r}") for name, text in generators.items()},
+    )
+
+
+def restore(tree: Mapping[str, Any], generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
+    """Puts back what `Recorded.encode` wrote; see `Recorded.restore`."""
+    return decode(tree).restore(generators)
+
+
+def go_apart(rank: int) -> None:
+    """Leaves the streams that another process goes on with, for streams of its own, the same at every resume.
+
+    Args:
+        rank: The number of this process, which the checkpoint does not have.
+    """
+    seed = zlib.crc32(torch.get_rng_state().numpy().tobytes()) + rank
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if type(get_bit_generator()).__name__ == "MT19937":  # others are of the user's making, and theirs to seed
+        np.random.seed(seed % (1 << 32))
+
+
+def _cuda_is_used() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
+def _cuda_devices(wanted: bool) -> int:
+    # Counting the devices does not initialize CUDA; whoever never used it is not told about it.
+    return torch.cuda.device_count() if wanted or _cuda_is_used() else 0
+
+
+def _for_python(state: Mersenne) -> tuple[int, tuple[int, ...], float | None]:
+    return 3, (*np.frombuffer(state.key, np.uint32).tolist(), state.position), state.gauss
+
+
+def _for_numpy(state: Mersenne | Mapping[str, Any]) -> Any:
+    if not isinstance(state, Mersenne):
+        return dict(state)
+    key = np.frombuffer(state.key, np.uint32).copy()
+    return "MT19937", key, state.position, int(state.gauss is not None), state.gauss or 0.0

@@ -1,0 +1,131 @@
+"""Anything with `state_dict` and `load_state_dict`: schedules, scalers, averages that a loop keeps by hand."""
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+import torch
+
+from holdfast.errors import CheckpointError, HoldfastError, UnsupportedError
+from holdfast.state import values as tree
+from holdfast.state.part import Part, Stored, rest_of
+
+# From here on a tensor is taken live, under the gate, and not cloned at every boundary.
+_LARGE = 64 << 10
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def object_part(name: str, stateful: Any) -> Part:
+    """The part for an object.
+
+    Raises:
+        UnsupportedError: Its state holds something that cannot be written.
+    """
+    return (_ScalerPart if isinstance(stateful, torch.amp.GradScaler) else ObjectPart)(name, stateful)
+
+
+class ObjectPart:
+    """An object as a part of the state.
+
+    Args:
+        name: What the part is called.
+        stateful: The object.
+    """
+
+    def __init__(self, name: str, stateful: _Stateful) -> None:
+        self.name = name
+        self._object = stateful
+        self._live: dict[str, torch.Tensor] = {}
+        self._structure: tuple[Any, ...] = ()
+        try:
+            self.encode(self.record())  # what cannot be saved is better known now
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}", hint=error.hint) from error
+
+    def structure(self) -> Hashable:
+        """Differs when `live` would give other tensors: as of the last record, since only that asks the object."""
+        return self._structure
+
+    def live(self) -> dict[str, torch.Tensor]:
+        """Its large tensors."""
+        return self._live
+
+    def record(self) -> Any:
+        """A copy of its state; large tensors are not copied."""
+        large = []
+
+        def is_small(tensor: torch.Tensor) -> bool:
+            if small := _is_small(tensor):
+                return small
+            large.append((tensor.data_ptr(), tensor.shape, tensor.dtype))
+            return False
+
+        recorded = tree.snapshot(self._object.state_dict(), is_small)
+        if (structure := tuple(large)) != self._structure:
+            self._live = {name: one for name, one in tree.tensors_in(recorded, "state") if not _is_small(one)}
+            self._structure = structure
+        return recorded
+
+    def encode(self, recorded: Any) -> Stored:
+        """The copy, as tensors and JSON."""
+        tensors: dict[str, torch.Tensor] = {}
+        state = tree.encode(recorded, "state", tensors)
+        return Stored(tensors, {"kind": "object", "class": type(self._object).__qualname__, "state": state})
+
+    def place(self, name: str, shape: tuple[int, ...]) -> None:
+        """Everything: nobody else knows what an object shares with other processes."""
+
+    def memory(self) -> dict[str, torch.Tensor]:
+        """Nothing: only the object itself can put its state back."""
+        return {}
+
+    def problems(self, stored: Stored) -> list[str]:
+        """Why a checkpoint does not fit: it was an object of another class."""
+        then, now = rest_of(stored, self.name, "object").get("class"), type(self._object).__qualname__
+        return [] if then == now else [f"{self.name}: is a {then} in the checkpoint and a {now} here"]
+
+    def restore(self, stored: Stored, *, strict: bool) -> list[str]:
+        """Has the object load its state."""
+        if problems := self.problems(stored):
+            if strict:
+                raise CheckpointError("; ".join(problems))
+            return [f"{problem}: left out" for problem in problems]
+        state = tree.decode(rest_of(stored, self.name, "object").get("state"), stored.tensors)
+        try:
+            self._object.load_state_dict(state)
+        except HoldfastError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{self.name} does not take the checkpoint's state: {error!r}") from error
+        self.record()
+        return []
+
+
+class _ScalerPart(ObjectPart):
+    """A gradient scaler. Its own `state_dict` asks a device for numbers, and training would wait for the answer."""
+
+    def record(self) -> Any:
+        """Its two counters cloned where they are, and its settings."""
+        scaler: Any = self._object
+        if not scaler.is_enabled() or scaler._scale is None:
+            return scaler.state_dict()
+        return {
+            "scale": scaler._scale.clone(),
+            "growth_factor": scaler._growth_factor,
+            "backoff_factor": scaler._backoff_factor,
+            "growth_interval": scaler._growth_interval,
+            "_growth_tracker": scaler._growth_tracker.clone(),
+        }
+
+    def encode(self, recorded: Any) -> Stored:
+        """The copy, as its `state_dict` would give it."""
+        plain = {key: one.item() if isinstance(one, torch.Tensor) else one for key, one in recorded.items()}
+        return super().encode(plain)
+
+
+def _is_small(tensor: torch.Tensor) -> bool:
+    return tensor.layout != torch.strided or tensor.nbytes < _LARGE

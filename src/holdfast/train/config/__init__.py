@@ -1,0 +1,1 @@
+"""The YAML of `holdfast train`: read, checked, and said in its own lines what is wrong."""

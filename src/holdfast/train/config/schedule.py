@@ -1,0 +1,132 @@
+"""How long a run is, how it warms up, and when it saves and evaluates: the keys, and what they come to together."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from holdfast.train.config.types import (
+    Count,
+    CountOrZero,
+    Fields,
+    Positive,
+    Resume,
+    Share,
+    ShareOrCount,
+    Steps,
+    Strategy,
+)
+
+STEPS_UNLESS_SAID = 500
+"""What the strategy `steps` means where nothing says how many: transformers' own default."""
+
+_SCHEDULED_KEPT_UNLESS_SAID = 4
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When something recurring happens, in the terms of transformers' `save_strategy` and `save_steps`."""
+
+    strategy: Literal["no", "steps", "epoch"]
+    """When it happens."""
+
+    steps: int | float | None
+    """With the strategy `steps`: every so many optimizer steps, or, below 1, that share of the run. Otherwise None."""
+
+
+class ScheduleFields(Fields):
+    """Everything about a run that is counted in steps or epochs."""
+
+    num_epochs: Positive = 1.0
+    """How many times the data is gone through."""
+
+    max_steps: Count | None = None
+    """End after this many optimizer steps, whatever `num_epochs` says."""
+
+    warmup_ratio: Share | None = None
+    """The share of the run over which the learning rate rises to its full value."""
+
+    warmup_steps: CountOrZero | None = None
+    """The number of optimizer steps over which the learning rate rises to its full value."""
+
+    logging_steps: Count | None = None
+    """Log the loss every N optimizer steps. Unset, the trainer chooses."""
+
+    save_strategy: Strategy | None = None
+    """When checkpoints are saved on schedule. Unset: `steps` with `save_steps` or `saves_per_epoch`, else `epoch`."""
+
+    save_steps: Steps | None = None
+    """Save every N optimizer steps, or, below 1, each time that share of the run has passed."""
+
+    saves_per_epoch: Count | None = None
+    """Save this many times in each of the `num_epochs` epochs."""
+
+    save_minutes: Positive | None = None
+    """Save when so many minutes have passed since the last save."""
+
+    save_total_limit: Count | None = None
+    """How many scheduled checkpoints are kept; the oldest go first. Unset acts as 4."""
+
+    keep_every: Count | None = None
+    """Keep the checkpoints whose step is a multiple of this, whatever the limits say."""
+
+    resume_from_checkpoint: Resume | None = None
+    """`auto` or true resumes the newest good checkpoint in `output_dir`; a path resumes the checkpoint there."""
+
+    auto_resume_from_checkpoints: bool | None = None
+    """The same as `resume_from_checkpoint: auto`."""
+
+    val_set_size: ShareOrCount = 0.0
+    """How much of the data is held out for evaluation."""
+
+    eval_strategy: Strategy | None = None
+    """When the held-out data is evaluated. Unset: `steps` with `eval_steps` or `evals_per_epoch`, else `epoch`."""
+
+    eval_steps: Steps | None = None
+    """Evaluate every N optimizer steps, or, below 1, each time that share of the run has passed."""
+
+    evals_per_epoch: CountOrZero | None = None
+    """Evaluate this many times in each of the `num_epochs` epochs; 0 turns evaluation off."""
+
+    @property
+    def saving(self) -> Schedule:
+        """When checkpoints are saved on schedule."""
+        return self._schedule(self.save_strategy, self.save_steps, self.saves_per_epoch)
+
+    @property
+    def evaluating(self) -> Schedule:
+        """When the held-out data is evaluated: never where none is held out."""
+        if not self.val_set_size or self.evals_per_epoch == 0:
+            return Schedule("no", None)
+        return self._schedule(self.eval_strategy, self.eval_steps, self.evals_per_epoch)
+
+    @property
+    def held_out(self) -> int | float:
+        """What is held out for evaluation: a number of examples (int), a share of the data (float below 1), or 0."""
+        return self.val_set_size if 0 < self.val_set_size < 1 else int(self.val_set_size)
+
+    @property
+    def warmup(self) -> int | float:
+        """The warm-up as transformers' `warmup_steps` takes it: a number of steps, or, below 1, a share of the run."""
+        return self.warmup_steps if self.warmup_steps is not None else self.warmup_ratio or 0
+
+    @property
+    def scheduled_kept(self) -> int:
+        """How many scheduled checkpoints are kept."""
+        return self.save_total_limit or _SCHEDULED_KEPT_UNLESS_SAID
+
+    @property
+    def resume(self) -> str | bool | None:
+        """What is resumed, as `resuming.choose` takes it: `auto`, true, a path, or nothing."""
+        return self.resume_from_checkpoint or ("auto" if self.auto_resume_from_checkpoints else None)
+
+    def _schedule(
+        self, strategy: Literal["no", "steps", "epoch"] | None, steps: int | float | None, per_epoch: int | None
+    ) -> Schedule:
+        if strategy in ("no", "epoch"):
+            return Schedule(strategy, None)
+        if per_epoch:
+            share = 1 / (per_epoch * self.num_epochs)
+            # transformers takes 1.0 for every step; once or less in the whole run is what the end of the epoch is for.
+            return Schedule("steps", share) if share < 1 else Schedule("epoch", None)
+        if steps is None and strategy is None:
+            return Schedule("epoch", None)
+        return Schedule("steps", steps or STEPS_UNLESS_SAID)

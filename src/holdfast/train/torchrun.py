@@ -1,0 +1,148 @@
+"""`holdfast train --nproc N`: the same training in N processes of this machine, started by torchrun."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+
+from holdfast.errors import STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
+from holdfast.ranks import launcher
+from holdfast.run.directory import RunDirectory
+from holdfast.store import files
+from holdfast.train.config.load import load
+
+_ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
+
+
+def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: str | None) -> int:
+    """Trains, and returns the exit code that one process would have.
+
+    Args:
+        count: How many processes.
+        path: The configuration's file.
+        overrides: `KEY=VALUE` for keys that the command line sets.
+        resume: What to resume from; None leaves it to the configuration.
+
+    Raises:
+        ConfigError: The configuration is wrong. Nothing was started.
+        UnsupportedError: A launcher has started this process already.
+    """
+    if launcher.world_size() > 1 or launcher.under_elastic_agent():
+        raise UnsupportedError(
+            "--nproc starts processes, and this one was itself started by a launcher",
+            hint="leave --nproc out under torchrun, accelerate and srun, or start holdfast train without them",
+        )
+    config = load(path, overrides).config
+    directory = RunDirectory(Path(config.output_dir))
+    begun = _journal_bytes(directory.journal)
+    with _Signals() as signals:
+        # A session of its own: a terminal's Ctrl+C comes to the ranks through us alone.
+        torchrun = subprocess.Popen(command(count, path, overrides, resume), start_new_session=True)
+        signals.to(torchrun.pid)
+        code = torchrun.wait()
+    return outcome(_events(directory.journal, begun), code, signals.ended_by)
+
+
+def command(count: int, path: Path, overrides: Sequence[str], resume: str | None) -> list[str]:
+    """The command line that trains in several processes."""
+    options = [part for override in overrides for part in ("--set", override)]
+    options += [] if resume is None else ["--resume", resume]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return [*torchrun, "-m", "holdfast", "train", str(path), *options]
+
+
+def outcome(events: Sequence[Mapping[str, Any]], code: int, signalled: int | None) -> int:
+    """The exit code that `docs/cli.md` promises.
+
+    Args:
+        events: What the journal got from this training.
+        code: torchrun's own exit code: 1 for whatever a rank ended with.
+        signalled: The signal to end that was passed on, if any.
+    """
+    ends = [event for event in events if event.get("event") == "end"]
+    if not ends:
+        if any(event.get("event") == "start" for event in events):
+            return 1
+        return ended_by_signal(signalled) if signalled else code if code > 0 else 1
+    how, said = ends[-1].get("outcome"), ends[-1].get("code")
+    if how == "finished":
+        return 0 if code == 0 or signalled else 1
+    # Ranks say 0 after a good save, because torchrun takes anything else for a failure.
+    return STOPPED_AFTER_SAVE if said == 0 else said if isinstance(said, int) else 1
+
+
+class _Signals:
+    """Passes signals on to the ranks themselves. Use it as a context manager.
+
+    torchrun would send them to the ranks' data workers as well, would end with a traceback, would kill the ranks after
+    30 seconds, and would itself die of SIGUSR1 and leave the ranks behind.
+    """
+
+    def __init__(self) -> None:
+        self._torchrun: int | None = None
+        self._before: dict[int, Any] = {}
+        self._early: list[int] = []
+        self.ended_by: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        for number in (*_ENDS, signal.SIGUSR1):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def to(self, torchrun: int) -> None:
+        """From now on there is somebody to pass them on to."""
+        self._torchrun = torchrun
+        while self._early:
+            self._pass_on(torchrun, self._early.pop(0))
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number in _ENDS and self.ended_by is None:
+            self.ended_by = number
+        if self._torchrun is None:
+            self._early.append(number)
+        else:
+            self._pass_on(self._torchrun, number)
+
+    def _pass_on(self, torchrun: int, number: int) -> None:
+        with suppress(psutil.NoSuchProcess):
+            agent = psutil.Process(torchrun)
+            ranks = agent.children()
+            if number == signal.SIGUSR1:
+                ranks = ranks[:1]  # who asks the others
+            elif not ranks:
+                ranks = [agent]  # it has started nobody yet
+            for process in ranks:
+                process.send_signal(number)
+
+
+def _journal_bytes(journal: Path) -> int:
+    with suppress(OSError):
+        return journal.stat().st_size
+    return 0
+
+
+def _events(journal: Path, begun: int) -> list[dict[str, Any]]:
+    """What was added to a journal that had so many bytes."""
+    found = []
+    with suppress(OSError), files.open_regular(journal) as fd:
+        os.lseek(fd, begun, os.SEEK_SET)
+        with open(fd, encoding="utf-8", errors="replace", closefd=False) as lines:
+            for line in lines:
+                with suppress(ValueError):
+                    event = json.loads(line)
+                    if isinstance(event, dict):
+                        found.append(event)
+    return found

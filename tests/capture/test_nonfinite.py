@@ -1,0 +1,132 @@
+from collections.abc import Iterable, Mapping
+
+import pytest
+import torch
+
+from helpers.parts import content
+from holdfast.capture.chunks import Sources
+from holdfast.capture.nonfinite import Finite, Places
+from holdfast.capture.staging import BLOCK_BYTES
+from holdfast.layouts.image import Image
+from holdfast.state.model import ModelPart
+from holdfast.state.optimizer import OptimizerPart
+
+BAD = (float("nan"), float("inf"), -float("inf"))
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2, torch.float8_e4m3fn)
+
+
+def failing(pieces: Iterable[bytes | torch.Tensor], *, backwards: bool = False, **tensors: torch.Tensor) -> list[str]:
+    """What is found of tensors in a file of some pieces, its blocks looked at in order or in the other."""
+    return failing_of(pieces, tensors, backwards=backwards)
+
+
+def failing_of(
+    pieces: Iterable[bytes | torch.Tensor], tensors: Mapping[str, torch.Tensor], *, backwards: bool = False
+) -> list[str]:
+    image = Image("file", tuple(pieces))
+    sources, data, finite = Sources(image), content(image), Finite(Places(tensors))
+    for unit in sorted(sources.units, reverse=backwards):
+        finite.look(sources, unit, memoryview(data[unit.offset : unit.offset + unit.size]))
+    return sorted(finite.failing)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_value_of_a_dtype_is_told_apart_as_torch_does(dtype: torch.dtype) -> None:
+    if dtype.itemsize <= 2:
+        every = torch.arange(256**dtype.itemsize).to({1: torch.uint8, 2: torch.int16}[dtype.itemsize]).view(dtype)
+    else:
+        limits = torch.finfo(dtype)
+        some = torch.tensor([0.0, limits.tiny, limits.smallest_normal, limits.max, *BAD], dtype=dtype)
+        # Beside infinity are the greatest number and a NaN; at the end is the NaN of all bits.
+        bits = {4: torch.int32, 8: torch.int64}[dtype.itemsize]
+        beside = some[-2:].view(bits)
+        every = torch.cat([some, -some, *((beside + n).view(dtype) for n in (-1, 1)), (beside * 0 - 1).view(dtype)])
+    expected = every.double().isfinite().tolist()
+    assert not all(expected) and any(expected)
+    good = every[torch.tensor(expected)]
+    assert failing([good], good=good) == []
+    for index in [index for index, finite in enumerate(expected) if not finite]:
+        bad = every[index].clone()
+        assert failing([bad], bad=bad) == ["bad"], bad
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.complex64], ids=str)
+def test_a_value_that_a_cut_goes_through_is_looked_at_whole(dtype: torch.dtype, bad: float, backwards: bool) -> None:
+    count = BLOCK_BYTES // dtype.itemsize + 3
+    for head in (1, dtype.itemsize - 1):
+        cut = (BLOCK_BYTES - head) // dtype.itemsize
+        clean = torch.ones(count, dtype=dtype)
+        assert failing([bytes(head), clean], backwards=backwards, clean=clean) == []
+        for index in (0, cut - 1, cut, cut + 1, count - 1):
+            tensor = clean.clone()
+            tensor[index] = bad
+            assert failing([bytes(head), tensor, b"end"], backwards=backwards, tensor=tensor) == ["tensor"], index
+
+
+def test_what_is_not_to_be_finite_hides_nothing_and_is_not_named() -> None:
+    mask = torch.full((7,), -float("inf"))
+    clean, bad = torch.ones(5), torch.tensor([1.0, float("nan")])
+    numbers = torch.full((9,), -1, dtype=torch.int64)
+    pieces: list[bytes | torch.Tensor] = [b"\xff" * 64, mask, clean, numbers, bad, mask]
+    assert failing(pieces, clean=clean, numbers=numbers) == []
+    assert failing(pieces, clean=clean, bad=bad) == ["bad"]
+
+
+def test_values_of_two_widths_beside_each_other() -> None:
+    single, half = torch.ones(3), torch.ones(5, dtype=torch.float16)
+    assert failing([single, half], single=single, half=half) == []
+    half[4] = float("inf")
+    assert failing([single, half], single=single, half=half) == ["half"]
+
+
+def test_a_tensor_is_found_in_the_bytes_of_its_storage_and_in_a_view_of_it() -> None:
+    flat = torch.ones(40)
+    first, second, columns = flat[3:10], flat[10:40].view(5, 6), torch.ones(4, 6).t()
+    storage = torch.empty(0, dtype=torch.uint8).set_(flat.untyped_storage())
+    tensors = {"first": first, "second": second, "columns": columns}
+    assert failing_of([b"zip", storage, columns], tensors) == []
+    second[0, 0] = columns[1, 2] = float("nan")
+    assert failing_of([b"zip", storage, columns], tensors) == ["columns", "second"]
+    assert failing([second[:, 1:]], second=second) == [] and failing([second[:1, :1]], second=second) == ["second"]
+    flat[0] = float("nan")  # nobody's
+    assert failing([storage], first=first) == []
+    assert failing([storage], first=first, flat=flat) == ["flat"]
+    assert failing([flat[20:30]], first=first, flat=flat) == []
+    flat[25] = float("nan")
+    assert failing([flat[20:30]], first=first, flat=flat) == ["flat"]
+
+
+def test_what_lies_between_the_values_of_a_tensor_is_not_its_own() -> None:
+    flat = torch.ones(40)
+    every_other = flat.view(20, 2)[:, 0]
+    storage = torch.empty(0, dtype=torch.uint8).set_(flat.untyped_storage())
+    flat[1] = float("nan")
+    assert failing([storage], every_other=every_other) == []
+    flat[2] = float("nan")
+    assert failing([every_other], every_other=every_other) == ["every_other"]
+
+
+def optimizers() -> list[type[torch.optim.Optimizer]]:
+    found = [one for one in vars(torch.optim).values() if isinstance(one, type)]
+    return [one for one in found if issubclass(one, torch.optim.Optimizer) and one is not torch.optim.Optimizer]
+
+
+@pytest.mark.parametrize("kind", optimizers(), ids=lambda kind: kind.__name__)
+def test_no_optimizer_of_torch_begins_with_infinity(kind: type[torch.optim.Optimizer]) -> None:
+    torch.manual_seed(1)
+    model = torch.nn.Embedding(4, 3, sparse=kind is torch.optim.SparseAdam)
+    optimizer = kind(model.parameters(), lr=0.1)  # type: ignore[call-arg]
+    part = OptimizerPart("optimizer", optimizer, [ModelPart("model", model)])
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        found: torch.Tensor = (model(torch.tensor([0, 1])) ** 2).sum()
+        found.backward()  # type: ignore[no-untyped-call]
+        return found
+
+    for _ in range(2):
+        optimizer.step(loss)  # type: ignore[arg-type]
+        live = part.live()
+        assert failing_of(live.values(), live) == []

@@ -1,0 +1,96 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.support import RESUMABLE, commit_checkpoint, content_of, dies_at, succeeds_in_child
+from holdfast.layouts.export import copy_model
+
+MODEL = {
+    "model.safetensors": b"weights",
+    "config.json": b"{}",
+    "generation_config.json": b"{}",
+    "tokenizer.json": b"{}",
+    "second/adapter_model.safetensors": b"an adapter",
+}
+TRAINING = {**RESUMABLE, "scaler.pt": b"s", "training_args.bin": b"a", "rng_state_1.pth": b"r"}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return commit_checkpoint(tmp_path, 7, {**TRAINING, **MODEL})
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    made = tmp_path / "target"
+    made.mkdir()
+    return made
+
+
+def test_what_loads_the_model_is_copied_and_what_only_training_needs_is_not(checkpoint: Path, target: Path) -> None:
+    copy_model(checkpoint, target)
+    assert content_of(target) == MODEL
+
+
+def test_files_of_the_same_names_are_replaced_and_others_left_alone(checkpoint: Path, target: Path) -> None:
+    (target / "model.safetensors").write_bytes(b"older and longer weights")
+    (target / "events.jsonl").write_bytes(b"mine")
+    copy_model(checkpoint, target)
+    copy_model(checkpoint, target)
+    assert content_of(target) == {**MODEL, "events.jsonl": b"mine"}
+
+
+def test_the_checkpoint_is_not_touched_and_shares_nothing_with_the_copy(checkpoint: Path, target: Path) -> None:
+    before = {path: path.stat() for path in checkpoint.rglob("*")}
+    copy_model(checkpoint, target)
+    (target / "model.safetensors").write_bytes(b"overwritten in place")
+    assert {path: path.stat().st_mtime_ns for path in before} == {p: s.st_mtime_ns for p, s in before.items()}
+    assert all(path.stat().st_nlink == found.st_nlink for path, found in before.items())
+    assert (checkpoint / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(checkpoint: Path, target: Path) -> None:
+    (target.parent / "precious").write_bytes(b"precious")
+    (target / "config.json").symlink_to("../precious")
+    copy_model(checkpoint, target)
+    assert (target.parent / "precious").read_bytes() == b"precious" and not (target / "config.json").is_symlink()
+
+
+def test_a_crash_at_any_change_leaves_every_file_whole_old_or_new(checkpoint: Path, tmp_path: Path) -> None:
+    old = dict.fromkeys(MODEL, b"old")
+    for count in range(1, 200):
+        target = tmp_path / str(count)
+        for name, data in old.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            (target / name).write_bytes(data)
+        died = dies_at(count, lambda target=target: copy_model(checkpoint, target))  # type: ignore[misc]
+        left = {name: data for name, data in content_of(target).items() if not name.endswith(".new")}
+        assert left.keys() == MODEL.keys() and all(left[name] in (old[name], MODEL[name]) for name in left)
+        if not died:
+            assert left == MODEL and count > 15
+            return
+    raise AssertionError("copying has no end")
+
+
+def test_every_directory_that_got_a_name_is_synced(checkpoint: Path, target: Path) -> None:
+    reading, writing = os.pipe()
+
+    def copy_and_tell() -> bool:
+        real = os.fsync
+
+        def fsync(fd: Any) -> None:
+            os.write(writing, os.readlink(f"/proc/self/fd/{fd}").encode() + b"\n")  # noqa: PTH115
+            real(fd)
+
+        os.fsync = fsync
+        copy_model(checkpoint, target)
+        return True
+
+    assert succeeds_in_child(copy_and_tell)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        synced = [Path(line.rstrip("\n")) for line in told]
+    assert {target, target / "second"} <= set(synced)
+    assert synced.index(target) > max(place for place, path in enumerate(synced) if path.suffix == ".new")

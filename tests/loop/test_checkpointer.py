@@ -1,0 +1,76 @@
+"""What a plain loop leaves behind, and settings that it refuses before it begins."""
+
+import gc
+import multiprocessing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from helpers.loops import train
+from holdfast import Checkpointer
+from holdfast.errors import ConfigError
+from holdfast.run.directory import RunDirectory
+from holdfast.run.inbox import Inbox
+from holdfast.run.request import Request
+from holdfast.store.retention import Keep
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """No cyclic garbage is collected, so that nothing ends because of that."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("how", ["the loop ends", "the batches are held", "an error"])
+def test_no_worker_is_left_when_the_block_ends_in_the_middle_of_an_epoch(tmp_path: Path, how: str) -> None:
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
+    rows: Any = list(range(20))
+    data: DataLoader[int] = DataLoader(rows, num_workers=2)
+    workers = []
+    with without_collection():
+        try:
+            with Checkpointer(
+                tmp_path, model=model, optimizer=optimizer, data=data, say=lambda _: None
+            ) as checkpointer:
+                batches = checkpointer.batches(until=5 if how == "the loop ends" else None)
+                for _ in batches if how == "the loop ends" else (next(batches) for _ in range(5)):
+                    optimizer.step()
+                    checkpointer.step()
+                workers = multiprocessing.active_children()
+                if how == "an error":
+                    raise ArithmeticError
+        except ArithmeticError:
+            assert how == "an error"
+        assert not [worker for worker in multiprocessing.active_children() if worker in workers]
+    assert checkpointer.step_count == 5
+    assert len(workers) == 2
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_to_keep_every_0th_checkpoint_is_refused(tmp_path: Path, every: int) -> None:
+    with pytest.raises(ConfigError, match=rf"keep_every: {every} is no number of steps"):
+        Checkpointer(tmp_path, keep_every=every)
+    with pytest.raises(ConfigError, match=rf"keep_every: {every} is no number of steps"):
+        Keep(None, None, every=every)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(60)
+def test_a_request_that_waits_for_a_training_that_is_over_is_refused_and_holds_nothing_up(tmp_path: Path) -> None:
+    train(tmp_path, 3, save_steps=3)
+    inbox, request = Inbox(RunDirectory(tmp_path)), Request("command")
+    inbox.submit(request)
+    said = train(tmp_path, 3, resume="auto").said
+    assert any("resumed from" in line for line in said)
+    answer = inbox.answer_to(request.id)
+    assert answer is not None and not answer.saved and "training ended" in answer.error

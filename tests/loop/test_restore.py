@@ -1,0 +1,257 @@
+"""Resuming a plain loop from checkpoints that are damaged, found out while their tensors arrive in live memory."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn, optim
+
+from helpers.parts import same
+from holdfast import Checkpointer
+from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError
+from holdfast.run.directory import RunDirectory
+from holdfast.store import catalog, reading
+
+WEIGHTS = "model.safetensors"
+
+
+class Loop:
+    """A model and its optimizer, under a checkpointer."""
+
+    def __init__(self, root: Path, width: int = 6, *, strict: bool = True, resume: str | bool = "auto") -> None:
+        self.model = nn.Linear(4, width)
+        self.optimizer = optim.AdamW(self.model.parameters())
+        self.said: list[str] = []
+        self.ckpt = Checkpointer(
+            root,
+            model=self.model,
+            optimizer=self.optimizer,
+            strict=strict,
+            resume=resume,
+            say=self.said.append,
+            dynamic_checkpoint={"enabled": False},
+        )
+
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.model(torch.ones(2, 4)).square().sum().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.ckpt.step()
+            self.ckpt.save(wait=True)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        held = {name: one.detach().clone() for name, one in self.model.named_parameters()}
+        for name, one in self.model.named_parameters():
+            held |= {f"{name}/{key}": value.clone() for key, value in self.optimizer.state[one].items()}
+        return held
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> list[dict[str, torch.Tensor]]:
+    """The states of three checkpoints in `tmp_path`, of the steps 1 to 3."""
+    found = []
+    loop = Loop(tmp_path)
+    with loop.ckpt:
+        loop.ckpt.resume()
+        for _ in range(3):
+            loop.train(1)
+            found.append(loop.state())
+    return found
+
+
+def resumed(root: Path, **how: object) -> tuple[int, Loop]:
+    loop = Loop(root, **how)  # type: ignore[arg-type]
+    with loop.ckpt:
+        step = loop.ckpt.resume()
+    return step, loop
+
+
+def flip(path: Path, place: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def cut_and_filled(path: Path) -> None:
+    size = path.stat().st_size
+    os.truncate(path, size - 8)
+    os.truncate(path, size)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "last bit of the weights": (lambda path: flip(path / WEIGHTS), f"{WEIGHTS}: its bytes have changed"),
+    "name in the header": (lambda path: flip(path / WEIGHTS, 12), f"{WEIGHTS}: its bytes have changed"),
+    "length of the header": (lambda path: flip(path / WEIGHTS, 1), f"{WEIGHTS}: its bytes have changed"),
+    "state of the optimizer": (lambda path: flip(path / "optimizer.safetensors"), "optimizer.safetensors: its bytes"),
+    "zeros at the end": (lambda path: cut_and_filled(path / WEIGHTS), f"{WEIGHTS}: its bytes have changed"),
+    "JSON": (lambda path: flip(path / "optimizer.json", 30), "optimizer.json: its bytes have changed"),
+    "random state": (lambda path: flip(path / "random.json", 30), "random.json: its bytes have changed"),
+    "no file": (lambda path: (path / WEIGHTS).unlink(), f"{WEIGHTS}: is missing"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_fault_15_a_resume_goes_on_from_the_newest_whole_checkpoint_whatever_it_has_read_before(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]], kind: str
+) -> None:
+    """Bits are flipped in every kind of file of the two newest checkpoints, or one is taken away."""
+    damage, problem = DAMAGE[kind]
+    damage(tmp_path / "checkpoint-3")
+    damage(tmp_path / "checkpoint-2")
+    step, loop = resumed(tmp_path)
+    assert step == 1 and same(loop.state(), states[0])
+    assert [line.split(": ")[0] for line in loop.said[:3]] == [
+        "skipped checkpoint-3",
+        "skipped checkpoint-2",
+        f"resumed from {tmp_path / 'checkpoint-1'}",
+    ]
+    assert all(problem in line for line in loop.said[:2])
+
+
+def test_what_goes_on_from_an_older_checkpoint_says_so_in_what_it_saves(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    flip(tmp_path / "checkpoint-3" / WEIGHTS)
+    loop = Loop(tmp_path)
+    with loop.ckpt:
+        assert loop.ckpt.resume() == 2
+        loop.train(1)
+    entries = {entry.path.name: entry.manifest for entry in catalog.entries(tmp_path)}
+    new, old, superseded = entries["checkpoint-3"], entries["checkpoint-2"], catalog.entries(tmp_path)[-1]
+    assert new is not None and old is not None and superseded is not None
+    assert new.parent == old.attempt and new.run == old.run and same(loop.state(), states[2])
+    assert '"event": "fell_back"' in RunDirectory(tmp_path).journal.read_text()
+
+
+def test_a_named_checkpoint_that_is_damaged_is_refused_and_no_other_taken(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    flip(tmp_path / "checkpoint-3" / WEIGHTS)
+    loop = Loop(tmp_path, resume=str(tmp_path / "checkpoint-3"))
+    with (
+        pytest.raises(DamagedCheckpointError, match=r"model\.safetensors: its bytes have changed") as raised,
+        loop.ckpt,
+    ):
+        loop.ckpt.resume()
+    assert raised.value.exit_code == 3 and "overwritten in part" in (raised.value.hint or "")
+
+
+def test_when_no_checkpoint_is_whole_the_error_says_that_the_live_state_is_worth_nothing(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    for step in (1, 2, 3):
+        flip(tmp_path / f"checkpoint-{step}" / WEIGHTS)
+    with pytest.raises(NoCheckpointError, match=r"none of the 3 checkpoints .* is no state to train from"):
+        resumed(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["name in the header", "length of the header", "JSON", "random state"])
+def test_damage_that_shows_before_the_tensors_changes_nothing(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]], kind: str
+) -> None:
+    DAMAGE[kind][0](tmp_path / "checkpoint-3")
+    loop = Loop(tmp_path, resume=str(tmp_path / "checkpoint-3"))
+    before = loop.state()
+    with pytest.raises(DamagedCheckpointError), loop.ckpt:
+        loop.ckpt.resume()
+    assert same(loop.state(), before)
+
+
+def test_a_model_that_does_not_fit_is_told_so_and_nothing_of_it_is_written(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    loop = Loop(tmp_path, width=7)
+    before = loop.state()
+    with pytest.raises(CheckpointError, match=r"weight 'weight' is float32 \[6, 4\] in the checkpoint") as raised:
+        loop.ckpt.resume()
+    loop.ckpt.close()
+    assert not isinstance(raised.value, DamagedCheckpointError) and same(loop.state(), before)
+
+
+def test_what_does_not_fit_stays_as_it_is_though_a_damaged_checkpoint_was_read_first(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    flip(tmp_path / "checkpoint-3" / "optimizer.safetensors")
+    flip(tmp_path / "checkpoint-2" / WEIGHTS)
+    loop = Loop(tmp_path, width=7, strict=False)
+    before = loop.model.weight.detach().clone()
+    with loop.ckpt:
+        assert loop.ckpt.resume() == 1
+    assert same(loop.model.weight.detach(), before)
+
+
+def test_the_weights_arrive_in_the_memory_where_they_were(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    loop = Loop(tmp_path)
+    pointers = [one.data_ptr() for one in loop.model.parameters()]
+    with loop.ckpt:
+        loop.ckpt.resume()
+    assert [one.data_ptr() for one in loop.model.parameters()] == pointers and same(loop.state(), states[2])
+
+
+def test_a_training_that_goes_back_keeps_the_memory_of_its_optimizer(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    _, loop = resumed(tmp_path)
+    pointers = [one.data_ptr() for held in loop.optimizer.state.values() for one in held.values()]
+    first = str(tmp_path / "checkpoint-1")
+    with Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer, resume=first, say=loop.said.append) as ckpt:
+        assert ckpt.resume() == 1
+    assert [one.data_ptr() for held in loop.optimizer.state.values() for one in held.values()] == pointers
+    assert len(pointers) == 6 and same(loop.state(), states[0])
+
+
+def test_state_that_a_checkpoint_has_otherwise_or_not_at_all_is_not_kept(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]]
+) -> None:
+    _, loop = resumed(tmp_path)
+    for held in loop.optimizer.state.values():
+        held.update(exp_avg=held["exp_avg"].double(), extra=torch.ones(3))
+    first = str(tmp_path / "checkpoint-1")
+    with Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer, resume=first, say=loop.said.append) as ckpt:
+        ckpt.resume()
+    assert same(loop.state(), states[0])
+
+
+def test_an_error_of_reading_itself_comes_out_of_resume(
+    tmp_path: Path, states: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(reading, "read", fail)
+    with pytest.raises(MemoryError):
+        resumed(tmp_path)
+
+
+MEASURED = """
+import resource, sys, torch
+from torch import nn, optim
+from holdfast import Checkpointer
+
+model = nn.Linear(4096, 4096, bias=False)
+for _ in range(3):
+    model = nn.Sequential(model, nn.Linear(4096, 4096, bias=False))
+ckpt = Checkpointer(sys.argv[1], model=model, say=lambda line: None, dynamic_checkpoint={"enabled": False})
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ckpt:
+    if not ckpt.resume():
+        ckpt.step()
+        ckpt.save(wait=True)
+    else:
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_a_model_is_loaded_without_a_second_copy_of_it(tmp_path: Path) -> None:
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, tmp_path / "run"], check=True, capture_output=True, text=True
+        )
+    assert int(done.stdout) < 128  # MiB, for a model of 256 MiB: the blocks of the readers, and what they import

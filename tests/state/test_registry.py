@@ -1,0 +1,51 @@
+from typing import Any
+
+import pytest
+from torch import nn, optim
+
+from holdfast.errors import ConfigError
+from holdfast.state.model import ModelPart
+from holdfast.state.optimizer import OptimizerPart
+from holdfast.state.registry import parts_of
+from holdfast.state.stateful import ObjectPart
+
+
+def test_everything_gets_the_part_of_its_kind_in_the_order_given() -> None:
+    model = nn.Linear(1, 1)
+    sgd = optim.SGD(model.parameters(), 0.1)
+    schedule = optim.lr_scheduler.StepLR(sgd, 1)
+    found = parts_of(
+        {"optimizer": sgd, "scheduler": schedule, "model": model, "ema": optim.swa_utils.AveragedModel(model)}
+    )
+    assert [type(part) for part in found] == [OptimizerPart, ObjectPart, ModelPart, ModelPart]
+    assert [part.name for part in found] == ["optimizer", "scheduler", "model", "ema"]
+
+
+@pytest.mark.parametrize(
+    ("named", "problem"),
+    [
+        ({"a/b": nn.Linear(1, 1)}, "'a/b': no name for a part"),
+        ({"": nn.Linear(1, 1)}, "'': no name for a part"),
+        ({".hidden": nn.Linear(1, 1)}, "'.hidden': no name for a part"),
+        ({"model.aside": nn.Linear(1, 1)}, "'model.aside': no name for a part"),
+        ({"random": nn.Linear(1, 1)}, "random: this name is taken by 'random'"),
+        ({"Data": nn.Linear(1, 1)}, "Data: this name is taken by 'data'"),
+        ({"training": nn.Linear(1, 1)}, "training: this name is taken by 'training'"),
+        ({"manifest": nn.Linear(1, 1)}, "manifest: this name is taken by 'MANIFEST'"),
+        ({"net": nn.Linear(1, 1), "Net": nn.Linear(1, 1)}, "Net: this name is taken by 'net'"),
+        ({"thing": object()}, "thing: a object has no state_dict and load_state_dict to save it by"),
+        ({"numbers": [1, 2]}, "numbers: a list has no state_dict"),
+        ({"o": optim.SGD(nn.Linear(1, 1).parameters(), 0.1)}, "o: 2 of its parameters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_a_part_is_refused(named: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parts_of(named)
+    assert len(refused.value.problems) == 1 and refused.value.problems[0].startswith(problem)
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        parts_of({"a": 1, "b": 2})
+    assert len(refused.value.problems) == 2
