@@ -8,7 +8,7 @@ import torch
 from benchmarks.table import head, row
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.doors.request_queue import Reception
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.loop.checkpointer import Checkpointer
 from holdfast.run.run import Run
 from holdfast.settings import DynamicCheckpoint
@@ -66,7 +66,7 @@ def check_cost(directory: Path, rounds: int = 7) -> list[float]:
     """Seconds that it takes to learn at a boundary that nobody asks: the gate and the doors, without recording."""
     run = Run.open(directory)
     gate = Gate(_nothing)
-    reception = Reception(run, DynamicCheckpoint(enabled=True), _silent, _nothing)
+    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), _silent, _nothing)
     boundary = Boundary(1, "update")
     costs = []
     for _ in range(rounds):

@@ -11,7 +11,7 @@ from benchmarks.processes import Ranks
 from benchmarks.rank import run_blocks
 from benchmarks.states import State
 from holdfast import Checkpointer
-from holdfast.doors.request_queue import Reception
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.run.run import Run
 from holdfast.settings import DynamicCheckpoint
 
@@ -74,7 +74,7 @@ def latencies(state: State, folder: Path) -> dict[str, list[float]]:
 
 def _doors(folder: Path, rounds: int) -> list[float]:
     run = Run.open(folder)
-    reception = Reception(run, DynamicCheckpoint(enabled=True), _silent, _nothing)
+    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), _silent, _nothing)
     # The step of no look at the file: every hundredth has one.
     found = [_each(lambda: reception.look(1, last=False)) for _ in range(rounds)]
     run.close("measured", 0)

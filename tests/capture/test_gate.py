@@ -62,7 +62,7 @@ class Taker:
 def held(gate: Gate, work: Callable[[], object]) -> Iterator[threading.Thread]:
     """Training in a thread of its own, up to the gate that holds it."""
     thread = begun(work)
-    wait_until(lambda: gate.held_since is not None)
+    wait_until(lambda: gate.blocked_since is not None)
     yield thread
     assert ended(thread)
 
@@ -71,12 +71,12 @@ def test_an_update_waits_at_a_shut_gate_and_is_counted() -> None:
     gate = gate_at(1)
     taken = gate.shut(-1, never)
     assert taken is not None and taken.number == 1 and gate.is_shut
-    assert not gate.hurry.is_set(), "nobody waits yet"
+    assert not gate.training_waits.is_set(), "nobody waits yet"
     with held(gate, gate.enter_update) as training:
-        assert gate.hurry.is_set() and not gate.updating and training.is_alive()
+        assert gate.training_waits.is_set() and not gate.updating and training.is_alive()
         gate.open(1)
-    assert gate.updating and not gate.is_shut and not gate.hurry.is_set()
-    assert gate.held_since is None and gate.held_seconds > 0
+    assert gate.updating and not gate.is_shut and not gate.training_waits.is_set()
+    assert gate.blocked_since is None and gate.blocked_seconds > 0
 
 
 def test_the_beginning_of_a_step_waits_too_and_ends_the_boundary() -> None:
@@ -84,7 +84,7 @@ def test_the_beginning_of_a_step_waits_too_and_ends_the_boundary() -> None:
     gate.shut(-1, never)
     with held(gate, gate.leave):
         gate.open(1)
-    assert gate.updating and gate.held_seconds > 0
+    assert gate.updating and gate.blocked_seconds > 0
 
 
 def test_an_open_gate_holds_nobody() -> None:
@@ -92,7 +92,7 @@ def test_an_open_gate_holds_nobody() -> None:
     gate.enter_update()
     gate.leave()
     gate.reach(boundary(2), shut=False)
-    assert gate.held_seconds == 0 and not gate.updating and gate.boundary is not None and gate.boundary.number == 2
+    assert gate.blocked_seconds == 0 and not gate.updating and gate.boundary is not None and gate.boundary.number == 2
 
 
 @pytest.mark.parametrize("before_the_first", [True, False])
@@ -118,7 +118,7 @@ def test_who_gives_up_leaves_the_gate_open_at_the_next_boundary() -> None:
     gate.reach(boundary(2), shut=False)
     assert not gate.is_shut
     gate.enter_update()
-    assert gate.held_seconds == 0
+    assert gate.blocked_seconds == 0
 
 
 def test_a_boundary_of_no_use_is_passed_over_unless_training_waits() -> None:
@@ -131,7 +131,7 @@ def test_a_boundary_of_no_use_is_passed_over_unless_training_waits() -> None:
     assert found is not None and found.number == 5
 
     gate.open(5)
-    with gate.parked():
+    with gate.blocked():
         found = gate.shut(5, never)
     assert found is not None and found.number == 5
 
@@ -170,7 +170,7 @@ def test_who_must_not_leave_training_waiting_opens_it_whatever_it_is_shut_for() 
 
 def test_in_the_mode_at_boundaries_training_stands_still_in_its_step_until_it_was_taken() -> None:
     gate = gate_at(1)
-    gate.only_when_parked = True
+    gate.only_when_blocked = True
     taker = Taker(gate)
     assert taker.waits.wait(30), "the boundary was taken while training may be anywhere"
     gate.leave()
@@ -185,15 +185,15 @@ def test_in_the_mode_at_boundaries_training_stands_still_in_its_step_until_it_wa
 
 def test_in_the_mode_at_boundaries_a_parked_training_can_be_taken_at_once() -> None:
     gate = gate_at(1)
-    gate.only_when_parked = True
-    with gate.parked():
+    gate.only_when_blocked = True
+    with gate.blocked():
         found = gate.shut(-1, never)
     assert found is not None and found.number == 1
 
 
 def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None:
     gate = gate_at(1)
-    with gate.parked():
+    with gate.blocked():
         taken: list[Boundary | None] = []
         assert ended(begun(lambda: taken.append(gate.take(2, never))))
     assert taken == [None] and not gate.is_shut
@@ -206,14 +206,14 @@ def where(found: list[int]) -> Callable[[], None]:
 
 def test_an_errand_is_run_by_training_while_it_is_held_in_its_step() -> None:
     gate = gate_at(1)
-    gate.only_when_parked = True
+    gate.only_when_blocked = True
     taker = Taker(gate)
     assert taker.waits.wait(30)
     found: list[int] = []
     with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
         assert taker.result() is not None
-        gate.at_rest(where(found))
-        gate.at_rest(where(found))
+        gate.run_on_training_thread(where(found))
+        gate.run_on_training_thread(where(found))
         assert found == [training.ident, training.ident] and training.is_alive(), "an errand does not let it go"
         gate.open(2)
 
@@ -223,7 +223,7 @@ def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() 
     ready: list[bool] = []
     found: list[int] = []
     told: list[bool] = []
-    training = begun(lambda: told.append(gate.stand(lambda: bool(ready))))
+    training = begun(lambda: told.append(gate.block_until(lambda: bool(ready))))
     assert gate.shut(1, never) is not None
     asked = threading.Event()
 
@@ -236,11 +236,11 @@ def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() 
         begun(ask)
         assert asked.wait(30), "nobody may ask the gate while an errand is run"
 
-    gate.at_rest(errand)
+    gate.run_on_training_thread(errand)
     assert found == [training.ident] and training.is_alive()
     ready.append(True)
     gate.open(1)
-    assert ended(training) and told == [True] and not gate.is_parked
+    assert ended(training) and told == [True] and not gate.is_blocked
 
 
 def test_what_an_errand_raises_is_raised_where_it_was_sent_from() -> None:
@@ -252,7 +252,7 @@ def test_what_an_errand_raises_is_raised_where_it_was_sent_from() -> None:
 
     with held(gate, gate.enter_update):
         with pytest.raises(OSError, match="the disk is full"):
-            gate.at_rest(errand)
+            gate.run_on_training_thread(errand)
         gate.open(1)
     assert gate.updating, "training did not go on"
 
@@ -261,8 +261,8 @@ def test_an_errand_waits_for_training_to_stand_at_the_shut_gate() -> None:
     gate = gate_at(1)
     gate.shut(-1, never)
     found: list[int] = []
-    sender = begun(lambda: gate.at_rest(where(found)))
-    assert not gate.stand(never, 0.0) and not found, "its time was up before it began"
+    sender = begun(lambda: gate.run_on_training_thread(where(found)))
+    assert not gate.block_until(never, 0.0) and not found, "its time was up before it began"
     with held(gate, gate.enter_update) as training:
         assert ended(sender) and found == [training.ident]
         gate.open(1)
@@ -270,22 +270,22 @@ def test_an_errand_waits_for_training_to_stand_at_the_shut_gate() -> None:
 
 def test_who_stands_longer_than_it_wants_to_is_told_so() -> None:
     gate = gate_at(1)
-    assert not gate.stand(never, 0.01) and gate.stand(lambda: True, 0.0) and not gate.is_parked
+    assert not gate.block_until(never, 0.01) and gate.block_until(lambda: True, 0.0) and not gate.is_blocked
 
 
 def test_a_parked_training_is_in_a_hurry_until_the_last_one_who_waits_goes_on() -> None:
     gate = gate_at(1)
-    with gate.parked():
-        with gate.parked():
-            assert gate.is_parked and gate.hurry.is_set()
-        assert gate.is_parked
-    assert not gate.is_parked and not gate.hurry.is_set()
+    with gate.blocked():
+        with gate.blocked():
+            assert gate.is_blocked and gate.training_waits.is_set()
+        assert gate.is_blocked
+    assert not gate.is_blocked and not gate.training_waits.is_set()
 
 
 def test_a_parked_training_in_the_middle_of_an_update_has_nothing_to_take() -> None:
     gate = gate_at(1)
     gate.enter_update()
-    with gate.parked():
+    with gate.blocked():
         taker = Taker(gate)
         assert taker.waits.wait(30)
         taker.gives_up = True

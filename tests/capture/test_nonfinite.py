@@ -5,7 +5,7 @@ import torch
 
 from helpers.parts import content
 from holdfast.capture.chunks import Sources
-from holdfast.capture.nonfinite import Finite, Places
+from holdfast.capture.nonfinite import NonFiniteScan, TensorRanges
 from holdfast.capture.staging import BLOCK_BYTES
 from holdfast.layouts.image import Image
 from holdfast.state.model import ModelPart
@@ -24,9 +24,9 @@ def failing_of(
     pieces: Iterable[bytes | torch.Tensor], tensors: Mapping[str, torch.Tensor], *, backwards: bool = False
 ) -> list[str]:
     image = Image("file", tuple(pieces))
-    sources, data, finite = Sources(image), content(image), Finite(Places(tensors))
-    for unit in sorted(sources.units, reverse=backwards):
-        finite.look(sources, unit, memoryview(data[unit.offset : unit.offset + unit.size]))
+    sources, data, finite = Sources(image), content(image), NonFiniteScan(TensorRanges(tensors))
+    for chunk in sorted(sources.chunks, reverse=backwards):
+        finite.look(sources, chunk, memoryview(data[chunk.offset : chunk.offset + chunk.size]))
     return sorted(finite.failing)
 
 

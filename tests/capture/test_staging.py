@@ -7,7 +7,7 @@ import torch
 
 from helpers.waiting import wait_until
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Block, Pool
-from holdfast.capture.staging_budget import Reserve
+from holdfast.capture.staging_budget import StagingBudget
 
 RING = RING_BLOCKS * BLOCK_BYTES
 
@@ -16,7 +16,7 @@ def never() -> bool:
     return False
 
 
-def hurry(on: bool) -> threading.Event:
+def training_waits(on: bool) -> threading.Event:
     event = threading.Event()
     if on:
         event.set()
@@ -32,7 +32,7 @@ def at_once() -> Callable[[], bool]:
 def all_free(pool: Pool, *, hurried: bool) -> list[Block]:
     """Takes what can be taken."""
     found = []
-    while (block := pool.take(hurry(hurried), at_once())) is not None:
+    while (block := pool.take(training_waits(hurried), at_once())) is not None:
         found.append(block)
     return found
 
@@ -53,7 +53,7 @@ def test_the_block_that_was_given_back_last_is_the_next_to_be_taken() -> None:
     blocks = all_free(pool, hurried=False)
     pool.give(blocks[2])
     pool.give(blocks[0])
-    assert pool.take(hurry(False), never) is blocks[0]  # its bytes are still in the processor's cache
+    assert pool.take(training_waits(False), never) is blocks[0]  # its bytes are still in the processor's cache
 
 
 def test_who_finds_none_waits_until_one_comes_back() -> None:
@@ -64,7 +64,7 @@ def test_who_finds_none_waits_until_one_comes_back() -> None:
         looks.set()
         return False
 
-    thread = threading.Thread(target=lambda: taken.append(pool.take(hurry(False), stopped)), daemon=True)
+    thread = threading.Thread(target=lambda: taken.append(pool.take(training_waits(False), stopped)), daemon=True)
     thread.start()
     assert looks.wait(30) and not taken
     pool.give(blocks[0])
@@ -76,7 +76,9 @@ def test_who_waits_goes_on_when_the_save_is_given_up() -> None:
     pool = Pool(pinned=False)
     all_free(pool, hurried=True)
     taken, given_up = [], threading.Event()
-    thread = threading.Thread(target=lambda: taken.append(pool.take(hurry(False), given_up.is_set)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: taken.append(pool.take(training_waits(False), given_up.is_set)), daemon=True
+    )
     thread.start()
     given_up.set()
     thread.join(30)
@@ -97,7 +99,7 @@ def test_who_waits_for_the_ring_may_touch_the_reserve_once_training_waits() -> N
     pool = Pool(pinned=False)
     pool.grow(RING + BLOCK_BYTES)
     all_free(pool, hurried=False)
-    event, taken = hurry(False), []
+    event, taken = training_waits(False), []
     thread = threading.Thread(target=lambda: taken.append(pool.take(event, never)), daemon=True)
     thread.start()
     event.set()
@@ -126,7 +128,7 @@ def test_a_block_to_read_again_into_is_no_part_of_the_pool_and_is_kept() -> None
 
 
 def test_the_reserve_covers_what_the_disk_cannot_take_before_the_next_update() -> None:
-    reserve = Reserve(limit=12 * BLOCK_BYTES)
+    reserve = StagingBudget(limit=12 * BLOCK_BYTES)
     assert reserve.pool.bytes == RING
     size = 8 * BLOCK_BYTES
     reserve.grow(size, 8.0, [])
@@ -139,20 +141,20 @@ def test_the_reserve_covers_what_the_disk_cannot_take_before_the_next_update() -
 
 
 def test_the_shorter_steps_decide_and_not_the_shortest() -> None:
-    reserve = Reserve(limit=100 * BLOCK_BYTES)
+    reserve = StagingBudget(limit=100 * BLOCK_BYTES)
     reserve.grow(8 * BLOCK_BYTES, 8.0, [0.0, *[6.0] * 10, *[9.0] * 29])
     assert reserve.pool.bytes == RING + 2 * BLOCK_BYTES
 
 
 @pytest.mark.parametrize("limit", [0, RING, RING + 2 * BLOCK_BYTES, RING + 3 * BLOCK_BYTES - 1])
 def test_it_grows_no_further_than_its_limit(limit: int) -> None:
-    reserve = Reserve(limit)
+    reserve = StagingBudget(limit)
     reserve.grow(100 * BLOCK_BYTES, 1.0, [0.0])
     assert reserve.pool.bytes == max(limit // BLOCK_BYTES * BLOCK_BYTES, RING)
 
 
 def test_without_a_limit_it_is_a_part_of_what_is_free() -> None:
-    assert 0 < Reserve(None).limit < 1 << 50
+    assert 0 < StagingBudget(None).limit < 1 << 50
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="SKIPPED, NOT PASSED: there is no CUDA device")

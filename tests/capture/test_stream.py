@@ -14,7 +14,7 @@ from helpers.parts import raw
 from helpers.waiting import wait_until
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
 from holdfast.capture.stream import Stream
-from holdfast.capture.throttle import Pace
+from holdfast.capture.throttle import Throttle
 from holdfast.errors import TornError
 
 
@@ -67,22 +67,22 @@ def pool() -> Iterator[Pool]:
     """A pool that has all of its memory back in the end."""
     pool = Pool(pinned=False)
     yield pool
-    hurry = threading.Event()
-    hurry.set()
+    training_waits = threading.Event()
+    training_waits.set()
     for _ in range(pool.blocks):
-        assert pool.take(hurry, partial(next, iter([False]), True)) is not None, "a block was not given back"
+        assert pool.take(training_waits, partial(next, iter([False]), True)) is not None, "a block was not given back"
 
 
 def hurry_that_is(on: bool) -> threading.Event:
-    hurry = threading.Event()
+    training_waits = threading.Event()
     if on:
-        hurry.set()
-    return hurry
+        training_waits.set()
+    return training_waits
 
 
 def stream_of(files: Sequence[File], pool: Pool, hurried: bool = False, **names: torch.Tensor) -> Stream:
-    hurry = hurry_that_is(hurried)
-    return Stream(files, files, pool, hurry, by_pointer(names))
+    training_waits = hurry_that_is(hurried)
+    return Stream(files, files, pool, training_waits, by_pointer(names))
 
 
 def by_pointer(names: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], str]:
@@ -210,12 +210,12 @@ def test_what_is_copied_while_training_stands_still_is_not_read_again(pool: Pool
 
 
 def test_what_is_read_after_training_has_gone_on_is_read_again(pool: Pool) -> None:
-    tensor, hurry = random_bytes((RING_BLOCKS + 1) * BLOCK_BYTES), hurry_that_is(True)
+    tensor, training_waits = random_bytes((RING_BLOCKS + 1) * BLOCK_BYTES), hurry_that_is(True)
     more = random_bytes(RING_BLOCKS * BLOCK_BYTES)  # it finds memory only when all of the first is on the disk
 
     def before_write(offset: int) -> None:
         if offset == 0:
-            hurry.clear()  # no memory has come back before that, so the last unit is read live
+            training_waits.clear()  # no memory has come back before that, so the last unit is read live
             on.set()
         assert on.wait(30)
         if offset == RING_BLOCKS * BLOCK_BYTES:
@@ -226,7 +226,7 @@ def test_what_is_read_after_training_has_gone_on_is_read_again(pool: Pool) -> No
 
     on, changed = threading.Event(), threading.Event()
     file = File([tensor, more], before_write=before_write)
-    stream = Stream([file], [file], pool, hurry, by_pointer({"weight": tensor, "more": more}))
+    stream = Stream([file], [file], pool, training_waits, by_pointer({"weight": tensor, "more": more}))
     with pytest.raises(TornError) as torn:
         stream.read()
     stream.close()
@@ -244,10 +244,10 @@ class Watched(torch.Tensor):
 
 
 def test_what_was_being_copied_when_training_went_on_is_read_again(pool: Pool) -> None:
-    hurry = hurry_that_is(True)
+    training_waits = hurry_that_is(True)
     tensor = random_bytes(BLOCK_BYTES)
     watched = tensor.as_subclass(Watched)
-    watched.on_copy = hurry.clear
+    watched.on_copy = training_waits.clear
     more = random_bytes(RING_BLOCKS * BLOCK_BYTES)  # the last of it finds memory when the first block has been written
     changed = threading.Event()
 
@@ -258,7 +258,7 @@ def test_what_was_being_copied_when_training_went_on_is_read_again(pool: Pool) -
         assert changed.wait(30)
 
     file = File([watched, more], before_write=before_write)
-    stream = Stream([file], [file], pool, hurry, by_pointer({"weight": tensor}))
+    stream = Stream([file], [file], pool, training_waits, by_pointer({"weight": tensor}))
     with pytest.raises(TornError):
         stream.read()
     stream.close()
@@ -281,7 +281,7 @@ def test_on_few_processors_the_writers_wait_for_the_readers_as_long_as_there_is_
 def test_the_writers_keep_to_their_pace(pool: Pool) -> None:
     file = File([random_bytes(4 * BLOCK_BYTES)])
     begun = time.monotonic()
-    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), pace=Pace(10 * BLOCK_BYTES))
+    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), pace=Throttle(10 * BLOCK_BYTES))
     stream.read()
     stream.finish()
     assert time.monotonic() - begun >= 0.3
@@ -355,13 +355,13 @@ class SlowDisk:
 
 def test_the_reserve_is_used_when_training_comes_to_the_gate_and_not_before(pool: Pool) -> None:
     pool.grow((RING_BLOCKS + 4) * BLOCK_BYTES)
-    disk, hurry = SlowDisk(RING_BLOCKS + 3), threading.Event()
-    stream = Stream([disk.file], [disk.file], pool, hurry, by_pointer({}))
+    disk, training_waits = SlowDisk(RING_BLOCKS + 3), threading.Event()
+    stream = Stream([disk.file], [disk.file], pool, training_waits, by_pointer({}))
     reading = threading.Thread(target=stream.read, daemon=True)
     reading.start()
     reading.join(0.3)
     assert reading.is_alive(), "more than the ring was used while nobody waited"
-    hurry.set()
+    training_waits.set()
     reading.join(30)
     assert not reading.is_alive(), "the disk takes nothing, and there is memory enough"
     assert not stream.streamed

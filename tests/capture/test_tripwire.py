@@ -4,7 +4,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from holdfast.capture.tripwire import Net
+from holdfast.capture.tripwire import WriteDetector
 
 MB = 1 << 20
 
@@ -21,7 +21,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def seen(held: dict[str, torch.Tensor], write: Callable[[], object], swapped: int | None = None) -> list[str]:
-    net = Net(held, swapped)
+    net = WriteDetector(held, swapped)
     before = net.mark()
     write()
     return net.changed(before, net.mark())
@@ -100,7 +100,7 @@ def test_each_change_is_named_once_and_in_order() -> None:
 
 def test_a_change_back_is_none_to_what_is_compared() -> None:
     held = tensors()
-    net = Net(held)
+    net = WriteDetector(held)
     first = net.mark()
     held["weight"].data.neg_()
     second = net.mark()
@@ -150,7 +150,7 @@ def test_of_those_that_are_never_swapped_only_samples_are_taken() -> None:
 
 def test_what_was_sampled_can_be_compared_after_its_owner_has_dropped_it() -> None:
     held = {"weight": torch.zeros(MB)}  # large enough for the allocator to give back at once
-    net = Net(held)
+    net = WriteDetector(held)
     before = net.mark()
     held["weight"].data = torch.ones(3)
     assert net.changed(before, net.mark()) == ["weight"]
@@ -159,7 +159,7 @@ def test_what_was_sampled_can_be_compared_after_its_owner_has_dropped_it() -> No
 def test_nothing_and_what_has_no_plain_memory() -> None:
     assert seen({}, lambda: None) == []
     sparse = {"sparse": torch.eye(3).to_sparse()}
-    net = Net(sparse, 0)
+    net = WriteDetector(sparse, 0)
     assert net.changed(net.mark(), net.mark()) == []
 
 

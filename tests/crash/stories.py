@@ -13,14 +13,14 @@ from helpers.support import RUN
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
 from holdfast.engine import save as saving
-from holdfast.resume.choose import choose
+from holdfast.resume.choose import select_checkpoint
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, files, pins, retention
 from holdfast.store.blocks import BlockFile
-from holdfast.store.retention import Keep, StillWantedError
+from holdfast.store.retention import RetentionPolicy, StillWantedError
 
-KEEP_ALL = Keep(None, None)
+KEEP_ALL = RetentionPolicy(None, None)
 FILES = {"training.json": b"{}", "random.json": b"{}", "folder/part": b"piece"}
 
 Story = Callable[[Recorder], None]
@@ -57,11 +57,11 @@ def snapshot(step: int) -> Snapshot:
 
 def resume(top: Path) -> Run:
     """A start that goes on from the newest good checkpoint."""
-    choose(top / RUN_FOLDER, "auto", LAYOUT, lambda line: None)
+    select_checkpoint(top / RUN_FOLDER, "auto", LAYOUT, lambda line: None)
     return Run.open(top / RUN_FOLDER, continues=RUN)
 
 
-def saves(step: int, keep: Keep = KEEP_ALL) -> Story:
+def saves(step: int, keep: RetentionPolicy = KEEP_ALL) -> Story:
     """A start, a request, its save and its answer, what retention deletes afterwards, and the end."""
 
     def story(recorder: Recorder) -> None:
@@ -86,7 +86,7 @@ def opens(recorder: Recorder) -> None:
     """A start alone: what a dead process left is swept."""
     root = recorder.top / RUN_FOLDER
     there = catalog.entries(root) if root.is_dir() else []
-    chosen = choose(root, "auto", LAYOUT, lambda line: None)
+    chosen = select_checkpoint(root, "auto", LAYOUT, lambda line: None)
     assert (chosen.path if chosen else None) == (there[0].path if there else None), "a start takes not the newest"
     resume(recorder.top)
 
@@ -94,7 +94,7 @@ def opens(recorder: Recorder) -> None:
 def prunes(recorder: Recorder) -> None:
     """Somebody else deletes all but the newest checkpoint, as `holdfast prune` does, whatever the run is doing."""
     root = recorder.top / RUN_FOLDER
-    for path in retention.surplus(catalog.entries(root), RUN, Keep(0, 0, last=1)):
+    for path in retention.surplus(catalog.entries(root), RUN, RetentionPolicy(0, 0, last=1)):
         manifest = catalog.read(path).manifest
         assert manifest is not None
         recorder.tell("doomed", manifest.sha256)
@@ -136,7 +136,7 @@ STORIES: dict[str, tuple[tuple[int, ...], Story]] = {
     "the first request of a run": ((), asks),
     "a save": ((7,), saves(8)),
     "a save of a step that is there": ((7,), saves(7)),
-    "a save and what retention deletes": ((6, 7), saves(8, Keep(0, 1))),
+    "a save and what retention deletes": ((6, 7), saves(8, RetentionPolicy(0, 1))),
     "a prune": ((5, 6, 7), prunes),
     "a pin": ((6, 7), pins_the_oldest),
     "a pin while its checkpoint is being deleted": ((6, 7), deletes_what_is_being_pinned),

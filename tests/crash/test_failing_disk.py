@@ -21,7 +21,7 @@ from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
 from holdfast.store import catalog, files, names
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 from holdfast.store.verify import verify
 
 Record = Callable[[str, object], None]
@@ -53,7 +53,7 @@ def start_ask_and_save(top: Path) -> Outcome:
         outcome.asked = request
     except OSError:
         pass  # the asker sees it, and nobody was promised anything
-    outcome.answer = saving.save(run, snapshot(8), [request], Keep(0, 0, last=1))
+    outcome.answer = saving.save(run, snapshot(8), [request], RetentionPolicy(0, 0, last=1))
     run.close("finished", 0)
     return outcome
 
@@ -223,7 +223,7 @@ def test_fault_12_a_rename_that_cannot_be_is_a_failed_save_and_replaces_nothing(
         disk = FailingDisk({"rename"}, 1, fails_with(number), lasting=True)
         run = resume(memory)
         disk.install(patch)
-        answer = saving.save(run, snapshot(7), [Request("schedule")], Keep(None, None))
+        answer = saving.save(run, snapshot(7), [Request("schedule")], RetentionPolicy(None, None))
     assert not answer.saved and os.strerror(number) in answer.error
     (entry,) = catalog.entries(run.root)
     assert entry.manifest is not None and entry.manifest.sequence == 1

@@ -15,7 +15,7 @@ from crash.stories import opens, prunes, told, told_on
 from holdfast.run.inbox import Inbox
 from holdfast.store import commit, files, pins, retention
 
-Place = tuple[str, ...]
+ShardRange = tuple[str, ...]
 
 # Syncs that a power cut of this machine does not need, by the functions that lead to each.
 NEEDED_OTHERWISE = {
@@ -30,9 +30,9 @@ OF_A_START = "files.sync_directory < retention.sweep < run."
 BEFORE_A_DELETION = "files.sync_directory < retention.delete"
 
 
-def places_of(disk: Disk, begin: int = 0) -> dict[str, Place]:
+def places_of(disk: Disk, begin: int = 0) -> dict[str, ShardRange]:
     """The places that something is synced from, by the three innermost functions, numbered where those are alike."""
-    found: dict[str, Place] = {}
+    found: dict[str, ShardRange] = {}
     alike: Counter[str] = Counter()
     for place in dict.fromkeys(event.place for event in disk.events[begin:] if isinstance(event, Synced)):
         short = [":".join(one.split(":")[:2]).rpartition("/")[2].replace(".py:", ".") for one in place[:3]]
@@ -57,7 +57,7 @@ def right_after(disk: Disk, name: str) -> int:
 def test_leaving_out_any_sync_breaks_a_promise(memory: Path, name: str) -> None:
     disk = told(memory / "disk", name)
     breaker = Breaker(memory)
-    elsewhere = (*NEEDED_OTHERWISE, OF_A_START, f"{BEFORE_A_DELETION} < saving._retain 1")
+    elsewhere = (*NEEDED_OTHERWISE, OF_A_START, f"{BEFORE_A_DELETION} < save._retain 1")
     places = {shown: place for shown, place in places_of(disk).items() if not shown.startswith(elsewhere)}
     assert len(places) >= (2 if name == "a pin" else 9)
     assert [shown for shown, place in places.items() if not found_without(breaker, disk, place)] == []
@@ -79,7 +79,7 @@ def test_leaving_out_the_sync_before_a_deletion_breaks_a_promise(memory: Path) -
     assert found_without(Breaker(memory), disk, places_of(disk, begin)[f"{BEFORE_A_DELETION} 1"])
 
 
-def found_without(breaker: Breaker, disk: Disk, place: Place) -> str:
+def found_without(breaker: Breaker, disk: Disk, place: ShardRange) -> str:
     """What the model finds when the syncs of a place do nothing."""
     begin = min(n for n, event in enumerate(disk.events) if isinstance(event, Synced) and event.place == place)
     return next(breaker.break_everywhere(disk, frozenset([place]), limit=25, begin=begin), "")

@@ -47,7 +47,9 @@ def past_the_layer(path: Path) -> Iterator[str]:
 ROOMS = [path for room in ("store", "run") for path in sorted((SOURCE / room).rglob("*.py")) if path.name != "files.py"]
 
 
-@pytest.mark.parametrize("path", [*ROOMS, SOURCE / "saving.py"], ids=lambda path: str(path.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", [*ROOMS, SOURCE / "engine" / "save.py"], ids=lambda path: str(path.relative_to(SOURCE))
+)
 def test_every_change_of_the_disk_goes_through_one_layer(path: Path) -> None:
     name = str(path.relative_to(SOURCE))
     assert {(name, operation) for operation in past_the_layer(path)} <= PAST_IT.keys()

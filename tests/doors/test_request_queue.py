@@ -11,7 +11,7 @@ import pytest
 
 from helpers.support import fill, process, tiny_disk
 from helpers.waiting import wait_until
-from holdfast.doors.request_queue import Reception
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
@@ -30,7 +30,7 @@ class Desk:
         self.said: list[str] = []
         self.notified = threading.Event()
         chosen = DynamicCheckpoint(**{"enabled": True, "check_interval": 0, **settings})
-        self.reception = Reception(self.run, chosen, say or self.said.append, self.notified.set)
+        self.reception = RequestQueue(self.run, chosen, say or self.said.append, self.notified.set)
         self.trigger = root / NAME
 
     def waits(self) -> bool:
@@ -187,11 +187,11 @@ TRAIN_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
 from holdfast.settings import DynamicCheckpoint
-from holdfast.doors.request_queue import Reception
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 run = Run.open(Path(sys.argv[1]))
-reception = Reception(run, DynamicCheckpoint(enabled=True, check_interval=0), print, lambda: None)
+reception = RequestQueue(run, DynamicCheckpoint(enabled=True, check_interval=0), print, lambda: None)
 reception.start()
 reception.accept(Request("signal", stop=True, why="SIGTERM"))
 (Path(sys.argv[1]) / "axolotl_checkpoint.save").write_text("mine")

@@ -96,10 +96,10 @@ def test_a_state_that_cannot_be_put_into_words_fails_the_save_and_answers_who_as
 ) -> None:
     loop = Loop(tmp_path / "run")
 
-    def small(recorded: Any) -> Any:
+    def manifest_entry(recorded: Any) -> Any:
         raise ValueError("no word for it")
 
-    monkeypatch.setattr(loop.ckpt._state, "small", small)
+    monkeypatch.setattr(loop.ckpt._state, "manifest_entry", manifest_entry)
     with loop.ckpt:
         for batch in loop.ckpt.batches(until=3):
             loop.update(batch)
@@ -117,7 +117,7 @@ def test_an_error_of_our_own_answers_who_asked_and_a_stop_ends_training_all_the_
     errors: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", errors.append)
 
-    def settled(snapshots: Snapshots, boundary: Boundary) -> bool:
+    def is_still_valid(snapshots: Snapshots, boundary: Boundary) -> bool:
         raise ArithmeticError("nobody thought of this")
 
     with loop.ckpt:
@@ -125,7 +125,7 @@ def test_an_error_of_our_own_answers_who_asked_and_a_stop_ends_training_all_the_
             loop.update(batch)
             if loop.ckpt.step_count == 2:
                 with monkeypatch.context() as broken:
-                    broken.setattr(Snapshots, "settled", settled)
+                    broken.setattr(Snapshots, "is_still_valid", is_still_valid)
                     with pytest.raises(SaveError, match="in a way that it should not"):
                         loop.ckpt.save(stop=stop).wait(30)
             if not stop and loop.ckpt.step_count == 4:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from holdfast.engine.retry import Again
+from holdfast.engine.retry import Retry
 from holdfast.run.request import Request
 
 SCHEDULED = [Request("schedule", why="save_steps 5")]
@@ -23,7 +23,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_the_pauses_of_a_schedule_double_up_to_the_longest_and_begin_anew_after_a_success(clock: Clock) -> None:
-    again = Again(lambda: None)
+    again = Retry(lambda: None)
     pauses = []
     for _ in range(11):
         pauses.append(again.schedule(SCHEDULED, 0.0))
@@ -39,7 +39,7 @@ def test_the_pauses_of_a_schedule_double_up_to_the_longest_and_begin_anew_after_
 
 
 def test_a_try_is_not_taken_before_its_time_unless_it_is_hurried(clock: Clock) -> None:
-    again = Again(lambda: None)
+    again = Retry(lambda: None)
     again.schedule(SCHEDULED, 0.0)
     clock.now += 0.5
     assert again.seconds == 0.5 and again.take() == []
@@ -50,11 +50,11 @@ def test_a_try_is_not_taken_before_its_time_unless_it_is_hurried(clock: Clock) -
 
 
 def test_a_try_that_takes_long_is_not_made_more_often_than_that(clock: Clock) -> None:
-    assert Again(lambda: None).schedule(SCHEDULED, 40.0) == 40
+    assert Retry(lambda: None).schedule(SCHEDULED, 40.0) == 40
 
 
 def test_a_success_of_any_save_makes_good_for_what_was_missed(clock: Clock) -> None:
-    again = Again(lambda: None)
+    again = Retry(lambda: None)
     again.schedule(SCHEDULED, 0.0)
     again.saved()
     clock.now += 10
@@ -62,13 +62,13 @@ def test_a_success_of_any_save_makes_good_for_what_was_missed(clock: Clock) -> N
 
 
 def test_who_asked_and_was_answered_is_not_asked_for_again(clock: Clock) -> None:
-    again = Again(lambda: 25.0)
+    again = Retry(lambda: 25.0)
     assert again.schedule([Request("command"), Request("trigger_file")], 0.0) is None and again.seconds is None
 
 
 def test_a_stop_is_tried_as_long_as_its_grace_lasts(clock: Clock) -> None:
     end = clock.now + 10.0
-    again = Again(lambda: end - clock.now)
+    again = Retry(lambda: end - clock.now)
     pauses = []
     while (pause := again.stop(STOPS, 0.0)) is not None:
         pauses.append(pause)
@@ -79,11 +79,11 @@ def test_a_stop_is_tried_as_long_as_its_grace_lasts(clock: Clock) -> None:
 
 
 def test_a_stop_goes_with_the_next_save_whoever_asks_for_that(clock: Clock) -> None:
-    again = Again(lambda: 10.0)
+    again = Retry(lambda: 10.0)
     again.stop(STOPS, 0.0)
     assert again.take() == STOPS and again.seconds is None
 
 
 def test_without_a_grace_a_stop_is_not_tried_again(clock: Clock) -> None:
-    again = Again(lambda: None)
+    again = Retry(lambda: None)
     assert again.stop(STOPS, 0.0) is None and not again.stop_waits and again.seconds is None

@@ -19,10 +19,10 @@ from holdfast.engine import save as saving
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.store import catalog
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 from holdfast.store.verify import verify
 
-KEEP_ALL = Keep(None, None)
+KEEP_ALL = RetentionPolicy(None, None)
 Write = Callable[[Path], None]
 
 
@@ -319,16 +319,16 @@ def steps(run: Run) -> list[int]:
 
 def test_what_is_beyond_the_limit_is_deleted_after_a_good_save(run: Run) -> None:
     for step in range(1, 5):
-        saving.save(run, snapshot(step, small), [Request("schedule")], Keep(2, None))
-    saving.save(run, snapshot(5, small), [asked(run)], Keep(2, None))
+        saving.save(run, snapshot(step, small), [Request("schedule")], RetentionPolicy(2, None))
+    saving.save(run, snapshot(5, small), [asked(run)], RetentionPolicy(2, None))
     assert steps(run) == [5, 4, 3]
     assert [Path(event["path"]).name for event in events(run, "deleted")] == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_what_is_spared_stays(run: Run) -> None:
-    first = Path(saving.save(run, snapshot(1, small), [Request("schedule")], Keep(1, None)).path)
+    first = Path(saving.save(run, snapshot(1, small), [Request("schedule")], RetentionPolicy(1, None)).path)
     for step in (2, 3):
-        saving.save(run, snapshot(step, small, spared=[first]), [Request("schedule")], Keep(1, None))
+        saving.save(run, snapshot(step, small, protected=[first]), [Request("schedule")], RetentionPolicy(1, None))
     assert steps(run) == [3, 1]
 
 
@@ -336,7 +336,7 @@ def test_fault_19_a_failed_save_deletes_nothing(run: Run) -> None:
     """A save fails in a run that keeps one checkpoint."""
     for step in (1, 2):
         saving.save(run, snapshot(step, small), [Request("schedule")], KEEP_ALL)
-    saving.save(run, snapshot(3, raises(RuntimeError("no"))), [Request("schedule")], Keep(1, None))
+    saving.save(run, snapshot(3, raises(RuntimeError("no"))), [Request("schedule")], RetentionPolicy(1, None))
     assert steps(run) == [2, 1]
 
 
@@ -345,7 +345,7 @@ def test_what_cannot_be_deleted_is_journalled_and_the_save_stands(run: Run) -> N
     if subprocess.run(["chattr", "+i", first.path], capture_output=True, check=False).returncode:
         pytest.skip("SKIPPED, NOT PASSED: chattr +i needs root and a file system that knows it")
     try:
-        answer = saving.save(run, snapshot(2, small), [Request("schedule")], Keep(1, None))
+        answer = saving.save(run, snapshot(2, small), [Request("schedule")], RetentionPolicy(1, None))
     finally:
         subprocess.run(["chattr", "-i", first.path], check=True)
     assert answer.saved and steps(run) == [2, 1]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.waiting import wait_until
-from holdfast.engine.shutdown import Stopping
+from holdfast.engine.shutdown import Shutdown
 from holdfast.run.request import Request
 
 
@@ -44,8 +44,8 @@ def training() -> SlowTraining:
 
 
 @pytest.fixture
-def stopping(training: SlowTraining) -> Iterator[Stopping]:
-    made = Stopping(training, 60.0)
+def stopping(training: SlowTraining) -> Iterator[Shutdown]:
+    made = Shutdown(training, 60.0)
     assert made.start()
     yield made
     training.disk.set()
@@ -53,7 +53,7 @@ def stopping(training: SlowTraining) -> Iterator[Stopping]:
     made.over()
 
 
-def test_a_workers_death_is_the_stop_only_when_its_request_waits(training: SlowTraining, stopping: Stopping) -> None:
+def test_a_workers_death_is_the_stop_only_when_its_request_waits(training: SlowTraining, stopping: Shutdown) -> None:
     """Training that left earlier would find nothing to save, and end as if it were finished."""
     os.kill(os.getpid(), signal.SIGTERM)
     assert training.asked.wait(30)
@@ -69,7 +69,7 @@ def test_a_workers_death_is_the_stop_only_when_its_request_waits(training: SlowT
     leaving.join()
 
 
-def test_a_workers_death_without_a_stop_is_an_error(stopping: Stopping) -> None:
+def test_a_workers_death_without_a_stop_is_an_error(stopping: Shutdown) -> None:
     assert not stopping.explains(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."))
 
 
@@ -78,7 +78,7 @@ def test_a_rank_that_others_have_left_gets_a_moment_of_its_grace(
     training: SlowTraining, grace: float, left: float
 ) -> None:
     """The other's process has to end before what this one waits for fails, which took 4 s on a busy machine."""
-    stopping = Stopping(training, grace)
+    stopping = Shutdown(training, grace)
     try:
         stopping.hurry()
         assert stopping.seconds_left is None

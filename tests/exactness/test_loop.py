@@ -15,7 +15,7 @@ from helpers.loops import Loop, train
 from helpers.support import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
-from holdfast.state.rng.state import Recorded
+from holdfast.state.rng.state import RngRecord
 
 UNTIL = 24  # an epoch has 7 steps
 
@@ -123,7 +123,7 @@ def test_the_proof_sees_when_any_one_thing_is_left_out(
     if left_out == "data":
         state.data = None
     if left_out == "random":
-        monkeypatch.setattr(Recorded, "restore", lambda *given: [])
+        monkeypatch.setattr(RngRecord, "restore", lambda *given: [])
     with loop.ckpt:
         for batch in loop.ckpt.batches(until=12):
             loop.update(batch)

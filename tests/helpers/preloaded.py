@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 
 from holdfast.cli.app import main
 
+sys.path[0] = str(Path(__file__).parents[1])
+
 if "--trainers" in sys.argv:
     import transformers.trainer  # noqa: F401
     import trl.trainer.sft_trainer  # noqa: F401

@@ -15,10 +15,10 @@ from pathlib import Path
 from holdfast.engine import save as saving
 from holdfast.capture.boundary import Boundary
 from holdfast.settings import DynamicCheckpoint
-from holdfast.doors.request_queue import Reception
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.run.run import Run
 from holdfast.capture.snapshot import Snapshot
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 
 def save(folder):
     for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"):
@@ -29,7 +29,7 @@ def fail(folder):
     raise RuntimeError("a bad day\\nin two lines")
 
 run = Run.open(Path(sys.argv[1]))
-reception = Reception(run, DynamicCheckpoint(), lambda text: None, lambda: None)
+reception = RequestQueue(run, DynamicCheckpoint(), lambda text: None, lambda: None)
 reception.start()
 run.status.update(phase="training", step=6, max_steps=100, rate=2.5, loss=float("nan"))
 run.status.write()
@@ -42,7 +42,7 @@ for line in map(str.strip, sys.stdin):
     while not reception.look(step, last=True):
         time.sleep(0.002)
     snapshot = Snapshot(Boundary(step, "logged"), {"save": save, "fail": fail}[line], "transformers", 1000)
-    answer = saving.save(run, snapshot, reception.take(), Keep(None, None))
+    answer = saving.save(run, snapshot, reception.take(), RetentionPolicy(None, None))
     run.status.update(step=step)
     run.status.write()
     print("saved" if answer.saved else "failed")

@@ -12,13 +12,13 @@ from helpers.parts import content
 from helpers.support import commit_checkpoint
 from holdfast.layouts import native
 from holdfast.state.part import Stored
-from holdfast.state.sharding import Place, written_by
+from holdfast.state.sharding import ShardRange, written_by
 
 Grids = Mapping[str, Sequence[int]]
 """Into how many pieces each tensor is cut, along each dimension; who is not named is held whole by all."""
 
 
-def place(shape: Sequence[int], grid: Sequence[int], rank: int) -> Place:
+def place(shape: Sequence[int], grid: Sequence[int], rank: int) -> ShardRange:
     """What a rank has of a tensor, cut as `torch.chunk` cuts. Ranks beyond the grid have the pieces of the first."""
     cells = list(itertools.product(*map(range, grid)))
     offset, lengths = [], []
@@ -27,10 +27,10 @@ def place(shape: Sequence[int], grid: Sequence[int], rank: int) -> Place:
         begin = min(length, number * step)
         offset.append(begin)
         lengths.append(min(length, begin + step) - begin)
-    return Place(tuple(shape), tuple(offset), tuple(lengths))
+    return ShardRange(tuple(shape), tuple(offset), tuple(lengths))
 
 
-def local(tensor: torch.Tensor, where: Place) -> torch.Tensor:
+def local(tensor: torch.Tensor, where: ShardRange) -> torch.Tensor:
     """What lies at a place."""
     ranges = [slice(begin, begin + length) for begin, length in zip(where.offset, where.lengths, strict=True)]
     return tensor[tuple(ranges)] if ranges else tensor
@@ -38,12 +38,12 @@ def local(tensor: torch.Tensor, where: Place) -> torch.Tensor:
 
 def held(
     tensors: Mapping[str, torch.Tensor], grids: Grids, rank: int, size: int
-) -> tuple[dict[str, torch.Tensor], dict[str, Place]]:
+) -> tuple[dict[str, torch.Tensor], dict[str, ShardRange]]:
     """What a rank writes of some whole tensors, and where everything lies that it has."""
     plain = {name: tensor for name, tensor in tensors.items() if name not in grids}
     mine = written_by(plain, rank, size)
     places = {
-        name: place(one.shape, grids[name], rank) if name in grids else Place.whole(one.shape)
+        name: place(one.shape, grids[name], rank) if name in grids else ShardRange.whole(one.shape)
         for name, one in tensors.items()
     }
     for name in tensors.keys() & grids.keys():

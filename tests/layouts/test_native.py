@@ -13,8 +13,8 @@ from helpers.parts import content, read, same
 from helpers.support import RESUMABLE, commit_checkpoint, content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, UnsupportedError
 from holdfast.layouts import export, image, native
-from holdfast.state.data.cursor import DataPosition
-from holdfast.state.part import ASIDE, Stored
+from holdfast.state.data.cursor import DataCursor
+from holdfast.state.part import SIDECAR_PREFIX, Stored
 from holdfast.state.registry import parts_of
 from holdfast.state.rng import state as random_state
 from holdfast.store.manifest import Manifest
@@ -71,7 +71,7 @@ def test_the_first_version_is_read_by_this_one(fixture: Path) -> None:
     assert found.keys() == wanted.keys() and repr(found) == repr(wanted)
     assert extra["training"] == {"step": 7}
     assert random_state.decode(extra["random"]).check() == []
-    position = DataPosition([10, 20, 30])
+    position = DataCursor([10, 20, 30])
     position.restore(extra["data"], after_skip=lambda: None)
     assert next(position.batches()) == 30
 
@@ -135,7 +135,7 @@ def test_each_part_has_the_files_that_it_needs(tmp_path: Path) -> None:
 def test_what_a_module_calls_aside_is_not_aside(tmp_path: Path) -> None:
     model = nn.ModuleDict({"aside": nn.Linear(1, 1)})
     stored = read(committed(tmp_path, model=model))[0]["model"]
-    assert not any(name.startswith(ASIDE) for name in stored.tensors)
+    assert not any(name.startswith(SIDECAR_PREFIX) for name in stored.tensors)
 
 
 @pytest.mark.parametrize("name", native.REQUIRED)

@@ -13,8 +13,8 @@ from helpers.support import content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, SaveError, UnsupportedError
 from holdfast.layouts import export, native, native_reading
 from holdfast.layouts import pieces as assembly
-from holdfast.state.part import ASIDE, Given, Stored
-from holdfast.state.sharding import Place
+from holdfast.state.part import SIDECAR_PREFIX, LoadedTensors, Stored
+from holdfast.state.sharding import ShardRange
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 
@@ -43,7 +43,7 @@ STATE = {
     "nothing whole": filled(torch.float16, 4, 0),
     "scalar": torch.tensor(2.5),
     "plain": filled(torch.float32, 4, 4),
-    ASIDE + "cache": filled(torch.float32, 5),
+    SIDECAR_PREFIX + "cache": filled(torch.float32, 5),
 }
 
 
@@ -69,7 +69,7 @@ def read(checkpoint: Path, cut: Grids | None = None, rank: int = 0) -> tuple[Sto
     """What a rank reads of the only part."""
     manifest = manifest_of(checkpoint)
 
-    def wanted(part: str, name: str, shape: tuple[int, ...]) -> Place | None:
+    def wanted(part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         assert part == "model"
         return place(shape, cut[name], rank) if cut is not None and name in cut else None
 
@@ -169,7 +169,7 @@ def test_what_this_process_has_is_read_right_into_its_memory(tmp_path: Path) -> 
         tensors = found["model"].tensors
         assert same(dict(tensors), {n: local(one, w) if (w := places[n]) else one for n, one in state.items()})
         assert {name for name in live if tensors[name].data_ptr() == live[name].data_ptr()} == {"uneven", "both"}
-        assert isinstance(tensors, Given) and tensors.free == {"plain", "vector"}
+        assert isinstance(tensors, LoadedTensors) and tensors.free == {"plain", "vector"}
 
 
 def test_two_tensors_are_never_read_into_the_same_memory(tmp_path: Path) -> None:
@@ -193,20 +193,22 @@ def test_a_place_in_another_shape_gives_all_there_is(tmp_path: Path) -> None:
     checkpoint = committed(tmp_path, [("model", {"w": STATE["uneven"]}, REST)], {"w": (2, 1)}, 2)
     manifest = manifest_of(checkpoint)
     files = [file.path for file in manifest.files]
-    for other in (Place((8, 3), (0, 0), (4, 3)), Place((21,), (0,), (7,))):
+    for other in (ShardRange((8, 3), (0, 0), (4, 3)), ShardRange((21,), (0,), (7,))):
         found, _ = parts.read(checkpoint, files, tensors=manifest.tensors, places=lambda *_, other=other: other)
         assert same(found["model"].tensors["w"], STATE["uneven"])
 
 
 def test_what_rank_0_encoded_comes_back_and_tied_names_with_it(tmp_path: Path) -> None:
     sparse = torch.tensor([0.0, 1.5, 0.0]).to_sparse()
-    stored = Stored({"sparse": sparse, ASIDE + "state": torch.ones(2)}, MODEL, {"head.weight": "w"})
+    stored = Stored({"sparse": sparse, SIDECAR_PREFIX + "state": torch.ones(2)}, MODEL, {"head.weight": "w"})
     for size in (1, 2, 4):
         checkpoint = committed(tmp_path, [("model", {"w": STATE["uneven"]}, stored)], {"w": (size, 1)}, size, size)
         for rank in range(3):
             found = read(checkpoint, {"w": (3, 1)}, rank)[0]
             assert found.aliases == {"head.weight": "w"} and found.rest == MODEL
-            assert same(found.tensors["sparse"], sparse) and same(found.tensors[ASIDE + "state"], torch.ones(2))
+            assert same(found.tensors["sparse"], sparse) and same(
+                found.tensors[SIDECAR_PREFIX + "state"], torch.ones(2)
+            )
 
 
 def test_each_rank_has_its_own_generators_and_position(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_each_rank_has_its_own_generators_and_position(tmp_path: Path) -> None:
 
 
 def test_what_a_rank_had_of_its_own_comes_back_to_it_alone() -> None:
-    mine = {"mean": torch.ones(2), ASIDE + "cache": torch.ones(1)}
+    mine = {"mean": torch.ones(2), SIDECAR_PREFIX + "cache": torch.ones(1)}
     images = native.images([("model", {}, REST)], {}, 1, 3, {"model": mine, "ema": {}})
     assert [image.path for image in images] == ["model.own-00001.safetensors"]
     paths = [
@@ -285,7 +287,7 @@ def test_pieces_that_are_not_where_the_manifest_says_are_named(tmp_path: Path) -
     lies = {
         "w": {"shape": [7, 3], "pieces": exchanged},
         "v": {"shape": [7, 3], "pieces": [first, second]},
-        ASIDE + "v": {"shape": [7, 3], "pieces": [first, second]},
+        SIDECAR_PREFIX + "v": {"shape": [7, 3], "pieces": [first, second]},
     }
     for name, lie in lies.items():
         with pytest.raises(DamagedCheckpointError, match=r"the manifest says that model-.* holds \[., 3\] of '[wv]'"):

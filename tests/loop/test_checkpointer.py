@@ -17,7 +17,7 @@ from holdfast.errors import ConfigError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def test_to_keep_every_0th_checkpoint_is_refused(tmp_path: Path, every: int) -> 
     with pytest.raises(ConfigError, match=rf"keep_every: {every} is no number of steps"):
         Checkpointer(tmp_path, keep_every=every)
     with pytest.raises(ConfigError, match=rf"keep_every: {every} is no number of steps"):
-        Keep(None, None, every=every)
+        RetentionPolicy(None, None, every=every)
     assert list(tmp_path.iterdir()) == []
 
 

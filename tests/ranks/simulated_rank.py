@@ -86,7 +86,7 @@ class Rank(Machine):
             simulation.arrive(number, for_ever=self.ended)
             self.moved.fire()
             if self.ended:
-                with self.gate.parked():
+                with self.gate.blocked():
                     yield Pause()
             if habits.boundary_mode:
                 yield from self._while_shut()
@@ -128,10 +128,10 @@ class Rank(Machine):
             self.simulation.finish(self)
 
     def _offer(self, number: int) -> Offer:
-        self.gate.only_when_parked = self.simulation.habits.boundary_mode
+        self.gate.only_when_blocked = self.simulation.habits.boundary_mode
         offer = Offer(self.gate.offer(-1), last=self.ended)
         # Only for the offer: `reach` would block this thread, so `train` waits in its stead.
-        self.gate.only_when_parked = False
+        self.gate.only_when_blocked = False
         self.rounds[number] = Round(self.world.now)
         if self.simulation.opens_early:
             self.gate.open(None)

@@ -12,9 +12,9 @@ from holdfast.errors import SaveError
 from holdfast.ranks import channel
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Coordinator, Record
-from holdfast.ranks.heartbeat import Beat
+from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.keys import record_key
-from holdfast.ranks.membership import Roll
+from holdfast.ranks.membership import Membership
 from holdfast.run.request import Request
 from ranks.real_store import RealStore
 
@@ -28,13 +28,13 @@ class Three:
         self.store = store
         self.asked: list[Request] = []
         self.shown: list[dict[str, Any]] = []
-        self.roll = Roll(self.channel(0), self.asked.append, self.show, lambda: None)
+        self.roll = Membership(self.channel(0), self.asked.append, self.show, lambda: None)
 
     def channel(self, rank: int) -> Channel:
         return Channel(self.store.client(), rank, 3, SECONDS)
 
-    def beat(self, rank: int) -> Beat:
-        return Beat(
+    def beat(self, rank: int) -> Heartbeat:
+        return Heartbeat(
             self.channel(rank), lambda: {"step": rank, "boundary": 1, "phase": "training", "held": False}, print
         )
 

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from helpers.parts import move, raw, same, save, save_recorded
 from holdfast.errors import CheckpointError, ConfigError
 from holdfast.state.model import ModelPart
-from holdfast.state.part import ASIDE, Stored
+from holdfast.state.part import SIDECAR_PREFIX, Stored
 
 LARGE = 2 << 18  # floats: 2 MiB
 
@@ -187,7 +187,7 @@ def test_buffers_are_those_of_the_moment_of_recording(tmp_path: Path) -> None:
     module.embed.weight.requires_grad_(False)
     stored = save_recorded([one], [recorded], tmp_path)["model"]
     assert stored.tensors["seen"] == 0 and stored.tensors["norm.num_batches_tracked"] == 0
-    assert not stored.tensors["norm.running_mean"].any() and stored.tensors[f"{ASIDE}mask"].all()
+    assert not stored.tensors["norm.running_mean"].any() and stored.tensors[f"{SIDECAR_PREFIX}mask"].all()
     assert stored.rest["evaluating"] == stored.rest["frozen"] == []
 
 
@@ -199,7 +199,9 @@ def test_a_buffer_that_is_replaced_or_given_other_memory_or_added_is_recorded(tm
     module.mask.data = torch.full((3,), 2.0)
     module.norm.register_buffer("extra", torch.ones(1))
     tensors = save([one], tmp_path)["model"].tensors
-    assert tensors["seen"] == 5 and tensors[f"{ASIDE}mask"].tolist() == [2, 2, 2] and tensors["norm.extra"] == 1
+    assert (
+        tensors["seen"] == 5 and tensors[f"{SIDECAR_PREFIX}mask"].tolist() == [2, 2, 2] and tensors["norm.extra"] == 1
+    )
     module.seen = None  # type: ignore[assignment]
     del module.norm.extra
     assert {"seen", "norm.extra"}.isdisjoint(save([one], tmp_path)["model"].tensors)
@@ -232,7 +234,7 @@ def test_a_cache_that_a_checkpoint_lacks_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("persistent", [True, False])
 def test_a_large_buffer_is_live_until_it_is_seen_to_change(tmp_path: Path, persistent: bool) -> None:
     module = Cache(persistent=persistent)
-    name = "table" if persistent else f"{ASIDE}table"
+    name = "table" if persistent else f"{SIDECAR_PREFIX}table"
     one = part(module)
     recorded, before = one.record(), one.structure()
     assert one.live()[name].data_ptr() == module.table.data_ptr() and name not in one.encode(recorded).tensors

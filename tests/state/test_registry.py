@@ -7,7 +7,7 @@ from holdfast.errors import ConfigError
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.registry import parts_of
-from holdfast.state.stateful import ObjectPart
+from holdfast.state.stateful import StatefulPart
 
 
 def test_everything_gets_the_part_of_its_kind_in_the_order_given() -> None:
@@ -17,7 +17,7 @@ def test_everything_gets_the_part_of_its_kind_in_the_order_given() -> None:
     found = parts_of(
         {"optimizer": sgd, "scheduler": schedule, "model": model, "ema": optim.swa_utils.AveragedModel(model)}
     )
-    assert [type(part) for part in found] == [OptimizerPart, ObjectPart, ModelPart, ModelPart]
+    assert [type(part) for part in found] == [OptimizerPart, StatefulPart, ModelPart, ModelPart]
     assert [part.name for part in found] == ["optimizer", "scheduler", "model", "ema"]
 
 

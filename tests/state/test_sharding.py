@@ -20,16 +20,16 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from holdfast.errors import UnsupportedError
 from holdfast.state import sharding as shard
 from holdfast.state.model import ModelPart
-from holdfast.state.sharding import Place
+from holdfast.state.sharding import ShardRange
 
 SIZE = 4
 
 
 def test_a_plain_tensor_is_whole_and_itself() -> None:
     tensor = nn.Parameter(torch.zeros(2, 3))
-    assert shard.place_of(tensor) == Place((2, 3), (0, 0), (2, 3)) and shard.place_of(tensor).is_whole
+    assert shard.range_of(tensor) == ShardRange((2, 3), (0, 0), (2, 3)) and shard.range_of(tensor).is_whole
     assert shard.local_of(tensor) is tensor
-    assert not Place((2, 3), (0, 0), (1, 3)).is_whole
+    assert not ShardRange((2, 3), (0, 0), (1, 3)).is_whole
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -74,7 +74,7 @@ def child(rank: int, folder: Path, checks: Sequence[Callable[[int], None]]) -> i
 
 def look(name: str, tensor: torch.Tensor, whole: torch.Tensor) -> None:
     """The local tensor is what lies at its place in the whole one, in the memory that training uses."""
-    place, local = shard.place_of(tensor, name), shard.local_of(tensor)
+    place, local = shard.range_of(tensor, name), shard.local_of(tensor)
     assert type(local) is torch.Tensor and not local.requires_grad and tuple(local.shape) == place.lengths, name
     ranges = tuple(slice(begin, begin + length) for begin, length in zip(place.offset, place.lengths, strict=True))
     assert torch.equal(local, whole[ranges]), (name, place)
@@ -85,7 +85,7 @@ def written_once(tensors: dict[str, torch.Tensor], rank: int) -> list[set[str]]:
     """All ranks' shares; together they have each value once."""
     mine = shard.written_by(tensors, rank, SIZE)
     told: list[Any] = [None] * SIZE
-    dist.all_gather_object(told, {name: shard.place_of(tensors[name]) for name in mine})
+    dist.all_gather_object(told, {name: shard.range_of(tensors[name]) for name in mine})
     for name, tensor in tensors.items():
         places = [share[name] for share in told if name in share]
         assert places and len(set(places)) == len(places), name
@@ -145,9 +145,9 @@ def trained(rank: int) -> None:
 def refused(rank: int) -> None:
     mesh = init_device_mesh("cpu", (SIZE,))
     with pytest.raises(UnsupportedError, match=r"^net\.w is distributed as .*, so that no process has values"):
-        shard.place_of(DTensor.from_local(torch.ones(2), mesh, [Partial()]), "net.w")
+        shard.range_of(DTensor.from_local(torch.ones(2), mesh, [Partial()]), "net.w")
     with pytest.raises(UnsupportedError, match=r"^net\.w is cut up as .* does not lie in one place"):
-        shard.place_of(DTensor.from_local(torch.ones(2), mesh, [_StridedShard(0, split_factor=2)]), "net.w")
+        shard.range_of(DTensor.from_local(torch.ones(2), mesh, [_StridedShard(0, split_factor=2)]), "net.w")
 
 
 def buffered(rank: int) -> None:

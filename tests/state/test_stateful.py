@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler as lrs
 from helpers.parts import move, raw, same, save_recorded
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state.part import Stored
-from holdfast.state.stateful import ObjectPart, object_part
+from holdfast.state.stateful import StatefulPart, stateful_part
 
 BIG = 1 << 16  # floats: 256 KiB
 
@@ -59,7 +59,7 @@ def test_schedules_go_on_where_they_were(tmp_path: Path, kind: str) -> None:
     old, new = SCHEDULES[kind](first), SCHEDULES[kind](second)
     for number in range(3):
         step(number, old, first)
-    move([ObjectPart("scheduler", old)], [ObjectPart("scheduler", new)], tmp_path)
+    move([StatefulPart("scheduler", old)], [StatefulPart("scheduler", new)], tmp_path)
     second.param_groups[0].update({key: value for key, value in first.param_groups[0].items() if key != "params"})
     assert same(new.state_dict(), old.state_dict())
     with warnings.catch_warnings(action="ignore"):  # it does not know that its optimizer was ahead of it
@@ -82,7 +82,7 @@ class Average:
 
 def test_large_tensors_are_live_and_the_rest_is_of_the_moment_of_recording(tmp_path: Path) -> None:
     old, new = Average(), Average()
-    part, other = ObjectPart("ema", old), ObjectPart("ema", new)
+    part, other = StatefulPart("ema", old), StatefulPart("ema", new)
     assert {name: one.data_ptr() for name, one in part.live().items()} == {"state/shadow/w": old.shadow["w"].data_ptr()}
     recorded = part.record()
     old.more["n"] = 1
@@ -98,7 +98,7 @@ def test_large_tensors_are_live_and_the_rest_is_of_the_moment_of_recording(tmp_p
 
 def test_structure_differs_when_large_tensors_are_others() -> None:
     average = Average()
-    part = ObjectPart("ema", average)
+    part = StatefulPart("ema", average)
     before = part.structure()
     average.shadow["w"].add_(1)
     part.record()
@@ -110,7 +110,7 @@ def test_structure_differs_when_large_tensors_are_others() -> None:
 
 def test_a_scaler_comes_back_and_is_not_asked_for_numbers_at_every_step(tmp_path: Path) -> None:
     old, new = torch.amp.GradScaler("cpu", init_scale=8.0), torch.amp.GradScaler("cpu")
-    part = object_part("scaler", old)
+    part = stateful_part("scaler", old)
     weight = nn.Parameter(torch.ones(1))
     sgd = optim.SGD([weight], 0.1)
     weight.grad = old.scale(torch.ones(1))
@@ -124,7 +124,7 @@ def test_a_scaler_comes_back_and_is_not_asked_for_numbers_at_every_step(tmp_path
     old.update()
     assert old.get_scale() == 4.0
     stored = save_recorded([part], [recorded], tmp_path)["scaler"]
-    other = object_part("scaler", new)
+    other = stateful_part("scaler", new)
     assert other.restore(stored, strict=True) == []
     assert same(new.state_dict(), before) and before["_growth_tracker"] == 1
 
@@ -133,7 +133,7 @@ def test_a_scaler_comes_back_and_is_not_asked_for_numbers_at_every_step(tmp_path
 def test_a_scaler_that_has_scaled_nothing_comes_back(tmp_path: Path, enabled: bool) -> None:
     old = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=enabled)
     new = torch.amp.GradScaler("cpu", enabled=enabled)
-    move([object_part("scaler", old)], [object_part("scaler", new)], tmp_path)
+    move([stateful_part("scaler", old)], [stateful_part("scaler", new)], tmp_path)
     assert same(new.state_dict(), old.state_dict())
 
 
@@ -150,11 +150,11 @@ class Holding:
 
 def test_content_that_has_no_form_is_refused_at_once_by_path_and_type() -> None:
     with pytest.raises(UnsupportedError, match=r"^other: state/a/b/0 is a builtins\.object, which"):
-        ObjectPart("other", Holding(object()))
+        StatefulPart("other", Holding(object()))
 
 
 def test_another_class_is_a_mismatch() -> None:
-    part = ObjectPart("ema", Average())
+    part = StatefulPart("ema", Average())
     stored = Stored({}, {"kind": "object", "class": "StepLR", "state": {}})
     assert part.problems(stored) == ["ema: is a StepLR in the checkpoint and a Average here"]
     with pytest.raises(CheckpointError, match="is a StepLR"):
@@ -165,10 +165,10 @@ def test_another_class_is_a_mismatch() -> None:
 @pytest.mark.parametrize("rest", [None, {"kind": "model"}, {"kind": "object", "class": "Average", "state": {"$x": 1}}])
 def test_what_nobody_wrote_raises_an_error_of_ours(rest: Any) -> None:
     with pytest.raises(CheckpointError):
-        ObjectPart("ema", Average()).restore(Stored({}, rest), strict=True)
+        StatefulPart("ema", Average()).restore(Stored({}, rest), strict=True)
 
 
 def test_an_object_that_does_not_take_the_state_is_named() -> None:
-    part = ObjectPart("other", Holding(1))
+    part = StatefulPart("other", Holding(1))
     with pytest.raises(CheckpointError, match=r"other does not take the checkpoint's state: KeyError\('a'\)"):
         part.restore(part.encode(part.record()), strict=True)

@@ -17,7 +17,7 @@ from helpers.parts import same
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state import values
 from holdfast.state import values as tree
-from holdfast.state.part import Given
+from holdfast.state.part import LoadedTensors
 
 fuzzed = settings(max_examples=150, deadline=None)
 
@@ -147,7 +147,7 @@ def test_what_comes_back_shares_no_memory() -> None:
 
 
 def test_a_tensor_that_is_given_away_goes_to_the_first_who_asks_and_others_get_copies() -> None:
-    given = Given()
+    given = LoadedTensors()
     given["t"], given["live"] = torch.zeros(2), torch.zeros(2)
     given.free.add("t")
     first, second, live = (tree.decode({"$tensor": name}, given) for name in ("t", "t", "live"))

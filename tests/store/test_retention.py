@@ -5,12 +5,12 @@ import pytest
 
 from helpers.support import ASKED, OTHER_RUN, RUN, SCHEDULED, commit_checkpoint, every_crash, stage
 from holdfast.store import catalog, files, names, pins, retention
-from holdfast.store.retention import Keep, StillWantedError
+from holdfast.store.retention import RetentionPolicy, StillWantedError
 from holdfast.store.verify import verify
 
 
-def surplus(root: Path, keep: Keep, *spared: Path) -> list[str]:
-    return [path.name for path in retention.surplus(catalog.entries(root), RUN, keep, spared)]
+def surplus(root: Path, keep: RetentionPolicy, *protected: Path) -> list[str]:
+    return [path.name for path in retention.surplus(catalog.entries(root), RUN, keep, protected)]
 
 
 def commit_all(root: Path, *steps: int, reasons: tuple[object, ...] = (SCHEDULED,), run: str = RUN) -> None:
@@ -20,14 +20,14 @@ def commit_all(root: Path, *steps: int, reasons: tuple[object, ...] = (SCHEDULED
 
 def test_without_limits_all_are_kept(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2, 3)
-    assert surplus(tmp_path, Keep(None, None)) == []
+    assert surplus(tmp_path, RetentionPolicy(None, None)) == []
 
 
 def test_the_oldest_commits_go_first_not_the_lowest_steps_nor_the_oldest_files(tmp_path: Path) -> None:
     commit_all(tmp_path, 30, 10, 20)
     for age, step in enumerate((30, 20, 10)):
         os.utime(tmp_path / f"checkpoint-{step}", (age, age))
-    assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-30", "checkpoint-10"]
+    assert surplus(tmp_path, RetentionPolicy(1, None)) == ["checkpoint-30", "checkpoint-10"]
 
 
 def test_the_limit_of_the_schedule_counts_scheduled_checkpoints_alone(tmp_path: Path) -> None:
@@ -35,23 +35,23 @@ def test_the_limit_of_the_schedule_counts_scheduled_checkpoints_alone(tmp_path: 
     commit_all(tmp_path, 3, 4, reasons=(ASKED,))
     commit_all(tmp_path, 5)
     commit_all(tmp_path, 6, reasons=(SCHEDULED, ASKED))
-    assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-1", "checkpoint-2"]
-    assert surplus(tmp_path, Keep(None, 1)) == ["checkpoint-3", "checkpoint-4"]
-    assert surplus(tmp_path, Keep(2, 2)) == ["checkpoint-1", "checkpoint-3"]
+    assert surplus(tmp_path, RetentionPolicy(1, None)) == ["checkpoint-1", "checkpoint-2"]
+    assert surplus(tmp_path, RetentionPolicy(None, 1)) == ["checkpoint-3", "checkpoint-4"]
+    assert surplus(tmp_path, RetentionPolicy(2, 2)) == ["checkpoint-1", "checkpoint-3"]
 
 
 def test_the_newest_good_checkpoint_is_never_among_them(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
-    assert surplus(tmp_path, Keep(0, 0)) == ["checkpoint-1"]
+    assert surplus(tmp_path, RetentionPolicy(0, 0)) == ["checkpoint-1"]
     (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
-    assert surplus(tmp_path, Keep(0, 0)) == []
+    assert surplus(tmp_path, RetentionPolicy(0, 0)) == []
 
 
 def test_what_is_spared_is_not_among_them_by_whatever_path_it_is_named(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2, 3)
     (tmp_path / "link").symlink_to(tmp_path)
-    assert surplus(tmp_path, Keep(1, None), tmp_path / "link" / "checkpoint-1") == ["checkpoint-2"]
-    assert surplus(tmp_path / "link", Keep(1, None), tmp_path / "checkpoint-1") == ["checkpoint-2"]
+    assert surplus(tmp_path, RetentionPolicy(1, None), tmp_path / "link" / "checkpoint-1") == ["checkpoint-2"]
+    assert surplus(tmp_path / "link", RetentionPolicy(1, None), tmp_path / "checkpoint-1") == ["checkpoint-2"]
 
 
 @pytest.mark.parametrize("kind", ["of another run", "damaged", "foreign", "unfinished"])
@@ -68,42 +68,42 @@ def test_fault_18_20_what_is_not_this_runs_good_checkpoint_is_neither_counted_no
     if kind == "unfinished":
         (tmp_path / "checkpoint-2" / "trainer_state.json").unlink()
     commit_all(tmp_path, 3)
-    assert surplus(tmp_path, Keep(2, None)) == []
-    assert surplus(tmp_path, Keep(1, None)) == ["checkpoint-1"]
+    assert surplus(tmp_path, RetentionPolicy(2, None)) == []
+    assert surplus(tmp_path, RetentionPolicy(1, None)) == ["checkpoint-1"]
 
 
 def test_the_newest_with_finite_numbers_stays_beside_the_newest_and_the_rules_are_as_they_were(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
     for step in (3, 4, 5):
         commit_checkpoint(tmp_path, step, reasons=(SCHEDULED,), not_finite=("model.w",))
-    assert surplus(tmp_path, Keep(0, 0)) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
-    assert surplus(tmp_path, Keep(2, 0)) == ["checkpoint-1", "checkpoint-3"]
+    assert surplus(tmp_path, RetentionPolicy(0, 0)) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert surplus(tmp_path, RetentionPolicy(2, 0)) == ["checkpoint-1", "checkpoint-3"]
     (tmp_path / "checkpoint-2" / "optimizer.pt").unlink()
-    assert surplus(tmp_path, Keep(1, 0)) == ["checkpoint-3", "checkpoint-4"]
+    assert surplus(tmp_path, RetentionPolicy(1, 0)) == ["checkpoint-3", "checkpoint-4"]
     commit_all(tmp_path, 6)
-    assert surplus(tmp_path, Keep(1, 0)) == ["checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"]
+    assert surplus(tmp_path, RetentionPolicy(1, 0)) == ["checkpoint-1", "checkpoint-3", "checkpoint-4", "checkpoint-5"]
 
 
 def test_a_superseded_checkpoint_follows_the_rule_that_held_for_it(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 1, 2)
     (first,) = tmp_path.glob("superseded-1-*")
-    assert surplus(tmp_path, Keep(2, None)) == [first.name]
+    assert surplus(tmp_path, RetentionPolicy(2, None)) == [first.name]
 
 
 def test_every_so_many_steps_one_is_kept_for_good(tmp_path: Path) -> None:
     commit_all(tmp_path, 50, 100, 150, 200, 250)
     commit_all(tmp_path, 300, reasons=(ASKED,))
     commit_all(tmp_path, 350)
-    assert surplus(tmp_path, Keep(1, 0, every=100)) == ["checkpoint-50", "checkpoint-150", "checkpoint-250"]
+    assert surplus(tmp_path, RetentionPolicy(1, 0, every=100)) == ["checkpoint-50", "checkpoint-150", "checkpoint-250"]
 
 
 def test_the_last_so_many_are_kept_whoever_asked_and_whatever_the_other_rules_say(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
     commit_all(tmp_path, 3, reasons=(ASKED,))
     commit_all(tmp_path, 4)
-    assert surplus(tmp_path, Keep(0, 0, last=3)) == ["checkpoint-1"]
-    assert surplus(tmp_path, Keep(3, 0, last=2)) == []
-    assert surplus(tmp_path, Keep(0, 0, last=9)) == []
+    assert surplus(tmp_path, RetentionPolicy(0, 0, last=3)) == ["checkpoint-1"]
+    assert surplus(tmp_path, RetentionPolicy(3, 0, last=2)) == []
+    assert surplus(tmp_path, RetentionPolicy(0, 0, last=9)) == []
 
 
 def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
     commit_all(tmp_path, 13)
     commit_all(tmp_path, 14, run=OTHER_RUN)
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
-    spared = [tmp_path / "checkpoint-2"]
-    verdicts = retention.judge(catalog.entries(tmp_path), RUN, Keep(1, 1, every=5, last=2), spared)
+    protected = [tmp_path / "checkpoint-2"]
+    verdicts = retention.judge(catalog.entries(tmp_path), RUN, RetentionPolicy(1, 1, every=5, last=2), protected)
     assert {verdict.entry.step: verdict.kept for verdict in verdicts} == {
         14: "of another run",
         13: "the newest good one",
@@ -124,7 +124,7 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
         2: "still needed",
         1: "damaged: optimizer.pt: is missing",
     }
-    verdicts = retention.judge(catalog.entries(tmp_path), RUN, Keep(3, None))
+    verdicts = retention.judge(catalog.entries(tmp_path), RUN, RetentionPolicy(3, None))
     kept = {verdict.entry.step: verdict.kept for verdict in verdicts}
     assert (kept[12], kept[10]) == ("all on-demand ones stay", "one of the last 3 scheduled ones")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from holdfast.capture.tripwire import Mark
+    from holdfast.capture.tripwire import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Boundary:
         mark: How the large state looked.
         scheduled: What made the schedule ask for a save of this very boundary; empty when it does not.
         reached_at: When, on the monotonic clock.
-        common: In a rank but the first, what rank 0 writes for all that yet may differ, as `Subject.common` gives it.
+        rank0_digests: In a rank but the first, those of what rank 0 writes for all that yet may differ, as
+            `Subject.rank0_digests` gives them.
     """
 
     step: int
@@ -32,10 +33,10 @@ class Boundary:
     small: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
     recorded: Any = None
-    mark: "Mark | None" = None
+    mark: "Fingerprint | None" = None
     scheduled: str = ""
     reached_at: float = field(default_factory=time.monotonic)
-    common: Mapping[str, Any] = field(default_factory=dict)
+    rank0_digests: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """What the manifest says of the boundary."""

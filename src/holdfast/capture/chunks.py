@@ -30,7 +30,7 @@ class Image(Protocol):
         """How many bytes it will have."""
 
 
-class Part(NamedTuple):
+class ChunkPart(NamedTuple):
     """Bytes of one piece that go to a place in a block."""
 
     piece: int
@@ -39,12 +39,12 @@ class Part(NamedTuple):
     size: int
 
 
-class Unit(NamedTuple):
+class Chunk(NamedTuple):
     """What one block of memory holds of one file."""
 
     offset: int
     size: int
-    parts: Sequence[Part]
+    parts: Sequence[ChunkPart]
 
 
 class Sources:
@@ -74,9 +74,9 @@ class Sources:
             plain = source.device.type == "cpu"
             self.on_device |= not plain
             self.held.append(_window(source) if plain and 0 < source.nbytes <= SMALL_BYTES else source)
-        self.units = cut(tuple(sizes))
+        self.chunks = cut(tuple(sizes))
 
-    def tensor(self, part: Part) -> torch.Tensor | None:
+    def tensor(self, part: ChunkPart) -> torch.Tensor | None:
         """The tensor that a part's bytes come from; None where they are bytes."""
         piece = self._pieces[part.piece]
         return piece if isinstance(piece, torch.Tensor) else None
@@ -84,25 +84,25 @@ class Sources:
 
 # What is cut is the same from save to save, and to cut it takes milliseconds that training could have had.
 @lru_cache(maxsize=64)
-def cut(sizes: tuple[int, ...]) -> Sequence[Unit]:
+def cut(sizes: tuple[int, ...]) -> Sequence[Chunk]:
     """The units of a file whose pieces have these sizes."""
-    units: list[Unit] = []
-    parts: list[Part] = []
+    chunks: list[Chunk] = []
+    parts: list[ChunkPart] = []
     filled = 0
     offsets = count(0, BLOCK_BYTES)
     for piece, size in enumerate(sizes):
         begin = 0
         while begin < size:
             fits = min(size - begin, BLOCK_BYTES - filled)
-            parts.append(Part(piece, begin, filled, fits))
+            parts.append(ChunkPart(piece, begin, filled, fits))
             filled += fits
             begin += fits
             if filled == BLOCK_BYTES:
-                units.append(Unit(next(offsets), filled, parts))
+                chunks.append(Chunk(next(offsets), filled, parts))
                 parts, filled = [], 0
     if filled:
-        units.append(Unit(next(offsets), filled, parts))
-    return units
+        chunks.append(Chunk(next(offsets), filled, parts))
+    return chunks
 
 
 def in_order(tensor: torch.Tensor) -> torch.Tensor:

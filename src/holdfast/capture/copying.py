@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from holdfast.capture.chunks import Part, Sources, Unit, bytes_of
+from holdfast.capture.chunks import Chunk, ChunkPart, Sources, bytes_of
 from holdfast.capture.staging import Block, Pool
 
 
@@ -18,9 +18,9 @@ class Copier:
         self._after = after
         self._stream: torch.cuda.Stream | None = None
 
-    def copy(self, sources: Sources, unit: Unit, block: Block) -> None:
+    def copy(self, sources: Sources, chunk: Chunk, block: Block) -> None:
         """Fills a block."""
-        for part in unit.parts:
+        for part in chunk.parts:
             held, end = sources.held[part.piece], part.place + part.size
             if isinstance(held, memoryview):
                 block.view[part.place : end] = held[part.begin : part.begin + part.size]
@@ -32,16 +32,16 @@ class Copier:
             self._stream.synchronize()
 
     @contextmanager
-    def now(self, sources: Sources, unit: Unit) -> Iterator[Sequence[memoryview]]:
+    def now(self, sources: Sources, chunk: Chunk) -> Iterator[Sequence[memoryview]]:
         """What the bytes of the unit's parts are now; to be used inside the context."""
         if sources.on_device:
             with self._pool.scratch() as scratch:
-                self.copy(sources, unit, scratch)
-                yield parts_of(unit, scratch)
+                self.copy(sources, chunk, scratch)
+                yield parts_of(chunk, scratch)
         else:
-            yield [_bytes_now(sources.held[part.piece], part) for part in unit.parts]
+            yield [_bytes_now(sources.held[part.piece], part) for part in chunk.parts]
 
-    def _from_device(self, tensor: torch.Tensor, part: Part, block: Block) -> None:
+    def _from_device(self, tensor: torch.Tensor, part: ChunkPart, block: Block) -> None:
         if self._stream is None:
             self._stream = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call]
             if self._after is not None:
@@ -51,12 +51,12 @@ class Copier:
             block.tensor[part.place : part.place + part.size].copy_(flat, non_blocking=True)
 
 
-def parts_of(unit: Unit, block: Block) -> Sequence[memoryview]:
+def parts_of(chunk: Chunk, block: Block) -> Sequence[memoryview]:
     """A unit's parts in the block that they were copied into."""
-    return [block.view[part.place : part.place + part.size] for part in unit.parts]
+    return [block.view[part.place : part.place + part.size] for part in chunk.parts]
 
 
-def _bytes_now(held: memoryview | torch.Tensor, part: Part) -> memoryview:
+def _bytes_now(held: memoryview | torch.Tensor, part: ChunkPart) -> memoryview:
     if isinstance(held, memoryview):
         return held[part.begin : part.begin + part.size]
     return memoryview((ctypes.c_char * part.size).from_address(held.data_ptr() + part.begin)).cast("B")

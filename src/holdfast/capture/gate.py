@@ -33,16 +33,16 @@ class Gate:
         self._wanted = False
         self._awaited: int | None = None
         self._parked = 0
-        self._errands = Errands(self._changed)
-        self.held_since: float | None = None
+        self._errands = TrainingThreadCalls(self._changed)
+        self.blocked_since: float | None = None
         """When training came to the shut gate (`time.monotonic`); None while it is not held."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
         """The latest times from a boundary to the next update, without the time that it was held."""
-        self.held_seconds = 0.0
+        self.blocked_seconds = 0.0
         """How long training has been held in all."""
-        self.hurry = threading.Event()
+        self.training_waits = threading.Event()
         """Set while training is held: what is left of the snapshot should be in memory soon."""
-        self.only_when_parked = False
+        self.only_when_blocked = False
         """Whether snapshots are taken only while the training thread stands still: "at a boundary" mode."""
 
     @property
@@ -61,7 +61,7 @@ class Gate:
         return self._shut
 
     @property
-    def is_parked(self) -> bool:
+    def is_blocked(self) -> bool:
         """Whether training stands still until it is answered."""
         return self._parked > 0
 
@@ -97,25 +97,25 @@ class Gate:
                 self._wanted = False
                 self._changed.notify_all()
                 self._on_shut()
-                if self.only_when_parked:
+                if self.only_when_blocked:
                     self._wait_until_open()
 
     @contextmanager
-    def parked(self) -> Iterator[None]:
+    def blocked(self) -> Iterator[None]:
         """The training thread waits for a save, and touches nothing meanwhile."""
         with self._changed:
             self._parked += 1
-            self.hurry.set()
+            self.training_waits.set()
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
                 self._parked -= 1
-                if self.held_since is None:
-                    self.hurry.clear()
+                if self.blocked_since is None:
+                    self.training_waits.clear()
 
-    def stand(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
+    def block_until(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
         """The training thread stands still until something has come true, and runs the errands that it is sent on.
 
         Args:
@@ -126,7 +126,7 @@ class Gate:
             Whether it has come true.
         """
         end = None if seconds is None else time.monotonic() + seconds
-        with self.parked():
+        with self.blocked():
             while not until():
                 left = _LOOK_SECONDS if end is None else min(_LOOK_SECONDS, end - time.monotonic())
                 if left <= 0:
@@ -140,7 +140,7 @@ class Gate:
         with self._changed:
             self._changed.notify_all()
 
-    def at_rest(self, work: Callable[[], None]) -> None:
+    def run_on_training_thread(self, work: Callable[[], None]) -> None:
         """Has training do something where it stands, and waits for that; called by the thread that takes snapshots.
 
         The gate is shut. What needs collectives of all ranks belongs into the threads that train.
@@ -250,24 +250,24 @@ class Gate:
             return False
         if self._parked:
             return True
-        return self._boundary.number > after and not self.only_when_parked
+        return self._boundary.number > after and not self.only_when_blocked
 
     def _wait_until_open(self) -> None:
         if not self._shut:
             return
-        self.held_since = begun = time.monotonic()
-        self.hurry.set()
+        self.blocked_since = begun = time.monotonic()
+        self.training_waits.set()
         try:
             while self._shut:
                 self._errands.wait_and_run()
         finally:
-            self.held_since = None
-            self.held_seconds += time.monotonic() - begun
+            self.blocked_since = None
+            self.blocked_seconds += time.monotonic() - begun
             if not self._parked:
-                self.hurry.clear()
+                self.training_waits.clear()
 
 
-class Errands:
+class TrainingThreadCalls:
     """One errand at a time, between two threads.
 
     Args:

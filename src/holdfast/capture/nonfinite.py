@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from holdfast.capture.chunks import Part, Sources, Unit
+from holdfast.capture.chunks import Chunk, ChunkPart, Sources
 
 # The second look at so much finds it in a nearer cache than the first. For less the calls take longer than the looks.
 _PIECE_BYTES = 512 << 10
@@ -52,7 +52,7 @@ class _Span(NamedTuple):
     end: int
 
 
-class Places:
+class TensorRanges:
     """Where the tensors lie that are to hold finite numbers alone.
 
     Args:
@@ -87,35 +87,35 @@ class Places:
         return found
 
 
-class Finite:
+class NonFiniteScan:
     """Looks for NaN and infinity in the blocks of one snapshot.
 
     Args:
         places: Where the tensors lay when it was taken.
     """
 
-    def __init__(self, places: Places) -> None:
+    def __init__(self, places: TensorRanges) -> None:
         self._places = places
         self._cut: dict[tuple[int, int, str, int], bytearray] = {}
         self.failing: set[str] = set()
         """The names of tensors in which there was some."""
 
-    def look(self, sources: Sources, unit: Unit, view: memoryview) -> None:
+    def look(self, sources: Sources, chunk: Chunk, view: memoryview) -> None:
         """Looks at what a block holds. Any number of threads may do so, in any order."""
         found = []
-        for part in unit.parts:
+        for part in chunk.parts:
             if (piece := sources.tensor(part)) is not None:
                 found += [(part, span) for span in self._places.of(piece)]
         kinds = {span.kind for _, span in found}
         aligned = all(not (part.place - part.begin + span.begin) % span.kind.width for part, span in found)
         # Usually one look at all of it is enough. What else is there seems finite as well, or costs the others.
-        if len(kinds) == 1 and aligned and is_finite(view[: unit.size], *kinds):
+        if len(kinds) == 1 and aligned and is_finite(view[: chunk.size], *kinds):
             return
         for part, span in found:
             if not self._holds(part, span, view, id(sources)):
                 self.failing.add(span.name)
 
-    def _holds(self, part: Part, span: _Span, view: memoryview, file: int) -> bool:
+    def _holds(self, part: ChunkPart, span: _Span, view: memoryview, file: int) -> bool:
         begin, end = max(part.begin, span.begin), min(part.begin + part.size, span.end)
         if begin >= end:
             return True

@@ -11,11 +11,11 @@ import torch
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.gate import Gate
-from holdfast.capture.nonfinite import Places
+from holdfast.capture.nonfinite import TensorRanges
 from holdfast.capture.staging import Pool
 from holdfast.capture.stream import Stream
-from holdfast.capture.throttle import Pace
-from holdfast.capture.tripwire import Mark, Net
+from holdfast.capture.throttle import Throttle
+from holdfast.capture.tripwire import Fingerprint, WriteDetector
 from holdfast.errors import SaveError, TornError
 from holdfast.state import environment
 from holdfast.store.blocks import BlockFile, takes_direct_writes
@@ -32,7 +32,7 @@ class Snapshot:
         layout: The layout's name.
         estimate: About how many bytes it will take.
         versions: What a bit-exact continuation depends on.
-        spared: Checkpoints that retention must not touch.
+        protected: Checkpoints that retention must not touch.
         world_size: How many processes train together.
         tensors: Gives, once all is written, which pieces of which tensors the files hold; several ranks share them.
         others: Gives then what the manifest says of the boundaries of the ranks from 1 up.
@@ -44,7 +44,7 @@ class Snapshot:
     layout: str
     estimate: int
     versions: Mapping[str, str] = field(default_factory=dict)
-    spared: Iterable[Path] = ()
+    protected: Iterable[Path] = ()
     world_size: int = 1
     tensors: Callable[[], Mapping[str, Any]] = dict
     others: Callable[[], Sequence[Mapping[str, Any]]] = tuple
@@ -77,22 +77,22 @@ class Subject(Protocol):
     def record(self) -> Any:
         """The small state, as of now. Called by training at every boundary."""
 
-    def small(self, recorded: Any) -> Mapping[str, Any]:
+    def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
         """What the manifest says of the boundary."""
 
-    def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The files to be; small ones may be written into the directory right away. Called with the gate shut."""
 
-    def pieces(self) -> Mapping[str, Any]:
-        """Which pieces of which tensors the files of `images` hold; empty where they hold whole ones."""
+    def layout_pieces(self) -> Mapping[str, Any]:
+        """Which pieces of which tensors the files of `file_images` hold; empty where they hold whole ones."""
 
-    def common(self, recorded: Any) -> Mapping[str, Any]:
+    def rank0_digests(self, recorded: Any) -> Mapping[str, Any]:
         """Digests of what rank 0 writes for all ranks though each may have its own: who has another writes it too."""
 
-    def estimate(self) -> int:
+    def estimated_bytes(self) -> int:
         """About how many bytes a checkpoint takes."""
 
-    def spared(self, recorded: Any) -> Sequence[Path]:
+    def protected(self, recorded: Any) -> Sequence[Path]:
         """Checkpoints that retention must not touch after the save of a boundary."""
 
 
@@ -106,17 +106,17 @@ class Snapshots:
         pace: How fast, and how modestly, snapshots are written.
     """
 
-    def __init__(self, subject: Subject, gate: Gate, pool: Pool, pace: Pace | None = None) -> None:
+    def __init__(self, subject: Subject, gate: Gate, pool: Pool, pace: Throttle | None = None) -> None:
         self._subject = subject
         self._gate = gate
         self._pool = pool
-        self.pace = pace or Pace()
+        self.pace = pace or Throttle()
         """May be changed from save to save."""
         self._direct: bool | None = None
         self._structure: Hashable = None
         self._live: Mapping[str, torch.Tensor] = {}
-        self._net = Net({})
-        self._places: tuple[list[int], Places] | None = None
+        self._net = WriteDetector({})
+        self._places: tuple[list[int], TensorRanges] | None = None
         self.unreadable = ""
         """Why the state can be read only while training stands still; empty when it can be read at any time."""
         self.copied_buffers: Mapping[str, int] = {}
@@ -131,40 +131,40 @@ class Snapshots:
         """How files are written: `direct`, past the page cache, or `buffered`; empty before the first was."""
         return "" if self._direct is None else "direct" if self._direct else "buffered"
 
-    def mark(self) -> Mark:
+    def mark(self) -> Fingerprint:
         """Marks how the state looks at a boundary. Called by training, or while it stands still."""
         structure = self._subject.structure()
         if structure != self._structure:
             self._live = self._subject.live()
-            self._net = Net(self._live, len(self._subject.parameters()))
+            self._net = WriteDetector(self._live, len(self._subject.parameters()))
             self._places = None
             self._structure = structure
             self.unreadable = self._subject.unreadable()
             self.copied_buffers = self._subject.copied_buffers()
         return self._net.mark()
 
-    def settled(self, boundary: Boundary) -> bool:
+    def is_still_valid(self, boundary: Boundary) -> bool:
         """Whether the state still consists of the tensors that were marked at the boundary."""
         return boundary.mark is not None and self._subject.structure() == self._structure
 
     def of(self, boundary: Boundary) -> Snapshot:
         """The snapshot of a boundary, to be taken when it is written. The gate must be shut."""
         subject = self._subject
-        small = subject.small(boundary.recorded)
+        small = subject.manifest_entry(boundary.recorded)
         return Snapshot(
             boundary=Boundary(boundary.step, boundary.face, small),
             write=lambda directory: self._write(boundary, directory),
             layout=subject.layout,
-            estimate=subject.estimate(),
+            estimate=subject.estimated_bytes(),
             versions=environment.record(),
-            spared=subject.spared(boundary.recorded),
-            tensors=subject.pieces,
+            protected=subject.protected(boundary.recorded),
+            tensors=subject.layout_pieces,
             not_finite=lambda: self.not_finite,
         )
 
-    def common(self, boundary: Boundary) -> Mapping[str, Any]:
+    def rank0_digests(self, boundary: Boundary) -> Mapping[str, Any]:
         """What rank 0 tells the other ranks of a boundary before they write."""
-        return self._subject.common(boundary.recorded)
+        return self._subject.rank0_digests(boundary.recorded)
 
     def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         try:
@@ -176,7 +176,7 @@ class Snapshots:
 
     def _stream(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         self._require_untouched(boundary)
-        images = self._subject.images(boundary, directory)
+        images = self._subject.file_images(boundary, directory)
         if self._direct is None:
             self._direct = takes_direct_writes(directory)
         after = boundary.mark.event if boundary.mark is not None else None
@@ -186,7 +186,9 @@ class Snapshots:
                 for image in images
             ]
             places = self._places_at(boundary)
-            stream = Stream(images, sinks, self._pool, self._gate.hurry, self._name_of, after, self.pace, places)
+            stream = Stream(
+                images, sinks, self._pool, self._gate.training_waits, self._name_of, after, self.pace, places
+            )
             try:
                 stream.read()
                 self._require_untouched(boundary)
@@ -203,11 +205,11 @@ class Snapshots:
         if boundary.mark is not None and (changed := self._net.changed(boundary.mark, self._net.mark())):
             raise TornError(changed)
 
-    def _places_at(self, boundary: Boundary) -> Places:
+    def _places_at(self, boundary: Boundary) -> TensorRanges:
         """Where all is that is to be finite: as for the last save, unless weights have been given other memory."""
         pointers = boundary.mark.pointers if boundary.mark is not None else []
         if self._places is None or self._places[0] != pointers:
-            self._places = (pointers, Places(self._subject.to_be_finite()))
+            self._places = (pointers, TensorRanges(self._subject.to_be_finite()))
         return self._places[1]
 
     def _name_of(self, tensor: torch.Tensor) -> str:

@@ -62,11 +62,11 @@ class Pool:
         """How much memory the pool holds."""
         return self._total * BLOCK_BYTES
 
-    def take(self, hurry: threading.Event, stopped: Callable[[], bool]) -> Block | None:
+    def take(self, training_waits: threading.Event, stopped: Callable[[], bool]) -> Block | None:
         """Takes a block, and waits for one if it must.
 
         Args:
-            hurry: Whether training waits; only then the reserve is touched.
+            training_waits: Whether training waits; only then the reserve is touched.
             stopped: Whether the save has been given up.
 
         Returns:
@@ -74,7 +74,7 @@ class Pool:
         """
         with self._changed:
             while not stopped():
-                spared = 0 if hurry.is_set() else self._total - RING_BLOCKS
+                spared = 0 if training_waits.is_set() else self._total - RING_BLOCKS
                 if len(self._free) > spared:
                     return self._free.pop()
                 self._changed.wait(_LOOK_SECONDS)

@@ -28,7 +28,7 @@ def available_memory() -> int:
     return found
 
 
-class Reserve:
+class StagingBudget:
     """The staging memory of one training.
 
     It begins as a small ring. What it must hold beyond that is what the disk cannot take between a boundary and the

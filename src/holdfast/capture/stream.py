@@ -14,9 +14,9 @@ import torch
 
 from holdfast.capture.chunks import Image, Sources, bytes_of, in_order
 from holdfast.capture.copying import Copier, parts_of
-from holdfast.capture.nonfinite import Finite, Places
+from holdfast.capture.nonfinite import NonFiniteScan, TensorRanges
 from holdfast.capture.staging import Block, Pool
-from holdfast.capture.throttle import Pace
+from holdfast.capture.throttle import Throttle
 from holdfast.errors import TornError
 
 WRITERS = 2
@@ -53,7 +53,7 @@ class Stream:
         images: The files to be.
         sinks: Where each is written, in the same order.
         pool: The memory that may be used.
-        hurry: Set while training waits at the gate.
+        training_waits: Set while training waits at the gate.
         name: What a tensor is called, for whoever is told of a torn one.
         after: On CUDA, what must be done before anything is read: the update that led to the boundary.
         pace: How fast, and how modestly, the writers go.
@@ -65,23 +65,23 @@ class Stream:
         images: Sequence[Image],
         sinks: Sequence[Sink],
         pool: Pool,
-        hurry: threading.Event,
+        training_waits: threading.Event,
         name: Callable[[torch.Tensor], str],
         after: torch.cuda.Event | None = None,
-        pace: Pace | None = None,
-        places: Places | None = None,
+        pace: Throttle | None = None,
+        places: TensorRanges | None = None,
     ) -> None:
         self._sources = [Sources(image) for image in images]
-        self._units = [(file, unit) for file, sources in enumerate(self._sources) for unit in sources.units]
+        self._units = [(file, chunk) for file, sources in enumerate(self._sources) for chunk in sources.chunks]
         self._rearranged = [pair for sources in self._sources for pair in sources.rearranged]
         self._on_device = any(sources.on_device for sources in self._sources)
         self._sinks = sinks
         self._pool = pool
-        self._hurry = hurry
+        self._hurry = training_waits
         self._name = name
         self._after = after
-        self._pace = pace or Pace()
-        self._finite = Finite(places or Places({}))
+        self._pace = pace or Throttle()
+        self._finite = NonFiniteScan(places or TensorRanges({}))
         self._processors = len(os.sched_getaffinity(0))
         self._error: BaseException | None = None
         self._taking = threading.Lock()
@@ -92,7 +92,7 @@ class Stream:
         self._arrived = threading.Condition()
         self._read: dict[int, _Copied] = {}
         self._next_written = 0
-        self._left = [len(sources.units) for sources in self._sources]
+        self._left = [len(sources.chunks) for sources in self._sources]
         self._ended = False
         self._reader = 0
         self._helpers: list[threading.Thread] = []
@@ -188,9 +188,9 @@ class Stream:
                 number = self._next_read
                 self._next_read += 1
                 held = self._hurry.is_set()
-            file, unit = self._units[number]
+            file, chunk = self._units[number]
             try:
-                copier.copy(self._sources[file], unit, block)
+                copier.copy(self._sources[file], chunk, block)
                 # Training that stood still all the while has written nothing. Kernels that it has launched still could.
                 is_live = self._on_device or not (held and self._hurry.is_set())
                 if is_live:
@@ -204,9 +204,9 @@ class Stream:
 
     def _examine(self, number: int, block: Block) -> list[int]:
         """Digests a unit in the block that it is in, and looks through it for what is not finite."""
-        file, unit = self._units[number]
-        digests = self._sinks[file].digest(parts_of(unit, block), unit.offset)
-        self._finite.look(self._sources[file], unit, block.view)
+        file, chunk = self._units[number]
+        digests = self._sinks[file].digest(parts_of(chunk, block), chunk.offset)
+        self._finite.look(self._sources[file], chunk, block.view)
         return digests
 
     def _write(self) -> None:
@@ -216,13 +216,13 @@ class Stream:
             if found is None:
                 return
             number, (block, is_examined) = found
-            file, unit = self._units[number]
+            file, chunk = self._units[number]
             try:
                 if not self._stopped():
                     if not is_examined:
                         self._examine(number, block)
-                    self._pace.wait(unit.size, self._hurry, self._stopped)
-                    self._sinks[file].write(block.view[: unit.size], unit.offset)
+                    self._pace.wait(chunk.size, self._hurry, self._stopped)
+                    self._sinks[file].write(block.view[: chunk.size], chunk.offset)
             except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
                 self._error = self._error or error
             finally:
@@ -265,10 +265,10 @@ class Stream:
                 number = self._to_check.pop()
             except IndexError:
                 return
-            file, unit = self._units[number]
-            with copier.now(self._sources[file], unit) as parts:
-                now = self._sinks[file].digest(parts, unit.offset)
-            for part, before, after in zip(unit.parts, self._digests[number], now, strict=True):
+            file, chunk = self._units[number]
+            with copier.now(self._sources[file], chunk) as parts:
+                now = self._sinks[file].digest(parts, chunk.offset)
+            for part, before, after in zip(chunk.parts, self._digests[number], now, strict=True):
                 tensor = self._sources[file].tensor(part)
                 if before != after and tensor is not None:
                     self._torn.append(self._name(tensor))

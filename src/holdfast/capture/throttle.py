@@ -17,7 +17,7 @@ _LOOK_SECONDS = 0.05
 
 
 @dataclass
-class Pace:
+class Throttle:
     """What the writers of a training's snapshots keep to.
 
     Args:
@@ -39,12 +39,12 @@ class Pace:
         if number is not None and value is not None:
             ctypes.CDLL(None).syscall(number, *_THIS_THREAD, value)
 
-    def wait(self, size: int, hurry: threading.Event, stopped: Callable[[], bool]) -> None:
+    def wait(self, size: int, training_waits: threading.Event, stopped: Callable[[], bool]) -> None:
         """Waits until so many bytes may be written. For training that waits, or for a stop, there is no limit.
 
         Args:
             size: How many bytes.
-            hurry: Set while training waits.
+            training_waits: Set while training waits.
             stopped: Whether the save has been given up.
         """
         if self.bytes_per_second is None:
@@ -52,7 +52,7 @@ class Pace:
         with self._lock:
             # Its own bytes count, not only those before it: a save may be one block, and the largest may come last.
             turn = self._free_at = max(self._free_at, time.monotonic()) + size / self.bytes_per_second
-        while not (self.pressing or hurry.is_set() or stopped()):
+        while not (self.pressing or training_waits.is_set() or stopped()):
             left = turn - time.monotonic()
             if left <= 0:
                 return

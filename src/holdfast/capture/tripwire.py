@@ -17,7 +17,7 @@ _PLACE_BYTES = 64
 _version = attrgetter("_version")
 
 
-class Mark(NamedTuple):
+class Fingerprint(NamedTuple):
     """How the tensors looked at one moment."""
 
     pointers: list[int]
@@ -28,7 +28,7 @@ class Mark(NamedTuple):
     """On CUDA, what is enqueued before this mark: the update itself."""
 
 
-class Net:
+class WriteDetector:
     """Marks a set of tensors, and compares marks.
 
     Args:
@@ -52,9 +52,9 @@ class Net:
         self._on_device = [(i, o, n) for i, o, n in places if self._tensors[i].device.type == "cuda"]
         self._views = [_bytes_of(self._tensors[i])[o : o + n] for i, o, n in self._on_device]
 
-    def mark(self) -> Mark:
+    def mark(self) -> Fingerprint:
         """How the tensors look now."""
-        return Mark(
+        return Fingerprint(
             list(map(torch.Tensor.data_ptr, self._marked)),
             list(map(_version, self._marked)),
             b"".join(self._windows),
@@ -62,7 +62,7 @@ class Net:
             torch.cuda.current_stream(self._views[0].device).record_event() if self._views else None,
         )
 
-    def changed(self, then: Mark, now: Mark) -> list[str]:
+    def changed(self, then: Fingerprint, now: Fingerprint) -> list[str]:
         """The names of tensors that are seen to differ between two marks."""
         moved = {
             name
@@ -90,7 +90,7 @@ class Net:
 
 
 def _places(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, int]]:
-    """Places spread evenly over the bytes of all tensors: index, offset, size."""
+    """TensorRanges spread evenly over the bytes of all tensors: index, offset, size."""
     sizes = [tensor.nbytes if _is_plain(tensor) else 0 for tensor in tensors]
     total = sum(sizes)
     found, index, before = [], 0, 0

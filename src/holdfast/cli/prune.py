@@ -15,7 +15,7 @@ from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
 from holdfast.store import catalog, retention
 from holdfast.store.catalog import Entry
-from holdfast.store.retention import Keep, StillWantedError, Verdict
+from holdfast.store.retention import RetentionPolicy, StillWantedError, Verdict
 
 
 def prune(
@@ -33,7 +33,7 @@ def prune(
         raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
     if not run.is_dir():
         raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
-    keep = Keep(0, 0, every=keep_every, last=keep_last)
+    keep = RetentionPolicy(0, 0, every=keep_every, last=keep_last)
     verdicts = _judge(run, keep)
     going = [verdict.entry for verdict in verdicts if verdict.kept is None]
     if not json:
@@ -55,18 +55,18 @@ def prune(
         raise HoldfastError("; ".join(problems), hint="the others are deleted; to go on, do the same again")
 
 
-def _judge(run: Path, keep: Keep) -> list[Verdict]:
+def _judge(run: Path, keep: RetentionPolicy) -> list[Verdict]:
     """What goes and what stays as of now; a run that is alive saves and deletes all the time."""
     directory = RunDirectory(run)
     if directory.control.exists():
         directory.open()
     found = catalog.entries(run)
     why = needed(directory, found)
-    verdicts = retention.judge(found, identity_of(directory, found), keep, spared=why)
+    verdicts = retention.judge(found, identity_of(directory, found), keep, protected=why)
     return [replace(v, kept=why[v.entry.path]) if v.kept == retention.NEEDED else v for v in verdicts]
 
 
-def _delete(run: Path, keep: Keep, agreed: set[str]) -> tuple[list[str], list[str]]:
+def _delete(run: Path, keep: RetentionPolicy, agreed: set[str]) -> tuple[list[str], list[str]]:
     """Deletes what was agreed to and still may go, by whatever name it has by now. Gives attempts, and problems."""
     directory = RunDirectory(run)
     deleted, problems = [], []

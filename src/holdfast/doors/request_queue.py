@@ -16,7 +16,7 @@ _LOOK_SECONDS = 0.1
 _STATUS_SECONDS = 1.0
 
 
-class Reception:
+class RequestQueue:
     """Collects requests from the run directory, and keeps the status file fresh.
 
     Args:

@@ -11,25 +11,25 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.optimizer_hook import OptimizerHook
 from holdfast.capture.snapshot import Snapshots, Subject
-from holdfast.capture.staging_budget import Reserve
-from holdfast.capture.throttle import Pace
-from holdfast.doors.request_queue import Reception
+from holdfast.capture.staging_budget import StagingBudget
+from holdfast.capture.throttle import Throttle
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.engine.follow_saver import Member
 from holdfast.engine.lead_saver import Leader
-from holdfast.engine.pending_save import Ticket
+from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.saver import Service
-from holdfast.engine.shutdown import Stopping
+from holdfast.engine.shutdown import Shutdown
 from holdfast.errors import HoldfastError
 from holdfast.ranks.channel import joined
-from holdfast.ranks.heartbeat import LEFT, Beat
+from holdfast.ranks.heartbeat import LEFT, Heartbeat
 from holdfast.ranks.launcher import stopped_after_save
-from holdfast.ranks.membership import Roll
+from holdfast.ranks.membership import Membership
 from holdfast.resume import open_run as opening
-from holdfast.resume.open_run import Origin
+from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Answer, Request
 from holdfast.settings import Settings
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 
 
 class Engine:
@@ -52,7 +52,7 @@ class Engine:
         self,
         output_dir: Path,
         settings: Settings,
-        keep: Keep,
+        keep: RetentionPolicy,
         resume: str | bool | None,
         layout: str,
         say: Callable[[str], None],
@@ -61,18 +61,18 @@ class Engine:
         self._print = say
         self.channel = joined(settings.rank_timeout_seconds)
         if self.channel is None:
-            opened = opening.alone(output_dir, resume, layout, self.say)
+            opened = opening.open_single(output_dir, resume, layout, self.say)
         elif self.channel.rank == 0:
-            opened = opening.lead(self.channel, output_dir, resume, layout, self.say)
+            opened = opening.open_rank0(self.channel, output_dir, resume, layout, self.say)
         else:
-            opened = opening.follow(self.channel, output_dir)
+            opened = opening.open_follower(self.channel, output_dir)
         self.run = opened.run
-        self.origin = Origin(opened, self.channel, resume, layout, self.say)
+        self.origin = Resumption(opened, self.channel, resume, layout, self.say)
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self.gate = Gate(self._wake)
-        self._stopping = Stopping(self, settings.stop_grace_seconds)
-        self._roll: Roll | None = None
-        self._reception: Reception | Beat
+        self._stopping = Shutdown(self, settings.stop_grace_seconds)
+        self._roll: Membership | None = None
+        self._reception: RequestQueue | Heartbeat
         self._service: Service | Member
         self._set_up(keep)
         self._training_thread = threading.current_thread()
@@ -85,21 +85,21 @@ class Engine:
         self.stop_requested = False
         self.finished = False
 
-    def _set_up(self, keep: Keep) -> None:
+    def _set_up(self, keep: RetentionPolicy) -> None:
         if self.channel is not None and self.channel.rank:
-            beat = Beat(self.channel, self._describe, self.say)
+            beat = Heartbeat(self.channel, self._describe, self.say)
             self._reception = beat
             self._service = Member(
                 self.channel, beat, self.run, self.gate, self.say, self._on_stop, self._stopping.hurry
             )
             return
-        reception = Reception(self.run, self.settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
+        reception = RequestQueue(self.run, self.settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
         self._reception = reception
         served = (self.run, self.gate, reception, keep, self.say, self._on_stop, lambda: self._stopping.seconds_left)
         if self.channel is None:
             self._service = Service(*served)
             return
-        self._roll = Roll(
+        self._roll = Membership(
             self.channel, reception.accept, lambda ranks: self.run.status.update(ranks=tuple(ranks)), self._on_left
         )
         self._service = Leader(self.channel, self._roll, *served)
@@ -186,10 +186,10 @@ class Engine:
             step: Where it begins: 0 unless it is resumed.
             max_steps: Where it ends; 0 if that is not known.
         """
-        reserve = Reserve(self.settings.staging_memory)
+        reserve = StagingBudget(self.settings.staging_memory)
         self._subject = subject
         self._training_thread = threading.current_thread()
-        pace = Pace(self.settings.save_rate_limit, self.settings.save_io_priority)
+        pace = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
         self._snapshots = Snapshots(subject, self.gate, reserve.pool, pace)
         self._hook = OptimizerHook(self.gate, subject.parameters())
         self.run.status.beat(step)
@@ -222,7 +222,7 @@ class Engine:
         recorded, mark = self._subject.record(), self._snapshots.mark()
         if self._snapshots.copied_buffers != copied:
             self.run.status.update(copied_buffers=dict(self._snapshots.copied_buffers))
-        if (reason := self._snapshots.unreadable) and not self.gate.only_when_parked:
+        if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
             self._service.stand_still(reason)
         boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
         self.run.status.beat(step)
@@ -235,9 +235,9 @@ class Engine:
         self.gate.enter_update()
         yield
 
-    def ask(self, request: Request) -> Ticket:
+    def ask(self, request: Request) -> PendingSave:
         """Asks for a save from this process; the ticket learns what becomes of it."""
-        ticket = self._service.tickets[request.id] = Ticket(request.id, self._wait_for)
+        ticket = self._service.tickets[request.id] = PendingSave(request.id, self._wait_for)
         self._reception.hear(request)
         return ticket
 
@@ -301,9 +301,9 @@ class Engine:
                 "training waits for a save in the middle of an update, where there is nothing whole to save",
                 hint="call step() first, or do not wait",
             )
-        with self.gate.parked():
+        with self.gate.blocked():
             self._wake()
-            return self.gate.stand(answered.is_set, seconds)
+            return self.gate.block_until(answered.is_set, seconds)
 
     def _save_before_it_leaves(self, error: Exception) -> None:
         """The last boundary is as good as ever, whatever has happened after it."""
@@ -329,7 +329,7 @@ class Engine:
             "step": now.step,
             "boundary": boundary.number if boundary else 0,
             "phase": LEFT if self._left else now.phase,
-            "held": self.gate.held_since is not None,
+            "held": self.gate.blocked_since is not None,
         }
 
     def _on_left(self) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
-from holdfast.capture.staging_budget import Reserve
+from holdfast.capture.staging_budget import StagingBudget
 from holdfast.engine.saver_base import Serving
 from holdfast.errors import RanksError, TornError
 from holdfast.ranks.agreement import Offer, join
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Record
-from holdfast.ranks.heartbeat import Beat
+from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.keys import begun_key, call_key, done_key, ended_key, outcome_key, record_key, stage_key
 from holdfast.run.request import Answer
 from holdfast.run.run import Run
@@ -42,7 +42,7 @@ class Member(Serving):
     def __init__(
         self,
         channel: Channel,
-        beat: Beat,
+        beat: Heartbeat,
         run: Run,
         gate: Gate,
         say: Callable[[str], None],
@@ -57,7 +57,7 @@ class Member(Serving):
         self._on_stop = on_stop
         self._on_alone = on_alone
 
-    def start(self, snapshots: Snapshots, reserve: Reserve) -> None:
+    def start(self, snapshots: Snapshots, reserve: StagingBudget) -> None:
         """Begins to take part."""
         self._channel.put(begun_key(self._channel.rank), True)
         super().start(snapshots, reserve)
@@ -92,7 +92,7 @@ class Member(Serving):
 
     def stand_still(self, reason: str) -> None:
         """From now on, snapshots are taken while training stands still at a boundary."""
-        self._gate.only_when_parked = True
+        self._gate.only_when_blocked = True
         self._run.journal.write("capture", rank=self._channel.rank, mode="at a boundary", reason=reason)
 
     def refuse(self, why: str) -> None:
@@ -103,7 +103,7 @@ class Member(Serving):
                 ticket.resolve(Answer(saved=False, step=step, error=why))
 
     def _stand_until(self, settled: Callable[[], bool]) -> None:
-        self._gate.stand(lambda: not self._thread.is_alive() or settled())
+        self._gate.block_until(lambda: not self._thread.is_alive() or settled())
 
     def _serve(self) -> None:
         number = 0
@@ -137,7 +137,7 @@ class Member(Serving):
     def _take_part(self, number: int, call: dict[str, Any]) -> None:
         boundary = None
         try:
-            offer = Offer(self._gate.offer(max(self._useless, call["after"])), self._gate.is_parked)
+            offer = Offer(self._gate.offer(max(self._stale_before, call["after"])), self._gate.is_blocked)
             decision = self._channel.agree(join(number, self._channel.rank, offer, self._channel.seconds))
             if decision.boundary is not None:
                 boundary = self._gate.take(decision.boundary, self._is_over(number))
@@ -171,14 +171,14 @@ class Member(Serving):
         elif not names.is_staging(staged):
             record = Record(error=f"{staged!r} is no staging directory")
         else:
-            record = self._write(replace(boundary, common=told["common"]), self._run.root / staged)
+            record = self._write(replace(boundary, rank0_digests=told["common"]), self._run.root / staged)
         self._channel.put(record_key(number, self._channel.rank), asdict(record))
 
     def _write(self, boundary: Boundary, directory: Path) -> Record:
         assert self._in_use is not None
         snapshots, reserve = self._in_use
-        if not snapshots.settled(boundary):
-            if not self._gate.is_parked:
+        if not snapshots.is_still_valid(boundary):
+            if not self._gate.is_blocked:
                 return Record(error="its state was given other tensors since the boundary; ask again")
             boundary = replace(boundary, mark=snapshots.mark())
         begun = time.monotonic()
@@ -186,8 +186,8 @@ class Member(Serving):
             snapshot = snapshots.of(boundary)
             sealed = commit.seal_files(directory, snapshot.write(directory), digest.of_descriptor)
         except TornError as torn:
-            at_rest = self._gate.only_when_parked
-            self._useless = boundary.number
+            at_rest = self._gate.only_when_blocked
+            self._stale_before = boundary.number
             if not at_rest:
                 self.stand_still(str(torn))
             return Record(torn=torn.names, at_rest=at_rest)

@@ -17,7 +17,7 @@ from holdfast.layouts import native
 from holdfast.ranks.agreement import Decision, Offer
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Coordinator, Record
-from holdfast.ranks.membership import Roll
+from holdfast.ranks.membership import Membership
 from holdfast.run.request import Answer, Request
 
 # A step that training does not come to: nobody knows where all ranks could leave together.
@@ -35,7 +35,7 @@ class Leader(Service):
         *args: As `Service` takes them.
     """
 
-    def __init__(self, channel: Channel, roll: Roll, *args: Any) -> None:
+    def __init__(self, channel: Channel, roll: Membership, *args: Any) -> None:
         super().__init__(*args)
         self._channel = channel
         self._roll = roll
@@ -59,7 +59,7 @@ class Leader(Service):
         """
         try:
             if together and self._thread.is_alive():
-                self._gate.stand(self._coordinator.others_are_done)
+                self._gate.block_until(self._coordinator.others_are_done)
         except RanksError as error:
             self._say(f"ending without the other ranks: {error}")
         super().close(together=together)
@@ -111,11 +111,11 @@ class Leader(Service):
 
     def _called(self, stop: bool) -> Decision:
         def offer() -> Offer:
-            return Offer(self._gate.offer(self._useless), self._gate.is_parked)
+            return Offer(self._gate.offer(self._stale_before), self._gate.is_blocked)
 
         begun = time.monotonic()
         try:
-            decision = self._coordinator.call(offer, stop=stop, after=self._useless)
+            decision = self._coordinator.call(offer, stop=stop, after=self._stale_before)
         except RanksError as error:
             return Decision(None, str(error))
         seconds = round(time.monotonic() - begun, 4)
@@ -152,7 +152,7 @@ class Leader(Service):
         not_finite: list[str] = []
 
         def write(directory: Path) -> Mapping[str, str]:
-            self._coordinator.stage(directory.name, snapshots.common(boundary))
+            self._coordinator.stage(directory.name, snapshots.rank0_digests(boundary))
             known = own.write(directory)
             records = self._coordinator.gather()
             pieces.extend([own.tensors(), *(record.tensors for record in records)])

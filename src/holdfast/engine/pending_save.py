@@ -7,7 +7,7 @@ from holdfast.errors import SaveError, WaitTimeoutError
 from holdfast.run.request import Answer
 
 
-class Ticket:
+class PendingSave:
     """One request made from Python.
 
     Args:

@@ -11,7 +11,7 @@ _SCHEDULE = (1.0, 300.0)
 _STOP = (0.5, 4.0)
 
 
-class Again:
+class Retry:
     """The requests that are tried again: the schedule's, until any save succeeds; a stop's, until its grace is over.
 
     Others are not: who asked hears at once that it failed, and decides.
@@ -22,8 +22,8 @@ class Again:
 
     def __init__(self, seconds_left: Callable[[], float | None]) -> None:
         self._seconds_left = seconds_left
-        self._schedule = _Pauses(*_SCHEDULE)
-        self._stop = _Pauses(*_STOP)
+        self._schedule = _Backoff(*_SCHEDULE)
+        self._stop = _Backoff(*_STOP)
         self._why = ""
         self._stops: list[Request] = []
 
@@ -86,7 +86,7 @@ class Again:
         return min((s for s in (self._schedule.seconds, self._stop.seconds) if s is not None), default=None)
 
 
-class _Pauses:
+class _Backoff:
     """Pauses that double, from the first to the longest."""
 
     def __init__(self, first: float, longest: float) -> None:

@@ -24,7 +24,7 @@ def save(
     run: Run,
     snapshot: Snapshot,
     requests: Sequence[Request],
-    keep: retention.Keep,
+    keep: retention.RetentionPolicy,
     patient: Sequence[Request] = (),
 ) -> Answer:
     """Saves a snapshot and answers everybody who asked for it. Training outlives a save that fails.
@@ -76,7 +76,7 @@ def save(
     tell(run, answer, requests, patient)
     run.status.update(phase=phase)
     if answer.saved:
-        _retain(run, keep, snapshot.spared)
+        _retain(run, keep, snapshot.protected)
     return answer
 
 
@@ -147,9 +147,9 @@ def tell(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequenc
     answer_all(run, answer, requests if answer.saved else [request for request in requests if request not in patient])
 
 
-def _retain(run: Run, keep: retention.Keep, spared: Iterable[Path]) -> None:
+def _retain(run: Run, keep: retention.RetentionPolicy, protected: Iterable[Path]) -> None:
     try:
-        surplus = retention.surplus(run.catalog.entries(), run.identity, keep, spared)
+        surplus = retention.surplus(run.catalog.entries(), run.identity, keep, protected)
     except OSError as error:
         run.journal.write("not deleted", path=str(run.root), problem=str(error))
         return

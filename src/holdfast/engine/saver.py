@@ -9,14 +9,14 @@ from dataclasses import replace
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshot, Snapshots
-from holdfast.doors.request_queue import Reception
+from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine import save as saving
-from holdfast.engine.retry import Again
+from holdfast.engine.retry import Retry
 from holdfast.engine.saver_base import Serving
 from holdfast.errors import LeaseLostError, TornError
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
@@ -41,8 +41,8 @@ class Service(Serving):
         self,
         run: Run,
         gate: Gate,
-        reception: Reception,
-        keep: Keep,
+        reception: RequestQueue,
+        keep: RetentionPolicy,
         say: Callable[[str], None],
         on_stop: Callable[[int | None], None],
         seconds_left: Callable[[], float | None] = lambda: None,
@@ -57,7 +57,7 @@ class Service(Serving):
         self._awake = False
         self._again: list[Request] = []
         self._open: list[Request] = []
-        self._tries = Again(seconds_left)
+        self._tries = Retry(seconds_left)
         self._merge_until = 0.0
 
     def wake(self) -> None:
@@ -73,9 +73,9 @@ class Service(Serving):
         """
         if self._gate.boundary is None:
             return
-        with self._gate.parked():
+        with self._gate.blocked():
             self.wake()
-            self._gate.stand(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
+            self._gate.block_until(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
 
     def close(self, *, together: bool) -> None:
         """Serves what waits, as far as there is a boundary to save, and ends the thread.
@@ -84,15 +84,15 @@ class Service(Serving):
             together: Whether all ranks come to their end; of no account where there is one.
         """
         if self._thread.is_alive():
-            with self._gate.parked():
+            with self._gate.blocked():
                 self._closing = True
                 self._tries.hurry()
                 self.wake()
-                self._gate.stand(lambda: not self._thread.is_alive())
+                self._gate.block_until(lambda: not self._thread.is_alive())
 
     def stand_still(self, reason: str) -> None:
         """From now on, snapshots are taken while training stands still at a boundary."""
-        self._gate.only_when_parked = True
+        self._gate.only_when_blocked = True
         self._run.status.update(capture=reason)
         self._run.journal.write("capture", mode="at a boundary", reason=reason)
 
@@ -128,7 +128,7 @@ class Service(Serving):
 
     def _serve_once(self) -> bool:
         """Takes one snapshot, and answers for it; False where there will be no boundary to take."""
-        boundary = self._gate.shut(self._useless, self._is_hopeless)
+        boundary = self._gate.shut(self._stale_before, self._is_hopeless)
         if boundary is None:
             return False
         try:
@@ -156,7 +156,7 @@ class Service(Serving):
         """Gives more requests the time to come in, unless training or a stop waits for this one."""
         with self._changed:
             while time.monotonic() < self._merge_until:
-                hurried = self._closing or self._gate.is_shut or self._gate.is_parked or self._reception.stop_waits
+                hurried = self._closing or self._gate.is_shut or self._gate.is_blocked or self._reception.stop_waits
                 if hurried or self._again:
                     return
                 self._changed.wait(0.01)
@@ -166,9 +166,9 @@ class Service(Serving):
         snapshots, reserve = self._in_use
         if boundary.scheduled and boundary.number != self._saved_number:
             requests.append(Request("schedule", why=boundary.scheduled))
-        if not snapshots.settled(boundary):
-            if not self._gate.is_parked:
-                self._useless = boundary.number
+        if not snapshots.is_still_valid(boundary):
+            if not self._gate.is_blocked:
+                self._stale_before = boundary.number
                 self._again = requests
                 return
             boundary = replace(boundary, mark=snapshots.mark())
@@ -179,7 +179,7 @@ class Service(Serving):
             saving.answer_all(self._run, self.last_answer, requests)
             self._conclude(self.last_answer, requests)
             return
-        held = self._gate.held_seconds
+        held = self._gate.blocked_seconds
         stops = [request for request in requests if request.stop]
         snapshots.pace.pressing = bool(stops)
         hung: list[float] = []
@@ -199,7 +199,7 @@ class Service(Serving):
             self._saved_number = boundary.number
             self.published.append(answer)
             self._reception.saved()
-        waited = self._gate.held_seconds - held
+        waited = self._gate.blocked_seconds - held
         if waited:
             self._run.journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=snapshots.streamed)
         self._tell_of_waiting(snapshots, waited)
@@ -211,7 +211,7 @@ class Service(Serving):
         self._run.status.update(
             staging_bytes=reserve.pool.bytes,
             writes=snapshots.writes,
-            held_seconds=round(self._gate.held_seconds, 3),
+            held_seconds=round(self._gate.blocked_seconds, 3),
         )
         if hung and self._tries.schedule(requests, 0.0) is not None:
             self._tries.hurry()  # what was due meanwhile has passed unsaved
@@ -237,14 +237,14 @@ class Service(Serving):
 
     def _try_again(self, torn: TornError, boundary: Boundary, requests: list[Request]) -> None:
         """Somebody writes past the gate: from now on snapshots are taken while training stands still."""
-        stands_still = self._gate.only_when_parked
+        stands_still = self._gate.only_when_blocked
         if torn.at_rest or (torn.at_rest is None and stands_still):
             answer = Answer(saved=False, step=boundary.step, error=str(torn))
             saving.answer_all(self._run, answer, requests)
             self._conclude(answer, requests)
             return
         self._again = requests
-        self._useless = boundary.number
+        self._stale_before = boundary.number
         if not stands_still:
             self.stand_still(str(torn))
         self._say(f"{torn}. Saves are taken at boundaries from now on, and training waits for them. {torn.hint}")

@@ -7,9 +7,9 @@ from collections import deque
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
-from holdfast.capture.staging_budget import Reserve
-from holdfast.engine.pending_save import Ticket
-from holdfast.engine.watchdog import Patience
+from holdfast.capture.staging_budget import StagingBudget
+from holdfast.engine.pending_save import PendingSave
+from holdfast.engine.watchdog import Watchdog
 from holdfast.run.request import Answer
 
 
@@ -23,13 +23,13 @@ class Serving(ABC):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self._thread = threading.Thread(target=self._serve, name="holdfast-engine", daemon=True)
-        self._in_use: tuple[Snapshots, Reserve] | None = None
+        self._in_use: tuple[Snapshots, StagingBudget] | None = None
         self._closing = False
         self._busy = False
-        self._patience = Patience()
-        self._useless = -1
+        self._patience = Watchdog()
+        self._stale_before = -1
         self._saved_number = -1
-        self.tickets: dict[str, Ticket] = {}
+        self.tickets: dict[str, PendingSave] = {}
         """Who waits in this process, by the request's id."""
         self.published: deque[Answer] = deque()
         """What was saved and is still to be told to those who must see the finished directory."""
@@ -37,7 +37,7 @@ class Serving(ABC):
         self.stop_saved: bool | None = None
         """Whether the save of a stop succeeded; None as long as none was asked for or answered."""
 
-    def start(self, snapshots: Snapshots, reserve: Reserve) -> None:
+    def start(self, snapshots: Snapshots, reserve: StagingBudget) -> None:
         """Begins to serve."""
         self._in_use = (snapshots, reserve)
         self._thread.start()

@@ -56,7 +56,7 @@ class Training(Protocol):
         """Answers who still waits, and closes the run."""
 
 
-class Stopping:
+class Shutdown:
     """Turns signals into requests, and ends the process at the deadline of a stop.
 
     Args:

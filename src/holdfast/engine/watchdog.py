@@ -10,7 +10,7 @@ _SECONDS = 60.0
 _TIMES = 5
 
 
-class Patience:
+class Watchdog:
     """Watches saves, and tells when one takes so long that the storage must hang."""
 
     def __init__(self) -> None:

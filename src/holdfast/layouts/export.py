@@ -13,7 +13,7 @@ from holdfast.layouts.image import read_json
 from holdfast.layouts.pieces import assemble
 from holdfast.layouts.safetensors import writing as tensor_file
 from holdfast.layouts.safetensors.reading import opened
-from holdfast.state.part import ASIDE
+from holdfast.state.part import SIDECAR_PREFIX
 from holdfast.store import files, names
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
@@ -69,7 +69,9 @@ def _leave_models(checkpoint: Path, manifest: Manifest, staging: Path) -> None:
         part = path.removesuffix(".json")
         if part == path or "/" in path or not _is_model(checkpoint / path):
             continue
-        own = {name: told for name, told in manifest.tensors.get(part, {}).items() if not name.startswith(ASIDE)}
+        own = {
+            name: told for name, told in manifest.tensors.get(part, {}).items() if not name.startswith(SIDECAR_PREFIX)
+        }
         if own:
             _put_together(checkpoint, own, staging / (part + _TENSORS))
         elif part not in manifest.tensors and part + _TENSORS in listed:

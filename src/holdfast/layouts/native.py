@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from holdfast.errors import CheckpointError, SaveError, UnsupportedError
 from holdfast.layouts.image import Image, json_image
 from holdfast.layouts.safetensors import writing as tensor_file
-from holdfast.state.part import ASIDE, Stored
-from holdfast.state.sharding import Place
+from holdfast.state.part import SIDECAR_PREFIX, Stored
+from holdfast.state.sharding import ShardRange
 from holdfast.store import grid, names
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Tensors = Mapping[str, Mapping[str, Any]]
 
 _TENSORS = ".safetensors"
 _ASIDE = ".aside.safetensors"
-ENDINGS = {_TENSORS: "", _ASIDE: ASIDE}
+ENDINGS = {_TENSORS: "", _ASIDE: SIDECAR_PREFIX}
 """The files of a part's tensors where one process writes all, each with how its tensors' names begin elsewhere."""
 REST = ".json"
 """The ending of the file of what of a part is no tensor."""
@@ -77,7 +77,7 @@ def images(
 
 def pieces(
     parts: Sequence[tuple[str, Mapping[str, "torch.Tensor"], Stored]],
-    places: Mapping[str, Mapping[str, Place]],
+    places: Mapping[str, Mapping[str, ShardRange]],
     rank: int,
     size: int,
 ) -> Tensors:
@@ -96,8 +96,8 @@ def pieces(
         told = found[name] = {key: {"shape": list(place.shape), "pieces": []} for key, place in known.items()}
         for ending, tensors in _by_file(live, stored, rank).items():
             for own, tensor in tensors.items():
-                key = ASIDE + own if ending == _ASIDE else own
-                place = known.get(key) or Place.whole(tensor.shape)
+                key = SIDECAR_PREFIX + own if ending == _ASIDE else own
+                place = known.get(key) or ShardRange.whole(tensor.shape)
                 entry = told.setdefault(key, {"shape": list(place.shape), "pieces": []})
                 file = _path(name, ending, rank, size)
                 entry["pieces"].append({"file": file, "offset": list(place.offset), "lengths": list(place.lengths)})
@@ -182,8 +182,10 @@ def _fitting(path: str, part: str, size: int) -> str:
 def _by_file(live: Mapping[str, "torch.Tensor"], stored: Stored, rank: int) -> dict[str, dict[str, "torch.Tensor"]]:
     """The tensors of a part that go to each file, by its ending, and by their names there."""
     tensors = {**live, **stored.tensors} if rank == 0 else live
-    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(ASIDE)}
-    aside = {key.removeprefix(ASIDE): tensor for key, tensor in tensors.items() if key.startswith(ASIDE)}
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(SIDECAR_PREFIX)}
+    aside = {
+        key.removeprefix(SIDECAR_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(SIDECAR_PREFIX)
+    }
     return {ending: held for ending, held in ((_TENSORS, own), (_ASIDE, aside)) if held}
 
 

@@ -11,15 +11,15 @@ from holdfast.layouts import image, native
 from holdfast.layouts.image import decode_json
 from holdfast.layouts.pieces import reads, require_shape, room, wanted_place
 from holdfast.layouts.safetensors.reading import TensorFile
-from holdfast.state.part import ASIDE, RESERVED, Given, Stored
-from holdfast.state.sharding import Place
+from holdfast.state.part import RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
+from holdfast.state.sharding import ShardRange
 from holdfast.store import files, reading
 from holdfast.store.manifest import File
 
 if TYPE_CHECKING:
     import torch
 
-Places = Callable[[str, str, tuple[int, ...]], Place | None]
+TensorRanges = Callable[[str, str, tuple[int, ...]], ShardRange | None]
 """For a part, a tensor's name and its whole shape, which range this process needs; None for all of it."""
 
 
@@ -49,7 +49,7 @@ class NativeReading:
         tensors: native.Tensors,
         rank: int = 0,
         own: bool = False,
-        places: Places | None = None,
+        places: TensorRanges | None = None,
         memory: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
     ) -> None:
         self._directory = directory
@@ -107,11 +107,13 @@ class NativeReading:
     def _part(self, part: str, rest: Any, own: str) -> Stored:
         told = dict(self._tensors.get(part) or self._of_one_process(part))
         # Each of the files says all of them.
-        first = next((entry["pieces"][0]["file"] for name, entry in told.items() if not name.startswith(ASIDE)), None)
+        first = next(
+            (entry["pieces"][0]["file"] for name, entry in told.items() if not name.startswith(SIDECAR_PREFIX)), None
+        )
         metadata = {} if first is None else self._file(first).metadata
         if own in self._listed:
             told |= self._whole_in(own)
-        tensors = Given()
+        tensors = LoadedTensors()
         for name, entry in told.items():
             tensors[name], is_live = self._tensor(part, name, entry, plain=entry["pieces"][0]["file"] == own)
             if not is_live:
@@ -139,7 +141,7 @@ class NativeReading:
         place = wanted_place(
             name, tuple(entry["shape"]), lambda name, shape: self._places and self._places(part, name, shape)
         )
-        inside = name if plain else name.removeprefix(ASIDE)
+        inside = name if plain else name.removeprefix(SIDECAR_PREFIX)
         pieces = [(self._file(file), read) for file, read in reads(name, entry["pieces"], place)]
         for file, read in pieces:
             require_shape(file.file.path, inside, read.piece, file.shape(inside))

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.safetensors.reading import Opened, opened
-from holdfast.state.part import ASIDE
-from holdfast.state.sharding import Place
+from holdfast.state.part import SIDECAR_PREFIX
+from holdfast.state.sharding import ShardRange
 
 if TYPE_CHECKING:
     import torch
 
 _HUGE = 2 << 20
 
-Wanted = Callable[[str, tuple[int, ...]], Place | None]
+Wanted = Callable[[str, tuple[int, ...]], ShardRange | None]
 """Which range of a tensor, of a name and a whole shape, a process needs; None for all of it."""
 
 
@@ -83,7 +83,7 @@ def assemble(directory: Path, told: Mapping[str, Mapping[str, Any]], wanted: Wan
     return {name: found[name] for name in told}
 
 
-def reads(name: str, pieces: Sequence[Mapping[str, Any]], place: Place) -> list[tuple[str, Read]]:
+def reads(name: str, pieces: Sequence[Mapping[str, Any]], place: ShardRange) -> list[tuple[str, Read]]:
     """The ranges of pieces that make up a place, each with its file; nothing of the first where the place is empty."""
     found = []
     for piece in pieces:
@@ -115,14 +115,14 @@ def require_shape(file: str, name: str, told: tuple[int, ...], there: tuple[int,
         )
 
 
-def wanted_place(name: str, shape: tuple[int, ...], wanted: Wanted) -> Place:
+def wanted_place(name: str, shape: tuple[int, ...], wanted: Wanted) -> ShardRange:
     """The range that is read of a tensor."""
     place = wanted(name, shape)
-    return place if place is not None and place.shape == shape else Place.whole(shape)
+    return place if place is not None and place.shape == shape else ShardRange.whole(shape)
 
 
 def _take(source: Opened, shapes: Mapping[str, tuple[int, ...]], file: str, read: Read) -> "torch.Tensor":
-    own = read.name.removeprefix(ASIDE)
+    own = read.name.removeprefix(SIDECAR_PREFIX)
     require_shape(file, own, read.piece, shapes.get(own))
     # A sparse one, which is always whole, has no ranges.
     return source.take(own) if read.lengths == read.piece else source.take(own, read.begin, read.lengths)

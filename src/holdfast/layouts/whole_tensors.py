@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from holdfast.layouts.safetensors.header import HeaderError, Tensor, exactly
-from holdfast.state.part import ASIDE
+from holdfast.state.part import SIDECAR_PREFIX
 from holdfast.store.manifest import Manifest
 
 SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(?=\.safetensors$)")
@@ -97,7 +97,7 @@ def gather(manifest: Manifest, headers: Mapping[str, Sequence[Tensor]]) -> list[
     found = []
     for tensors in manifest.tensors.values():
         for name, told in tensors.items():
-            own = name.removeprefix(ASIDE)
+            own = name.removeprefix(SIDECAR_PREFIX)
             if len(told["pieces"]) > 1 and all(piece["file"] in headers for piece in told["pieces"]):
                 taken = [(piece, held.pop((piece["file"], own), None)) for piece in told["pieces"]]
                 found.append(_whole(own, told["shape"], taken))

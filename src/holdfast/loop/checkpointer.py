@@ -11,17 +11,17 @@ from typing import Any, Literal
 import torch
 
 from holdfast.engine.engine import Engine
-from holdfast.engine.pending_save import Ticket
+from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError, Stopped
 from holdfast.layouts import native
 from holdfast.loop.restore import load_into
 from holdfast.loop.subject import LoopState
-from holdfast.resume.choose import Chosen
+from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Request, clean_label
 from holdfast.settings import validated
-from holdfast.state.data.cursor import DataPosition
+from holdfast.state.data.cursor import DataCursor
 from holdfast.state.registry import parts_of
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 
 # A loss on a device is looked at this often for the status: looking waits for the device.
 _LOSS_SECONDS = 1.0
@@ -109,12 +109,12 @@ class Checkpointer:
             raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         found = parts_of({name: part for name, part in parts.items() if name not in generators})
-        keep = Keep(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+        keep = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
         self._engine = Engine(Path(output_dir), settings, keep, resume, native.NAME, say)
         chosen = self._engine.origin.chosen
-        self._data = None if data is None else DataPosition(data)
-        spared = [chosen.path] if chosen else []
-        self._state = LoopState(found, generators, self._data, spared, self._engine.rank, self._engine.world_size)
+        self._data = None if data is None else DataCursor(data)
+        protected = [chosen.path] if chosen else []
+        self._state = LoopState(found, generators, self._data, protected, self._engine.rank, self._engine.world_size)
         self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
         self._save_steps = save_steps
         self._strict = strict
@@ -232,7 +232,7 @@ class Checkpointer:
         """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken."""
         return self._engine.update()
 
-    def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> Ticket:
+    def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> PendingSave:
         """Asks for a save of the last boundary. From any thread, at any time.
 
         Args:
@@ -252,7 +252,7 @@ class Checkpointer:
             ticket.wait()
         return ticket
 
-    def _load(self, chosen: Chosen) -> int:
+    def _load(self, chosen: ResumePoint) -> int:
         engine, how = self._engine, {"strict": self._strict, "replay": self._replay}
         while True:
             try:

@@ -7,7 +7,7 @@ from typing import Any
 from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts import native, native_reading
 from holdfast.loop.subject import LoopState
-from holdfast.resume.choose import Chosen
+from holdfast.resume.choose import ResumePoint
 from holdfast.state import environment
 from holdfast.state.data import position
 from holdfast.state.part import Stored
@@ -25,7 +25,7 @@ Settle = Callable[[Exception | None], None]
 """Tells what has become of the reading here, and raises what has become of it in any process."""
 
 
-def load_into(state: LoopState, chosen: Chosen, *, strict: bool, replay: bool, say: Say, settle: Settle) -> int:
+def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bool, say: Say, settle: Settle) -> int:
     """Puts a checkpoint back into the live state, and says in one line what was resumed.
 
     Args:
@@ -98,7 +98,7 @@ def load_into(state: LoopState, chosen: Chosen, *, strict: bool, replay: bool, s
 
 def _read(
     state: LoopState, path: Path, manifest: Manifest, *, strict: bool
-) -> tuple[dict[str, Stored], dict[str, Any], random_state.Recorded, list[str]]:
+) -> tuple[dict[str, Stored], dict[str, Any], random_state.RngRecord, list[str]]:
     """Everything is compared with what is here before the first tensor is read, into the live ones where they fit."""
     memory = state.memory() if strict else None  # what is left out must stay as it is, also when this one is damaged
     own = state.world_size == manifest.world_size
@@ -116,7 +116,7 @@ def _read(
 
 def _compared(
     state: LoopState, path: Path, manifest: Manifest, reading: native_reading.NativeReading, *, strict: bool
-) -> tuple[random_state.Recorded, list[str]]:
+) -> tuple[random_state.RngRecord, list[str]]:
     """The random state, and a line for each part that is only here or only there."""
     stored, extra = reading.stored, reading.extra
     step = extra["training"].get("step") if isinstance(extra["training"], dict) else None

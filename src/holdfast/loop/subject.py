@@ -11,12 +11,12 @@ from holdfast.capture.chunks import Image
 from holdfast.capture.snapshot import why_not_live
 from holdfast.layouts import native
 from holdfast.state.buffers import differing_from_rank0, digests
-from holdfast.state.data.cursor import DataPosition
+from holdfast.state.data.cursor import DataCursor
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.part import Part, Stored
 from holdfast.state.rng import state as random_state
-from holdfast.state.sharding import Place, local_of, place_of, written_by
+from holdfast.state.sharding import ShardRange, local_of, range_of, written_by
 
 
 class LoopState:
@@ -26,7 +26,7 @@ class LoopState:
         parts: Models, optimizers and the rest.
         generators: Random generators of the user's, by name.
         data: The position in the data; None where the loop has its own.
-        spared: Checkpoints that retention must not touch.
+        protected: Checkpoints that retention must not touch.
         rank: Which of the processes that train together this is.
         world_size: How many there are.
     """
@@ -37,8 +37,8 @@ class LoopState:
         self,
         parts: Sequence[Part],
         generators: Mapping[str, torch.Generator],
-        data: DataPosition | None,
-        spared: Sequence[Path],
+        data: DataCursor | None,
+        protected: Sequence[Path],
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -48,7 +48,7 @@ class LoopState:
         self.data = data
         self.rank = rank
         self.world_size = world_size
-        self._spared = spared
+        self._spared = protected
         # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
         self._held: dict[str, Mapping[str, torch.Tensor]] = {}
         self._is_local = False
@@ -84,7 +84,7 @@ class LoopState:
                 found.update({f"{part.name}.{name}": local_of(one) for name, one in weights.items()})
         return found
 
-    def place(self, part: str, name: str, shape: tuple[int, ...]) -> Place | None:
+    def place(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Which range of a whole tensor of a checkpoint this process needs; None where it needs all."""
         found = next((one for one in self.parts if one.name == part), None)
         return None if found is None else found.place(name, shape)
@@ -115,16 +115,16 @@ class LoopState:
             self.data.record() if self.data is not None else None,
         )
 
-    def small(self, recorded: Any) -> Mapping[str, Any]:
+    def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
         """Nothing: the layout's own files hold all of it."""
         return {}
 
-    def common(self, recorded: Any) -> Mapping[str, Any]:
+    def rank0_digests(self, recorded: Any) -> Mapping[str, Any]:
         """Digests of the buffers that rank 0 writes."""
         models = self._buffers(recorded)
         return {name: digests(buffers) for name, buffers in models.items()}
 
-    def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The files to be, of this process."""
         records, random, data = boundary.recorded
         self._written = [
@@ -135,17 +135,17 @@ class LoopState:
             extra["data"] = self.data.encode(data)
         return native.images(self._written, extra, self.rank, self.world_size, self._own_buffers(boundary))
 
-    def pieces(self) -> Mapping[str, Any]:
+    def layout_pieces(self) -> Mapping[str, Any]:
         """What those files hold of whole tensors, where several processes write them."""
         if self.world_size == 1:
             return {}
         places = {
-            part: {name: place_of(one, f"{part}.{name}") for name, one in held.items()}
+            part: {name: range_of(one, f"{part}.{name}") for name, one in held.items()}
             for part, held in self._held.items()
         }
         return native.pieces(self._written, places, self.rank, self.world_size)
 
-    def estimate(self) -> int:
+    def estimated_bytes(self) -> int:
         """The bytes of the tensors that this process has, and some for the rest."""
         return self._bytes + (1 << 20)
 
@@ -158,7 +158,7 @@ class LoopState:
         """Those of which this process has other values than rank 0."""
         found = {}
         for name, buffers in self._buffers(boundary.recorded).items() if self.rank else ():
-            common, held = boundary.common.get(name, {}), self._held[name]
+            common, held = boundary.rank0_digests.get(name, {}), self._held[name]
             # Large ones that were seen to change in rank 0, and were not here.
             still = {key: local_of(held[key]) for key in common.keys() & held.keys() - buffers.keys()}
             found[name] = differing_from_rank0({**buffers, **still}, common)
@@ -178,6 +178,6 @@ class LoopState:
             names |= held.keys() - shared.keys()
         return {name: local_of(one) for name, one in held.items() if name in names}
 
-    def spared(self, recorded: Any) -> Sequence[Path]:
+    def protected(self, recorded: Any) -> Sequence[Path]:
         """The checkpoint that was resumed from."""
         return self._spared

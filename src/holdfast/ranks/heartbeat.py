@@ -18,7 +18,7 @@ LEFT = "left"
 _BEAT_SECONDS = 1.0
 
 
-class Beat:
+class Heartbeat:
     """The doors of a rank that is not the coordinator: whatever is asked here is passed on.
 
     Args:

@@ -14,7 +14,7 @@ from holdfast.run.request import Request
 _LOOK_SECONDS = 0.1
 
 
-class Roll:
+class Membership:
     """Reads the ranks' beats in a thread of its own.
 
     Args:

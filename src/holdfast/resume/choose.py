@@ -23,7 +23,7 @@ _TAKE_ANOTHER = "resume from another one: resume_from_checkpoint: auto takes the
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ResumePoint:
     """The checkpoint to go on from. `manifest` is None for one that plain transformers made.
 
     Args:
@@ -42,7 +42,7 @@ class Chosen:
         return self.manifest.run if self.manifest is not None and here else None
 
 
-def choose(root: Path, wanted: str | bool | None, layout: str, say: Say) -> Chosen | None:
+def select_checkpoint(root: Path, wanted: str | bool | None, layout: str, say: Say) -> ResumePoint | None:
     """Finds the checkpoint that `resume_from_checkpoint` means.
 
     Args:
@@ -65,15 +65,15 @@ def choose(root: Path, wanted: str | bool | None, layout: str, say: Say) -> Chos
 
 
 def fall_back(
-    chosen: Chosen, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: str, say: Say
-) -> Chosen:
+    chosen: ResumePoint, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: str, say: Say
+) -> ResumePoint:
     """Finds another checkpoint, after the one that was chosen turned out to be damaged while it was read.
 
     Args:
         chosen: That one.
         problems: What is wrong with it.
         root: The run directory.
-        wanted: What was asked for, as for `choose`.
+        wanted: What was asked for, as for `select_checkpoint`.
         layout: The layout that this training reads.
         say: Prints a line for the user.
 
@@ -94,7 +94,7 @@ def fall_back(
 
 def _newest_good(
     root: Path, layout: str, say: Say, *, required: bool, passed_over: tuple[Path, ...] = ()
-) -> Chosen | None:
+) -> ResumePoint | None:
     found = _entries(root)
     if not found:
         if required:
@@ -114,12 +114,12 @@ def _newest_good(
             skipped.append(entry.path)
             continue
         report = _look(entry.path, layout)
-        problems = problems_of(report, layout)
+        problems = why_not_resumable(report, layout)
         if not problems and entry.manifest is not None:
             for notice in report.notices:
                 say(f"{entry.path.name}: {notice}")
             _tell_of_numbers(entry.path, entry.manifest, found, say)
-            return Chosen(entry.path, entry.manifest, tuple(skipped))
+            return ResumePoint(entry.path, entry.manifest, tuple(skipped))
         reason = "made by plain transformers: name it to resume from it" if entry.foreign else "; ".join(problems)
         say(f"skipped {entry.path.name}: {reason}")
         skipped.append(entry.path)
@@ -130,7 +130,7 @@ def _newest_good(
     )
 
 
-def _named(path: Path, layout: str, say: Say) -> Chosen:
+def _named(path: Path, layout: str, say: Say) -> ResumePoint:
     if not path.is_dir():
         raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
     entry = catalog.read(path)
@@ -138,15 +138,15 @@ def _named(path: Path, layout: str, say: Say) -> Chosen:
         _require_safe_torch(path)
         _require_no_pickles(path)
         say(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
-        return Chosen(path, None)
+        return ResumePoint(path, None)
     report = _look(path, layout)
-    if problems := problems_of(report, layout):
+    if problems := why_not_resumable(report, layout):
         raise _refused(path, problems, _TAKE_ANOTHER)
     for notice in report.notices:
         say(f"{path.name}: {notice}")
     if entry.manifest is not None and entry.manifest.not_finite:
         _tell_of_numbers(path, entry.manifest, _entries(path.parent), say)
-    return Chosen(path, entry.manifest)
+    return ResumePoint(path, entry.manifest)
 
 
 def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], say: Say) -> None:
@@ -169,7 +169,7 @@ def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpoin
     return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
 
 
-def problems_of(report: Report, layout: str) -> list[str]:
+def why_not_resumable(report: Report, layout: str) -> list[str]:
     """Why a checkpoint cannot be resumed from by a training that reads `layout`; empty if it can."""
     manifest = report.entry.manifest
     if manifest is None or not report.good:

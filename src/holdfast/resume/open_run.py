@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.errors import DamagedCheckpointError, HoldfastError, RanksError
 from holdfast.ranks.channel import Channel
 from holdfast.resume import choose as resuming
-from holdfast.resume.choose import Chosen, choose
+from holdfast.resume.choose import ResumePoint, select_checkpoint
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
 from holdfast.store import catalog
@@ -25,30 +25,32 @@ class Opened:
     """A run that is open, and what it goes on from."""
 
     run: Run
-    chosen: Chosen | None
+    chosen: ResumePoint | None
 
 
-def alone(root: Path, resume: str | bool | None, layout: str, say: Callable[[str], None]) -> Opened:
+def open_single(root: Path, resume: str | bool | None, layout: str, say: Callable[[str], None]) -> Opened:
     """Opens a run in the process that trains it, or in rank 0.
 
     Raises:
         RunBusyError: Another process trains in the directory.
         NoCheckpointError: `resume` names something that cannot be resumed from.
     """
-    chosen = choose(root, resume, layout, say)
+    chosen = select_checkpoint(root, resume, layout, say)
     manifest = chosen.manifest if chosen else None
     continues = chosen.continues(root) if chosen else None
     return Opened(Run.open(root, continues=continues, parent=manifest.attempt if manifest else None), chosen)
 
 
-def lead(channel: Channel, root: Path, resume: str | bool | None, layout: str, say: Callable[[str], None]) -> Opened:
+def open_rank0(
+    channel: Channel, root: Path, resume: str | bool | None, layout: str, say: Callable[[str], None]
+) -> Opened:
     """Opens a run in rank 0, and returns when all other ranks have seen the same run and the same checkpoint.
 
     Raises:
         RanksError: A rank does not see them.
     """
     try:
-        opened = alone(root, resume, layout, say)
+        opened = open_single(root, resume, layout, say)
     except HoldfastError as error:
         channel.put("start", _told_of_error(error))
         _wait_until_heard(channel)
@@ -65,7 +67,7 @@ def lead(channel: Channel, root: Path, resume: str | bool | None, layout: str, s
     return opened
 
 
-def follow(channel: Channel, root: Path) -> Opened:
+def open_follower(channel: Channel, root: Path) -> Opened:
     """Opens the same run in another rank.
 
     Raises:
@@ -89,7 +91,7 @@ def follow(channel: Channel, root: Path) -> Opened:
     return opened
 
 
-def all_have_read(channel: Channel | None, number: int, failure: Exception | None) -> None:
+def barrier_after_read(channel: Channel | None, number: int, failure: Exception | None) -> None:
     """Returns when every rank has read its part of the checkpoint, and it is what was written.
 
     Args:
@@ -116,7 +118,7 @@ def all_have_read(channel: Channel | None, number: int, failure: Exception | Non
         raise DamagedCheckpointError("; ".join(problems), problems)
 
 
-def fall_back(channel: Channel | None, number: int, take: Callable[[], Chosen]) -> Chosen:
+def fall_back(channel: Channel | None, number: int, take: Callable[[], ResumePoint]) -> ResumePoint:
     """Has all ranks take another checkpoint, when the one that they read is damaged.
 
     Args:
@@ -180,7 +182,7 @@ def _same(rank: int, root: Path, told: dict[str, Any]) -> Opened:
     return Opened(run, None if told["checkpoint"] is None else _seen(rank, told))
 
 
-def _seen(rank: int, told: dict[str, Any]) -> Chosen:
+def _seen(rank: int, told: dict[str, Any]) -> ResumePoint:
     """The checkpoint that rank 0 has told of, as this rank sees it."""
     path = Path(told["checkpoint"])
     entry = catalog.read(path) if path.is_dir() else None
@@ -190,10 +192,10 @@ def _seen(rank: int, told: dict[str, Any]) -> Chosen:
             f"rank {rank} on {socket.gethostname()} (process {os.getpid()}) does not see {path} as rank 0 sees it",
             hint="all ranks must see the same storage under the same path",
         )
-    return Chosen(path, entry.manifest)
+    return ResumePoint(path, entry.manifest)
 
 
-def _told_of(chosen: Chosen | None) -> dict[str, Any]:
+def _told_of(chosen: ResumePoint | None) -> dict[str, Any]:
     manifest = chosen.manifest if chosen is not None else None
     return {
         "checkpoint": None if chosen is None else str(chosen.path),
@@ -211,7 +213,7 @@ def _of_rank_0(told: dict[str, Any]) -> RanksError:
     return error
 
 
-class Origin:
+class Resumption:
     """The checkpoint that is read before training begins, in all ranks the same.
 
     Args:
@@ -239,9 +241,9 @@ class Origin:
 
     def has_read(self, failure: Exception | None) -> None:
         """Returns when all ranks have read the checkpoint. Raises what has become of it in any, the failure first."""
-        all_have_read(self._channel, self._tried, failure)
+        barrier_after_read(self._channel, self._tried, failure)
 
-    def fall_back(self, damaged: DamagedCheckpointError) -> Chosen:
+    def fall_back(self, damaged: DamagedCheckpointError) -> ResumePoint:
         """Takes an older checkpoint, in all ranks alike, because the one that was read is damaged.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 import xxhash
 
-from holdfast.state.module_tensors import Slot
+from holdfast.state.module_tensors import TensorSlot
 from holdfast.state.sharding import local_of
 
 # In all. On a device one kernel copies them, beside the training.
@@ -20,10 +20,10 @@ _PLACES = 8
 _PLACE_BYTES = 64
 
 
-class Recorded(NamedTuple):
+class BufferRecord(NamedTuple):
     """What buffers held at one boundary: bytes where memory can be read, clones elsewhere."""
 
-    in_windows: Sequence[tuple[Slot, torch.Tensor]]
+    in_windows: Sequence[tuple[TensorSlot, torch.Tensor]]
     raw: Sequence[bytes]
     clones: Mapping[str, torch.Tensor]
 
@@ -44,7 +44,7 @@ class Buffers:
         moving: The names of large ones that are known to change.
     """
 
-    def __init__(self, slots: Sequence[Slot], moving: Iterable[str] = ()) -> None:
+    def __init__(self, slots: Sequence[TensorSlot], moving: Iterable[str] = ()) -> None:
         self._slots = [(slot, local_of(slot.tensor).detach()) for slot in slots]
         self._moving = set(moving)
         self._sort()
@@ -64,7 +64,7 @@ class Buffers:
         """Differs when `live` would give other tensors: how many were seen to change."""
         return len(self._moving)
 
-    def record(self) -> Recorded:
+    def record(self) -> BufferRecord:
         """What those that may change hold now."""
         if self._watches:
             watches = zip(self._watched, self._watches, strict=True)
@@ -72,13 +72,13 @@ class Buffers:
                 self._moving.update(moved)
                 self._sort()
         clones = {slot.stored: tensor.clone() for slot, tensor in self._cloned}
-        return Recorded(self._in_windows, [window.raw for window in self._windows], clones)
+        return BufferRecord(self._in_windows, [window.raw for window in self._windows], clones)
 
     def _sort(self) -> None:
         left = dict(COPIED_BYTES)
         # A sparse one has no size of its own, and no memory that could be left where it is.
         copied = [pair for pair in self._slots if pair[1].layout != torch.strided]
-        self._watched: list[tuple[Slot, torch.Tensor]] = []
+        self._watched: list[tuple[TensorSlot, torch.Tensor]] = []
         dense = [pair for pair in self._slots if pair[1].layout == torch.strided]
         for slot, tensor in sorted(dense, key=lambda pair: pair[1].nbytes):
             device = tensor.device.type

@@ -12,9 +12,9 @@ from holdfast.errors import CheckpointError, ConfigError
 from holdfast.state import buffers
 from holdfast.state import values as tree
 from holdfast.state.buffers import Buffers
-from holdfast.state.module_tensors import Slot, identity, modules_of, slots_of
-from holdfast.state.part import ASIDE, Stored, rest_of
-from holdfast.state.sharding import Place, local_of, place_of, show_shards
+from holdfast.state.module_tensors import TensorSlot, identity, modules_of, slots_of
+from holdfast.state.part import SIDECAR_PREFIX, Stored, rest_of
+from holdfast.state.sharding import ShardRange, local_of, range_of, show_shards
 
 _numbers = count()
 
@@ -25,9 +25,9 @@ class _Plan:
     def __init__(self, module: nn.Module, moving: Mapping[str, int]) -> None:
         self.modules = list(modules_of(module))
         self.inside = [inner.__dict__ for _, inner in self.modules]
-        self.slots: list[Slot] = []
+        self.slots: list[TensorSlot] = []
         self.aliases: dict[str, str] = {}
-        first: dict[Any, Slot] = {}
+        first: dict[Any, TensorSlot] = {}
         for slot in slots_of(module):
             kept = first.setdefault(identity(slot.tensor), slot)
             if kept is slot:
@@ -51,9 +51,11 @@ class _Plan:
         return held, tuple(map(torch.Tensor.data_ptr, self.buffer_pointers))
 
 
-class _Recorded(NamedTuple):
+class ModelRecord(NamedTuple):
+    """What of a module changes between a boundary and the next update."""
+
     plan: _Plan
-    buffers: buffers.Recorded
+    buffers: buffers.BufferRecord
     trains: list[bool]
     learns: list[bool]
     extra: Mapping[str, Any]
@@ -100,13 +102,13 @@ class ModelPart:
             self._plan = fresh
         return {**fresh.weights, **fresh.buffers.live}
 
-    def record(self) -> _Recorded:
+    def record(self) -> ModelRecord:
         """Buffers, modes, and what modules give as their extra state."""
         plan = self._plan
         if plan.look() != plan.seen:
             show_shards(self._module)
             plan = self._plan = _Plan(self._module, plan.buffers.moving)
-        return _Recorded(
+        return ModelRecord(
             plan,
             plan.buffers.record(),
             [inside["training"] for inside in plan.inside],
@@ -114,11 +116,13 @@ class ModelPart:
             {name: tree.snapshot(module.get_extra_state(), lambda _: True) for name, module in plan.extra},
         )
 
-    def encode(self, recorded: _Recorded) -> Stored:
+    def encode(self, recorded: ModelRecord) -> Stored:
         """What was recorded, as tensors and JSON."""
         plan = recorded.plan
         tensors: dict[str, torch.Tensor] = {}
-        extra = {name: tree.encode(state, f"{ASIDE}{name}/extra", tensors) for name, state in recorded.extra.items()}
+        extra = {
+            name: tree.encode(state, f"{SIDECAR_PREFIX}{name}/extra", tensors) for name, state in recorded.extra.items()
+        }
         rest = {
             "kind": "model",
             "frozen": [name for name, learns in zip(plan.weights, recorded.learns, strict=True) if not learns],
@@ -132,14 +136,14 @@ class ModelPart:
         tensors |= {slot.stored: slot.tensor.detach().clone() for slot in since if slot.stored not in still}
         return Stored(tensors, rest, plan.aliases)
 
-    def buffers(self, recorded: _Recorded) -> dict[str, torch.Tensor]:
+    def buffers(self, recorded: ModelRecord) -> dict[str, torch.Tensor]:
         """The buffers that may change, as they were recorded, by the names that they have in the file."""
         return recorded.buffers.tensors()
 
-    def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
+    def place(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Where this process's shard of a weight lies."""
         weight = self._plan.weights.get(name)
-        return None if weight is None or tuple(weight.shape) != shape else place_of(weight, name)
+        return None if weight is None or tuple(weight.shape) != shape else range_of(weight, name)
 
     def memory(self) -> dict[str, torch.Tensor]:
         """What this process has of weights and buffers."""
@@ -180,7 +184,7 @@ class ModelPart:
         return notes
 
 
-def _put_back(slot: Slot, tensor: torch.Tensor) -> None:
+def _put_back(slot: TensorSlot, tensor: torch.Tensor) -> None:
     now = local_of(slot.tensor)
     if now.layout == torch.strided and now.shape == tensor.shape and now.dtype == tensor.dtype:
         if now.data_ptr() != tensor.data_ptr():  # it was read right there
@@ -205,10 +209,10 @@ class Fit:
     """
 
     problems: list[str] = field(default_factory=list)
-    pairs: list[tuple[Slot, torch.Tensor]] = field(default_factory=list)
+    pairs: list[tuple[TensorSlot, torch.Tensor]] = field(default_factory=list)
 
 
-def compare(slots: Iterable[Slot], stored: Stored) -> Fit:
+def compare(slots: Iterable[TensorSlot], stored: Stored) -> Fit:
     """Compares by name, nothing by position."""
     fit = Fit()
     held = {alias: stored.tensors[kept] for alias, kept in stored.aliases.items() if kept in stored.tensors}
@@ -228,7 +232,7 @@ def compare(slots: Iterable[Slot], stored: Stored) -> Fit:
         elif first in held and held[first] is not held[name]:
             fit.problems.append(f"{name!r} and {first!r} are one tensor in the model and two in the checkpoint")
     for name in held:
-        if name not in here and not name.startswith(ASIDE):
+        if name not in here and not name.startswith(SIDECAR_PREFIX):
             fit.problems.append(f"{name!r} is in the checkpoint and not in the model")
     for alias, kept in stored.aliases.items():
         if alias in here and kept in here and identity(here[alias].tensor) != identity(here[kept].tensor):

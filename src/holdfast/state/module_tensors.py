@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from holdfast.state.part import ASIDE
+from holdfast.state.part import SIDECAR_PREFIX
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorSlot:
     """One place of a module that holds a tensor.
 
     Args:
@@ -30,7 +30,7 @@ class Slot:
     @property
     def stored(self) -> str:
         """What it is called in a checkpoint."""
-        return ASIDE + self.name if self.kind == "cache" else self.name
+        return SIDECAR_PREFIX + self.name if self.kind == "cache" else self.name
 
     @property
     def tensor(self) -> torch.Tensor:
@@ -48,17 +48,17 @@ def modules_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
             yield from modules_of(child, f"{prefix}.{key}" if prefix else key)
 
 
-def slots_of(module: nn.Module) -> Iterator[Slot]:
+def slots_of(module: nn.Module) -> Iterator[TensorSlot]:
     """The places of all tensors, in the order of the `state_dict`; one that has several names comes as often."""
     for prefix, inner in modules_of(module):
         dot = f"{prefix}." if prefix else ""
         for key, parameter in inner._parameters.items():
             if parameter is not None:
-                yield Slot(dot + key, inner._parameters, key, "weight")
+                yield TensorSlot(dot + key, inner._parameters, key, "weight")
         for key, buffer in inner._buffers.items():
             if buffer is not None:
                 kind = "cache" if key in inner._non_persistent_buffers_set else "buffer"
-                yield Slot(dot + key, inner._buffers, key, kind)
+                yield TensorSlot(dot + key, inner._buffers, key, kind)
 
 
 def identity(tensor: torch.Tensor) -> Any:

@@ -13,8 +13,8 @@ from holdfast.state import optimizer_restore as optimizer_state
 from holdfast.state import values as tree
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_restore import Fit, compare
-from holdfast.state.part import Given, Stored
-from holdfast.state.sharding import Place, local_of, place_of
+from holdfast.state.part import LoadedTensors, Stored
+from holdfast.state.sharding import ShardRange, local_of, range_of
 
 # These change their state in place once it is there. Others may put other tensors there at every step.
 _IN_PLACE = (
@@ -73,7 +73,9 @@ class Plan:
         return {name: optimizer_state.encode(held, name, parameter) for name, (parameter, held) in plain}
 
 
-class _Recorded(NamedTuple):
+class OptimizerRecord(NamedTuple):
+    """What of an optimizer changes between a boundary and the next update, or is read on the host."""
+
     plan: Plan
     settings: list[dict[str, Any]]
     odd: Mapping[str, Any]
@@ -119,14 +121,14 @@ class OptimizerPart:
         found = {key: one for name, (_, state) in plan.state.items() for key, one in tree.tensors_in(state, name)}
         return {**found, **dict(tree.tensors_in(plan.shared, "shared"))}
 
-    def record(self) -> _Recorded:
+    def record(self) -> OptimizerRecord:
         """The groups' settings, and state that is not tensors."""
         plan = self._current()
         settings = [_settings(group) for group in self._optimizer.param_groups]
         odd = {name: tree.snapshot(plan.state[name][1], _never) for name in plan.odd}
-        return _Recorded(plan, settings, odd, tree.snapshot(plan.shared, _never))
+        return OptimizerRecord(plan, settings, odd, tree.snapshot(plan.shared, _never))
 
-    def encode(self, recorded: _Recorded) -> Stored:
+    def encode(self, recorded: OptimizerRecord) -> Stored:
         """What was recorded, as tensors and JSON."""
         plan = recorded.plan
         if plan.strangers:
@@ -150,13 +152,13 @@ class OptimizerPart:
         }
         return Stored(tensors, rest)
 
-    def place(self, name: str, shape: tuple[int, ...]) -> Place | None:
+    def place(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Where this process's shard of a value lies: where its parameter's does, if they have one shape."""
         owner = name
         while owner and owner not in self._plan.known:
             owner = owner.rpartition("/")[0]
         parameter = self._plan.known.get(owner)
-        return None if parameter is None or tuple(parameter.shape) != shape else place_of(parameter, name)
+        return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
 
     def memory(self) -> dict[str, torch.Tensor]:
         """What this process has of the state: nothing before the first step."""
@@ -171,7 +173,7 @@ class OptimizerPart:
         fit = self._fit(stored)
         if strict and fit.problems:
             raise CheckpointError("; ".join(fit.problems))
-        if isinstance(stored.tensors, Given):  # what was read into the state's own memory is the state again
+        if isinstance(stored.tensors, LoadedTensors):  # what was read into the state's own memory is the state again
             stored.tensors.free.update(name for name, one in self.memory().items() if _are_one(stored, name, one))
         notes = optimizer_state.put_back(self._optimizer, fit, stored)
         self._plan = self._make_plan()

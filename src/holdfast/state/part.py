@@ -10,7 +10,8 @@ from holdfast.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
-    from holdfast.state.sharding import Place
+    from holdfast.state.sharding import ShardRange
+
 
 # Part of the names of files, whose suffixes need their room too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
@@ -20,18 +21,18 @@ _OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
 RESERVED = ("random", "data", "training")
 """The names of files of a checkpoint that belong to no part."""
 
-ASIDE = ".aside."
+SIDECAR_PREFIX = ".aside."
 """How the name of a tensor begins that others who load a model's file should not meet in it. No weight's can."""
 
 
-class Given(dict[str, "torch.Tensor"]):
+class LoadedTensors(dict[str, "torch.Tensor"]):
     """Tensors of a checkpoint, by name. The `free` ones are in memory of their own, which whoever comes first keeps."""
 
     def __init__(self) -> None:
         super().__init__()
         self.free: set[str] = set()
 
-    def take(self, name: str) -> "torch.Tensor | None":
+    def claim(self, name: str) -> "torch.Tensor | None":
         """A tensor for good; None where it may only be copied."""
         if name not in self.free:
             return None
@@ -73,7 +74,7 @@ class Part(Protocol):
     def encode(self, recorded: Any) -> Stored:
         """What was recorded, for a file that holds it together with the live tensors. Called in another thread."""
 
-    def place(self, name: str, shape: tuple[int, ...]) -> "Place | None":
+    def place(self, name: str, shape: tuple[int, ...]) -> "ShardRange | None":
         """Which part of a whole tensor of a checkpoint this process needs.
 
         Args:

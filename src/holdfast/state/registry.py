@@ -17,7 +17,7 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
 
     from holdfast.state.model import ModelPart
     from holdfast.state.optimizer import OptimizerPart, bare_optimizer
-    from holdfast.state.stateful import object_part
+    from holdfast.state.stateful import stateful_part
 
     if problems := _wrong_names(named):
         raise ConfigError(problems)
@@ -32,7 +32,7 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
             problems += part.strangers()
             found.append(part)
         elif callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None)):
-            found.append(object_part(name, one))
+            found.append(stateful_part(name, one))
         else:
             problems.append(f"{name}: a {type(one).__name__} has no state_dict and load_state_dict to save it by")
     if problems:

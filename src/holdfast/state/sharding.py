@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Place:
+class ShardRange:
     """Where a process's tensor lies in the whole one.
 
     Args:
@@ -31,7 +31,7 @@ class Place:
     lengths: tuple[int, ...]
 
     @classmethod
-    def whole(cls, shape: Sequence[int]) -> "Place":
+    def whole(cls, shape: Sequence[int]) -> "ShardRange":
         """The place of a tensor that is all of itself."""
         return cls(tuple(shape), (0,) * len(shape), tuple(shape))
 
@@ -41,7 +41,7 @@ class Place:
         return self.lengths == self.shape
 
 
-def place_of(tensor: "torch.Tensor", name: str = "a tensor") -> Place:
+def range_of(tensor: "torch.Tensor", name: str = "a tensor") -> ShardRange:
     """Where the local tensor of this process lies.
 
     Args:
@@ -52,7 +52,7 @@ def place_of(tensor: "torch.Tensor", name: str = "a tensor") -> Place:
         UnsupportedError: What this process has of it is not one box of its values.
     """
     if not _is_distributed(tensor):
-        return Place.whole(tensor.shape)
+        return ShardRange.whole(tensor.shape)
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
     from torch.distributed.tensor.placement_types import _StridedShard
@@ -65,9 +65,9 @@ def place_of(tensor: "torch.Tensor", name: str = "a tensor") -> Place:
             )
     shape = tuple(tensor.shape)
     if tensor.device_mesh.get_coordinate() is None:
-        return Place(shape, (0,) * len(shape), (0,) * len(shape))
+        return ShardRange(shape, (0,) * len(shape), (0,) * len(shape))
     lengths, offset = compute_local_shape_and_global_offset(shape, tensor.device_mesh, tensor.placements)
-    place = Place(shape, offset, lengths)
+    place = ShardRange(shape, offset, lengths)
     if tuple(local_of(tensor).shape) != lengths or not _is_a_box(tensor, place):
         raise UnsupportedError(
             f"{name} is cut up as {tensor.placements}: what this process has of it does not lie in one place",
@@ -133,7 +133,7 @@ def _bytes(tensor: "torch.Tensor") -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _is_a_box(tensor: "DTensor", place: Place) -> bool:
+def _is_a_box(tensor: "DTensor", place: ShardRange) -> bool:
     """Whether the rows of a local tensor are neighbours in the whole one. Strided shards alone may have others."""
     from torch.distributed.tensor.placement_types import _StridedShard
 

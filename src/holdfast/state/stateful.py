@@ -19,16 +19,16 @@ class _Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
-def object_part(name: str, stateful: Any) -> Part:
+def stateful_part(name: str, stateful: Any) -> Part:
     """The part for an object.
 
     Raises:
         UnsupportedError: Its state holds something that cannot be written.
     """
-    return (_ScalerPart if isinstance(stateful, torch.amp.GradScaler) else ObjectPart)(name, stateful)
+    return (_ScalerPart if isinstance(stateful, torch.amp.GradScaler) else StatefulPart)(name, stateful)
 
 
-class ObjectPart:
+class StatefulPart:
     """An object as a part of the state.
 
     Args:
@@ -105,7 +105,7 @@ class ObjectPart:
         return []
 
 
-class _ScalerPart(ObjectPart):
+class _ScalerPart(StatefulPart):
     """A gradient scaler. Its own `state_dict` asks a device for numbers, and training would wait for the answer."""
 
     def record(self) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from holdfast.errors import CheckpointError, UnsupportedError
-from holdfast.state.part import Given
+from holdfast.state.part import LoadedTensors
 
 CPU = torch.device("cpu")
 """Where tensors are of whose device nothing is said."""
@@ -150,7 +150,7 @@ def _put(tensor: torch.Tensor, name: str, tensors: dict[str, torch.Tensor]) -> N
 
 
 def decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device = CPU) -> Any:
-    """Turns JSON of `tree.encode` back into the value. Its tensors share memory with `Given` ones alone.
+    """Turns JSON of `tree.encode` back into the value. Its tensors share memory with `LoadedTensors` ones alone.
 
     Args:
         tree: The JSON. It may have been written by anybody.
@@ -200,7 +200,7 @@ def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) 
 
 def _decode_tensor(tree: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
     found = _named(name, tensors)
-    given = tensors.take(name) if isinstance(tensors, Given) else None
+    given = tensors.claim(name) if isinstance(tensors, LoadedTensors) else None
     return (found.clone() if given is None else given).to(_device(tree.get("device"), home))
 
 

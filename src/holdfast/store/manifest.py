@@ -250,10 +250,10 @@ def strict_json(data: bytes | str) -> Any:
     Raises:
         ValueError: It is not that.
     """
-    return json.loads(data, object_pairs_hook=_without_twins, parse_constant=_no_constant)
+    return json.loads(data, object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key appears twice")

@@ -18,7 +18,7 @@ NEEDED = "still needed"
 
 
 @dataclass(frozen=True)
-class Keep:
+class RetentionPolicy:
     """Which checkpoints are kept: those that any of these rules speaks for.
 
     Args:
@@ -53,24 +53,24 @@ class StillWantedError(OSError):
     """A checkpoint that was to be deleted was pinned, or gave its name to another, at the last moment. It is there."""
 
 
-def judge(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Verdict]:
+def judge(found: Sequence[Entry], run: str, keep: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Verdict]:
     """Says of each checkpoint whether it stays, and why.
 
     Only what verifies (names and sizes) counts as kept or goes; another run's checkpoints, damaged ones, pinned ones,
-    and those in `spared` are left alone. The newest good checkpoint never goes, nor the newest that holds no NaN or
+    and those in `protected` are left alone. The newest good checkpoint never goes, nor the newest that holds no NaN or
     infinity where none should be: a training that went wrong saves as often as one that did not.
 
     Args:
         found: The catalog, newest commit first.
         run: The identity of the run that asks.
         keep: The rules.
-        spared: Checkpoints that something still needs: the one this run resumed from, the best one.
+        protected: Checkpoints that something still needs: the one this run resumed from, the best one.
 
     Raises:
         OSError: The pins cannot be read.
     """
     pinned = pins.pinned(found[0].path.parent) if found else frozenset()
-    safe = {path.resolve() for path in spared}
+    safe = {path.resolve() for path in protected}
     kept = {entry.path: why for entry in found if (why := _why_left_alone(entry, run)) is not None}
     good = [entry for entry in found if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
@@ -99,9 +99,9 @@ def newest_finite(found: Sequence[Entry], run: str) -> Entry | None:
     return next((entry for entry in found if _is_finite(entry) and _why_left_alone(entry, run) is None), None)
 
 
-def surplus(found: Sequence[Entry], run: str, keep: Keep, spared: Iterable[Path] = ()) -> list[Path]:
+def surplus(found: Sequence[Entry], run: str, keep: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Path]:
     """The checkpoints that go, oldest commit first. The arguments are those of `judge`."""
-    return [verdict.entry.path for verdict in reversed(judge(found, run, keep, spared)) if verdict.kept is None]
+    return [verdict.entry.path for verdict in reversed(judge(found, run, keep, protected)) if verdict.kept is None]
 
 
 def delete(root: Path, path: Path, attempt: str | None = None) -> None:
@@ -180,7 +180,7 @@ def _why_left_alone(entry: Entry, run: str) -> str | None:
     return f"damaged: {problems[0]}" if problems else None
 
 
-def _by_rule(good: Sequence[Entry], keep: Keep) -> dict[Path, str]:
+def _by_rule(good: Sequence[Entry], keep: RetentionPolicy) -> dict[Path, str]:
     """The checkpoints that a rule speaks for, and which."""
     found: dict[Path, str] = {}
     for kind, wanted, limit in (("scheduled", True, keep.scheduled), ("on-demand", False, keep.on_demand)):

@@ -14,7 +14,7 @@ from holdfast.layouts import transformers as layout
 from holdfast.layouts.export import copy_model
 from holdfast.ranks import launcher
 from holdfast.settings import Settings
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
 
@@ -38,7 +38,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     with Screen() as screen:
         for notice in () if rank else loaded.notices:
             screen.say(notice)
-        keep = Keep(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
+        keep = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
         with Engine(root, _settings(config), keep, wanted, layout.NAME, screen.say) as engine:

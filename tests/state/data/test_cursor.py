@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
 from holdfast.errors import CheckpointError, ConfigError, UnsupportedError
-from holdfast.state.data.cursor import DataPosition
+from holdfast.state.data.cursor import DataCursor
 from holdfast.state.rng import state as random_state
 
 SAMPLES = 10
@@ -217,7 +217,7 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def train(data: DataPosition, steps: int) -> list[Any]:
+def train(data: DataCursor, steps: int) -> list[Any]:
     """Steps that draw random numbers themselves, and what each saw."""
     seen = []
     batches = data.batches()
@@ -229,15 +229,15 @@ def train(data: DataPosition, steps: int) -> list[Any]:
     return seen
 
 
-def checkpoint(data: DataPosition) -> dict[str, Any]:
+def checkpoint(data: DataCursor) -> dict[str, Any]:
     return {"data": data.encode(data.record()), "random": random_state.record().encode()}
 
 
-def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[DataPosition, list[str]]:
+def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[DataCursor, list[str]]:
     """What a new process does with a checkpoint, which went through JSON."""
     tree = json.loads(json.dumps(tree, allow_nan=False))
     seed_all(999)
-    data = DataPosition(make())
+    data = DataCursor(make())
     notices = data.restore(tree["data"], replay=replay, after_skip=lambda: random_state.restore(tree["random"]))
     # So that a boundary that is marked before the first batch is the same as the one that was saved.
     random_state.restore(tree["random"])
@@ -246,7 +246,7 @@ def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[
 
 def interrupted(make: Make, *cuts: int, replay: bool = False) -> tuple[list[Any], dict[str, Any]]:
     seed_all(1)
-    data = DataPosition(make())
+    data = DataCursor(make())
     seen: list[Any] = []
     for cut in cuts:
         seen += train(data, cut - len(seen))
@@ -321,7 +321,7 @@ def test_workers_that_outlive_an_epoch_are_replayed_within_their_first(uninterru
 
 def test_a_resumed_loader_keeps_its_workers() -> None:
     seed_all(1)
-    data = DataPosition(kept(Plain()))
+    data = DataCursor(kept(Plain()))
     train(data, 2)
     tree = checkpoint(data)
     loader = kept(Plain())
@@ -337,7 +337,7 @@ def test_a_resumed_loader_keeps_its_workers() -> None:
 def test_skipped_samples_are_not_loaded() -> None:
     dataset = Plain()
     seed_all(1)
-    data = DataPosition(DataLoader(Plain(), batch_size=BATCH))
+    data = DataCursor(DataLoader(Plain(), batch_size=BATCH))
     train(data, 3)
     data, _ = resumed(lambda: DataLoader(dataset, batch_size=BATCH), checkpoint(data))
     train(data, 1)
@@ -346,11 +346,11 @@ def test_skipped_samples_are_not_loaded() -> None:
 
 def test_nothing_is_loaded_before_the_random_state_is_set() -> None:
     seed_all(1)
-    data = DataPosition(DataLoader(Plain(), batch_size=BATCH))
+    data = DataCursor(DataLoader(Plain(), batch_size=BATCH))
     train(data, 2)
     dataset = Plain()
     tree = checkpoint(data)["data"]
-    data = DataPosition(DataLoader(dataset, batch_size=BATCH))
+    data = DataCursor(DataLoader(dataset, batch_size=BATCH))
     loaded_then: list[int] = []
     data.restore(tree, after_skip=lambda: loaded_then.append(len(dataset.loaded)))
     assert next(data.batches()).tolist() == [6, 7, 8]
@@ -359,7 +359,7 @@ def test_nothing_is_loaded_before_the_random_state_is_set() -> None:
 
 def test_a_stream_with_a_position_is_not_gone_through_again() -> None:
     seed_all(1)
-    data = DataPosition(DataLoader(Stream(), batch_size=BATCH))
+    data = DataCursor(DataLoader(Stream(), batch_size=BATCH))
     train(data, 3)
     stream = Stream()
     data, notices = resumed(lambda: DataLoader(stream, batch_size=BATCH), checkpoint(data))
@@ -374,7 +374,7 @@ def test_the_state_of_the_data_is_that_of_the_boundary() -> None:
         def state_dict(self) -> Any:
             return {"deep": deep}
 
-    data = DataPosition(Deep())
+    data = DataCursor(Deep())
     train(data, 1)
     recorded = data.record()
     deep["seen"].append(1)
@@ -383,11 +383,11 @@ def test_the_state_of_the_data_is_that_of_the_boundary() -> None:
 
 @pytest.mark.parametrize("make", [EXACT["stream with a position"], EXACT["shuffled"], EXACT["workers kept"], Knowing])
 def test_between_two_epochs(make: Make) -> None:
-    def two_epochs(data: DataPosition) -> tuple[list[Any], dict[str, Any]]:
+    def two_epochs(data: DataCursor) -> tuple[list[Any], dict[str, Any]]:
         return train(data, PER_EPOCH + 2), checkpoint(data)
 
     seed_all(1)
-    data = DataPosition(make())
+    data = DataCursor(make())
     # The epoch's end is seen before its last step is done, as when batches are collected for an accumulation.
     assert len(list(data.rest_of_epoch())) == PER_EPOCH
     tree = checkpoint(data)
@@ -399,7 +399,7 @@ def test_between_two_epochs(make: Make) -> None:
 
 def test_a_position_that_nobody_has_gone_to_yet_can_be_recorded_again() -> None:
     seed_all(1)
-    data = DataPosition(EXACT["shuffled"]())
+    data = DataCursor(EXACT["shuffled"]())
     train(data, 2)
     tree = checkpoint(data)
     data, _ = resumed(EXACT["shuffled"], tree)
@@ -407,7 +407,7 @@ def test_a_position_that_nobody_has_gone_to_yet_can_be_recorded_again() -> None:
 
 
 def test_what_is_closed_has_no_workers_although_its_batches_are_held() -> None:
-    data = DataPosition(DataLoader(Plain(), batch_size=1, num_workers=2))
+    data = DataCursor(DataLoader(Plain(), batch_size=1, num_workers=2))
     batches = data.batches()
     next(batches)
     mine = [child for child in multiprocessing.active_children() if child.pid]
@@ -422,7 +422,7 @@ def test_what_is_closed_has_no_workers_although_its_batches_are_held() -> None:
 
 
 def test_epochs_can_be_left_and_entered_again() -> None:
-    data = DataPosition([1, 2, 3])
+    data = DataCursor([1, 2, 3])
     assert next(data.batches()) == 1
     assert list(data.rest_of_epoch()) == [2, 3]
     assert (data.epoch, data.consumed) == (1, 0)
@@ -441,7 +441,7 @@ def test_the_epoch_is_told_to_whatever_wants_to_know_it() -> None:
             told.append(("batch sampler", epoch))
 
     loader: DataLoader[Any] = DataLoader(Told(), batch_sampler=Batches(sampler := OfTheEpoch(), BATCH, False))
-    train(DataPosition(loader), PER_EPOCH + 1)
+    train(DataCursor(loader), PER_EPOCH + 1)
     assert told == [("batch sampler", 0), ("dataset", 0), ("batch sampler", 1), ("dataset", 1)]
     assert sampler.epoch == 1
 
@@ -449,11 +449,11 @@ def test_the_epoch_is_told_to_whatever_wants_to_know_it() -> None:
 @pytest.mark.parametrize("data", [[], DataLoader(Plain(), batch_size=SAMPLES + 1, drop_last=True), iter(())])
 def test_an_epoch_without_a_batch_is_an_error(data: Any) -> None:
     with pytest.raises(ConfigError, match=r"epoch 0 of the .* has no batch"):
-        next(DataPosition(data).batches())
+        next(DataCursor(data).batches())
 
 
 def test_what_can_be_gone_through_once_has_no_second_epoch() -> None:
-    batches = DataPosition(iter([1, 2])).batches()
+    batches = DataCursor(iter([1, 2])).batches()
     assert [next(batches), next(batches)] == [1, 2]
     with pytest.raises(ConfigError, match=r"epoch 1 of the list_iterator"):
         next(batches)
@@ -462,7 +462,7 @@ def test_what_can_be_gone_through_once_has_no_second_epoch() -> None:
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -> None:
-    data = DataPosition(DataLoader(Subset(Plain(), range(9)), batch_size=1))
+    data = DataCursor(DataLoader(Subset(Plain(), range(9)), batch_size=1))
     train(data, 8)
     shorter: DataLoader[Any] = DataLoader(Plain(), batch_size=BATCH, num_workers=workers)
     data, notices = resumed(lambda: shorter, checkpoint(data), replay=replay)
@@ -473,7 +473,7 @@ def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -
 
 def test_notices_tell_what_may_not_go_on_as_it_would_have() -> None:
     def notices_of(make: Make, then: Make | None = None, *, steps: int = 2, replay: bool = False) -> list[str]:
-        data = DataPosition(make())
+        data = DataCursor(make())
         train(data, steps)
         return resumed(then or make, checkpoint(data), replay=replay)[1]
 
@@ -503,7 +503,7 @@ def test_a_state_that_has_no_form_is_named(state: Any, what: str) -> None:
         def state_dict(self) -> Any:
             return state
 
-    data = DataPosition(Odd())
+    data = DataCursor(Odd())
     train(data, 1)
     with pytest.raises(UnsupportedError, match=what):
         data.encode(data.record())
@@ -529,7 +529,7 @@ def test_a_state_that_has_no_form_is_named(state: Any, what: str) -> None:
     ids=str,
 )
 def test_a_tree_that_is_no_position_is_refused_and_changes_nothing(change: dict[str, Any]) -> None:
-    data = DataPosition([1, 2, 3])
+    data = DataCursor([1, 2, 3])
     train(data, 2)
     tree = data.encode(data.record()) | change
     with pytest.raises(CheckpointError):

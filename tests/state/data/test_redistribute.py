@@ -13,7 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 
 from helpers.support import fuzzed
 from holdfast.errors import CheckpointError
-from holdfast.state.data.cursor import DataPosition
+from holdfast.state.data.cursor import DataCursor
 from holdfast.state.rng import state as random_state
 
 SAMPLES = 24
@@ -88,11 +88,11 @@ class Job:
     """The data of all ranks of one start, in this process."""
 
     def __init__(self, make: Make, size: int, saved: "Job | None" = None) -> None:
-        self.data = [DataPosition(make(rank, size)) for rank in range(size)]
+        self.data = [DataCursor(make(rank, size)) for rank in range(size)]
         self.notices = [self._resume(data, rank, saved.trees()) for rank, data in enumerate(self.data) if saved]
         self._epochs = [data.rest_of_epoch() for data in self.data]
 
-    def _resume(self, data: DataPosition, rank: int, trees: list[Any]) -> list[str]:
+    def _resume(self, data: DataCursor, rank: int, trees: list[Any]) -> list[str]:
         torch.manual_seed(1000)
         tree, random = trees[rank if rank < len(trees) else 0]
         return data.restore(
@@ -344,4 +344,4 @@ def test_what_is_no_order_is_refused(change: dict[str, Any]) -> None:
     tree["begin"]["generators"]["numpy"] = "00" * 16  # a state, but none of a CPU's generator
     tree["order"] |= change
     with pytest.raises(CheckpointError, match="order of the data"):
-        DataPosition(with_own_generator()).restore(tree, after_skip=lambda: None)
+        DataCursor(with_own_generator()).restore(tree, after_skip=lambda: None)

@@ -12,14 +12,14 @@ from transformers.trainer_utils import TrainOutput
 from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer import secrets as trainer_secrets
-from holdfast.integrations.trainer.hooks import Faces
+from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.integrations.trainer.writer import interceptors
 from holdfast.layouts import transformers as layout
-from holdfast.resume.choose import Chosen
+from holdfast.resume.choose import ResumePoint
 from holdfast.settings import Settings, validated
-from holdfast.store.retention import Keep
+from holdfast.store.retention import RetentionPolicy
 
 
 def attach(
@@ -80,7 +80,7 @@ def attach(
         save_rate_limit=save_rate_limit,
         save_io_priority=save_io_priority,
     )
-    keep = Keep(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+    keep = RetentionPolicy(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
     trainer_secrets.keep(trainer.args)
     inner, push_to_hub = trainer.train, trainer.push_to_hub
 
@@ -99,7 +99,7 @@ def attach(
         with (
             _opened(trainer, settings, keep, resume_from_checkpoint, engine) as opened,
             interceptors(),
-            Faces(trainer, opened),
+            StepHooks(trainer, opened),
         ):
             chosen = opened.origin.chosen
             _require_readable(trainer, chosen)
@@ -115,7 +115,7 @@ def attach(
 
 @contextmanager
 def _opened(
-    trainer: Trainer, settings: Settings, keep: Keep, resume: str | bool | None, given: Engine | None
+    trainer: Trainer, settings: Settings, keep: RetentionPolicy, resume: str | bool | None, given: Engine | None
 ) -> Iterator[Engine]:
     if given is not None:
         yield given
@@ -138,7 +138,7 @@ def _require_supported(trainer: Trainer) -> None:
         )
 
 
-def _require_readable(trainer: Trainer, chosen: Chosen | None) -> None:
+def _require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
     """A trainer that meets a checkpoint of another form loads what it knows of it, and starts the rest from zero."""
     if chosen is None or chosen.manifest is None:
         return

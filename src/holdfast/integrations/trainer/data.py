@@ -12,20 +12,20 @@ from torch.utils.data import BatchSampler
 
 from holdfast.state.data import loader as data_source
 from holdfast.state.rng import state as random_state
-from holdfast.state.rng.state import Recorded
+from holdfast.state.rng.state import RngRecord
 
 
-class Fetched(NamedTuple):
+class PrefetchState(NamedTuple):
     """How far a loader has come in its epoch, and from which random states."""
 
     batches: int
     """Those handed out, and the one ahead of them."""
-    begin: Recorded | None
+    begin: RngRecord | None
     """The random state before the order of the epoch was drawn; None where none of the generators drew it."""
-    before: Recorded
+    before: RngRecord
     """The random state before the last of them was fetched."""
 
-    def encode(self, now: Recorded) -> dict[str, Any]:
+    def encode(self, now: RngRecord) -> dict[str, Any]:
         """As JSON, without the generators that stand as they do at the boundary, which is most of them.
 
         Args:
@@ -36,7 +36,7 @@ class Fetched(NamedTuple):
         return {"batches": self.batches, "begin": begin, "before": _others(self.before, at_boundary)}
 
 
-class Fetching:
+class PrefetchTracker:
     """Watches a loader fetch, and has it draw again what it drew before a resume.
 
     Args:
@@ -49,8 +49,8 @@ class Fetching:
         """Why what is drawn for a batch cannot be drawn again; empty when it can."""
         self._base = base
         self._batches = 0
-        self._begin: Recorded | None = None
-        self._before: Recorded | None = None
+        self._begin: RngRecord | None = None
+        self._before: RngRecord | None = None
         self._again: _Again | None = None
         if not self.why_not:
             # Attributes of a loader cannot be assigned to; a copy that skips batches takes this one along.
@@ -61,9 +61,9 @@ class Fetching:
         if isinstance(self._base.__dict__.get("batch_sampler"), _Watched):
             self._base.__dict__["batch_sampler"] = self._base.batch_sampler.watched
 
-    def record(self) -> Fetched | None:
+    def record(self) -> PrefetchState | None:
         """How far the loader is, as of now; None where it has not begun, or cannot be watched."""
-        return None if self._before is None else Fetched(self._batches, self._begin, self._before)
+        return None if self._before is None else PrefetchState(self._batches, self._begin, self._before)
 
     def draw_again(
         self, fetched: Mapping[str, Any], stand: Callable[[Mapping[str, Any]], None], go_on: Callable[[], None]
@@ -71,7 +71,7 @@ class Fetching:
         """Has the next pass over the data, which skips what was trained on, draw what it drew before.
 
         Args:
-            fetched: What `Fetched.encode` gave.
+            fetched: What `PrefetchState.encode` gave.
             stand: Sets the random state to the boundary's, but for the generators that it is given.
             go_on: Called when the batch that was ahead is there, and before anything further is: sets the random state
                 of the boundary.
@@ -121,7 +121,7 @@ class _Again(NamedTuple):
 class _Watched(BatchSampler):
     """A batch sampler in whose place it stands, whose every index is told of."""
 
-    def __init__(self, watched: Any, fetching: Fetching) -> None:
+    def __init__(self, watched: Any, fetching: PrefetchTracker) -> None:
         self.watched = watched
         self._fetching = fetching
 
@@ -140,7 +140,7 @@ class _Watched(BatchSampler):
 
 
 class _Pass:
-    def __init__(self, indices: Iterator[Any], fetching: Fetching) -> None:
+    def __init__(self, indices: Iterator[Any], fetching: PrefetchTracker) -> None:
         self._indices = indices
         self._fetching = fetching
 
@@ -162,5 +162,5 @@ def _why_not(base: Any) -> str:
     return "that is drawn in loader processes" if base.num_workers else ""
 
 
-def _others(recorded: Recorded, than: Mapping[str, Any]) -> dict[str, Any]:
+def _others(recorded: RngRecord, than: Mapping[str, Any]) -> dict[str, Any]:
     return {name: state for name, state in recorded.encode().items() if state != than[name]}

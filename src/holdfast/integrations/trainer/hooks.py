@@ -21,7 +21,7 @@ from holdfast.engine.engine import Engine
 from holdfast.errors import CheckpointError
 from holdfast.integrations.trainer import counters as trainer_counters
 from holdfast.integrations.trainer import own_writer as trainer_own_writer
-from holdfast.integrations.trainer.data import Fetching
+from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.hub import Pushes
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject
 from holdfast.integrations.trainer.record import Pending
@@ -37,7 +37,7 @@ _EPOCH_END = "epoch_end"
 _REPLACED = ("_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
 
 
-class Faces:
+class StepHooks:
     """Stands in the places of a trainer where a step ends, as long as the context is open.
 
     Args:
@@ -55,7 +55,7 @@ class Faces:
         self._pushes = Pushes(trainer, engine.say)
         self._subject: TrainerSubject | OwnWriterSubject | None = None
         self._why_own_writer = ""
-        self._fetching: Fetching | None = None
+        self._fetching: PrefetchTracker | None = None
         self._has_gone_on = False
         self._wanted = False
         self._last_step = -1
@@ -63,7 +63,7 @@ class Faces:
         self._elapsed_before = 0.0
         self._unfinished: Mapping[str, Any] = {}
 
-    def __enter__(self) -> "Faces":
+    def __enter__(self) -> "StepHooks":
         replacements = (self._end_of_step, self._remember, self._end_of_training, self._go_on)
         for name, replacement in zip(_REPLACED, replacements, strict=True):
             setattr(self._trainer, name, replacement)
@@ -82,7 +82,7 @@ class Faces:
         trainer, chosen = self._trainer, self._engine.origin.chosen
         self._begun = time.monotonic()
         self._has_gone_on = False
-        self._fetching = fetching = Fetching(trainer.callback_handler.train_dataloader)
+        self._fetching = fetching = PrefetchTracker(trainer.callback_handler.train_dataloader)
         fetched: Mapping[str, Any] | None = None
         if chosen is not None:
             # The intervals in a resumed state are those of the old configuration; the user may have changed them.
@@ -106,14 +106,14 @@ class Faces:
                 self._engine.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
         if chosen is not None:
             self._resume_data(fetching, fetched, str(chosen.path))
-        spared = [chosen.path] if chosen else []
+        protected = [chosen.path] if chosen else []
         rank, world_size = self._engine.rank, self._engine.world_size
         self._why_own_writer = why = trainer_own_writer.why(trainer)
         if why:
-            at_rest = self._engine.gate.at_rest
-            self._subject = OwnWriterSubject(trainer, fetching, spared, rank, world_size, why, at_rest)
+            run = self._engine.gate.run_on_training_thread
+            self._subject = OwnWriterSubject(trainer, fetching, protected, rank, world_size, why, run)
         else:
-            self._subject = TrainerSubject(trainer, fetching, spared, rank, world_size)
+            self._subject = TrainerSubject(trainer, fetching, protected, rank, world_size)
         self._subject.elapsed = lambda: self._elapsed_before + time.monotonic() - self._begun
         self._engine.begin(self._subject, trainer.state.global_step, trainer.state.max_steps)
 
@@ -131,7 +131,7 @@ class Faces:
         if "loss" in logs:
             self._engine.run.status.update(loss=float(logs["loss"]))
 
-    def _resume_data(self, fetching: Fetching, fetched: Mapping[str, Any] | None, checkpoint: str) -> None:
+    def _resume_data(self, fetching: PrefetchTracker, fetched: Mapping[str, Any] | None, checkpoint: str) -> None:
         def stand(others: Mapping[str, Any]) -> None:
             self._restore_random_state(checkpoint)
             random_state.restore({**random_state.record().encode(), **others})
@@ -281,7 +281,7 @@ class Faces:
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, faces: Faces) -> None:
+    def __init__(self, faces: StepHooks) -> None:
         self._faces = faces
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

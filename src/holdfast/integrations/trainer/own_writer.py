@@ -17,8 +17,8 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.errors import SaveError
 from holdfast.integrations.trainer import writer as trainer_writer
-from holdfast.integrations.trainer.data import Fetching
-from holdfast.integrations.trainer.record import Recorded, Recorder
+from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
 from holdfast.state.rng.evaluation import evaluation
 from holdfast.store import names
@@ -46,7 +46,7 @@ class OwnWriterSubject(Recorder):
     Args:
         trainer: The trainer, prepared for training.
         fetching: Its loader, watched.
-        spared: The checkpoint that was resumed from, if any.
+        protected: The checkpoint that was resumed from, if any.
         rank: Which of the processes that train together this is.
         world_size: How many there are.
         why: Why only its own writer can read its state.
@@ -58,17 +58,17 @@ class OwnWriterSubject(Recorder):
     def __init__(
         self,
         trainer: Trainer,
-        fetching: Fetching,
-        spared: Sequence[Path],
+        fetching: PrefetchTracker,
+        protected: Sequence[Path],
         rank: int,
         world_size: int,
         why: str,
-        at_rest: Callable[[Callable[[], None]], None],
+        run_on_training_thread: Callable[[Callable[[], None]], None],
     ) -> None:
-        super().__init__(trainer, fetching, spared, world_size)
+        super().__init__(trainer, fetching, protected, world_size)
         self._rank = rank
         self._why = why
-        self._at_rest = at_rest
+        self._at_rest = run_on_training_thread
 
     def parameters(self) -> list[torch.Tensor]:
         """None that a hook of ours would know: which are updated, and when, is the trainer's alone."""
@@ -94,9 +94,9 @@ class OwnWriterSubject(Recorder):
         """Why the state can be read only while training stands still."""
         return self._why
 
-    def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The random state. All else is written by the trainer when this returns."""
-        recorded: Recorded = boundary.recorded
+        recorded: TrainerRecord = boundary.recorded
         self._at_rest(lambda: self._write(recorded, directory))
         if self._rank:
             _sync(directory)
@@ -106,11 +106,11 @@ class OwnWriterSubject(Recorder):
             return []
         return [trainer_writer.random_image(recorded.random, self._rank, self._world_size)]
 
-    def pieces(self) -> Mapping[str, Sequence[object]]:
+    def layout_pieces(self) -> Mapping[str, Sequence[object]]:
         """None: what its files hold is the trainer's own business."""
         return {}
 
-    def estimate(self) -> int:
+    def estimated_bytes(self) -> int:
         """What all ranks write together: the weights, and an optimizer's state as AdamW has it."""
         if self._rank:
             return 0
@@ -119,7 +119,7 @@ class OwnWriterSubject(Recorder):
         weights = sum(_count(parameter) * parameter.itemsize for parameter in parameters)
         return weights + sum(map(_count, trained)) * _MOMENTS_BYTES
 
-    def _write(self, recorded: Recorded, directory: Path) -> None:
+    def _write(self, recorded: TrainerRecord, directory: Path) -> None:
         """Runs in the training thread. Whatever the writer draws at random, training draws as if it had not."""
         trainer = self._trainer
         # The trainer joins its folder and the checkpoint's name itself. Other ranks may still be writing when this one

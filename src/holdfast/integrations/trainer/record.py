@@ -13,7 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from holdfast.integrations.trainer import counters as trainer_counters
 from holdfast.integrations.trainer.counters import Counters
-from holdfast.integrations.trainer.data import Fetched, Fetching
+from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
 from holdfast.state.rng import state as random_state
 from holdfast.store import names
 
@@ -44,7 +44,7 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class TrainerRecord:
     """The small state of a trainer at one face."""
 
     state: TrainerState
@@ -52,10 +52,10 @@ class Recorded:
     flos: float
     control: TrainerControl
     callbacks: tuple[tuple[str, dict[str, Any]], ...]
-    random: random_state.Recorded
+    random: random_state.RngRecord
     counters: Counters
     pending: Pending
-    fetched: Fetched | None
+    fetched: PrefetchState | None
     groups: Sequence[dict[str, Any]] = ()
     schedule: Mapping[str, Any] = field(default_factory=dict)
     scaler: Mapping[str, Any] | None = None
@@ -68,23 +68,23 @@ class Recorder:
     Args:
         trainer: The trainer, prepared for training.
         fetching: Its loader, watched.
-        spared: The checkpoint that was resumed from, if any.
+        protected: The checkpoint that was resumed from, if any.
         world_size: How many processes train together.
     """
 
-    def __init__(self, trainer: Trainer, fetching: Fetching, spared: Sequence[Path], world_size: int) -> None:
+    def __init__(self, trainer: Trainer, fetching: PrefetchTracker, protected: Sequence[Path], world_size: int) -> None:
         self._trainer = trainer
         self._fetching = fetching
-        self._spared = list(spared)
+        self._spared = list(protected)
         self._world_size = world_size
         self._exported = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExportableState)]
         self.pending = Pending()
         self.elapsed: Callable[[], float] = time.monotonic
 
-    def record(self) -> Recorded:
+    def record(self) -> TrainerRecord:
         """The small state, as of now."""
         trainer = self._trainer
-        return Recorded(
+        return TrainerRecord(
             copy.copy(trainer.state),
             len(trainer.state.log_history),
             # Of all processes together; a Trainer adds them up, which takes a collective. Their batches are alike.
@@ -97,16 +97,16 @@ class Recorder:
             self._fetching.record(),
         )
 
-    def small(self, recorded: Recorded) -> Mapping[str, Any]:
+    def manifest_entry(self, recorded: TrainerRecord) -> Mapping[str, Any]:
         """What a Trainer forgets, what of the step is still to be done, and what was drawn for the batch ahead."""
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
         return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
 
-    def common(self, recorded: Recorded) -> Mapping[str, Any]:
+    def rank0_digests(self, recorded: TrainerRecord) -> Mapping[str, Any]:
         """Nothing: a Trainer's model is saved by rank 0 alone, buffers included."""
         return {}
 
-    def spared(self, recorded: Recorded) -> Sequence[Path]:
+    def protected(self, recorded: TrainerRecord) -> Sequence[Path]:
         """What was resumed from, and the best as of the boundary that is saved.
 
         The path that the trainer's state has for the best is that of a save it was told of, and may be an older one.

@@ -13,8 +13,8 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.snapshot import why_not_live
 from holdfast.integrations.trainer import writer as trainer_writer
-from holdfast.integrations.trainer.data import Fetching
-from holdfast.integrations.trainer.record import Recorded, Recorder
+from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.model import ModelPart
@@ -27,7 +27,7 @@ class TrainerSubject(Recorder):
     Args:
         trainer: The trainer, prepared for training.
         fetching: Its loader, watched.
-        spared: The checkpoint that was resumed from, if any.
+        protected: The checkpoint that was resumed from, if any.
         rank: Which of the processes that train together this is.
         world_size: How many there are.
     """
@@ -35,9 +35,9 @@ class TrainerSubject(Recorder):
     layout = layout.NAME
 
     def __init__(
-        self, trainer: Trainer, fetching: Fetching, spared: Sequence[Path], rank: int = 0, world_size: int = 1
+        self, trainer: Trainer, fetching: PrefetchTracker, protected: Sequence[Path], rank: int = 0, world_size: int = 1
     ) -> None:
-        super().__init__(trainer, fetching, spared, world_size)
+        super().__init__(trainer, fetching, protected, world_size)
         self._rank = rank
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()
@@ -69,7 +69,7 @@ class TrainerSubject(Recorder):
         """Why the state can be read only while training stands still."""
         return why_not_live(self.live())
 
-    def record(self) -> Recorded:
+    def record(self) -> TrainerRecord:
         """The small state, as of now."""
         return replace(
             super().record(),
@@ -79,9 +79,9 @@ class TrainerSubject(Recorder):
             buffers=self._model.record(),
         )
 
-    def images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The large files to be; the small ones are written by the trainer's own writer right away."""
-        recorded: Recorded = boundary.recorded
+        recorded: TrainerRecord = boundary.recorded
         if self._rank:
             return [trainer_writer.random_image(recorded.random, self._rank, self._world_size)]
         buffers = self._model.encode(recorded.buffers).tensors
@@ -91,14 +91,14 @@ class TrainerSubject(Recorder):
             self._trainer, self._optimizer, recorded, instead, directory, self._optimizer_file, self._world_size
         )
 
-    def pieces(self) -> Mapping[str, Any]:
+    def layout_pieces(self) -> Mapping[str, Any]:
         """None: one process writes all of the model."""
         return {}
 
     def _live_moments(self) -> dict[str, torch.Tensor]:
         return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
 
-    def estimate(self) -> int:
+    def estimated_bytes(self) -> int:
         """The weights that are written, and the optimizer's state."""
         if self._rank:
             return 0

@@ -27,9 +27,9 @@ from holdfast.state.rng import state as random_state
 from holdfast.store import names
 
 if TYPE_CHECKING:
-    from holdfast.integrations.trainer.record import Recorded
+    from holdfast.integrations.trainer.record import TrainerRecord
 
-# What `Faces` puts in the trainer's own place; the stand-in has the trainer's own again.
+# What `StepHooks` puts in the trainer's own place; the stand-in has the trainer's own again.
 REPLACED = ("train", "_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
 
 _intercepting = threading.local()
@@ -38,7 +38,7 @@ _intercepting = threading.local()
 def write(
     trainer: Trainer,
     optimizer: torch.optim.Optimizer,
-    recorded: "Recorded",
+    recorded: "TrainerRecord",
     instead: Mapping[int, torch.Tensor],
     directory: Path,
     optimizer_file: torch_file.OptimizerFile,
@@ -93,7 +93,7 @@ def write(
     return images
 
 
-def random_image(random: random_state.Recorded, rank: int, world_size: int) -> Image:
+def random_image(random: random_state.RngRecord, rank: int, world_size: int) -> Image:
     """The file of a process that is its own alone: its random state."""
     content = io.BytesIO()
     torch.save(random.as_transformers(every_device=world_size > 1), content)
@@ -178,7 +178,7 @@ class _Quiet(logging.Filter):
         return not getattr(_intercepting, "quiet", False)
 
 
-def stand_in_for(trainer: Trainer, recorded: "Recorded", folder: Path) -> Any:
+def stand_in_for(trainer: Trainer, recorded: "TrainerRecord", folder: Path) -> Any:
     """A trainer to all appearances, whose state is what was recorded, and whose checkpoints go into another folder."""
     stand_in = copy.copy(trainer)
     for name in REPLACED:

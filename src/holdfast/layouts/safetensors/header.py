@@ -72,7 +72,7 @@ def header_of(fd: int) -> Header:
         raise HeaderError(f"its header is said to have {length:,} bytes, and the file has {size:,}")
     text = bytes(exactly(fd, 8 + length, 0))
     try:
-        header = json.loads(text[8:], object_pairs_hook=_without_twins)
+        header = json.loads(text[8:], object_pairs_hook=_reject_duplicate_keys)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"its header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
@@ -126,7 +126,7 @@ def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ValueError("a key appears twice")

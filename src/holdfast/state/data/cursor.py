@@ -14,7 +14,7 @@ from holdfast.state.data.order import Order
 from holdfast.state.data.position import Position
 from holdfast.state.data.skip import Skipping, too_short
 from holdfast.state.rng import state as random_state
-from holdfast.state.rng.state import Recorded
+from holdfast.state.rng.state import RngRecord
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Resume:
 _END = object()
 
 
-class DataPosition:
+class DataCursor:
     """Goes through data epoch after epoch, and knows where it is.
 
     Args:
@@ -41,7 +41,7 @@ class DataPosition:
         self._stateful = data_source.stateful(data)
         self._generators = data_source.generators(data)
         self._iterator: Iterator[Any] | None = None
-        self._begin: Recorded | None = None
+        self._begin: RngRecord | None = None
         self._order: Order | None = None
         self._workers_kept = False
         self._has_begun = False

@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler, RandomSampler, SequentialSample
 from holdfast.errors import CheckpointError
 from holdfast.state.data import loader as data_source
 from holdfast.state.data.partition import share_of
-from holdfast.state.rng.state import Recorded
+from holdfast.state.rng.state import RngRecord
 
 FORWARD = "forward"
 """One after the other."""
@@ -65,7 +65,7 @@ class Order(NamedTuple):
             raise _bad("the state of what draws it is none of a CPU's generator")
 
     def places(
-        self, epoch: int, begin: Recorded, generators: Mapping[str, torch.Generator], *, workers_kept: bool
+        self, epoch: int, begin: RngRecord, generators: Mapping[str, torch.Generator], *, workers_kept: bool
     ) -> list[int]:
         """The whole order. What the beginning of the epoch drew is drawn once more.
 

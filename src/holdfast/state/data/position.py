@@ -11,7 +11,7 @@ from holdfast.state import values as tree
 from holdfast.state.data import order
 from holdfast.state.data.order import Order
 from holdfast.state.rng import state as random_state
-from holdfast.state.rng.state import Recorded
+from holdfast.state.rng.state import RngRecord
 
 
 class Position(NamedTuple):
@@ -21,7 +21,7 @@ class Position(NamedTuple):
     """Counted from 0; between two epochs, the one to come."""
     consumed: int
     """Batches of the epoch that training was given, since what `order` says was passed. Workers are ahead of it."""
-    begin: Recorded | None
+    begin: RngRecord | None
     """The random state before the epoch's iterator was made; None between two epochs."""
     workers_kept: bool
     """Whether the epoch goes on with the workers of the one before."""

@@ -18,7 +18,7 @@ _python = PythonReader()
 _numpy = NumpyReader()
 
 
-class Recorded(NamedTuple):
+class RngRecord(NamedTuple):
     """The state of the generators at one moment; what is drawn later does not show in it."""
 
     python: Mersenne
@@ -106,14 +106,14 @@ class Recorded(NamedTuple):
         return form
 
 
-def record(generators: Mapping[str, torch.Generator] = _NONE) -> Recorded:
+def record(generators: Mapping[str, torch.Generator] = _NONE) -> RngRecord:
     """The state of every generator, as of now. Called by training at every boundary: a few microseconds.
 
     Args:
         generators: Registered ones besides the global ones of Python, numpy, torch and CUDA.
     """
     cuda = _cuda_is_used()
-    return Recorded(
+    return RngRecord(
         _python.read(),
         _numpy.read(),
         torch.default_generator.get_state(),
@@ -123,7 +123,7 @@ def record(generators: Mapping[str, torch.Generator] = _NONE) -> Recorded:
     )
 
 
-def decode(tree: Mapping[str, Any]) -> Recorded:
+def decode(tree: Mapping[str, Any]) -> RngRecord:
     """The state that `encode` wrote.
 
     Raises:
@@ -131,7 +131,7 @@ def decode(tree: Mapping[str, Any]) -> Recorded:
     """
     get = random_tree.get
     generators = get(tree, "generators", dict)
-    return Recorded(
+    return RngRecord(
         random_tree.to_mersenne(get(tree, "python", dict), "python"),
         random_tree.to_numpy(get(tree, "numpy", dict)),
         random_tree.to_twister(get(tree, "cpu", str), "cpu"),
@@ -142,7 +142,7 @@ def decode(tree: Mapping[str, Any]) -> Recorded:
 
 
 def restore(tree: Mapping[str, Any], generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
-    """Puts back what `Recorded.encode` wrote; see `Recorded.restore`."""
+    """Puts back what `RngRecord.encode` wrote; see `RngRecord.restore`."""
     return decode(tree).restore(generators)
 
 
