@@ -1,5 +1,6 @@
 """What a boundary costs the training thread when there is nothing to save."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from benchmarks.table import head, row
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.doors.request_queue import RequestQueue
+from holdfast.log import RunLog
 from holdfast.loop.checkpointer import Checkpointer
 from holdfast.run.run import Run
 from holdfast.settings import DynamicCheckpoint
@@ -65,8 +67,8 @@ def boundary_cost(run: Path, settings: DynamicCheckpoint, rounds: int = 7) -> li
 def check_cost(directory: Path, rounds: int = 7) -> list[float]:
     """Seconds that it takes to learn at a boundary that nobody asks: the gate and the doors, without recording."""
     run = Run.open(directory)
-    gate = Gate(_nothing)
-    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), _silent, _nothing)
+    gate = Gate(threading.Event())
+    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), RunLog(_silent), threading.Event())
     boundary = Boundary(1, "update")
     costs = []
     for _ in range(rounds):
@@ -80,8 +82,4 @@ def check_cost(directory: Path, rounds: int = 7) -> list[float]:
 
 
 def _silent(text: str) -> None:
-    pass
-
-
-def _nothing() -> None:
     pass

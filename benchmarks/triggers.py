@@ -1,6 +1,7 @@
 """What it costs a step to find out whether somebody asks for a save, and how long the save takes from there on."""
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from benchmarks.rank import run_blocks
 from benchmarks.states import State
 from holdfast import Checkpointer
 from holdfast.doors.request_queue import RequestQueue
+from holdfast.log import RunLog
 from holdfast.run.run import Run
 from holdfast.settings import DynamicCheckpoint
 
@@ -74,7 +76,7 @@ def latencies(state: State, folder: Path) -> dict[str, list[float]]:
 
 def _doors(folder: Path, rounds: int) -> list[float]:
     run = Run.open(folder)
-    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), _silent, _nothing)
+    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), RunLog(_silent), threading.Event())
     # The step of no look at the file: every hundredth has one.
     found = [_each(lambda: reception.look(1, last=False)) for _ in range(rounds)]
     run.close("measured", 0)
@@ -89,8 +91,4 @@ def _each(work: Callable[[], object]) -> float:
 
 
 def _silent(text: str) -> None:
-    pass
-
-
-def _nothing() -> None:
     pass

@@ -15,6 +15,7 @@ SOURCE = Path(holdfast.__file__).parent
 # A room imports only from floors below its own, and from itself. `settings` stands above `store`: it asks it for names.
 FLOORS = {
     "errors": 1,
+    "log": 1,
     "store": 2,
     "state": 2,
     "settings": 3,

@@ -19,7 +19,7 @@ def boundary(number: int) -> Boundary:
 
 def gate_at(number: int | None) -> Gate:
     """A gate whose training stands between a boundary and the next update, or before its first."""
-    gate = Gate(lambda: None)
+    gate = Gate(threading.Event())
     if number is not None:
         gate.reach(boundary(number), shut=False)
     return gate
@@ -44,14 +44,13 @@ class Taker:
     """The thread that takes snapshots, on its way to shut the gate."""
 
     def __init__(self, gate: Gate, after: int = -1) -> None:
-        self.waits = threading.Event()
-        self.gives_up = False
         self.taken: list[Boundary | None] = []
-        self._thread = begun(lambda: self.taken.append(gate.shut(after, self._asked)))
+        self._gate = gate
+        self._thread = begun(lambda: self.taken.append(gate.shut(after)))
 
-    def _asked(self) -> bool:
-        self.waits.set()
-        return self.gives_up
+    def waits(self) -> bool:
+        wait_until(lambda: self._gate._wanted)
+        return True
 
     def result(self) -> Boundary | None:
         assert ended(self._thread)
@@ -69,7 +68,7 @@ def held(gate: Gate, work: Callable[[], object]) -> Iterator[threading.Thread]:
 
 def test_an_update_waits_at_a_shut_gate_and_is_counted() -> None:
     gate = gate_at(1)
-    taken = gate.shut(-1, never)
+    taken = gate.shut(-1)
     assert taken is not None and taken.number == 1 and gate.is_shut
     assert not gate.training_waits.is_set(), "nobody waits yet"
     with held(gate, gate.enter_update) as training:
@@ -81,7 +80,7 @@ def test_an_update_waits_at_a_shut_gate_and_is_counted() -> None:
 
 def test_the_beginning_of_a_step_waits_too_and_ends_the_boundary() -> None:
     gate = gate_at(1)
-    gate.shut(-1, never)
+    gate.shut(-1)
     with held(gate, gate.leave):
         gate.open(1)
     assert gate.updating and gate.blocked_seconds > 0
@@ -100,7 +99,7 @@ def test_who_comes_where_there_is_no_boundary_gets_the_next_and_training_cannot_
     gate = gate_at(None if before_the_first else 1)
     gate.enter_update()
     taker = Taker(gate)
-    assert taker.waits.wait(30) and not gate.is_shut
+    assert taker.waits() and not gate.is_shut
     gate.leave()
     gate.reach(boundary(2), shut=False)
     assert gate.is_shut, "the next update could begin before the other thread has woken"
@@ -112,8 +111,8 @@ def test_who_gives_up_leaves_the_gate_open_at_the_next_boundary() -> None:
     gate = gate_at(1)
     gate.enter_update()
     taker = Taker(gate)
-    assert taker.waits.wait(30)
-    taker.gives_up = True
+    assert taker.waits()
+    gate.end()
     assert taker.result() is None
     gate.reach(boundary(2), shut=False)
     assert not gate.is_shut
@@ -124,7 +123,7 @@ def test_who_gives_up_leaves_the_gate_open_at_the_next_boundary() -> None:
 def test_a_boundary_of_no_use_is_passed_over_unless_training_waits() -> None:
     gate = gate_at(4)
     taker = Taker(gate, after=4)
-    assert taker.waits.wait(30)
+    assert taker.waits()
     gate.enter_update()
     gate.reach(boundary(5), shut=False)
     found = taker.result()
@@ -132,25 +131,25 @@ def test_a_boundary_of_no_use_is_passed_over_unless_training_waits() -> None:
 
     gate.open(5)
     with gate.blocked():
-        found = gate.shut(5, never)
+        found = gate.shut(5)
     assert found is not None and found.number == 5
 
 
 def test_training_shuts_the_gate_at_a_boundary_that_is_to_be_saved() -> None:
-    woken: list[str] = []
-    gate = Gate(lambda: woken.append("woken"))
+    wake = threading.Event()
+    gate = Gate(wake)
     gate.reach(boundary(1), shut=False)
-    assert not woken
+    assert not wake.is_set()
     gate.leave()
     gate.reach(boundary(2), shut=True)
-    assert woken == ["woken"] and gate.is_shut
-    found = gate.shut(2, never)
+    assert wake.is_set() and gate.is_shut
+    found = gate.shut(2)
     assert found is not None and found.number == 2, "a gate that is shut is shut for its own boundary"
 
 
 def test_opening_for_an_earlier_boundary_leaves_a_later_one_shut() -> None:
     gate = gate_at(1)
-    gate.shut(-1, never)
+    gate.shut(-1)
     gate.open(1)
     gate.leave()
     gate.reach(boundary(2), shut=True)
@@ -172,7 +171,7 @@ def test_in_the_mode_at_boundaries_training_stands_still_in_its_step_until_it_wa
     gate = gate_at(1)
     gate.only_when_blocked = True
     taker = Taker(gate)
-    assert taker.waits.wait(30), "the boundary was taken while training may be anywhere"
+    assert taker.waits(), "the boundary was taken while training may be anywhere"
     gate.leave()
     with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
         found = taker.result()
@@ -187,7 +186,7 @@ def test_in_the_mode_at_boundaries_a_parked_training_can_be_taken_at_once() -> N
     gate = gate_at(1)
     gate.only_when_blocked = True
     with gate.blocked():
-        found = gate.shut(-1, never)
+        found = gate.shut(-1)
     assert found is not None and found.number == 1
 
 
@@ -208,7 +207,7 @@ def test_an_errand_is_run_by_training_while_it_is_held_in_its_step() -> None:
     gate = gate_at(1)
     gate.only_when_blocked = True
     taker = Taker(gate)
-    assert taker.waits.wait(30)
+    assert taker.waits()
     found: list[int] = []
     with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
         assert taker.result() is not None
@@ -224,7 +223,7 @@ def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() 
     found: list[int] = []
     told: list[bool] = []
     training = begun(lambda: told.append(gate.block_until(lambda: bool(ready))))
-    assert gate.shut(1, never) is not None
+    assert gate.shut(1) is not None
     asked = threading.Event()
 
     def ask() -> None:
@@ -245,7 +244,7 @@ def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() 
 
 def test_what_an_errand_raises_is_raised_where_it_was_sent_from() -> None:
     gate = gate_at(1)
-    gate.shut(-1, never)
+    gate.shut(-1)
 
     def errand() -> None:
         raise OSError("the disk is full")
@@ -259,7 +258,7 @@ def test_what_an_errand_raises_is_raised_where_it_was_sent_from() -> None:
 
 def test_an_errand_waits_for_training_to_stand_at_the_shut_gate() -> None:
     gate = gate_at(1)
-    gate.shut(-1, never)
+    gate.shut(-1)
     found: list[int] = []
     sender = begun(lambda: gate.run_on_training_thread(where(found)))
     assert not gate.block_until(never, 0.0) and not found, "its time was up before it began"
@@ -287,8 +286,8 @@ def test_a_parked_training_in_the_middle_of_an_update_has_nothing_to_take() -> N
     gate.enter_update()
     with gate.blocked():
         taker = Taker(gate)
-        assert taker.waits.wait(30)
-        taker.gives_up = True
+        assert taker.waits()
+        gate.end()
         assert taker.result() is None
     assert not gate.is_shut
 
@@ -402,7 +401,7 @@ def test_every_optimizer_of_the_parameters_waits_before_it_changes_them(
 ) -> None:
     step = make(trained)
     before = [parameter.detach().clone() for parameter in trained.model.parameters()]
-    trained.gate.shut(-1, never)
+    trained.gate.shut(-1)
     with held(trained.gate, step):
         assert all(map(torch.equal, before, trained.model.parameters()))
         trained.gate.open(1)
@@ -415,7 +414,7 @@ def test_an_optimizer_of_other_parameters_passes(trained: Trained) -> None:
     optimizer = torch.optim.AdamW(probe.parameters())
     probe(torch.ones(1, 4)).sum().backward()
     before = probe.weight.detach().clone()
-    trained.gate.shut(-1, never)
+    trained.gate.shut(-1)
     assert ended(begun(optimizer.step))
     assert not torch.equal(before, probe.weight) and not trained.gate.updating
 
@@ -424,7 +423,7 @@ def test_a_scaler_that_skips_comes_to_no_gate_but_to_that_of_the_step(trained: T
     optimizer = torch.optim.SGD(trained.model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     scaler.scale(trained.loss() * float("inf")).backward()
-    trained.gate.shut(-1, never)
+    trained.gate.shut(-1)
     assert ended(begun(lambda: scaler.step(optimizer))) and not trained.gate.updating
     with held(trained.gate, trained.gate.leave):
         trained.gate.open(1)
@@ -432,5 +431,5 @@ def test_a_scaler_that_skips_comes_to_no_gate_but_to_that_of_the_step(trained: T
 
 def test_a_hook_that_was_removed_holds_nobody(trained: Trained) -> None:
     trained.hook.remove()
-    trained.gate.shut(-1, never)
+    trained.gate.shut(-1)
     assert ended(begun(plain(trained))) and not trained.gate.updating

@@ -12,6 +12,7 @@ import pytest
 from helpers.support import fill, process, tiny_disk
 from helpers.waiting import wait_until
 from holdfast.doors.request_queue import RequestQueue
+from holdfast.log import RunLog
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
@@ -30,7 +31,7 @@ class Desk:
         self.said: list[str] = []
         self.notified = threading.Event()
         chosen = DynamicCheckpoint(**{"enabled": True, "check_interval": 0, **settings})
-        self.reception = RequestQueue(self.run, chosen, say or self.said.append, self.notified.set)
+        self.reception = RequestQueue(self.run, chosen, RunLog(say or self.said.append), self.notified)
         self.trigger = root / NAME
 
     def waits(self) -> bool:
@@ -61,6 +62,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 ASK = """
 import sys
 from pathlib import Path
+from holdfast.log import RunLog
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
@@ -184,14 +186,15 @@ def test_the_last_look_sees_what_was_asked_a_moment_ago(desk: Desk) -> None:
 
 
 TRAIN_AND_DIE = """
-import os, signal, sys
+import os, signal, sys, threading
 from pathlib import Path
+from holdfast.log import RunLog
 from holdfast.settings import DynamicCheckpoint
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 run = Run.open(Path(sys.argv[1]))
-reception = RequestQueue(run, DynamicCheckpoint(enabled=True, check_interval=0), print, lambda: None)
+reception = RequestQueue(run, DynamicCheckpoint(enabled=True, check_interval=0), RunLog(print), threading.Event())
 reception.start()
 reception.accept(Request("signal", stop=True, why="SIGTERM"))
 (Path(sys.argv[1]) / "axolotl_checkpoint.save").write_text("mine")

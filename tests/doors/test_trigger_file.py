@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from helpers.support import dies_at, fill, tiny_disk
-from holdfast.doors.trigger_file import TriggerFile
+from holdfast.doors.trigger_file import Claim, TriggerFile
+from holdfast.log import RunLog
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
+from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 
 NAME = "axolotl_checkpoint.save"
@@ -40,7 +42,7 @@ class Desk:
 
     def started(self) -> TriggerFile:
         """The trigger file as a new process sees it."""
-        return TriggerFile(self.directory, NAME, self.accept, self.reported.append)
+        return TriggerFile(self.directory, NAME, Journal(self.directory.journal, "run"), RunLog(self.reported.append))
 
     def accept(self, request: Request) -> bool:
         self.accepted.append(request)
@@ -50,9 +52,18 @@ class Desk:
             return False
         return True
 
+    def take(self, claim: Claim | None) -> None:
+        """What the queue of requests does with a claim."""
+        if claim is not None and self.accept(claim.request):
+            claim.release()
+
+    def recover(self) -> None:
+        for claim in self.trigger.left_behind():
+            self.take(claim)
+
     def look(self, times: int = 1) -> list[Request]:
         for _ in range(times):
-            self.trigger.look()
+            self.take(self.trigger.look())
         taken, self.accepted = self.accepted, []
         return taken
 
@@ -217,7 +228,7 @@ def test_fault_25_a_file_that_cannot_be_removed_asks_once_and_is_reported_once_a
 def test_what_a_crash_left_claimed_is_asked_for_by_the_next_start_under_the_same_identity(desk: Desk) -> None:
     claim = desk.directory.requests / ("7" * 32 + ".touched")
     claim.write_text("do not lose me")
-    desk.trigger.recover()
+    desk.recover()
     (request,) = desk.look()
     assert (request.id, request.label, request.why) == ("7" * 32, "do not lose me", NAME)
     assert desk.left() == [".json"]
@@ -228,11 +239,11 @@ def test_a_claim_that_was_answered_already_is_not_asked_for_again(desk: Desk) ->
     (request,) = desk.look()
     claim = desk.directory.requests / f"{request.id}.touched"
     claim.touch()
-    desk.trigger.recover()
+    desk.recover()
     assert desk.look() == [] and not claim.exists(), "its request is on disk, where the next start finds it"
     desk.inbox.answer(request, Answer(saved=True))
     claim.touch()
-    desk.trigger.recover()
+    desk.recover()
     assert desk.look() == [] and desk.left() == []
 
 
@@ -243,7 +254,7 @@ def test_security_s08_a_claim_that_is_no_plain_file_is_neither_followed_nor_wait
     """What was claimed by renaming turns out to be a link, a FIFO, a directory."""
     make(desk.directory.requests / ("7" * 32 + ".touched"))
     for _ in range(3):
-        desk.trigger.recover()
+        desk.recover()
     assert desk.look() == [] and len(desk.reported) == 1
     assert not list(desk.directory.requests.glob("*.touched"))
 
@@ -251,7 +262,7 @@ def test_security_s08_a_claim_that_is_no_plain_file_is_neither_followed_nor_wait
 def test_files_of_other_names_are_no_claims(desk: Desk) -> None:
     for name in ("mine.touched", "7" * 31 + ".touched", "7" * 32 + ".touch"):
         (desk.directory.requests / name).touch()
-    desk.trigger.recover()
+    desk.recover()
     assert desk.look() == [] and len(desk.left()) == 3
 
 
@@ -263,7 +274,7 @@ def test_a_crash_at_any_change_of_a_claim_loses_no_request_and_makes_no_second_o
         died = dies_at(count, crashed.look)
         seen.add((crashed.path.exists(), *crashed.left()))
         again = Desk(crashed.root)
-        again.trigger.recover()
+        again.recover()
         again.look()
         (request,) = again.inbox.pending()[0]
         assert request.label == "label" and not again.path.exists() and ".touched" not in again.left()
@@ -282,5 +293,5 @@ def test_on_a_full_disk_it_still_asks_and_the_claim_stays_for_the_next_start(tmp
         assert full.inbox.pending()[0] == [] and ".touched" in full.left()
         (disk / "filler").unlink()
         again = Desk(full.root)
-        again.trigger.recover()
+        again.recover()
         assert [found.label for found in again.inbox.pending()[0]] == ["label"]

@@ -4,23 +4,35 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from helpers.waiting import wait_until
+from holdfast.capture.gate import Gate
+from holdfast.doors.request_queue import RequestQueue
+from holdfast.engine.on_published import OnPublished
+from holdfast.engine.outcomes import Outcomes
+from holdfast.engine.peers import Alone
+from holdfast.engine.saver import Saver
+from holdfast.engine.session import Session
 from holdfast.engine.shutdown import Shutdown
+from holdfast.engine.stop import Stop
+from holdfast.log import RunLog
+from holdfast.resume.open_run import Opened, Resumption
 from holdfast.run.request import Request
+from holdfast.run.run import Run
+from holdfast.settings import DynamicCheckpoint
+from holdfast.store.retention import RetentionPolicy
+
+QUIET = RunLog(lambda text: None)
 
 
-class SlowTraining:
-    """A training whose disk takes its time to take a request in."""
+class SlowQueue(RequestQueue):
+    """A queue whose disk takes its time to take a request in."""
 
-    nothing_new = None
-    stop_saved = None
-    may_be_alone = False
-    unsaved = ""
-
-    def __init__(self) -> None:
+    def __init__(self, session: Session) -> None:
+        super().__init__(session.run, DynamicCheckpoint(), session.log, session.wake)
         self.asked = threading.Event()
         self.disk = threading.Event()
         self.accepted: list[Request] = []
@@ -31,60 +43,91 @@ class SlowTraining:
         self.accepted.append(request)
         return True
 
-    def say(self, text: str) -> None:
-        pass
 
-    def abandon(self, why: str, code: int) -> None:
-        pass
-
-
-@pytest.fixture
-def training() -> SlowTraining:
-    return SlowTraining()
+def session_in(folder: Path, grace: float) -> Session:
+    run, wake = Run.open(folder), threading.Event()
+    gate = Gate(wake)
+    return Session(run, gate, wake, Stop(grace, run.status), Outcomes(OnPublished(QUIET)), QUIET)
 
 
 @pytest.fixture
-def stopping(training: SlowTraining) -> Iterator[Shutdown]:
-    made = Shutdown(training, 60.0)
-    assert made.start()
+def session(tmp_path: Path) -> Iterator[Session]:
+    made = session_in(tmp_path, 60.0)
     yield made
-    training.disk.set()
-    made.stop()
-    made.over()
+    made.run.lease.release()
 
 
-def test_a_workers_death_is_the_stop_only_when_its_request_waits(training: SlowTraining, stopping: Shutdown) -> None:
+@pytest.fixture
+def queue(session: Session) -> SlowQueue:
+    return SlowQueue(session)
+
+
+@pytest.fixture
+def shutdown(session: Session, queue: SlowQueue) -> Iterator[Shutdown]:
+    """Of a training that has reached a boundary, so that a signal asks for a save."""
+    from holdfast.capture.boundary import Boundary
+
+    session.gate.reach(Boundary(1, "update", number=1), shut=False)
+    origin = Resumption(Opened(session.run, None), None, None, "native", print)
+    saver = Saver(session, queue, RetentionPolicy(None, None), Alone(session))
+    made = Shutdown(session, queue, saver, origin, among_ranks=False)
+    made.start()
+    yield made
+    queue.disk.set()
+    made.end()
+    session.stop.over()
+
+
+def test_a_workers_death_is_the_stop_only_when_its_request_waits(queue: SlowQueue, shutdown: Shutdown) -> None:
     """Training that left earlier would find nothing to save, and end as if it were finished."""
     os.kill(os.getpid(), signal.SIGTERM)
-    assert training.asked.wait(30)
-    found: list[bool] = []
+    assert queue.asked.wait(30)
+    explained: list[bool] = []
     died = RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
-    leaving = threading.Thread(target=lambda: found.append(stopping.explains(died)))
+    leaving = threading.Thread(target=lambda: explained.append(shutdown.explains(died)))
     leaving.start()
     leaving.join(1.5)
-    assert not found
-    training.disk.set()
-    wait_until(lambda: found)
-    assert found == [True] and training.accepted[0].stop
+    assert not explained
+    queue.disk.set()
+    wait_until(lambda: explained)
+    assert explained == [True] and queue.accepted[0].stop
     leaving.join()
 
 
-def test_a_workers_death_without_a_stop_is_an_error(stopping: Shutdown) -> None:
-    assert not stopping.explains(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."))
+def test_what_a_signal_sets_off_may_fail_and_the_next_signal_is_heard(
+    session: Session, queue: SlowQueue, shutdown: Shutdown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+
+    def fail(text: str) -> None:
+        raise ValueError(text)
+
+    monkeypatch.setattr(session.log, "_say", fail)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert queue.asked.wait(30)
+    for count in (1, 2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_until(lambda count=count: len(errors) == count)  # type: ignore[misc]
+    assert all("already under way" in str(error.exc_value) for error in errors)
+    queue.disk.set()
+    wait_until(lambda: len(errors) == 3)
+    assert len(queue.accepted) == 1
+
+
+def test_a_workers_death_without_a_stop_is_an_error(shutdown: Shutdown) -> None:
+    assert not shutdown.explains(RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed."))
 
 
 @pytest.mark.parametrize(("grace", "left"), [(60.0, 10.0), (5.0, 4.5)])
-def test_a_rank_that_others_have_left_gets_a_moment_of_its_grace(
-    training: SlowTraining, grace: float, left: float
-) -> None:
+def test_a_rank_that_others_have_left_gets_a_moment_of_its_grace(tmp_path: Path, grace: float, left: float) -> None:
     """The other's process has to end before what this one waits for fails, which took 4 s on a busy machine."""
-    stopping = Shutdown(training, grace)
-    try:
-        stopping.hurry()
-        assert stopping.seconds_left is None
-        stopping.begin()
-        for _ in range(2):
-            stopping.hurry()
-            assert stopping.seconds_left == pytest.approx(left, abs=0.4)
-    finally:
-        stopping.over()
+    session = session_in(tmp_path, grace)
+    stop = session.stop
+    stop.shorten()
+    assert stop.seconds_left is None
+    stop.begin()
+    for _ in range(2):
+        stop.shorten()
+        assert stop.seconds_left == pytest.approx(left, abs=0.4)
+    session.run.lease.release()

@@ -9,13 +9,14 @@ from helpers.support import line_of, process
 
 # It is told line by line: `save` serves what is asked for, `fail` fails to, `end` ends it.
 _SCRIPT = """
-import sys, time
+import sys, threading, time
 from pathlib import Path
 
 from holdfast.engine import save as saving
 from holdfast.capture.boundary import Boundary
 from holdfast.settings import DynamicCheckpoint
 from holdfast.doors.request_queue import RequestQueue
+from holdfast.log import RunLog
 from holdfast.run.run import Run
 from holdfast.capture.snapshot import Snapshot
 from holdfast.store.retention import RetentionPolicy
@@ -29,7 +30,7 @@ def fail(folder):
     raise RuntimeError("a bad day\\nin two lines")
 
 run = Run.open(Path(sys.argv[1]))
-reception = RequestQueue(run, DynamicCheckpoint(), lambda text: None, lambda: None)
+reception = RequestQueue(run, DynamicCheckpoint(), RunLog(lambda text: None), threading.Event())
 reception.start()
 run.status.update(phase="training", step=6, max_steps=100, rate=2.5, loss=float("nan"))
 run.status.write()

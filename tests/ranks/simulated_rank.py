@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ class Rank(Machine):
         self.simulation = simulation
         self.random = random.Random(f"{simulation.seed}/{rank}")
         self.line = Line(self.world, simulation.server, self._delay, pace, OPERATION_SECONDS)
-        self.gate = Gate(lambda: None)
+        self.gate = Gate(threading.Event())
         self.moved = Signal(self.world)
         self.rounds: dict[int, Round] = {}
         self.left = 0

@@ -16,7 +16,7 @@ step, stage = Checkpointer.step, Coordinator.stage
 def stepping(self):
     step(self)
     if self.step_count == 1 and os.environ["RANK"] == "0":
-        self._engine._service.stand_still("for this test")
+        self._engine._saver.stand_still("for this test")
     if {rank_1} and os.environ["RANK"] == "1":
         self._parameters[0].data.add_(1)
         Path("swapped").touch()

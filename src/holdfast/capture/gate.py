@@ -1,4 +1,4 @@
-"""The gate: what training waits at before its next update, while a snapshot of the last boundary is being taken."""
+"""The gate: the wait of training before its next update, while a snapshot of the last boundary is being taken."""
 
 import threading
 import time
@@ -10,8 +10,45 @@ from contextlib import contextmanager
 from holdfast.capture.boundary import Boundary
 
 _REMEMBERED = 64
-# What training waits for when it stands may come without a word.
+# What a blocked training thread waits for may come without a word.
 _LOOK_SECONDS = 0.05
+
+
+class TrainingThreadCalls:
+    """Calls that the saving thread has the blocked training thread make, one at a time: collectives belong there.
+
+    Args:
+        changed: Guards the call, and tells training that there is one. It is acquired whenever a method is called.
+    """
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._next: tuple[Callable[[], None], Future[None]] | None = None
+
+    def send(self, work: Callable[[], None]) -> Future[None]:
+        """Has training make a call; the result tells when it is done, and what it raised."""
+        done: Future[None] = Future()
+        self._next = (work, done)
+        self._changed.notify_all()
+        return done
+
+    def wait_and_run(self, seconds: float | None = None) -> None:
+        """Waits until something has changed, unless there is a call already, and makes it. Called by training."""
+        if self._next is None:
+            self._changed.wait(seconds)
+        if self._next is None:
+            return
+        (work, done), self._next = self._next, None
+        # Without the lock: a call takes as long as a write, and others ask the gate meanwhile.
+        self._changed.release()
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that had training make the call
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+        finally:
+            self._changed.acquire()
 
 
 class Gate:
@@ -21,29 +58,32 @@ class Gate:
     taken whenever the gate is shut, whatever else training does meanwhile.
 
     Args:
-        on_shut: Called when training shuts the gate itself, at a boundary that is to be saved.
+        wake: Set when training shuts the gate itself, at a boundary that is to be saved, and when it blocks until it is
+            answered: the saving thread has something to look at.
     """
 
-    def __init__(self, on_shut: Callable[[], None]) -> None:
-        self._on_shut = on_shut
+    def __init__(self, wake: threading.Event) -> None:
+        self._wake = wake
         self._changed = threading.Condition()
         self._boundary: Boundary | None = None
         self._updating = False
         self._shut = False
         self._wanted = False
         self._awaited: int | None = None
-        self._parked = 0
-        self._errands = TrainingThreadCalls(self._changed)
+        self._blocked = 0
+        self._calls = TrainingThreadCalls(self._changed)
+        self._training_thread = threading.current_thread()
+        self._ending = False
         self.blocked_since: float | None = None
-        """When training came to the shut gate (`time.monotonic`); None while it is not held."""
+        """The time at which training came to the shut gate (`time.monotonic`); None while it does not wait there."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
-        """The latest times from a boundary to the next update, without the time that it was held."""
+        """The latest times from a boundary to the next update, without the time that it was blocked."""
         self.blocked_seconds = 0.0
-        """How long training has been held in all."""
+        """The seconds that training has been blocked at the gate in all."""
         self.training_waits = threading.Event()
-        """Set while training is held: what is left of the snapshot should be in memory soon."""
+        """Set while training is blocked: the rest of the snapshot should be in memory soon."""
         self.only_when_blocked = False
-        """Whether snapshots are taken only while the training thread stands still: "at a boundary" mode."""
+        """Snapshots are taken only while the training thread is blocked: "at a boundary" mode."""
 
     @property
     def boundary(self) -> Boundary | None:
@@ -52,18 +92,41 @@ class Gate:
 
     @property
     def updating(self) -> bool:
-        """Whether training is somewhere between the beginning of an update and the next boundary."""
+        """True while training is somewhere between the beginning of an update and the next boundary."""
         return self._updating
 
     @property
     def is_shut(self) -> bool:
-        """Whether training would have to wait before its next update."""
+        """True while training would have to wait before its next update."""
         return self._shut
 
     @property
     def is_blocked(self) -> bool:
-        """Whether training stands still until it is answered."""
-        return self._parked > 0
+        """True while training is blocked until it is answered."""
+        return self._blocked > 0
+
+    @property
+    def is_training_thread(self) -> bool:
+        """True in the thread that trains."""
+        return threading.current_thread() is self._training_thread
+
+    @property
+    def is_hopeless(self) -> bool:
+        """True when no boundary will come any more: training is ending, and has none or broke off in an update."""
+        return self._ending and (self._updating or self._boundary is None)
+
+    @property
+    def is_ending(self) -> bool:
+        """True from `end` on."""
+        return self._ending
+
+    def begin(self) -> None:
+        """Marks the calling thread as the one that trains."""
+        self._training_thread = threading.current_thread()
+
+    def end(self) -> None:
+        """Marks that training reaches no boundary any more; what waits for one gives up."""
+        self._ending = True
 
     def leave(self) -> None:
         """Waits while the gate is shut; then the last boundary is no more, and the next is being recorded.
@@ -83,11 +146,11 @@ class Gate:
             self._updating = True
 
     def reach(self, boundary: Boundary, *, shut: bool) -> None:
-        """Training has reached a boundary.
+        """Takes in a boundary that training has reached.
 
         Args:
             boundary: The boundary.
-            shut: Whether it is to be saved, so that no update may begin before it was taken.
+            shut: True when it is to be saved, so that no update may begin before it was taken.
         """
         with self._changed:
             self._boundary = boundary
@@ -96,34 +159,35 @@ class Gate:
                 self._shut = True
                 self._wanted = False
                 self._changed.notify_all()
-                self._on_shut()
+                self._wake.set()
                 if self.only_when_blocked:
                     self._wait_until_open()
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
-        """The training thread waits for a save, and touches nothing meanwhile."""
+        """Encloses a wait of the training thread for a save, in which it touches nothing."""
         with self._changed:
-            self._parked += 1
+            self._blocked += 1
             self.training_waits.set()
             self._changed.notify_all()
+        self._wake.set()
         try:
             yield
         finally:
             with self._changed:
-                self._parked -= 1
+                self._blocked -= 1
                 if self.blocked_since is None:
                     self.training_waits.clear()
 
     def block_until(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
-        """The training thread stands still until something has come true, and runs the errands that it is sent on.
+        """Blocks the training thread until something has come true, and makes the calls that it is sent.
 
         Args:
-            until: Asked again and again whether it has.
-            seconds: How long to wait at most; None waits as long as it takes.
+            until: Asked again and again for it.
+            seconds: The longest wait; None waits as long as it takes.
 
         Returns:
-            Whether it has come true.
+            True when it has come true, False when the time was up.
         """
         end = None if seconds is None else time.monotonic() + seconds
         with self.blocked():
@@ -132,40 +196,39 @@ class Gate:
                 if left <= 0:
                     return False
                 with self._changed:
-                    self._errands.wait_and_run(left)
+                    self._calls.wait_and_run(left)
         return True
 
     def notice(self) -> None:
-        """What training stands and waits for may have come."""
+        """Wakes the blocked training thread: its answer may have come."""
         with self._changed:
             self._changed.notify_all()
 
     def run_on_training_thread(self, work: Callable[[], None]) -> None:
-        """Has training do something where it stands, and waits for that; called by the thread that takes snapshots.
+        """Has the blocked training thread run `work`, and waits for that; called by the thread that takes snapshots.
 
-        The gate is shut. What needs collectives of all ranks belongs into the threads that train.
+        The gate is shut. A writer that needs collectives of all ranks belongs into the threads that train.
 
         Args:
-            work: What to do. What it raises is raised here, and not in training.
+            work: The call. An error of it is raised here, and not in training.
         """
         with self._changed:
-            done = self._errands.send(work)
+            done = self._calls.send(work)
         done.result()
 
-    def shut(self, after: int, give_up: Callable[[], bool]) -> Boundary | None:
+    def shut(self, after: int) -> Boundary | None:
         """Shuts the gate as soon as there is a boundary to take; called by the thread that takes snapshots.
 
         Args:
             after: The number of a boundary that is of no use any more; the next one is.
-            give_up: Asked now and then whether there is still something to wait for.
 
         Returns:
-            The boundary; None if it was given up.
+            The boundary; None where training is ending, and there will be none.
         """
         with self._changed:
             while not self._can_shut(after):
                 self._wanted = True
-                if give_up():
+                if self.is_hopeless:
                     self._wanted = False
                     return None
                 self._changed.wait(0.05)
@@ -192,15 +255,15 @@ class Gate:
             self._wanted = True
             return here + 1
 
-    def take(self, number: int, give_up: Callable[[], bool]) -> Boundary | None:
+    def take(self, number: int, give_up: Callable[[], bool] | None = None) -> Boundary | None:
         """Waits until training has come to a boundary that was agreed on, and shuts the gate there.
 
         Args:
             number: The boundary's number, `offer`'s or a later one: training runs on until it is there.
-            give_up: Asked now and then whether there is still something to wait for.
+            give_up: Asked now and then for whether the wait is in vain.
 
         Returns:
-            The boundary; None if it was given up.
+            The boundary; None where it was given up, or training will not come to it.
         """
         with self._changed:
             self._wanted = False
@@ -210,8 +273,8 @@ class Gate:
                     if self._shut:
                         self._shut = False
                         self._changed.notify_all()
-                    # Who stands until it is answered comes to no further boundary before that.
-                    if self._parked or give_up():
+                    # A thread that is blocked until it is answered comes to no further boundary before that.
+                    if self._blocked or self.is_hopeless or (give_up is not None and give_up()):
                         return None
                     self._changed.wait(0.05)
             finally:
@@ -220,7 +283,7 @@ class Gate:
             return self._boundary
 
     def holds(self, number: int) -> bool:
-        """Whether training cannot have left a boundary since the gate was shut there."""
+        """Returns whether training cannot have left a boundary since the gate was shut there."""
         with self._changed:
             return self._shut and self._boundary is not None and self._boundary.number == number
 
@@ -232,7 +295,7 @@ class Gate:
                 shut. None opens it whatever it is shut for.
 
         Returns:
-            Whether it was shut for that until now.
+            True when it was shut for that until now.
         """
         with self._changed:
             if number is None:
@@ -248,7 +311,7 @@ class Gate:
             return True
         if self._boundary is None or self._updating:
             return False
-        if self._parked:
+        if self._blocked:
             return True
         return self._boundary.number > after and not self.only_when_blocked
 
@@ -259,46 +322,9 @@ class Gate:
         self.training_waits.set()
         try:
             while self._shut:
-                self._errands.wait_and_run()
+                self._calls.wait_and_run()
         finally:
             self.blocked_since = None
             self.blocked_seconds += time.monotonic() - begun
-            if not self._parked:
+            if not self._blocked:
                 self.training_waits.clear()
-
-
-class TrainingThreadCalls:
-    """One errand at a time, between two threads.
-
-    Args:
-        changed: What guards it, and tells training that there is one. It is held whenever a method is called.
-    """
-
-    def __init__(self, changed: threading.Condition) -> None:
-        self._changed = changed
-        self._next: tuple[Callable[[], None], Future[None]] | None = None
-
-    def send(self, work: Callable[[], None]) -> Future[None]:
-        """Has training do something; tells when it is done, and what it raised."""
-        done: Future[None] = Future()
-        self._next = (work, done)
-        self._changed.notify_all()
-        return done
-
-    def wait_and_run(self, seconds: float | None = None) -> None:
-        """Waits until something has changed, unless there is an errand already, and runs it. Called by training."""
-        if self._next is None:
-            self._changed.wait(seconds)
-        if self._next is None:
-            return
-        (work, done), self._next = self._next, None
-        # Without the lock: an errand takes as long as a write, and others ask the gate meanwhile.
-        self._changed.release()
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that sent training on the errand
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-        finally:
-            self._changed.acquire()

@@ -43,6 +43,11 @@ class StagingBudget:
         self.limit = available_memory() // 4 if limit is None else limit
         self.pool = Pool(pinned=bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of the staging memory as it is now."""
+        return self.pool.bytes
+
     def grow(self, size: int, seconds: float, undisturbed: Sequence[float]) -> None:
         """Called after a save.
 

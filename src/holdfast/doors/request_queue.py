@@ -1,13 +1,14 @@
-"""Where all doors lead: the requests that wait for the next save, collected by one thread."""
+"""The queue of pending save requests: all doors lead here, and one thread collects what comes from other processes."""
 
+import logging
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Protocol
 
 from holdfast.doors.schedule import Minutes
-from holdfast.doors.trigger_file import TriggerFile
+from holdfast.doors.trigger_file import Claim, TriggerFile
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.settings import DynamicCheckpoint
@@ -16,14 +17,42 @@ _LOOK_SECONDS = 0.1
 _STATUS_SECONDS = 1.0
 
 
+class RequestIntake(Protocol):
+    """The way of requests in a process: the queue where it saves, a heartbeat that passes them on where it follows."""
+
+    def start(self) -> None:
+        """Begins to listen."""
+
+    def accept(self, request: Request) -> bool:
+        """Takes a request in; returns whether it outlives this process."""
+
+    def hear(self, request: Request) -> None:
+        """Takes in a request of this process itself, without a look at the disk."""
+
+    def look(self, step: int, *, last: bool) -> bool:
+        """Returns, at a boundary of training, whether a request waits that can be served.
+
+        Args:
+            step: The step of the boundary.
+            last: True where training ends, so that no request is left unseen.
+        """
+
+    def close(self, *, has_left: bool = False) -> None:
+        """Listens no more.
+
+        Args:
+            has_left: True where this process leaves its training without waiting for the other ranks.
+        """
+
+
 class RequestQueue:
     """Collects requests from the run directory, and keeps the status file fresh.
 
     Args:
         run: The open run.
-        settings: Whether and how often the trigger file is looked at.
-        say: Prints a line for the user.
-        notify: Called when something waits.
+        settings: Those of the trigger file.
+        log: Takes a line for the user.
+        wake: Set when something waits.
         minutes: The schedule by the clock, if there is one.
     """
 
@@ -31,19 +60,17 @@ class RequestQueue:
         self,
         run: Run,
         settings: DynamicCheckpoint,
-        say: Callable[[str], None],
-        notify: Callable[[], None],
+        log: logging.Logger,
+        wake: threading.Event,
         minutes: Minutes | None = None,
     ) -> None:
         self._run = run
-        self._say = say
-        self._notify = notify
+        self._log = log
+        self._wake = wake
         self._minutes = minutes
         self._interval = settings.check_interval
         self._trigger = (
-            TriggerFile(run.directory, settings.trigger_file_path, self.accept, self._report)
-            if settings.enabled
-            else None
+            TriggerFile(run.directory, settings.trigger_file_path, run.journal, log) if settings.enabled else None
         )
         self._lock = threading.Lock()
         self._known: set[str] = set()
@@ -52,7 +79,7 @@ class RequestQueue:
         self._writing = threading.Lock()
         self._closing = threading.Event()
         self._trouble = ""
-        self._thread = threading.Thread(target=self._watch, name="holdfast-reception", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="holdfast-requests", daemon=True)
 
     def start(self) -> None:
         """Takes in what an earlier process left unanswered, and begins to watch.
@@ -63,24 +90,25 @@ class RequestQueue:
         for request in self._unknown():
             self._keep(replace(request, stop=False) if request.id in self._run.left_over else request)
         if self._trigger is not None:
-            self._trigger.recover()
+            for claim in self._trigger.left_behind():
+                self._accept_claim(claim)
         self._thread.start()
 
     @property
     def waiting(self) -> bool:
-        """Whether anything waits."""
+        """True when a request waits."""
         return bool(self._waiting)
 
     @property
     def stop_waits(self) -> bool:
-        """Whether a stop waits, which is in a hurry."""
+        """True when a stop waits, which is in a hurry."""
         return any(request.stop for request in self._waiting)
 
     def accept(self, request: Request) -> bool:
         """Takes one request in; it waits for the next save.
 
         Returns:
-            Whether it is on disk too. On a full disk it is not, and a signal that asks to stop must be heard there.
+            True when it is on disk too. On a full disk it is not, and a signal that asks to stop must be heard there.
         """
         with self._lock:
             self._known.add(request.id)  # before it is on disk, where the watching thread would find it as a new one
@@ -91,22 +119,22 @@ class RequestQueue:
     def hear(self, request: Request) -> None:
         """Takes in what this process asks of itself, without a look at the disk: it costs training microseconds.
 
-        Who serves it writes it down first, or the watching thread does within a tenth of a second.
+        The saving thread writes it down first, or the watching thread does within a tenth of a second.
         """
         with self._lock:
             self._known.add(request.id)
             self._unwritten.append(request)
             self._waiting.append(request)
-        self._notify()
+        self._wake.set()
 
     def look(self, step: int, *, last: bool) -> bool:
-        """Tells the training thread, at a boundary, whether anything waits that can be taken.
+        """Returns, at a boundary of training, whether a request waits that can be served.
 
         Looks at the trigger file if it is time.
 
         Args:
             step: The step of the boundary.
-            last: Whether training ends here, so that no request is left unseen.
+            last: True where training ends, so that no request is left unseen.
         """
         if last or (self._interval and step % self._interval == 0):
             self._look_at_disk(last=last)
@@ -116,7 +144,7 @@ class RequestQueue:
             return len(self._waiting) > len(self._unwritten)
 
     def saved(self) -> None:
-        """Something was saved just now."""
+        """Begins the clock of the schedule anew: something was saved just now."""
         if self._minutes is not None:
             self._minutes.restart()
 
@@ -127,23 +155,23 @@ class RequestQueue:
         """
         with self._writing:
             with self._lock:
-                heard = list(self._unwritten)
-            for request in heard:
+                unwritten = list(self._unwritten)
+            for request in unwritten:
                 self._submit(request)
                 with self._lock:
                     self._unwritten.remove(request)
                 self._show(request)
 
     def take(self) -> list[Request]:
-        """All requests that wait and are written down, oldest first; they are the caller's to answer."""
+        """Returns all requests that wait and are written down, oldest first; they are the caller's to answer."""
         with self._lock:
             taken = [request for request in self._waiting if request not in self._unwritten]
             self._waiting = list(self._unwritten)
         self._run.status.update(pending=())
         return sorted(taken, key=lambda request: request.asked_at)
 
-    def close(self) -> None:
-        """Stops watching."""
+    def close(self, *, has_left: bool = False) -> None:
+        """Stops watching. Rank 0 need not be told whether rank 0 has left."""
         self._closing.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()
@@ -152,8 +180,8 @@ class RequestQueue:
         written = 0.0
         while not self._closing.wait(_LOOK_SECONDS):
             try:
-                if self._trigger is not None and self._interval == 0:
-                    self._trigger.look()
+                if self._interval == 0:
+                    self._look_at_trigger()
                 self.write_down()
                 self._collect()
                 if self._minutes is not None and self._minutes.due():
@@ -163,28 +191,38 @@ class RequestQueue:
                     written = time.monotonic()
                     self._trouble = ""
             except OSError as error:
-                self._tell_of_trouble(error)
+                self._report_trouble(error)
                 self._closing.wait(_STATUS_SECONDS)
 
     def _look_at_disk(self, *, last: bool) -> None:
         try:
-            if self._trigger is not None:
-                self._trigger.look()
+            self._look_at_trigger()
             if last:
                 self._collect()
         except OSError as error:
-            self._tell_of_trouble(error)
+            self._report_trouble(error)
+
+    def _look_at_trigger(self) -> None:
+        if self._trigger is not None and (claim := self._trigger.look()) is not None:
+            self._accept_claim(claim)
+
+    def _accept_claim(self, claim: Claim) -> None:
+        """Accepts what a trigger file asks; the claimed file goes only when its request is durable."""
+        if self.accept(claim.request):
+            claim.release()
 
     def _collect(self) -> None:
         for request in self._unknown():
             self._keep(request)
 
     def _unknown(self) -> list[Request]:
-        found, broken = self._run.inbox.pending()
+        pending, broken = self._run.inbox.pending()
         for name, problem in broken:
-            self._report(f"ignored {name} among the run's requests: {problem}")
+            text = f"ignored {name} among the run's requests: {problem}"
+            self._run.journal.write("refused", problem=text)
+            self._log.warning(text)
         with self._lock:
-            new = [request for request in found if request.id not in self._known]
+            new = [request for request in pending if request.id not in self._known]
             self._known.update(request.id for request in new)
         return new
 
@@ -192,7 +230,7 @@ class RequestQueue:
         with self._lock:
             self._waiting.append(request)
         self._show(request)
-        self._notify()
+        self._wake.set()
         with suppress(OSError):
             self._run.status.write()
 
@@ -200,26 +238,18 @@ class RequestQueue:
         try:
             self._run.inbox.submit(request)
         except OSError as error:
-            self._tell_of_trouble(error)
+            self._report_trouble(error)
             return False
         return True
 
     def _show(self, request: Request) -> None:
         with self._lock:
-            waiting = tuple(r.reason() for r in self._waiting)
+            waiting = tuple(waiting.reason() for waiting in self._waiting)
         self._run.status.update(pending=waiting)
         self._run.journal.write("request", stop=request.stop, **request.reason())
 
-    def _report(self, text: str) -> None:
-        self._run.journal.write("refused", problem=text)
-        self._tell(text)
-
-    def _tell_of_trouble(self, error: OSError) -> None:
-        """A disk that fails now may work again: training goes on, and so does the watch. Said once."""
+    def _report_trouble(self, error: OSError) -> None:
+        """Reports, once, a disk that fails now and may work again: training goes on, and so does the watch."""
         if str(error) != self._trouble:
             self._trouble = str(error)
-            self._tell(f"cannot use the run directory at the moment: {error}")
-
-    def _tell(self, text: str) -> None:
-        with suppress(OSError):  # whoever read our output may be gone: `| tee` dies of the Ctrl+C that we serve
-            self._say(text)
+            self._log.warning(f"cannot use the run directory at the moment: {error}")

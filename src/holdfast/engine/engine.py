@@ -2,10 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
@@ -13,21 +12,25 @@ from holdfast.capture.optimizer_hook import OptimizerHook
 from holdfast.capture.snapshot import Snapshots, Subject
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.capture.throttle import Throttle
-from holdfast.doors.request_queue import RequestQueue
+from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
-from holdfast.engine.follow_saver import Member
-from holdfast.engine.lead_saver import Leader
+from holdfast.engine.follower import Follower
+from holdfast.engine.on_published import Hook, OnPublished
+from holdfast.engine.outcomes import Outcomes
+from holdfast.engine.peers import Alone, Peers, RankZero
 from holdfast.engine.pending_save import PendingSave
-from holdfast.engine.saver import Service
+from holdfast.engine.saver import Saver
+from holdfast.engine.session import Session
 from holdfast.engine.shutdown import Shutdown
-from holdfast.errors import HoldfastError
-from holdfast.ranks.channel import joined
-from holdfast.ranks.heartbeat import LEFT, Heartbeat
+from holdfast.engine.stop import Stop
+from holdfast.log import RunLog
+from holdfast.ranks.channel import Channel, joined
+from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.launcher import stopped_after_save
-from holdfast.ranks.membership import Membership
-from holdfast.resume import open_run as opening
-from holdfast.resume.open_run import Resumption
+from holdfast.resume import open_run
+from holdfast.resume.open_run import Opened, Resumption
 from holdfast.run.request import Answer, Request
+from holdfast.run.status import StatusFile
 from holdfast.settings import Settings
 from holdfast.store.retention import RetentionPolicy
 
@@ -37,11 +40,11 @@ class Engine:
 
     Args:
         output_dir: The run directory.
-        settings: How it is saved.
-        keep: How many checkpoints may stay.
-        resume: What to go on from, as `resume_from_checkpoint` has it.
+        settings: The settings of its saves.
+        policy: Which checkpoints may stay.
+        resume: The checkpoint to go on from, as `resume_from_checkpoint` has it.
         layout: The layout that this training reads.
-        say: Prints a line for the user.
+        say: Takes each line for the user; without it they go to the application's logging, or are printed.
 
     Raises:
         RunBusyError: Another process trains in `output_dir`.
@@ -52,64 +55,39 @@ class Engine:
         self,
         output_dir: Path,
         settings: Settings,
-        keep: RetentionPolicy,
+        policy: RetentionPolicy,
         resume: str | bool | None,
         layout: str,
-        say: Callable[[str], None],
+        say: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
-        self._print = say
+        self.log = RunLog(say)
         self.channel = joined(settings.rank_timeout_seconds)
-        if self.channel is None:
-            opened = opening.open_single(output_dir, resume, layout, self.say)
-        elif self.channel.rank == 0:
-            opened = opening.open_rank0(self.channel, output_dir, resume, layout, self.say)
-        else:
-            opened = opening.open_follower(self.channel, output_dir)
+        self.log.rank = self.rank
+        opened = _open(self.channel, output_dir, resume, layout, self.log)
         self.run = opened.run
-        self.origin = Resumption(opened, self.channel, resume, layout, self.say)
+        self.origin = Resumption(opened, self.channel, resume, layout, self.log.info)
+        wake = threading.Event()
+        self.gate = Gate(wake)
+        self._status: StatusFile = self.run.status
+        self._stop = Stop(settings.stop_grace_seconds, self.run.status)
+        self._hooks = OnPublished(self.log)
+        self._outcomes = Outcomes(self._hooks)
+        session = Session(self.run, self.gate, wake, self._stop, self._outcomes, self.log)
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
-        self.gate = Gate(self._wake)
-        self._stopping = Shutdown(self, settings.stop_grace_seconds)
-        self._roll: Membership | None = None
-        self._reception: RequestQueue | Heartbeat
-        self._service: Service | Member
-        self._set_up(keep)
-        self._training_thread = threading.current_thread()
+        self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
+        self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
         self._subject: Subject | None = None
         self._snapshots: Snapshots | None = None
         self._hook: OptimizerHook | None = None
         self._number = 0
-        self._leave_after: int | None = None
-        self._left = False
-        self.stop_requested = False
         self.finished = False
-
-    def _set_up(self, keep: RetentionPolicy) -> None:
-        if self.channel is not None and self.channel.rank:
-            beat = Heartbeat(self.channel, self._describe, self.say)
-            self._reception = beat
-            self._service = Member(
-                self.channel, beat, self.run, self.gate, self.say, self._on_stop, self._stopping.hurry
-            )
-            return
-        reception = RequestQueue(self.run, self.settings.dynamic_checkpoint, self.say, self._wake, self._minutes)
-        self._reception = reception
-        served = (self.run, self.gate, reception, keep, self.say, self._on_stop, lambda: self._stopping.seconds_left)
-        if self.channel is None:
-            self._service = Service(*served)
-            return
-        self._roll = Membership(
-            self.channel, reception.accept, lambda ranks: self.run.status.update(ranks=tuple(ranks)), self._on_left
-        )
-        self._service = Leader(self.channel, self._roll, *served)
+        """True when training has come to its end by itself."""
 
     def __enter__(self) -> "Engine":
-        self._reception.start()
-        if self._roll is not None:
-            self._roll.start()
-        if not self._stopping.start():
-            self.say("not in the main thread: signals do not ask for saves here; the other doors are open")
+        self._intake.start()
+        self._saver.listen()
+        self._shutdown.start()
         return self
 
     def __exit__(
@@ -117,88 +95,86 @@ class Engine:
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
         self._end_schedule()
-        is_stop = self._stopping.explains(error)
+        is_stop = self._shutdown.explains(error)
         if is_stop:
-            self.stop_requested = True  # whatever becomes of its save: training is not finished
+            self._stop.requested = True  # whatever becomes of its save: training is not finished
         failed = error is not None and not is_stop and not isinstance(error, SystemExit)
         if isinstance(error, Exception) and not is_stop:
             self._save_before_it_leaves(error)
         elif self.finished and self.gate.boundary is not None:
-            self._reception.look(self.gate.boundary.step, last=True)
-        self._service.close(together=error is None)
-        self._stopping.stop()
-        if self._roll is not None:
-            self._roll.close()
-        self._left = error is not None
-        self._reception.close()
-        self._service.refuse("training ended before the next boundary")
+            self._intake.look(self.gate.boundary.step, last=True)
+        self._saver.close(together=error is None)
+        self._shutdown.end()
+        self._intake.close(has_left=error is not None)
+        self._saver.refuse("training ended before the next boundary")
         if self._hook is not None:
             self._hook.remove()
         outcome = f"failed: {kind.__name__}" if kind and failed else "stopped" if self.stop_requested else "finished"
-        self.run.close(outcome, 1 if failed else self.exit_code)
-        self._stopping.over()
+        try:
+            self._run_last_hooks(error)
+        finally:
+            self.run.close(outcome, 1 if failed else self.exit_code)
+            self._stop.over()
         return is_stop
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together."""
+        return 0 if self.channel is None else self.channel.rank
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that train together."""
+        return 1 if self.channel is None else self.channel.size
+
+    @property
+    def stop_requested(self) -> bool:
+        """True when a stop was asked for and the loop should end."""
+        return self._stop.requested
 
     @property
     def exit_code(self) -> int:
         """The exit code that tells how training ended: 0, 75 after a stop with a good save, 1 after one without."""
         if not self.stop_requested:
             return 0
-        return stopped_after_save() if self._service.stop_saved else 1
-
-    @property
-    def stop_saved(self) -> bool | None:
-        """Whether the save of the stop succeeded; None as long as there is no answer."""
-        return self._service.stop_saved
-
-    @property
-    def unsaved(self) -> str:
-        """What is lost if the process ends now, in words; empty where nothing is."""
-        boundary = self.gate.boundary
-        if self.rank or boundary is None or self._service.has_saved(boundary):
-            return ""
-        last = self.run.status.now.last_checkpoint
-        there = f"that of step {last['step']}" if last else "none of this start"
-        return f"step {boundary.step} was not saved; the last checkpoint is {there}"
+        return stopped_after_save() if self._stop.saved else 1
 
     @property
     def last_answer(self) -> Answer | None:
-        """What the last save answered."""
-        return self._service.last_answer
-
-    @property
-    def nothing_new(self) -> str | None:
-        """Before the first boundary: the checkpoint that was resumed from, or an empty text. None once there is one."""
-        if self.gate.boundary is not None:
-            return None
-        return str(self.origin.chosen.path) if self.origin.chosen else ""
+        """The answer of the last save."""
+        return self._outcomes.last_answer
 
     @property
     def interrupted(self) -> bool:
-        """Whether the stop was a Ctrl+C: somebody sits there and wants the model."""
-        return self.stop_requested and self._stopping.interrupted_at is not None
+        """True when the stop was a Ctrl+C: somebody sits there and wants the model."""
+        return self.stop_requested and self._shutdown.interrupted_at is not None
+
+    @property
+    def updating(self) -> bool:
+        """True while training is somewhere between the beginning of an update and the next boundary."""
+        return self.gate.updating
 
     def begin(self, subject: Subject, step: int, max_steps: int) -> None:
-        """Training begins.
+        """Takes in that training begins.
 
         Args:
-            subject: What is saved.
-            step: Where it begins: 0 unless it is resumed.
-            max_steps: Where it ends; 0 if that is not known.
+            subject: The state that is saved.
+            step: The step at which it begins: 0 unless it is resumed.
+            max_steps: The step at which it ends; 0 if that is not known.
         """
-        reserve = StagingBudget(self.settings.staging_memory)
+        budget = StagingBudget(self.settings.staging_memory)
+        throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
         self._subject = subject
-        self._training_thread = threading.current_thread()
-        pace = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
-        self._snapshots = Snapshots(subject, self.gate, reserve.pool, pace)
+        self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
         self._hook = OptimizerHook(self.gate, subject.parameters())
-        self.run.status.beat(step)
-        self.run.status.update(phase="training", max_steps=max_steps, staging_bytes=reserve.pool.bytes)
+        self.gate.begin()
+        self._status.beat(step)
+        self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes)
         if self._minutes is not None:
             self._minutes.restart()
         if self.channel is not None:
             self.channel.prepare()
-        self._service.start(self._snapshots, reserve)
+        self._saver.start(self._snapshots, budget)
 
     def reach(
         self, step: int, *, face: str = "update", last: bool = False, scheduled: str = "", look: bool = True
@@ -208,26 +184,26 @@ class Engine:
         Args:
             step: The step of the boundary.
             face: How far a trainer has gone at this step.
-            last: Whether training ends here; every door is looked at once more.
-            scheduled: What made the schedule ask for a save of this very boundary; empty when it does not.
-            look: Whether it is worth looking at the trigger file: once a step.
+            last: True where training ends here; every door is looked at once more.
+            scheduled: The reason of the schedule for a save of this very boundary; empty when it wants none.
+            look: True where it is worth looking at the trigger file: once a step.
         """
         assert self._subject is not None and self._snapshots is not None, "begin() comes first"
-        self._stopping.look()
+        self._hooks.run()
+        self._shutdown.look()
         self.gate.leave()
-        if self._leave_after is not None and step > self._leave_after:
-            self.stop_requested = True
+        self._stop.reach(step)
         self._number += 1
         copied = self._snapshots.copied_buffers
         recorded, mark = self._subject.record(), self._snapshots.mark()
         if self._snapshots.copied_buffers != copied:
-            self.run.status.update(copied_buffers=dict(self._snapshots.copied_buffers))
+            self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
-            self._service.stand_still(reason)
+            self._saver.stand_still(reason)
         boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
-        self.run.status.beat(step)
-        asked = look and self._reception.look(step, last=last)
-        self.gate.reach(boundary, shut=bool(asked or scheduled) and self._service.serving)
+        self._status.beat(step)
+        asked = look and self._intake.look(step, last=last)
+        self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving)
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -236,115 +212,79 @@ class Engine:
         yield
 
     def ask(self, request: Request) -> PendingSave:
-        """Asks for a save from this process; the ticket learns what becomes of it."""
-        ticket = self._service.tickets[request.id] = PendingSave(request.id, self._wait_for)
-        self._reception.hear(request)
-        return ticket
+        """Asks for a save from this process; the pending save learns what becomes of it."""
+        pending = PendingSave(request.id, self.gate)
+        self._outcomes.expect(pending)
+        self._intake.hear(request)
+        return pending
 
-    def newly_published(self) -> Iterator[Answer]:
-        """What was saved since the last call, for those who must see the finished directory."""
-        published = self._service.published
-        while published:
-            yield published.popleft()
+    def on_published(self, hook: Hook, *, raises: bool = False) -> None:
+        """Adds a hook that runs in the training thread of every rank, after the commit of each checkpoint.
+
+        Args:
+            hook: Called with the answer of the save.
+            raises: True where an error of it is the training's own. That of another hook is logged, and stops neither
+                training nor the next hook.
+        """
+        self._hooks.add(hook, raises=raises)
+
+    def run_hooks(self) -> None:
+        """Runs the hooks for what was published since; `reach` does so as well."""
+        self._hooks.run()
 
     def settle(self) -> None:
-        """Returns when everything that was asked for so far is answered. Training stands still meanwhile."""
-        self._service.settle()
+        """Returns when everything that was asked for so far is answered. Training is blocked meanwhile."""
+        self._saver.settle()
 
     def finish(self) -> None:
-        """Training has come to its end by itself; a stop that met the last step changes nothing any more."""
+        """Takes in that training has come to its end by itself: a stop that met the last step changes nothing."""
         self._end_schedule()
         self.settle()
-        self.stop_requested = False
+        self._stop.requested = False
         self.finished = True
 
-    def accept(self, request: Request) -> bool:
-        """Takes a request in; tells whether it is on disk too."""
-        return self._reception.accept(request)
-
-    @property
-    def rank(self) -> int:
-        """Which of the processes that train together this is."""
-        return 0 if self.channel is None else self.channel.rank
-
-    @property
-    def world_size(self) -> int:
-        """How many processes train together."""
-        return 1 if self.channel is None else self.channel.size
-
-    @property
-    def may_be_alone(self) -> bool:
-        """Whether other ranks may have left after the save of a stop."""
-        return self.channel is not None and self._service.stop_saved is not None
-
-    def say(self, text: str) -> None:
-        """Prints a line for the user. Whoever read our output may be gone: training goes on."""
-        with suppress(OSError):
-            self._print(f"rank {self.rank}: {text}" if self.rank else text)
-
     def announce(self, text: str) -> None:
-        """Prints a line that is the same in all ranks, once."""
-        if not self.rank:
-            self.say(text)
-
-    def abandon(self, why: str, code: int) -> None:
-        """The process ends without its loop: answers who still waits, and closes the run."""
-        self._reception.close()
-        self._service.refuse(why)
-        self.run.close(f"left: {why}", code)
-
-    def _wait_for(self, answered: threading.Event, seconds: float | None) -> bool:
-        if threading.current_thread() is not self._training_thread:
-            return answered.wait(seconds)
-        if self.gate.updating:
-            raise HoldfastError(
-                "training waits for a save in the middle of an update, where there is nothing whole to save",
-                hint="call step() first, or do not wait",
-            )
-        with self.gate.blocked():
-            self._wake()
-            return self.gate.block_until(answered.is_set, seconds)
+        """Logs a line that is the same in all ranks, once."""
+        self.log.announce(text)
 
     def _save_before_it_leaves(self, error: Exception) -> None:
-        """The last boundary is as good as ever, whatever has happened after it."""
+        """Asks for a save of the last boundary: it is as good as ever, whatever has happened after it."""
         boundary = self.gate.boundary
         if not self.settings.save_on_exception or boundary is None:
             return
         name = type(error).__name__
         if self.gate.updating:
-            self.say(f"{name} in the middle of an update: the state is that of no boundary, and is not saved")
-            return
-        if not self._service.has_saved(boundary):
-            self.say(f"{name}: saving step {boundary.step} before it ends the training")
-            self._reception.accept(Request("exception", why=name))
+            self.log.warning(f"{name} in the middle of an update: the state is that of no boundary, and is not saved")
+        elif not self._outcomes.has_saved(boundary):
+            self.log.info(f"{name}: saving step {boundary.step} before it ends the training")
+            self._intake.accept(Request("exception", why=name))
+
+    def _run_last_hooks(self, error: BaseException | None) -> None:
+        if error is None:
+            self._hooks.run()
+        else:
+            self._hooks.run_at_the_end()
 
     def _end_schedule(self) -> None:
         if self._minutes is not None:
             self._minutes.end()
 
-    def _describe(self) -> dict[str, Any]:
-        """What rank 0 shows of this rank."""
-        now, boundary = self.run.status.now, self.gate.boundary
-        return {
-            "step": now.step,
-            "boundary": boundary.number if boundary else 0,
-            "phase": LEFT if self._left else now.phase,
-            "held": self.gate.blocked_since is not None,
-        }
 
-    def _on_left(self) -> None:
-        """A rank is no more where the others need it. After the save of a stop nobody waits for it."""
-        if isinstance(self._service, Leader) and self.may_be_alone:
-            self._service.end("a rank has left")
-            self._stopping.hurry()
+def _open(channel: Channel | None, root: Path, resume: str | bool | None, layout: str, log: RunLog) -> Opened:
+    if channel is None:
+        return open_run.open_single(root, resume, layout, log.info)
+    if channel.rank == 0:
+        return open_run.open_rank0(channel, root, resume, layout, log.info)
+    return open_run.open_follower(channel, root)
 
-    def _on_stop(self, after: int | None) -> None:
-        if after is None:
-            self.stop_requested = True
-        elif self._leave_after is None:
-            self._leave_after = after
-        self._stopping.begin()
-        self.run.status.update(phase="stopping")
 
-    def _wake(self) -> None:
-        self._service.wake()
+def _saver_of_rank(
+    session: Session, settings: Settings, policy: RetentionPolicy, minutes: Minutes | None, channel: Channel | None
+) -> tuple[RequestIntake, Saver | Follower]:
+    """Returns what hears requests in this rank, and the thread that saves in it."""
+    if channel is not None and channel.rank:
+        heartbeat = Heartbeat(channel, session.run.status, session.gate, session.log)
+        return heartbeat, Follower(session, channel, heartbeat)
+    queue = RequestQueue(session.run, settings.dynamic_checkpoint, session.log, session.wake, minutes)
+    peers: Peers = Alone(session) if channel is None else RankZero(session, channel, queue)
+    return queue, Saver(session, queue, policy, peers)

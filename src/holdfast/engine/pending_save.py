@@ -1,9 +1,9 @@
-"""What somebody who asks in this process is given: it learns what becomes of the request."""
+"""A save that was asked for in this process, and what becomes of it."""
 
 import threading
-from collections.abc import Callable
 
-from holdfast.errors import SaveError, WaitTimeoutError
+from holdfast.capture.gate import Gate
+from holdfast.errors import HoldfastError, SaveError, WaitTimeoutError
 from holdfast.run.request import Answer
 
 
@@ -12,19 +12,18 @@ class PendingSave:
 
     Args:
         request: The request's id.
-        wait_for: Waits for the answer, so many seconds at most, and tells whether it has come: the training thread
-            stands still then, and may be saved as it stands.
+        gate: Blocks the training thread while it waits for the answer, so that it may be saved as it stands.
     """
 
-    def __init__(self, request: str, wait_for: Callable[[threading.Event, float | None], bool]) -> None:
+    def __init__(self, request: str, gate: Gate) -> None:
         self.id = request
-        self._wait_for = wait_for
+        self._gate = gate
         self._answered = threading.Event()
         self._answer: Answer | None = None
 
     @property
     def answer(self) -> Answer | None:
-        """What became of the request; None as long as that is open."""
+        """The answer to the request; None as long as that is open."""
         return self._answer
 
     def wait(self, timeout: float | None = None) -> Answer:
@@ -38,7 +37,7 @@ class PendingSave:
             SaveError: The save failed; the message says why.
             HoldfastError: Training itself waits in the middle of an update, where there is no boundary to save.
         """
-        if not self._wait_for(self._answered, timeout):
+        if not self._wait(timeout):
             raise WaitTimeoutError(f"no answer within {timeout:g} s; the request {self.id} stands")
         assert self._answer is not None
         if not self._answer.saved:
@@ -46,6 +45,16 @@ class PendingSave:
         return self._answer
 
     def resolve(self, answer: Answer) -> None:
-        """The request was answered."""
+        """Takes in the answer, and wakes those who wait for it."""
         self._answer = answer
         self._answered.set()
+
+    def _wait(self, timeout: float | None) -> bool:
+        if not self._gate.is_training_thread:
+            return self._answered.wait(timeout)
+        if self._gate.updating:
+            raise HoldfastError(
+                "training waits for a save in the middle of an update, where there is nothing whole to save",
+                hint="call step() first, or do not wait",
+            )
+        return self._gate.block_until(self._answered.is_set, timeout)

@@ -1,8 +1,9 @@
 """When a save that failed is tried again: after pauses that double, so that a disk that stays full costs little."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
+from holdfast.engine.stop import Stop
 from holdfast.run.request import Request
 
 # Seconds from the first failure of a scheduled save to the next try, and the longest pause that this grows to.
@@ -17,11 +18,11 @@ class Retry:
     Others are not: who asked hears at once that it failed, and decides.
 
     Args:
-        seconds_left: What is left of the grace of a stop; None where there is none.
+        stop: Tells what is left of the grace of a stop.
     """
 
-    def __init__(self, seconds_left: Callable[[], float | None]) -> None:
-        self._seconds_left = seconds_left
+    def __init__(self, stop: Stop) -> None:
+        self._grace = stop
         self._schedule = _Backoff(*_SCHEDULE)
         self._stop = _Backoff(*_STOP)
         self._why = ""
@@ -55,7 +56,7 @@ class Retry:
         Returns:
             Seconds until the next try; None where its grace does not last so long, and nothing is kept.
         """
-        pause, left = self._stop.begin(took), self._seconds_left()
+        pause, left = self._stop.begin(took), self._grace.seconds_left
         if left is None or left < pause:
             self._stop.end()
             return None

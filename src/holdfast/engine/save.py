@@ -73,7 +73,7 @@ def save(
             not_finite=manifest.not_finite,
             finite=_newest_finite(run) if manifest.not_finite else "",
         )
-    tell(run, answer, requests, patient)
+    report(run, answer, requests, patient)
     run.status.update(phase=phase)
     if answer.saved:
         _retain(run, keep, snapshot.protected)
@@ -131,7 +131,7 @@ def _newest_finite(run: Run) -> str:
     return "" if found is None else found.path.name
 
 
-def tell(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequence[Request] = ()) -> None:
+def report(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequence[Request] = ()) -> None:
     """Shows what became of a save in status and journal, and answers who asked; the patient hear of no failure."""
     told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
     if answer.saved:

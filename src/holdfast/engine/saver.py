@@ -1,324 +1,368 @@
 """The thread that saves: it takes snapshots while training goes on, writes them, and answers everybody who asked."""
 
+import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.capture.snapshot import Snapshot, Snapshots
+from holdfast.capture.snapshot import Snapshots
+from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
-from holdfast.engine import save as saving
+from holdfast.engine import save
+from holdfast.engine.batch import Batch
+from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry
-from holdfast.engine.saver_base import Serving
-from holdfast.errors import LeaseLostError, TornError
+from holdfast.engine.session import Session
+from holdfast.engine.watchdog import Watchdog
+from holdfast.errors import LeaseLostError, RanksError, TornError
+from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
-from holdfast.run.run import Run
+from holdfast.run.status import StatusFile
 from holdfast.store.retention import RetentionPolicy
 
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
-# Training that is held longer than this at its gate hears why.
+_LOOK_SECONDS = 0.01
+# Training that is blocked longer than this at its gate hears why.
 _WORTH_SAYING_SECONDS = 0.1
 
 
-class Service(Serving):
-    """Serves requests from the first boundary of a training to its end.
+class Saver:
+    """Serves requests from the first boundary of a training to its end, in a thread of its own.
 
     Args:
-        run: The open run.
-        gate: Between training and this thread.
-        reception: Where requests wait.
-        keep: How many checkpoints may stay.
-        say: Prints a line for the user.
-        on_stop: Called when a stop was served; with the step after which all ranks leave, where there are several.
-        seconds_left: What is left of the grace of a stop; None before one. Without it a stop's save is tried once.
+        session: The training.
+        queue: Where requests wait.
+        policy: Which checkpoints may stay.
+        peers: The processes that save together.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        gate: Gate,
-        reception: RequestQueue,
-        keep: RetentionPolicy,
-        say: Callable[[str], None],
-        on_stop: Callable[[int | None], None],
-        seconds_left: Callable[[], float | None] = lambda: None,
-    ) -> None:
-        super().__init__(gate)
-        self._run = run
-        self._reception = reception
-        self._keep = keep
-        self._say = say
-        self._on_stop = on_stop
-        self._changed = threading.Condition()
-        self._awake = False
-        self._again: list[Request] = []
-        self._open: list[Request] = []
-        self._tries = Retry(seconds_left)
+    def __init__(self, session: Session, queue: RequestQueue, policy: RetentionPolicy, peers: Peers) -> None:
+        self._session = session
+        self._gate: Gate = session.gate
+        self._status: StatusFile = session.run.status
+        self._journal: Journal = session.run.journal
+        self._log = session.log
+        self._queue = queue
+        self._policy = policy
+        self._peers = peers
+        self._retry = Retry(session.stop)
+        self._batch = Batch(queue, self._retry)
+        self._watchdog = Watchdog()
+        self._thread = threading.Thread(target=self._serve, name="holdfast-saver", daemon=True)
+        self._in_use: tuple[Snapshots, StagingBudget] | None = None
+        self._busy = False
+        self._closing = False
+        self._stale_before = -1
         self._merge_until = 0.0
+        self._concluded: tuple[Answer | None, Sequence[str]] = (None, ())
 
-    def wake(self) -> None:
-        """Something waits."""
-        with self._changed:
-            self._awake = True
-            self._changed.notify_all()
+    def listen(self) -> None:
+        """Begins to hear of the other processes, before training begins."""
+        self._peers.start()
+
+    def start(self, snapshots: Snapshots, budget: StagingBudget) -> None:
+        """Begins to serve: training has begun, and what was asked before waits for its first boundary.
+
+        Args:
+            snapshots: Takes snapshots of what is trained.
+            budget: The staging memory.
+        """
+        self._in_use = (snapshots, budget)
+        self._thread.start()
+
+    @property
+    def serving(self) -> bool:
+        """True while there is a thread that would soon open a gate again: not while it hangs in a save."""
+        return self._thread.is_alive() and not self._closing and not self._watchdog.lost
 
     def settle(self) -> None:
-        """Returns when everything that was asked for is answered. The training thread calls it, and stands still.
+        """Returns when everything that was asked for is answered. The training thread calls it, and is blocked.
 
-        Where it was over before its first boundary, there is none to save, and `refuse` answers.
+        A training that was over before its first boundary has none to save, and `refuse` answers.
         """
-        if self._gate.boundary is None:
-            return
-        with self._gate.blocked():
-            self.wake()
+        if self._gate.boundary is not None:
             self._gate.block_until(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
 
     def close(self, *, together: bool) -> None:
         """Serves what waits, as far as there is a boundary to save, and ends the thread.
 
         Args:
-            together: Whether all ranks come to their end; of no account where there is one.
+            together: True where all ranks come to their end; after an error in this one nobody knows.
         """
+        if together and self._thread.is_alive():
+            self._peers.wait_for_end()
         if self._thread.is_alive():
-            with self._gate.blocked():
-                self._closing = True
-                self._tries.hurry()
-                self.wake()
-                self._gate.block_until(lambda: not self._thread.is_alive())
+            self._closing = True
+            self._gate.end()
+            self._retry.hurry()
+            self._gate.block_until(lambda: not self._thread.is_alive())
+        self._peers.close()
 
     def stand_still(self, reason: str) -> None:
-        """From now on, snapshots are taken while training stands still at a boundary."""
+        """Takes snapshots while training is blocked at a boundary, from now on."""
         self._gate.only_when_blocked = True
-        self._run.status.update(capture=reason)
-        self._run.journal.write("capture", mode="at a boundary", reason=reason)
+        self._status.update(capture=reason)
+        self._journal.write("capture", mode="at a boundary", reason=reason)
+
+    def refuse(self, why: str) -> None:
+        """Answers everybody who still waits that nothing was saved, also those whose save hangs."""
+        self._queue.write_down()
+        waiting = [request for request in self._batch.take() if self._session.run.inbox.answer_to(request.id) is None]
+        answer = Answer(saved=False, step=self._step, error=why)
+        save.answer_all(self._session.run, answer, waiting)
+        self._session.outcomes.resolve(answer, _ids(waiting))
+        self._batch.requests = []
+
+    @property
+    def _step(self) -> int:
+        return self._gate.boundary.step if self._gate.boundary else 0
 
     def _work_waits(self) -> bool:
-        return bool(self._reception.waiting or self._again or self._gate.is_shut or self._tries.seconds == 0)
+        return self._batch.waits or self._gate.is_shut
 
     def _serve(self) -> None:
-        hopeless = False
+        """Serves batch after batch, until training has ended and nothing waits."""
+        wake = self._session.wake
         while True:
-            with self._changed:
-                while not self._awake and (pause := self._tries.seconds) != 0:
-                    self._changed.wait(pause)
-                self._awake = False
-                self._busy = True
+            if (pause := self._retry.seconds) != 0:
+                wake.wait(pause)
+            self._busy, hopeless = True, False
+            wake.clear()
             try:
-                hopeless = not self._serve_what_waits()
+                while self._work_waits() and not (hopeless := not self._serve_batch()):
+                    pass
             except BaseException:  # noqa: BLE001 - without this thread training would stand at its gate for ever
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
                 self._give_up()
             finally:
                 self._busy = False
                 self._gate.notice()
-            if self._closing and (hopeless or not (self._awake or self._tries.stop_waits)):
+            if self._closing and (hopeless or not (wake.is_set() or self._retry.stop_waits)):
                 return
 
-    def _serve_what_waits(self) -> bool:
-        while self._work_waits():
-            self._merge()
-            self._reception.write_down()
-            if not self._serve_once():
-                return False
-        return True
-
-    def _serve_once(self) -> bool:
-        """Takes one snapshot, and answers for it; False where there will be no boundary to take."""
-        boundary = self._gate.shut(self._stale_before, self._is_hopeless)
-        if boundary is None:
-            return False
+    def _serve_batch(self) -> bool:
+        """Serves what waits with one snapshot; returns False where there will be no boundary to take."""
+        self._merge()
+        self._queue.write_down()
+        if self._answer_late_stops():
+            return True
+        self._concluded = (None, ())
+        boundary = None
         try:
-            self._save(boundary, self._all_requests())
+            boundary = self._peers.boundary(self._batch, self._stale_before)
+            if boundary is not None:
+                self._save(boundary)
+            return boundary is not None
+        except RanksError as error:
+            self._fail(str(error))
+            return not self._closing  # a rank that is missing at the end does not come back for the next request
         finally:
-            self._gate.open(boundary.number)
-        return True
-
-    def _all_requests(self) -> list[Request]:
-        requests = [*self._again, *self._tries.take(), *self._reception.take()]
-        self._again = []
-        self._open = requests
-        return list(requests)
-
-    def _snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:
-        return snapshots.of(boundary)
-
-    def _leave(self) -> None:
-        self._on_stop(None)
-
-    def _is_hopeless(self) -> bool:
-        return self._closing and (self._gate.updating or self._gate.boundary is None)
+            # The others hear of it before this process trains on: what it says next is about another save.
+            self._peers.conclude(*self._concluded)
+            self._gate.open(None if boundary is None else boundary.number)
 
     def _merge(self) -> None:
         """Gives more requests the time to come in, unless training or a stop waits for this one."""
-        with self._changed:
-            while time.monotonic() < self._merge_until:
-                hurried = self._closing or self._gate.is_shut or self._gate.is_blocked or self._reception.stop_waits
-                if hurried or self._again:
-                    return
-                self._changed.wait(0.01)
+        while time.monotonic() < self._merge_until:
+            hurried = self._closing or self._gate.is_shut or self._gate.is_blocked or self._queue.stop_waits
+            if hurried or self._batch.requests:
+                return
+            self._session.wake.wait(_LOOK_SECONDS)
+            self._session.wake.clear()
 
-    def _save(self, boundary: Boundary, requests: list[Request]) -> None:
+    def _answer_late_stops(self) -> bool:
+        """Answers stops that come when the save of one is over and ranks may have left: one save serves them all.
+
+        A signal to the whole group comes to each rank.
+        """
+        answer = self._session.outcomes.last_answer
+        if answer is None or not self._peers.may_have_left():
+            return False
+        requests = list(self._batch.take())
+        if not requests or len(self._batch.stops) < len(requests):
+            return False
+        self._repeat(answer, requests)
+        self._peers.repeat(answer, _ids(requests))
+        if not (self._gate.boundary and self._gate.boundary.scheduled):
+            self._gate.open(None)  # shut for these requests; the ranks that would agree on more may have left
+        return True
+
+    def _save(self, boundary: Boundary) -> None:
+        """Saves a boundary for the batch, and answers it."""
         assert self._in_use is not None
-        snapshots, reserve = self._in_use
-        if boundary.scheduled and boundary.number != self._saved_number:
-            requests.append(Request("schedule", why=boundary.scheduled))
+        snapshots, _ = self._in_use
+        if boundary.scheduled and not self._session.outcomes.has_saved(boundary):
+            self._batch.add(Request("schedule", why=boundary.scheduled))
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 self._stale_before = boundary.number
-                self._again = requests
                 return
             boundary = replace(boundary, mark=snapshots.mark())
-        if not requests:
+        if not self._batch.requests:
             return
         self._merge_until = time.monotonic() + _MERGING_SECONDS
-        if boundary.number == self._saved_number and self.last_answer is not None:
-            saving.answer_all(self._run, self.last_answer, requests)
-            self._conclude(self.last_answer, requests)
+        last = self._session.outcomes.last_answer
+        if last is not None and self._session.outcomes.has_saved(boundary):
+            self._repeat(last, self._batch.requests)
             return
-        held = self._gate.blocked_seconds
-        stops = [request for request in requests if request.stop]
+        self._write(snapshots, boundary)
+
+    def _write(self, snapshots: Snapshots, boundary: Boundary) -> None:
+        """Writes a checkpoint, and takes in what became of it."""
+        requests, stops = list(self._batch.requests), self._batch.stops
+        blocked_before = self._gate.blocked_seconds
         snapshots.pace.pressing = bool(stops)
         hung: list[float] = []
-
-        def on_hanging(seconds: float) -> None:
-            hung.append(seconds)
-            self._on_hanging(boundary, seconds)
-
         try:
-            with self._patience.watch(on_hanging):
+            with self._watchdog.watch(lambda seconds: self._let_go(boundary, seconds, hung)):
                 answer = self._attempt(snapshots, boundary, requests, stops)
         except TornError as torn:
-            self._try_again(torn, boundary, requests)
+            self._try_again(torn, boundary)
             return
         if answer.saved:
-            self._tries.saved()
-            self._saved_number = boundary.number
-            self.published.append(answer)
-            self._reception.saved()
-        waited = self._gate.blocked_seconds - held
-        if waited:
-            self._run.journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=snapshots.streamed)
-        self._tell_of_waiting(snapshots, waited)
-        if not answer.saved and stops and self._stays(answer, stops):
+            self._retry.saved()
+            self._session.outcomes.publish(boundary, answer)
+            self._queue.saved()
+        self._account_for(snapshots, boundary, self._gate.blocked_seconds - blocked_before)
+        if not answer.saved and stops and self._is_tried_again(answer, stops):
             requests = [request for request in requests if not request.stop]
         if requests:
             self._conclude(answer, requests)
-        reserve.grow(answer.bytes, answer.seconds, list(self._gate.undisturbed_seconds))
-        self._run.status.update(
-            staging_bytes=reserve.pool.bytes,
-            writes=snapshots.writes,
-            held_seconds=round(self._gate.blocked_seconds, 3),
-        )
-        if hung and self._tries.schedule(requests, 0.0) is not None:
-            self._tries.hurry()  # what was due meanwhile has passed unsaved
+        self._learn(snapshots, answer)
+        if hung and self._retry.schedule(requests, 0.0) is not None:
+            self._retry.hurry()  # what was due meanwhile has passed unsaved
 
     def _attempt(
-        self, snapshots: Snapshots, boundary: Boundary, requests: Sequence[Request], patient: Sequence[Request]
+        self, snapshots: Snapshots, boundary: Boundary, requests: Sequence[Request], stops: Sequence[Request]
     ) -> Answer:
         try:
-            snapshot = self._snapshot(snapshots, boundary)
+            snapshot = self._peers.snapshot(snapshots, boundary)
         except Exception as error:  # noqa: BLE001 - whatever it is, those who asked hear of it
             answer = Answer(saved=False, step=boundary.step, error=str(error) or type(error).__name__)
-            saving.tell(self._run, answer, requests, patient)
+            save.report(self._session.run, answer, requests, stops)
             return answer
-        return saving.save(self._run, snapshot, requests, self._keep, patient)
+        return save.save(self._session.run, snapshot, requests, self._policy, stops)
 
-    def _on_hanging(self, boundary: Boundary, seconds: float) -> None:
-        """Training goes on, and does not stop at the boundaries that are due."""
+    def _let_go(self, boundary: Boundary, seconds: float, hung: list[float]) -> None:
+        """Lets training go on while a save hangs; it does not stop at the boundaries that are due."""
+        hung.append(seconds)
         why = f"the save of step {boundary.step} has not come back for {seconds:g} s: the storage may hang"
-        now = self._run.status.now
-        self._run.status.update(failing_since=now.failing_since or time.time(), last_failure=why)
-        self._say(f"{why}; training goes on")
-        self._let_go()
+        self._status.update(failing_since=self._status.now.failing_since or time.time(), last_failure=why)
+        self._log.warning(f"{why}; training goes on")
+        if (here := self._gate.boundary) is not None:
+            self._gate.open(here.number)  # a snapshot that is not whole is lost
 
-    def _try_again(self, torn: TornError, boundary: Boundary, requests: list[Request]) -> None:
-        """Somebody writes past the gate: from now on snapshots are taken while training stands still."""
+    def _try_again(self, torn: TornError, boundary: Boundary) -> None:
+        """Keeps the batch for another try: something writes past the gate, so training will be blocked for it."""
         stands_still = self._gate.only_when_blocked
         if torn.at_rest or (torn.at_rest is None and stands_still):
-            answer = Answer(saved=False, step=boundary.step, error=str(torn))
-            saving.answer_all(self._run, answer, requests)
-            self._conclude(answer, requests)
+            self._repeat(Answer(saved=False, step=boundary.step, error=str(torn)), self._batch.requests)
             return
-        self._again = requests
         self._stale_before = boundary.number
         if not stands_still:
             self.stand_still(str(torn))
-        self._say(f"{torn}. Saves are taken at boundaries from now on, and training waits for them. {torn.hint}")
+        self._log.warning(
+            f"{torn}. Saves are taken at boundaries from now on, and training waits for them. {torn.hint}"
+        )
+
+    def _fail(self, why: str) -> None:
+        """Answers the batch that the ranks did not agree."""
+        requests, boundary = list(self._batch.requests), self._gate.boundary
+        due = boundary.scheduled if boundary and self._gate.is_shut else ""
+        scheduled = [Request("schedule", why=due)] if due else []
+        answer = Answer(saved=False, step=self._step, error=f"the ranks did not agree: {why}")
+        save.report(self._session.run, answer, [*requests, *scheduled])
+        self._conclude(answer, requests)
+
+    def _repeat(self, answer: Answer, requests: Sequence[Request]) -> None:
+        """Gives requests an answer without a save of their own."""
+        save.answer_all(self._session.run, answer, requests)
+        self._conclude(answer, requests)
 
     def _conclude(self, answer: Answer, requests: Sequence[Request]) -> None:
-        self.last_answer = answer
-        self._open = [request for request in self._open if request not in requests]
-        asked = ",".join(request.id for request in requests if request.door != "schedule")
-        self._say(answer.line(f"request:{asked}" if asked else "schedule"))
+        """Takes in that requests were answered, and tells who does not read the answer's file."""
+        ids = _ids(requests)
+        self._session.outcomes.last_answer = answer
+        self._concluded = (answer, ids)
+        self._batch.remove(requests)
+        self._log.log(logging.INFO if answer.saved else logging.ERROR, answer.line(_asked(requests)))
         if any(request.stop for request in requests):
-            self.stop_saved = answer.saved
-            self._leave()
+            self._session.stop.saved = answer.saved
+            self._session.stop.begin(self._peers.leave_after)
         elif not answer.saved:
-            pause = None if self._closing or self._is_taken_over() else self._tries.schedule(requests, answer.seconds)
-            self._say("training goes on; earlier checkpoints are intact" + self._tell_of_try(pause))
-        for request in requests:
-            if ticket := self.tickets.pop(request.id, None):
-                ticket.resolve(answer)
+            given_up = self._closing or self._is_taken_over()
+            pause = None if given_up else self._retry.schedule(requests, answer.seconds)
+            self._log.warning("training goes on; earlier checkpoints are intact" + self._next_try(pause))
+        self._session.outcomes.resolve(answer, ids)
 
-    def _stays(self, answer: Answer, stops: Sequence[Request]) -> bool:
-        """Whether the save of a stop is tried again. Training leaves meanwhile, and stands at its end."""
-        self.stop_saved = False
-        self._leave()
-        pause = None if self._is_taken_over() else self._tries.stop(stops, answer.seconds)
+    def _is_tried_again(self, answer: Answer, stops: Sequence[Request]) -> bool:
+        """Returns whether the save of a stop is tried again. Training leaves meanwhile, and is blocked at its end."""
+        self._session.stop.saved = False
+        self._session.stop.begin(self._peers.leave_after)
+        pause = None if self._is_taken_over() else self._retry.stop(stops, answer.seconds)
         if pause is None:
-            saving.answer_all(self._run, answer, stops)
+            save.answer_all(self._session.run, answer, stops)
             return False
-        self._open = [request for request in self._open if request not in stops]
-        asked = ",".join(request.id for request in stops)
-        self._say(answer.line(f"request:{asked}") + self._tell_of_try(pause))
+        self._batch.remove(stops)
+        self._log.error(answer.line(_asked(stops)) + self._next_try(pause))
         return True
 
-    def _tell_of_try(self, pause: float | None) -> str:
+    def _next_try(self, pause: float | None) -> str:
         if pause is None:
             return ""
-        self._run.status.update(next_try_at=time.time() + pause)
+        self._status.update(next_try_at=time.time() + pause)
         return f"; trying again in {pause:.1f} s"
 
     def _is_taken_over(self) -> bool:
-        """Whether another process has the run by now, so that no try of this one can succeed."""
+        """Returns whether another process has the run by now, so that no try of this one can succeed."""
         try:
-            self._run.lease.check()
+            self._session.run.lease.check()
         except LeaseLostError:
             return True
         except OSError:
             return False
         return False
 
-    def _tell_of_waiting(self, snapshots: Snapshots, seconds: float) -> None:
-        if snapshots.streamed and seconds > _WORTH_SAYING_SECONDS:
-            self._say(
-                f"training waited {seconds:.2f} s for this save: its steps are shorter than the write, and the staging"
+    def _account_for(self, snapshots: Snapshots, boundary: Boundary, waited: float) -> None:
+        """Says how long training was blocked for a save."""
+        if waited:
+            self._journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=snapshots.streamed)
+        if snapshots.streamed and waited > _WORTH_SAYING_SECONDS:
+            self._log.warning(
+                f"training waited {waited:.2f} s for this save: its steps are shorter than the write, and the staging"
                 " memory did not hold the rest; it grows up to staging_memory"
             )
 
+    def _learn(self, snapshots: Snapshots, answer: Answer) -> None:
+        """Lets the staging memory grow to what this save has shown, and shows it."""
+        assert self._in_use is not None
+        _, budget = self._in_use
+        budget.grow(answer.bytes, answer.seconds, list(self._gate.undisturbed_seconds))
+        self._status.update(
+            staging_bytes=budget.bytes,
+            writes=snapshots.writes,
+            held_seconds=round(self._gate.blocked_seconds, 3),
+        )
+
     def _give_up(self) -> None:
-        """An error of our own: who was being served is answered, a stop is one all the same, and training goes on."""
-        self._again += [request for request in self._open if request not in self._again]
-        stop = any(request.stop for request in self._again)
+        """Answers the batch after an error of our own; a stop is one all the same, and training goes on."""
+        stops = self._batch.stops
         self.refuse("saving failed in a way that it should not: see the error output")
         self._gate.open(None)
-        if stop:
-            self.stop_saved = False
-            self._leave()
+        if stops:
+            self._session.stop.saved = False
+            self._session.stop.begin(self._peers.leave_after)
 
-    def refuse(self, why: str) -> None:
-        """Answers everybody who still waits that nothing was saved, also those whose save hangs."""
-        self._reception.write_down()
-        served = [request for request in self._open if request not in self._again]
-        hanging = [request for request in served if self._run.inbox.answer_to(request.id) is None]
-        waiting = [*hanging, *self._all_requests()]
-        step = self._gate.boundary.step if self._gate.boundary else 0
-        answer = Answer(saved=False, step=step, error=why)
-        saving.answer_all(self._run, answer, waiting)
-        for ticket in (self.tickets.pop(request.id, None) for request in waiting):
-            if ticket is not None:
-                ticket.resolve(answer)
+
+def _ids(requests: Sequence[Request]) -> list[str]:
+    return [request.id for request in requests]
+
+
+def _asked(requests: Sequence[Request]) -> str:
+    asked = ",".join(request.id for request in requests if request.door != "schedule")
+    return f"request:{asked}" if asked else "schedule"

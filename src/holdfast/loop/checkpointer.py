@@ -50,7 +50,8 @@ class Checkpointer:
             random numbers inside worker processes. They are skipped unloaded otherwise.
         on_stop: What leaving the `with` block does after a stop: `exit` raises `Stopped`, a `SystemExit` with code 75,
             so that the code after it does not take the training for finished; `return` goes on.
-        say: Prints a line for the user.
+        say: Takes each line for the user. Unset, they go to `logging.getLogger("holdfast")`, and are printed where no
+            handler of the application would take them.
         dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
             served at once.
         save_on_exception: Whether an exception that leaves the `with` block is preceded by a save of the last boundary.
@@ -85,7 +86,7 @@ class Checkpointer:
         strict: bool = True,
         replay: bool = False,
         on_stop: Literal["exit", "return"] = "exit",
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] | None = None,
         dynamic_checkpoint: Mapping[str, Any] | None = None,
         save_on_exception: bool = True,
         stop_grace_seconds: float = 25.0,
@@ -262,7 +263,7 @@ class Checkpointer:
                 self._state.spare(chosen.path)
 
     def _require_an_update(self) -> None:
-        if self._engine.gate.updating or self._scales:
+        if self._engine.updating or self._scales:
             return
         if any(parameter.grad is not None for parameter in self._parameters):
             raise PartialAccumulationError(

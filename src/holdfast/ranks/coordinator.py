@@ -1,7 +1,7 @@
 """Rank 0's side of each save: it calls, decides, gathers what the ranks wrote, and tells them what became of it."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from holdfast.ranks.keys import (
     record_key,
     stage_key,
 )
+from holdfast.ranks.membership import Membership
 from holdfast.run.request import Answer
 
 # Keys of agreements that are so far back go: whoever still looks for one has been silent for minutes.
@@ -55,40 +56,41 @@ class Coordinator:
 
     Args:
         channel: To the other ranks.
-        silent: Which ranks have not been heard of for too long.
+        membership: Tells which ranks have not been heard of for too long.
     """
 
-    def __init__(self, channel: Channel, silent: Callable[[], list[str]]) -> None:
+    def __init__(self, channel: Channel, membership: Membership) -> None:
         self._channel = channel
-        self._silent = silent
+        self._membership = membership
         self._number = 0
         self._staged = True
 
-    def wait_until_begun(self, check: Callable[[], bool]) -> bool:
-        """Waits until all ranks have loaded what they resume from; False when `check` says that it is no use."""
-        keys = [begun_key(rank) for rank in self._channel.others]
-        while not self._channel.all_there(keys):
-            if check():
-                return False
-            time.sleep(0.05)
-        return True
+    def all_have_begun(self) -> bool:
+        """Returns whether all ranks have loaded what they resume from.
 
-    def call(self, offer: Callable[[], Offer], *, stop: bool, after: int) -> Decision:
+        Raises:
+            RanksError: The store is gone.
+        """
+        return self._channel.all_there([begun_key(rank) for rank in self._channel.others])
+
+    def begin(self) -> None:
+        """Begins a new agreement. The own offer follows, then `call`."""
+        self._number += 1
+        self._staged = False
+        self._forget(self._number - _REMEMBERED)
+
+    def call(self, own: Offer, *, stop: bool, after: int) -> Decision:
         """Calls all ranks, and decides which boundary is saved.
 
         Args:
-            offer: Shuts the own gate, and says where.
+            own: The earliest boundary that rank 0 can give; its gate is shut for it.
             stop: Whether training ends after it.
             after: The number of a boundary that is of no use.
 
         Raises:
             RanksError: The store is gone.
         """
-        self._number += 1
-        self._staged = False
-        self._forget(self._number - _REMEMBERED)
         offers = [offer_key(self._number, rank) for rank in self._channel.others]
-        own = offer()
         self._channel.put(call_key(self._number), {"stop": stop, "after": after})
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
@@ -117,7 +119,9 @@ class Coordinator:
             if waited < self._channel.seconds:
                 return  # who has just agreed is there, though it may not have been heard of yet
             silent = [
-                rank for rank in self._silent() if not self._channel.all_there([record_key(self._number, int(rank))])
+                rank
+                for rank in self._membership.silent()
+                if not self._channel.all_there([record_key(self._number, int(rank))])
             ]
             if silent:
                 raise SaveError(
@@ -175,7 +179,7 @@ class Coordinator:
         """
         if self._channel.all_there([done_key(rank) for rank in self._channel.others]):
             return True
-        if silent := self._silent():
+        if silent := self._membership.silent():
             raise RanksError(f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s")
         return False
 

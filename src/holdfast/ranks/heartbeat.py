@@ -1,16 +1,19 @@
-"""What a rank tells the coordinator all the time: where it stands, and what is asked of it."""
+"""The heartbeat of a rank: where it stands, and what is asked of it, told to rank 0 all the time."""
 
+import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from holdfast.capture.gate import Gate
 from holdfast.errors import RanksError
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.keys import beat_key
 from holdfast.run.request import Request
+from holdfast.run.status import StatusFile
 
 LEFT = "left"
 """The phase of a rank that has left its training without waiting for the others."""
@@ -19,23 +22,26 @@ _BEAT_SECONDS = 1.0
 
 
 class Heartbeat:
-    """The doors of a rank that is not the coordinator: whatever is asked here is passed on.
+    """The doors of a rank that is not rank 0: whatever is asked here is passed on.
 
     Args:
-        channel: To the coordinator.
-        describe: What this rank is doing: `step`, `phase`, and whatever else the status shows.
-        say: Prints a line for the user.
+        channel: To rank 0.
+        status: Tells the rank's step and phase.
+        gate: Tells its boundary, and whether training is blocked there.
+        log: Takes a line for the user.
     """
 
-    def __init__(self, channel: Channel, describe: Callable[[], dict[str, Any]], say: Callable[[str], None]) -> None:
+    def __init__(self, channel: Channel, status: StatusFile, gate: Gate, log: logging.Logger) -> None:
         self._channel = channel
-        self._describe = describe
-        self._say = say
+        self._status = status
+        self._gate = gate
+        self._log = log
         self._lock = threading.Lock()
         self._asked: dict[str, Request] = {}
         self._beats = 0
+        self._has_left = False
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._keep_telling, name="holdfast-beat", daemon=True)
+        self._thread = threading.Thread(target=self._keep_telling, name="holdfast-heartbeat", daemon=True)
 
     def start(self) -> None:
         """Begins to tell."""
@@ -43,17 +49,17 @@ class Heartbeat:
 
     @property
     def waiting(self) -> bool:
-        """Whether something that was asked here is not answered yet."""
+        """True when something that was asked here is not answered yet."""
         return bool(self._asked)
 
     def accept(self, request: Request) -> bool:
-        """Passes a request on; tells whether the coordinator can know of it."""
+        """Passes a request on; returns whether rank 0 can know of it."""
         with self._lock:
             self._asked[request.id] = request
         try:
             self.tell()
         except RanksError as error:
-            self._say(str(error))
+            self._log.warning(str(error))
             return False
         return True
 
@@ -62,17 +68,17 @@ class Heartbeat:
         self.accept(request)
 
     def look(self, step: int, *, last: bool) -> bool:
-        """The trigger file is the coordinator's to look at."""
+        """Returns False: the trigger file is rank 0's to look at."""
         return False
 
-    def answered(self, ids: list[str]) -> None:
-        """Requests were answered."""
+    def answered(self, ids: Iterable[str]) -> None:
+        """Forgets requests that were answered."""
         with self._lock:
             for request in ids:
                 self._asked.pop(request, None)
 
     def take(self) -> list[Request]:
-        """Everything that was asked here and has no answer; it will get none from the coordinator."""
+        """Returns everything that was asked here and has no answer; it will get none from rank 0."""
         with self._lock:
             taken, self._asked = list(self._asked.values()), {}
         return taken
@@ -93,13 +99,27 @@ class Heartbeat:
             }
             self._channel.put(beat_key(self._channel.rank), content)
 
-    def close(self) -> None:
-        """Stops telling."""
+    def close(self, *, has_left: bool = False) -> None:
+        """Stops telling, after a last word.
+
+        Args:
+            has_left: True where this rank leaves its training without waiting for the others.
+        """
+        self._has_left = has_left
         self._closing.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_BEAT_SECONDS)
         with suppress(RanksError):  # nobody is left to hear it
             self.tell()
+
+    def _describe(self) -> dict[str, Any]:
+        now, boundary = self._status.now, self._gate.boundary
+        return {
+            "step": now.step,
+            "boundary": boundary.number if boundary else 0,
+            "phase": LEFT if self._has_left else now.phase,
+            "held": self._gate.blocked_since is not None,
+        }
 
     def _keep_telling(self) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -120,13 +120,8 @@ def _opened(
     if given is not None:
         yield given
         return
-    with Engine(Path(trainer.args.output_dir), settings, keep, resume, layout.NAME, _print) as opened:
+    with Engine(Path(trainer.args.output_dir), settings, keep, resume, layout.NAME) as opened:
         yield opened
-
-
-def _print(text: str) -> None:
-    with suppress(OSError):  # whoever read our output may be gone, and training goes on
-        print(text, flush=True)
 
 
 def _require_supported(trainer: Trainer) -> None:

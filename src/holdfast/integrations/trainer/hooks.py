@@ -26,6 +26,7 @@ from holdfast.integrations.trainer.hub import Pushes
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject
 from holdfast.integrations.trainer.record import Pending
 from holdfast.integrations.trainer.subject import TrainerSubject
+from holdfast.run.request import Answer
 from holdfast.state import environment
 from holdfast.state.rng import state as random_state
 from holdfast.store import names
@@ -52,7 +53,7 @@ class StepHooks:
         self._finalize = trainer._finalize_training
         self._restore_random_state = trainer._load_rng_state
         self._callback = _Callback(self)
-        self._pushes = Pushes(trainer, engine.say)
+        self._pushes = Pushes(trainer, engine.log)
         self._subject: TrainerSubject | OwnWriterSubject | None = None
         self._why_own_writer = ""
         self._fetching: PrefetchTracker | None = None
@@ -68,12 +69,15 @@ class StepHooks:
         for name, replacement in zip(_REPLACED, replacements, strict=True):
             setattr(self._trainer, name, replacement)
         self._trainer.add_callback(self._callback)
+        # An error of a Trainer's own callback ends the training, as it does in plain transformers.
+        self._engine.on_published(self._tell_of_save, raises=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
         for name in _REPLACED:
             delattr(self._trainer, name)
         self._trainer.remove_callback(self._callback)
+        self._pushes.close()
         if self._fetching is not None:
             self._fetching.close()
 
@@ -190,7 +194,7 @@ class StepHooks:
     def _mark(self, face: str, pending: Pending, *, last_of_step: bool = False) -> None:
         trainer, subject = self._trainer, self._subject
         assert subject is not None
-        self._tell_of_saves()
+        self._look_at_saves()
         subject.pending = pending
         scheduled = ""
         if last_of_step and self._wanted:
@@ -234,7 +238,7 @@ class StepHooks:
         if not engine.stop_requested and self._last_step >= 0:
             self._mark(_EPOCH_END, Pending(), last_of_step=True)
         engine.settle()
-        self._tell_of_saves()
+        self._look_at_saves()
         if step >= trainer.state.max_steps or not engine.stop_requested:
             engine.finish()
         if engine.stop_requested:
@@ -247,19 +251,21 @@ class StepHooks:
         self._pushes.look()
         return output
 
-    def _tell_of_saves(self) -> None:
-        """Whoever must see a finished checkpoint sees it here, in the training thread, after its commit."""
-        trainer = self._trainer
+    def _look_at_saves(self) -> None:
+        """Has whoever must see a finished checkpoint see it here, in the training thread, after its commit."""
         self._pushes.look()
-        for answer in self._engine.newly_published():
-            if trainer.state.best_global_step == answer.step:
-                trainer.state.best_model_checkpoint = str(Path(trainer.args.output_dir, names.checkpoint(answer.step)))
-            # Callbacks find the directory by the step, and training may be further by now.
-            then = copy.copy(trainer.state)
-            then.global_step = answer.step
-            if trainer.args.push_to_hub:
-                self._pushes.begin(Path(answer.path), then)
-            trainer.control = trainer.callback_handler.on_save(trainer.args, then, trainer.control)
+        self._engine.run_hooks()
+
+    def _tell_of_save(self, answer: Answer) -> None:
+        trainer = self._trainer
+        if trainer.state.best_global_step == answer.step:
+            trainer.state.best_model_checkpoint = str(Path(trainer.args.output_dir, names.checkpoint(answer.step)))
+        # Callbacks find the directory by the step, and training may be further by now.
+        then = copy.copy(trainer.state)
+        then.global_step = answer.step
+        if trainer.args.push_to_hub:
+            self._pushes.begin(Path(answer.path), then)
+        trainer.control = trainer.callback_handler.on_save(trainer.args, then, trainer.control)
 
     def _another_face_follows(self) -> bool:
         control, epoch = self._trainer.control, self._trainer.state.epoch

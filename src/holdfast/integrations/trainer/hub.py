@@ -4,7 +4,8 @@
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,15 @@ class Pushes:
 
     Args:
         trainer: The trainer.
-        say: Prints a line for the user.
+        log: Takes a line for the user.
     """
 
-    def __init__(self, trainer: Trainer, say: Callable[[str], None]) -> None:
+    def __init__(self, trainer: Trainer, log: logging.Logger) -> None:
         self._trainer = trainer
-        self._say = say
+        self._log = log
         self._begun: set[Future[Any]] = set()
         self._under_way: dict[Future[Any], str] = {}
+        self._closed = False
 
     def begin(self, checkpoint: Path, state: TrainerState) -> None:
         """Begins to push a checkpoint that is committed.
@@ -38,6 +40,9 @@ class Pushes:
             checkpoint: The checkpoint.
             state: The trainer's state as of the checkpoint, from which the hub's commit has its name.
         """
+        if self._closed:
+            self._tell(checkpoint.name, RuntimeError("training has ended"))
+            return
         # Training may be further by now, and is not to be shown another step.
         stand_in = copy.copy(self._trainer)
         stand_in.state = state
@@ -51,6 +56,10 @@ class Pushes:
         self._begun |= begun
         self._under_way |= dict.fromkeys(begun, checkpoint.name)
 
+    def close(self) -> None:
+        """Begins no more pushes: nobody would see what becomes of them."""
+        self._closed = True
+
     def look(self) -> None:
         """Tells of those that have failed. transformers itself does not."""
         for job in [job for job in self._under_way if job.done()]:
@@ -60,7 +69,7 @@ class Pushes:
 
     def _tell(self, name: str, error: BaseException) -> None:
         why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
-        self._say(f"{name} was NOT pushed to the hub, and is here all the same: {why}")
+        self._log.warning(f"{name} was NOT pushed to the hub, and is here all the same: {why}")
 
 
 @contextmanager

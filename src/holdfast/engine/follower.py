@@ -1,5 +1,6 @@
-"""The thread that saves in every other rank: it gives its share of what rank 0 calls for."""
+"""The thread that saves in every rank but the first: it gives its share of what rank 0 calls for."""
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,7 +11,8 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
-from holdfast.engine.saver_base import Serving
+from holdfast.engine.session import Session
+from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import RanksError, TornError
 from holdfast.ranks.agreement import Offer, join
 from holdfast.ranks.channel import Channel
@@ -18,7 +20,6 @@ from holdfast.ranks.coordinator import Record
 from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.keys import begun_key, call_key, done_key, ended_key, outcome_key, record_key, stage_key
 from holdfast.run.request import Answer
-from holdfast.run.run import Run
 from holdfast.store import commit, digest, names
 
 # A save that rank 0 is still busy with after this time has been lost together with it.
@@ -26,86 +27,88 @@ _LONGEST_SECONDS = 3600.0
 _LOOK_SECONDS = 1.0
 
 
-class Member(Serving):
+class Follower:
     """Takes part in saves from the first boundary of a training to its end.
 
     Args:
+        session: The training.
         channel: To rank 0.
-        beat: What is asked in this rank.
-        run: The run that rank 0 opened.
-        gate: Between training and this thread.
-        say: Prints a line for the user.
-        on_stop: Called with the step after which all ranks leave.
-        on_alone: Called when the others have ended while this rank still trains.
+        heartbeat: Passes on what is asked in this rank.
     """
 
-    def __init__(
-        self,
-        channel: Channel,
-        beat: Heartbeat,
-        run: Run,
-        gate: Gate,
-        say: Callable[[str], None],
-        on_stop: Callable[[int | None], None],
-        on_alone: Callable[[], None],
-    ) -> None:
-        super().__init__(gate)
+    def __init__(self, session: Session, channel: Channel, heartbeat: Heartbeat) -> None:
+        self._session = session
+        self._gate: Gate = session.gate
+        self._log = session.log
         self._channel = channel
-        self._beat = beat
-        self._run = run
-        self._say = say
-        self._on_stop = on_stop
-        self._on_alone = on_alone
+        self._heartbeat = heartbeat
+        self._watchdog = Watchdog()
+        self._thread = threading.Thread(target=self._follow, name="holdfast-follower", daemon=True)
+        self._in_use: tuple[Snapshots, StagingBudget] | None = None
+        self._busy = False
+        self._closing = False
+        self._stale_before = -1
 
-    def start(self, snapshots: Snapshots, reserve: StagingBudget) -> None:
-        """Begins to take part."""
+    def listen(self) -> None:
+        """Does nothing: this rank hears of rank 0 when it is called."""
+
+    def start(self, snapshots: Snapshots, budget: StagingBudget) -> None:
+        """Begins to take part.
+
+        Args:
+            snapshots: Takes snapshots of what is trained.
+            budget: The staging memory.
+        """
         self._channel.put(begun_key(self._channel.rank), True)
-        super().start(snapshots, reserve)
+        self._in_use = (snapshots, budget)
+        self._thread.start()
 
-    def wake(self) -> None:
-        """Rank 0 calls; nothing here waits for anything else."""
+    @property
+    def serving(self) -> bool:
+        """True while there is a thread that would soon open a gate again: not while it hangs in a save."""
+        return self._thread.is_alive() and not self._closing and not self._watchdog.lost
 
     def settle(self) -> None:
-        """Returns when everything that was asked for here is answered. Training stands still meanwhile."""
-        self._stand_until(lambda: not self._busy and not self._beat.waiting and not self._gate.is_shut)
+        """Returns when everything that was asked for here is answered. Training is blocked meanwhile."""
+        self._block_until(lambda: not self._busy and not self._heartbeat.waiting and not self._gate.is_shut)
 
     def close(self, *, together: bool) -> None:
         """Takes part until rank 0 says that there will be no more saves.
 
         Args:
-            together: Whether this rank comes to its end as the others do. After an error it leaves as soon as what was
-                asked here is answered.
+            together: True where this rank comes to its end as the others do. After an error it leaves as soon as what
+                was asked here is answered.
         """
         if not self._thread.is_alive():
             return
         if not together:
             limit = time.monotonic() + 2 * self._channel.seconds
-            self._stand_until(lambda: (not self._busy and not self._beat.waiting) or time.monotonic() > limit)
+            self._block_until(lambda: (not self._busy and not self._heartbeat.waiting) or time.monotonic() > limit)
         self._closing = True
         try:
             self._channel.put(done_key(self._channel.rank), True)
         except RanksError as error:
-            self._say(str(error))
+            self._log.warning(str(error))
             return
         if together:
-            self._stand_until(lambda: False)
+            self._block_until(lambda: False)
 
     def stand_still(self, reason: str) -> None:
-        """From now on, snapshots are taken while training stands still at a boundary."""
+        """Takes snapshots while training is blocked at a boundary, from now on."""
         self._gate.only_when_blocked = True
-        self._run.journal.write("capture", rank=self._channel.rank, mode="at a boundary", reason=reason)
+        self._session.run.journal.write("capture", rank=self._channel.rank, mode="at a boundary", reason=reason)
 
     def refuse(self, why: str) -> None:
         """Tells everybody who still waits here that nothing was saved."""
         step = self._gate.boundary.step if self._gate.boundary else 0
-        for request in self._beat.take():
-            if ticket := self.tickets.pop(request.id, None):
-                ticket.resolve(Answer(saved=False, step=step, error=why))
+        waiting = [request.id for request in self._heartbeat.take()]
+        self._session.outcomes.resolve(Answer(saved=False, step=step, error=why), waiting)
 
-    def _stand_until(self, settled: Callable[[], bool]) -> None:
+    def _block_until(self, settled: Callable[[], bool]) -> None:
         self._gate.block_until(lambda: not self._thread.is_alive() or settled())
 
-    def _serve(self) -> None:
+    def _follow(self) -> None:
+        """Takes part in save after save, until rank 0 has ended."""
         number = 0
         try:
             while True:
@@ -116,25 +119,29 @@ class Member(Serving):
                     break
                 if "answer" in call:
                     self._hear(call, None, stop=False)
-                    continue
-                self._busy = True
-                try:
-                    with self._patience.watch(lambda seconds: self._let_go()):  # rank 0 says so
-                        self._take_part(number, call)
-                except RanksError as error:
-                    self._say(f"no share of the save from this rank: {error}")
-                finally:
-                    self._busy = False
+                else:
+                    self._serve(number, call)
         except RanksError as error:
             if not self._closing:
-                self._say(f"no more saves from this rank: {error}")
+                self._log.warning(f"no more saves from this rank: {error}")
         finally:
             self._gate.open(None)
             self.refuse("the other ranks have ended")
         if not self._closing:
-            self._on_alone()
+            self._session.stop.shorten()  # the others have ended while this rank still trains
+
+    def _serve(self, number: int, call: dict[str, Any]) -> None:
+        self._busy = True
+        try:
+            with self._watchdog.watch(lambda seconds: self._let_go()):  # rank 0 says so
+                self._take_part(number, call)
+        except RanksError as error:
+            self._log.warning(f"no share of the save from this rank: {error}")
+        finally:
+            self._busy = False
 
     def _take_part(self, number: int, call: dict[str, Any]) -> None:
+        """Agrees on a boundary, gives this rank's share of it, and hears what became of the save."""
         boundary = None
         try:
             offer = Offer(self._gate.offer(max(self._stale_before, call["after"])), self._gate.is_blocked)
@@ -142,14 +149,14 @@ class Member(Serving):
             if decision.boundary is not None:
                 boundary = self._gate.take(decision.boundary, self._is_over(number))
                 if boundary is not None and call["stop"]:
-                    self._on_stop(boundary.step)
+                    self._session.stop.begin(boundary.step)
                 self._give(number, boundary)
         finally:
             self._gate.open(None if boundary is None else boundary.number)
         self._hear(self._channel.get(outcome_key(number), _LONGEST_SECONDS), boundary, stop=call["stop"])
 
     def _is_over(self, number: int) -> Callable[[], bool]:
-        """Whether rank 0 has given the save up; asked of the store once a second."""
+        """Returns what tells whether rank 0 has given the save up; the store is asked once a second."""
         looked = time.monotonic()
 
         def over() -> bool:
@@ -162,8 +169,8 @@ class Member(Serving):
         return over
 
     def _give(self, number: int, boundary: Boundary | None) -> None:
-        told = self._channel.get(stage_key(number), _LONGEST_SECONDS)
-        staged = told["directory"]
+        stage = self._channel.get(stage_key(number), _LONGEST_SECONDS)
+        staged = stage["directory"]
         if staged is None:
             return
         if boundary is None:
@@ -171,12 +178,13 @@ class Member(Serving):
         elif not names.is_staging(staged):
             record = Record(error=f"{staged!r} is no staging directory")
         else:
-            record = self._write(replace(boundary, rank0_digests=told["common"]), self._run.root / staged)
+            record = self._write(replace(boundary, rank0_digests=stage["common"]), self._session.run.root / staged)
         self._channel.put(record_key(number, self._channel.rank), asdict(record))
 
     def _write(self, boundary: Boundary, directory: Path) -> Record:
+        """Writes this rank's share into the directory that rank 0 has staged."""
         assert self._in_use is not None
-        snapshots, reserve = self._in_use
+        snapshots, budget = self._in_use
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 return Record(error="its state was given other tensors since the boundary; ask again")
@@ -194,22 +202,25 @@ class Member(Serving):
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this save and not the training
             return Record(error=str(error) or type(error).__name__)
         written = sum(file.size for file in sealed)
-        reserve.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
-        listed = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
-        return Record(listed, snapshot.tensors(), snapshot.boundary.small, snapshot.not_finite())
+        budget.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
+        files = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
+        return Record(files, snapshot.tensors(), snapshot.boundary.small, snapshot.not_finite())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:
+        """Takes in what became of a save."""
         if outcome["answer"] is None:
             return
-        answer = Answer(**outcome["answer"])
-        self.last_answer = answer
+        answer, outcomes = Answer(**outcome["answer"]), self._session.outcomes
+        outcomes.last_answer = answer
         if answer.saved and boundary is not None:
-            self._saved_number = boundary.number
-            self.published.append(answer)
+            outcomes.publish(boundary, answer)
         if stop:
-            self.stop_saved = answer.saved
-        self._beat.answered(outcome["requests"])
-        for request in outcome["requests"]:
-            if ticket := self.tickets.pop(request, None):
-                ticket.resolve(answer)
+            self._session.stop.saved = answer.saved
+        self._heartbeat.answered(outcome["requests"])
+        outcomes.resolve(answer, outcome["requests"])
         self._gate.notice()
+
+    def _let_go(self) -> None:
+        """Lets training go on while storage hangs. A snapshot that is not whole is lost."""
+        if (here := self._gate.boundary) is not None:
+            self._gate.open(here.number)

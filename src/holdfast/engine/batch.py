@@ -1,0 +1,46 @@
+"""The requests that one save serves together."""
+
+from collections.abc import Iterable, Sequence
+
+from holdfast.doors.request_queue import RequestQueue
+from holdfast.engine.retry import Retry
+from holdfast.run.request import Request
+
+
+class Batch:
+    """The requests in the hands of the saving thread. They stay until they are answered, or kept for another try.
+
+    Args:
+        queue: Where requests wait.
+        retry: The requests that are tried again.
+    """
+
+    def __init__(self, queue: RequestQueue, retry: Retry) -> None:
+        self._queue = queue
+        self._retry = retry
+        self.requests: list[Request] = []
+        """Those that were taken and have no answer yet."""
+
+    @property
+    def waits(self) -> bool:
+        """True when there is something to save for."""
+        return bool(self.requests or self._queue.waiting or self._retry.seconds == 0)
+
+    @property
+    def stops(self) -> list[Request]:
+        """Those that ask for a stop."""
+        return [request for request in self.requests if request.stop]
+
+    def take(self) -> Sequence[Request]:
+        """Takes all that waits, and returns everything that is to be answered."""
+        self.requests = [*self.requests, *self._retry.take(), *self._queue.take()]
+        return self.requests
+
+    def add(self, request: Request) -> None:
+        """Adds a request of the schedule, which goes through no queue."""
+        self.requests = [*self.requests, request]
+
+    def remove(self, answered: Iterable[Request]) -> None:
+        """Removes requests that were answered, or that are kept for another try."""
+        gone = {request.id for request in answered}
+        self.requests = [request for request in self.requests if request.id not in gone]

@@ -1,0 +1,73 @@
+"""Hooks that run after a commit, in the training thread of every rank: `on_published`."""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from holdfast.run.request import Answer
+
+Hook = Callable[[Answer], None]
+"""Takes the answer of a save: the path and step of a checkpoint that is committed and durable."""
+
+
+class OnPublished:
+    """Checkpoints that were published, and the hooks that are to see each, in the order of both.
+
+    The saving thread hands them over; the training thread runs the hooks at its next boundary, or at its end.
+
+    Args:
+        log: Takes a line for each hook that failed or could not run.
+    """
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._hooks: list[tuple[Hook, bool]] = []
+        self._published: deque[Answer] = deque()
+
+    def add(self, hook: Hook, *, raises: bool = False) -> None:
+        """Adds a hook.
+
+        Args:
+            hook: Called with the answer of each save that published a checkpoint.
+            raises: True where an error of it is the training's own, as one of a Trainer's callbacks is. The error of
+                any other hook is logged, and stops neither training nor the next hook.
+        """
+        self._hooks.append((hook, raises))
+
+    def publish(self, answer: Answer) -> None:
+        """Hands over a checkpoint. Called by the saving thread, after the commit."""
+        self._published.append(answer)
+
+    def run(self) -> None:
+        """Runs the hooks for what was published since the last call. Called by the training thread.
+
+        Raises:
+            Exception: That of a hook which may raise, after the other hooks have run for the same checkpoint.
+        """
+        while self._published:
+            answer = self._published.popleft()
+            raised: Exception | None = None
+            for hook, raises in self._hooks:
+                try:
+                    hook(answer)
+                except Exception as error:  # noqa: BLE001 - it is raised below, or logged
+                    if raises:
+                        raised = raised or error
+                    else:
+                        self._log.exception(f"on_published: a hook failed for {answer.path}: {error!r}")
+            if raised is not None:
+                raise raised
+
+    def run_at_the_end(self) -> None:
+        """Runs them while an error already leaves the training: one of a hook is logged, and does not replace it."""
+        try:
+            self.run()
+        except Exception as error:  # noqa: BLE001 - the training's own error is on its way
+            self._log.error(f"on_published: a hook failed: {error!r}")
+            self.run_at_the_end()
+
+    def give_up(self) -> None:
+        """Names the checkpoints for which no hook will run: the process ends without its training thread."""
+        if self._hooks:
+            for answer in self._published:
+                self._log.warning(f"on_published: not run for {answer.path}: training did not come back in time")

@@ -1,0 +1,291 @@
+"""The strategies of the saving thread: a process that trains alone, and rank 0, which saves with all others."""
+
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from holdfast.capture.boundary import Boundary
+from holdfast.capture.snapshot import Snapshot, Snapshots
+from holdfast.doors.request_queue import RequestQueue
+from holdfast.engine.batch import Batch
+from holdfast.engine.session import Session
+from holdfast.errors import RanksError, SaveError
+from holdfast.layouts import native
+from holdfast.ranks.agreement import Decision, Offer
+from holdfast.ranks.channel import Channel
+from holdfast.ranks.coordinator import Coordinator, Record
+from holdfast.ranks.membership import Membership
+from holdfast.run.request import Answer
+
+# A step that training does not come to: nobody knows where all ranks could leave together.
+_NEVER = sys.maxsize
+# A rank that is alive hears of the end in milliseconds.
+_HEARD_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
+_BEGUN_SECONDS = 0.05
+
+
+class Peers(Protocol):
+    """The processes that save together, as the saving thread sees them."""
+
+    leave_after: int | None
+    """The step after which training leaves when a stop was served; None: as soon as it can."""
+
+    def start(self) -> None:
+        """Begins to hear of them."""
+
+    def boundary(self, batch: Batch, stale_before: int) -> Boundary | None:
+        """Takes the batch, and shuts the gate at the boundary that is saved for it.
+
+        Args:
+            batch: The requests.
+            stale_before: The number of a boundary that is of no use any more.
+
+        Returns:
+            The boundary; None where training is ending, and there will be none.
+
+        Raises:
+            RanksError: The ranks did not agree on one.
+        """
+
+    def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:
+        """Returns the snapshot of a boundary in all of them."""
+
+    def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
+        """Tells the others what became of the save, before this process trains on.
+
+        Args:
+            answer: None where nothing was answered, and it is tried again.
+            requests: The ids of those that were answered.
+        """
+
+    def repeat(self, answer: Answer, requests: Sequence[str]) -> None:
+        """Tells the others the answer to requests that need no save of their own."""
+
+    def may_have_left(self) -> bool:
+        """Returns whether others may have left, so that no further save can be agreed on."""
+
+    def wait_for_end(self) -> None:
+        """Waits, in the blocked training thread, until the others have come to their end as well."""
+
+    def close(self) -> None:
+        """Parts from them: this process saves no more."""
+
+
+class Alone:
+    """The strategy of a process that trains alone.
+
+    Args:
+        session: The training.
+    """
+
+    leave_after: int | None = None
+
+    def __init__(self, session: Session) -> None:
+        self._gate = session.gate
+
+    def start(self) -> None:
+        """Does nothing: there is nobody to hear of."""
+
+    def boundary(self, batch: Batch, stale_before: int) -> Boundary | None:
+        """Shuts the gate at the next boundary, and takes the batch: what comes until then shares the save."""
+        boundary = self._gate.shut(stale_before)
+        if boundary is not None:
+            batch.take()
+        return boundary
+
+    def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:
+        """Returns the snapshot of a boundary."""
+        return snapshots.of(boundary)
+
+    def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
+        """Does nothing: there is nobody to tell."""
+
+    def repeat(self, answer: Answer, requests: Sequence[str]) -> None:
+        """Does nothing: there is nobody to tell."""
+
+    def may_have_left(self) -> bool:
+        """Returns False."""
+        return False
+
+    def wait_for_end(self) -> None:
+        """Does nothing: there is nobody to wait for."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class RankZero:
+    """The strategy of rank 0: each save is agreed on, and every rank writes its share.
+
+    Args:
+        session: The training.
+        channel: To the other ranks.
+        queue: Takes the requests that they pass on.
+    """
+
+    leave_after: int | None = _NEVER
+
+    def __init__(self, session: Session, channel: Channel, queue: RequestQueue) -> None:
+        self._session = session
+        self._channel = channel
+        self._queue = queue
+        self._membership = Membership(channel)
+        self._coordinator = Coordinator(channel, self._membership)
+        self._begun = False
+        self._called = False
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="holdfast-membership", daemon=True)
+
+    def start(self) -> None:
+        """Begins to hear of the other ranks."""
+        self._thread.start()
+
+    def boundary(self, batch: Batch, stale_before: int) -> Boundary | None:
+        """Takes the batch, agrees with all ranks on the boundary that is saved for it, and shuts the gate there."""
+        gate = self._session.gate
+        batch.take()
+        if not self._wait_until_begun():
+            return None
+        stop = bool(batch.stops)
+        decision = self._agree(stop=stop, stale_before=stale_before)
+        boundary = None if decision.boundary is None else gate.take(decision.boundary)
+        if boundary is None:
+            raise RanksError(decision.why or "training ended before the boundary that was agreed on")
+        if stop:
+            self._session.stop.begin(boundary.step)
+        return boundary
+
+    def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:
+        """Returns the snapshot that consists of all ranks' shares."""
+        own = snapshots.of(boundary)
+        size = self._channel.size
+        others: list[Record] = []
+
+        def write(directory: Path) -> Mapping[str, str]:
+            self._coordinator.stage(directory.name, snapshots.rank0_digests(boundary))
+            digests = own.write(directory)
+            records = self._coordinator.gather()
+            others.extend(records)
+            return {**digests, **_digests(directory, records)}
+
+        return replace(
+            own,
+            write=write,
+            estimate=own.estimate * (size if own.layout == native.NAME else 1),
+            world_size=size,
+            tensors=lambda: _merged([own.tensors(), *(record.tensors for record in others)]),
+            others=lambda: [record.boundary for record in others],
+            not_finite=lambda: [*own.not_finite(), *(name for record in others for name in record.not_finite)],
+        )
+
+    def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
+        """Tells the other ranks what became of the save."""
+        if not self._called:
+            return
+        self._called = False
+        try:
+            self._coordinator.conclude(answer, requests)
+        except RanksError as error:
+            self._session.log.warning(f"the other ranks do not know what became of the save: {error}")
+
+    def repeat(self, answer: Answer, requests: Sequence[str]) -> None:
+        """Tells the other ranks the answer to requests that need no save of their own."""
+        try:
+            self._coordinator.answer(answer, requests)
+        except RanksError as error:
+            self._session.log.warning(f"the other ranks do not know what became of the save: {error}")
+
+    def may_have_left(self) -> bool:
+        """Returns whether a stop was saved: from then on ranks leave."""
+        return bool(self._session.stop.saved)
+
+    def wait_for_end(self) -> None:
+        """Waits, in the blocked training thread, until all other ranks are done."""
+        try:
+            self._session.gate.block_until(self._coordinator.others_are_done)
+        except RanksError as error:
+            self._session.log.warning(f"ending without the other ranks: {error}")
+
+    def close(self) -> None:
+        """Tells the other ranks that there will be no more saves, and waits until they know."""
+        self._end("rank 0 has ended")
+        with suppress(RanksError):
+            self._coordinator.wait_until_heard(_HEARD_SECONDS)
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _end(self, why: str) -> None:
+        try:
+            self._coordinator.end(why)
+        except RanksError as error:
+            self._session.log.warning(str(error))
+
+    def _wait_until_begun(self) -> bool:
+        """Waits until all ranks have begun to train; False when this one comes to its end before."""
+        while not self._begun:
+            self._begun = self._coordinator.all_have_begun()
+            if not self._begun:
+                if self._session.gate.is_ending:
+                    return False
+                time.sleep(_BEGUN_SECONDS)
+        return True
+
+    def _agree(self, *, stop: bool, stale_before: int) -> Decision:
+        gate, begun = self._session.gate, time.monotonic()
+        self._called = True
+        try:
+            self._coordinator.begin()
+            offer = Offer(gate.offer(stale_before), gate.is_blocked)
+            decision = self._coordinator.call(offer, stop=stop, after=stale_before)
+        except RanksError as error:
+            return Decision(None, str(error))
+        seconds = round(time.monotonic() - begun, 4)
+        self._session.run.journal.write("agreed", boundary=decision.boundary, why=decision.why, seconds=seconds)
+        return decision
+
+    def _watch(self) -> None:
+        """Takes in what the other ranks tell, in a thread of its own."""
+        has_left = False
+        while not self._closing.wait(_LOOK_SECONDS):
+            try:
+                news = self._membership.look()
+            except RanksError:
+                return  # the store ends with the training; whoever waits for something is told so there
+            for request in news.requests:
+                self._queue.accept(request)
+            self._session.run.status.update(ranks=tuple(news.ranks))
+            if news.has_left and not has_left:
+                has_left = True
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Ends the saves after that of a stop when a rank is no more where the others need it: nobody waits for it."""
+        if self._session.stop.saved is not None:
+            self._end("a rank has left")
+            self._session.stop.shorten()
+
+
+def _merged(tensors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return native.merge(tensors) if any(tensors) else {}
+
+
+def _digests(directory: Path, records: Sequence[Record]) -> dict[str, str]:
+    """Returns the digests of what the other ranks wrote, as far as this one sees the same files."""
+    digests = {}
+    for rank, record in enumerate(records, start=1):
+        for path, size, digest in record.files:
+            try:
+                here = (directory / path).stat().st_size
+            except OSError as error:
+                raise SaveError(f"rank {rank} wrote {path}, and rank 0 does not see it: {error.strerror}") from error
+            if here != size:
+                raise SaveError(f"rank {rank} wrote {size} bytes of {path}, and rank 0 sees {here}")
+            digests[path] = digest
+    return digests
