@@ -45,7 +45,7 @@ def test_what_all_ranks_hold_is_spread_by_bytes_and_each_written_once(size: int)
 
 def test_whoever_has_no_distributed_tensor_does_not_pay_for_its_import() -> None:
     script = (
-        "import sys, torch; from holdfast.state import sharding as shard; t = torch.ones(2); shard.place_of(t);"
+        "import sys, torch; from holdfast.state import sharding as shard; t = torch.ones(2); shard.range_of(t);"
         "shard.local_of(t); shard.written_by({'t': t}, 0, 2); sys.exit('torch.distributed.tensor' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
