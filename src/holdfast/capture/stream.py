@@ -206,7 +206,7 @@ class Stream:
         """Digests a unit in the block that it is in, and looks through it for what is not finite."""
         file, chunk = self._units[number]
         digests = self._sinks[file].digest(parts_of(chunk, block), chunk.offset)
-        self._finite.look(self._sources[file], chunk, block.view)
+        self._finite.examine(self._sources[file], chunk, block.view)
         return digests
 
     def _write(self) -> None:
