@@ -69,7 +69,7 @@ def pool() -> Iterator[Pool]:
     yield pool
     training_waits = threading.Event()
     training_waits.set()
-    for _ in range(pool.blocks):
+    for _ in range(pool.bytes // BLOCK_BYTES):
         assert pool.take(training_waits, partial(next, iter([False]), True)) is not None, "a block was not given back"
 
 

@@ -27,9 +27,8 @@ SIZE = 4
 
 def test_a_plain_tensor_is_whole_and_itself() -> None:
     tensor = nn.Parameter(torch.zeros(2, 3))
-    assert shard.range_of(tensor) == ShardRange((2, 3), (0, 0), (2, 3)) and shard.range_of(tensor).is_whole
+    assert shard.range_of(tensor) == ShardRange((2, 3), (0, 0), (2, 3))
     assert shard.local_of(tensor) is tensor
-    assert not ShardRange((2, 3), (0, 0), (1, 3)).is_whole
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])

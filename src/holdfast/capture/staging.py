@@ -48,11 +48,6 @@ class Pool:
         self._scratch: list[Block] = []
 
     @property
-    def blocks(self) -> int:
-        """How many blocks it has."""
-        return self._total
-
-    @property
     def is_empty(self) -> bool:
         """Whether all of them are in use."""
         return not self._free

@@ -35,11 +35,6 @@ class ShardRange:
         """The place of a tensor that is all of itself."""
         return cls(tuple(shape), (0,) * len(shape), tuple(shape))
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether there is nothing but this."""
-        return self.lengths == self.shape
-
 
 def range_of(tensor: "torch.Tensor", name: str = "a tensor") -> ShardRange:
     """Where the local tensor of this process lies.

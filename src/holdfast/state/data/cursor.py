@@ -61,11 +61,6 @@ class DataCursor:
             return f"epoch {self.epoch}, {at.passed} of its {at.total} samples taken"
         return f"epoch {self.epoch}, {self.consumed} batches into it"
 
-    def batches(self) -> Iterator[Any]:
-        """The batches from the position on, epoch after epoch, without end."""
-        while True:
-            yield from self.rest_of_epoch()
-
     def rest_of_epoch(self) -> Iterator[Any]:
         """The batches from the position to the end of the epoch; then the position is the beginning of the next.
 

@@ -44,11 +44,6 @@ class PythonReader:
             if self.read() != self.read_slowly():
                 self._window = None
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether memory is copied."""
-        return self._window is not None
-
     def read(self) -> Mersenne:
         """The state as of now."""
         if self._window is None:
@@ -76,11 +71,6 @@ class NumpyReader:
         self._gauss = (ctypes.c_char * _GAUSS.size).from_address(id(np.random.mtrand._rand) + offset)
         if self._copied(self._key) != self.read_slowly():
             self._key = None
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether memory is copied."""
-        return self._key is not None
 
     def read(self) -> Mersenne | Mapping[str, Any]:
         """The state as of now; as numpy's own dictionary where the bit generator is no Mersenne twister."""
