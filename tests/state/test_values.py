@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from helpers.parts import same
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state import values
-from holdfast.state import values as tree
 from holdfast.state.part import LoadedTensors
 
 fuzzed = settings(max_examples=150, deadline=None)
@@ -74,7 +73,7 @@ def equal(one: Any, other: Any) -> bool:
 
 def there_and_back(value: Any) -> Any:
     tensors: dict[str, torch.Tensor] = {}
-    return tree.decode(json.loads(json.dumps(tree.encode(value, "x", tensors), allow_nan=False)), tensors)
+    return values.decode(json.loads(json.dumps(values.encode(value, "x", tensors), allow_nan=False)), tensors)
 
 
 @fuzzed
@@ -89,15 +88,15 @@ def test_any_value_comes_back_exactly(value: Any) -> None:
 def test_tensors_are_named_as_they_are_when_they_are_only_looked_for(value: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     with suppress(UnsupportedError):
-        tree.encode(value, "x", tensors)
-        found = {name: one.data_ptr() for name, one in tree.tensors_in(value, "x")}
+        values.encode(value, "x", tensors)
+        found = {name: one.data_ptr() for name, one in values.tensors_in(value, "x")}
         assert found.items() <= {name: one.data_ptr() for name, one in tensors.items()}.items()
 
 
 @fuzzed
 @given(VALUES)
 def test_a_snapshot_is_the_same(value: Any) -> None:
-    assert equal(tree.snapshot(value, lambda _: True), value)
+    assert equal(values.snapshot(value, lambda _: True), value)
 
 
 def test_later_changes_do_not_show_in_a_snapshot() -> None:
@@ -105,7 +104,7 @@ def test_later_changes_do_not_show_in_a_snapshot() -> None:
     value: Any = {"list": [1, {"a": [small]}], "deque": deque([[0]]), "set": {1}, "array": np.zeros(2), "large": large}
     value["ordered"] = OrderedDict(a=[1])
     value["counter"] = Counter("a")
-    copy = tree.snapshot(value, lambda tensor: tensor.numel() < 3)
+    copy = values.snapshot(value, lambda tensor: tensor.numel() < 3)
     before = there_and_back(copy)
     value["list"][1]["a"].append(2)
     value["deque"][0].append(1)
@@ -141,8 +140,8 @@ def test_numbers_keep_what_decimal_text_would_lose() -> None:
 
 def test_what_comes_back_shares_no_memory() -> None:
     tensors = {"t": torch.zeros(2), "a": torch.zeros(2, dtype=torch.uint8)}
-    tree.decode({"$tensor": "t"}, tensors).add_(1)
-    tree.decode({"$array": "a", "numpy": "u1", "shape": [2]}, tensors)[:] = 1
+    values.decode({"$tensor": "t"}, tensors).add_(1)
+    values.decode({"$array": "a", "numpy": "u1", "shape": [2]}, tensors)[:] = 1
     assert not tensors["t"].any() and not tensors["a"].any()
 
 
@@ -150,15 +149,15 @@ def test_a_tensor_that_is_given_away_goes_to_the_first_who_asks_and_others_get_c
     given = LoadedTensors()
     given["t"], given["live"] = torch.zeros(2), torch.zeros(2)
     given.free.add("t")
-    first, second, live = (tree.decode({"$tensor": name}, given) for name in ("t", "t", "live"))
+    first, second, live = (values.decode({"$tensor": name}, given) for name in ("t", "t", "live"))
     assert first is given["t"] and same(second, first)
     assert second.data_ptr() != first.data_ptr() and live.data_ptr() != given["live"].data_ptr()
 
 
 def test_a_tensor_whose_device_is_not_here_goes_where_it_is_expected() -> None:
-    found = tree.decode({"$tensor": "t", "device": "cuda:7"}, {"t": torch.zeros(2)})
+    found = values.decode({"$tensor": "t", "device": "cuda:7"}, {"t": torch.zeros(2)})
     assert found.device.type == "cpu"
-    found = tree.decode({"$tensor": "t", "device": "cpu"}, {"t": torch.zeros(2)}, torch.device("meta"))
+    found = values.decode({"$tensor": "t", "device": "cpu"}, {"t": torch.zeros(2)}, torch.device("meta"))
     assert found.device.type == "cpu"
 
 
@@ -188,7 +187,7 @@ def deep() -> list[Any]:
 )
 def test_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        tree.encode(value, "state", {})
+        values.encode(value, "state", {})
 
 
 @pytest.mark.parametrize(
@@ -231,7 +230,7 @@ def test_what_nobody_wrote_raises_an_error_of_ours(text: str) -> None:
     except RecursionError:
         found = deep()
     with pytest.raises(CheckpointError):
-        tree.decode(found, {"t": torch.zeros(2)})
+        values.decode(found, {"t": torch.zeros(2)})
 
 
 ANY_JSON = st.recursive(
@@ -259,4 +258,4 @@ ANY_JSON = st.recursive(
 @given(ANY_JSON)
 def test_any_json_raises_nothing_but_an_error_of_ours(value: Any) -> None:
     with suppress(CheckpointError):
-        tree.decode(value, {"t": torch.zeros(2)})
+        values.decode(value, {"t": torch.zeros(2)})

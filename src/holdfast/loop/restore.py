@@ -12,7 +12,7 @@ from holdfast.state import environment
 from holdfast.state.data import position
 from holdfast.state.part import Stored
 from holdfast.state.rng import state as random_state
-from holdfast.state.values import tensors_named
+from holdfast.state.values import tensor_names
 from holdfast.store import names
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
@@ -132,7 +132,7 @@ def _compared(
         *(f"{name}: in the checkpoint, and nothing here has that name" for name in stored if name not in here),
     ]
     for name in here.keys() & stored.keys():
-        if gone := [one for one in tensors_named(stored[name].rest) if one not in stored[name].tensors]:
+        if gone := [one for one in tensor_names(stored[name].rest) if one not in stored[name].tensors]:
             raise CheckpointError(f"{path}: {name}.json speaks of {names.quoted(gone[0])}, and no file has that tensor")
     problems = [*notices, *(line for name in here if name in stored for line in here[name].problems(stored[name]))]
     if strict and problems:

@@ -87,7 +87,7 @@ class LoopState:
     def place(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Which range of a whole tensor of a checkpoint this process needs; None where it needs all."""
         found = next((one for one in self.parts if one.name == part), None)
-        return None if found is None else found.place(name, shape)
+        return None if found is None else found.shard_range(name, shape)
 
     def memory(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """The live memory that tensors of a checkpoint may be read into, by part and name."""
