@@ -63,7 +63,7 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
     def set_random_state() -> None:
         random.restore(state.generators)
         if state.rank >= then:
-            random_state.go_apart(state.rank)
+            random_state.reseed_for_rank(state.rank)
 
     where = handed_over = ""
     if state.data is not None and "data" in extra:

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from holdfast.errors import CheckpointError, ConfigError, UnsupportedError
 from holdfast.state.data.cursor import DataCursor
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 
 SAMPLES = 10
 BATCH = 3
@@ -236,7 +236,7 @@ def train(data: DataCursor, steps: int) -> list[Any]:
 
 
 def checkpoint(data: DataCursor) -> dict[str, Any]:
-    return {"data": data.encode(data.record()), "random": random_state.record().encode()}
+    return {"data": data.encode(data.record()), "random": rng_state.record().encode()}
 
 
 def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[DataCursor, list[str]]:
@@ -244,9 +244,9 @@ def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[
     tree = json.loads(json.dumps(tree, allow_nan=False))
     seed_all(999)
     data = DataCursor(make())
-    notices = data.restore(tree["data"], replay=replay, after_skip=lambda: random_state.restore(tree["random"]))
+    notices = data.restore(tree["data"], replay=replay, after_skip=lambda: rng_state.restore(tree["random"]))
     # So that a boundary that is marked before the first batch is the same as the one that was saved.
-    random_state.restore(tree["random"])
+    rng_state.restore(tree["random"])
     return data, notices
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from helpers.support import fuzzed
 from holdfast.errors import CheckpointError
 from holdfast.state.data.cursor import DataCursor
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 
 SAMPLES = 24
 EPOCH = list(range(SAMPLES))
@@ -97,7 +97,7 @@ class Job:
         tree, random = trees[rank if rank < len(trees) else 0]
         return data.restore(
             tree,
-            after_skip=lambda: random_state.restore(random),
+            after_skip=lambda: rng_state.restore(random),
             saved_by=len(trees),
             processes=len(self.data),
         )
@@ -121,7 +121,7 @@ class Job:
         return seen
 
     def trees(self) -> list[Any]:
-        text = json.dumps([(data.encode(data.record()), random_state.record().encode()) for data in self.data])
+        text = json.dumps([(data.encode(data.record()), rng_state.record().encode()) for data in self.data])
         found: list[Any] = json.loads(text)
         return found
 
