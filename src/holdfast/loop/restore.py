@@ -65,17 +65,17 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
         if state.rank >= then:
             random_state.reseed_for_rank(state.rank)
 
-    where = handed_over = ""
+    where = redistribution = ""
     if state.data is not None and "data" in extra:
         notices += state.data.restore(
             extra["data"], after_skip=set_random_state, replay=replay, saved_by=then, processes=now
         )
-        where, handed_over = f", {state.data.where}", state.data.handed_over
+        where, redistribution = f", {state.data.where}", state.data.redistribution
     set_random_state()
     if now != then:
         differing = native.differ(file.path for file in manifest.files)
         changes = [
-            *([handed_over] if handed_over else []),
+            *([redistribution] if redistribution else []),
             *(
                 [f"buffers of {', '.join(differing)} that differed between them are those of rank 0"]
                 if differing
@@ -86,8 +86,8 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
         notices.append(
             f"{then} processes saved it and {now} go on: the tensors are the same, bit for bit; {'; '.join(changes)}"
         )
-    elif handed_over:
-        notices.append(f"data: {handed_over}")
+    elif redistribution:
+        notices.append(f"data: {redistribution}")
     say(f"resumed from {chosen.path}: step {manifest.step}{where}")
     for notice in dict.fromkeys(notices):
         say(notice)

@@ -127,7 +127,7 @@ class Job:
 
     @property
     def said(self) -> str:
-        (said,) = {data.handed_over for data in self.data}
+        (said,) = {data.redistribution for data in self.data}
         return said
 
 
