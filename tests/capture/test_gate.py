@@ -200,11 +200,11 @@ def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None
 
 
 def where(found: list[int]) -> Callable[[], None]:
-    """An errand that notes in which thread it is run."""
+    """A call that notes in which thread it is run."""
     return lambda: found.append(threading.get_ident())
 
 
-def test_an_errand_is_run_by_training_while_it_is_held_in_its_step() -> None:
+def test_a_call_is_run_by_training_while_it_is_held_in_its_step() -> None:
     gate = gate_at(1)
     gate.only_when_blocked = True
     taker = Taker(gate)
@@ -214,11 +214,11 @@ def test_an_errand_is_run_by_training_while_it_is_held_in_its_step() -> None:
         assert taker.result() is not None
         gate.run_on_training_thread(where(found))
         gate.run_on_training_thread(where(found))
-        assert found == [training.ident, training.ident] and training.is_alive(), "an errand does not let it go"
+        assert found == [training.ident, training.ident] and training.is_alive(), "a call does not let it go"
         gate.open(2)
 
 
-def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() -> None:
+def test_a_call_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() -> None:
     gate = gate_at(1)
     ready: list[bool] = []
     found: list[int] = []
@@ -231,33 +231,33 @@ def test_an_errand_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() 
         gate.notice()
         asked.set()
 
-    def errand() -> None:
+    def call() -> None:
         found.append(threading.get_ident())
         begun(ask)
-        assert asked.wait(30), "nobody may ask the gate while an errand is run"
+        assert asked.wait(30), "nobody may ask the gate while a call is run"
 
-    gate.run_on_training_thread(errand)
+    gate.run_on_training_thread(call)
     assert found == [training.ident] and training.is_alive()
     ready.append(True)
     gate.open(1)
     assert ended(training) and told == [True] and not gate.is_blocked
 
 
-def test_what_an_errand_raises_is_raised_where_it_was_sent_from() -> None:
+def test_what_a_call_raises_is_raised_where_it_was_sent_from() -> None:
     gate = gate_at(1)
     gate.shut(-1, never)
 
-    def errand() -> None:
+    def call() -> None:
         raise OSError("the disk is full")
 
     with held(gate, gate.enter_update):
         with pytest.raises(OSError, match="the disk is full"):
-            gate.run_on_training_thread(errand)
+            gate.run_on_training_thread(call)
         gate.open(1)
     assert gate.updating, "training did not go on"
 
 
-def test_an_errand_waits_for_training_to_stand_at_the_shut_gate() -> None:
+def test_a_call_waits_for_training_to_stand_at_the_shut_gate() -> None:
     gate = gate_at(1)
     gate.shut(-1, never)
     found: list[int] = []

@@ -215,7 +215,7 @@ def test_what_is_read_after_training_has_gone_on_is_read_again(pool: Pool) -> No
 
     def before_write(offset: int) -> None:
         if offset == 0:
-            training_waits.clear()  # no memory has come back before that, so the last unit is read live
+            training_waits.clear()  # no memory has come back before that, so the last chunk is read live
             on.set()
         assert on.wait(30)
         if offset == RING_BLOCKS * BLOCK_BYTES:
@@ -281,7 +281,7 @@ def test_on_few_processors_the_writers_wait_for_the_readers_as_long_as_there_is_
 def test_the_writers_keep_to_their_pace(pool: Pool) -> None:
     file = File([random_bytes(4 * BLOCK_BYTES)])
     begun = time.monotonic()
-    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), pace=Throttle(10 * BLOCK_BYTES))
+    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), throttle=Throttle(10 * BLOCK_BYTES))
     stream.read()
     stream.finish()
     assert time.monotonic() - begun >= 0.3

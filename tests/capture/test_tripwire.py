@@ -21,10 +21,10 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def seen(held: dict[str, torch.Tensor], write: Callable[[], object], swapped: int | None = None) -> list[str]:
-    net = WriteDetector(held, swapped)
-    before = net.mark()
+    detector = WriteDetector(held, swapped)
+    before = detector.fingerprint()
     write()
-    return net.changed(before, net.mark())
+    return detector.changed(before, detector.fingerprint())
 
 
 def sampled_places(size: int) -> list[int]:
@@ -100,14 +100,14 @@ def test_each_change_is_named_once_and_in_order() -> None:
 
 def test_a_change_back_is_none_to_what_is_compared() -> None:
     held = tensors()
-    net = WriteDetector(held)
-    first = net.mark()
+    detector = WriteDetector(held)
+    first = detector.fingerprint()
     held["weight"].data.neg_()
-    second = net.mark()
+    second = detector.fingerprint()
     held["weight"].data.neg_()
-    third = net.mark()
-    assert net.changed(first, second) == net.changed(second, third) == ["weight"]
-    assert net.changed(first, third) == []
+    third = detector.fingerprint()
+    assert detector.changed(first, second) == detector.changed(second, third) == ["weight"]
+    assert detector.changed(first, third) == []
 
 
 def test_the_samples_are_spread_over_the_whole() -> None:
@@ -150,17 +150,17 @@ def test_of_those_that_are_never_swapped_only_samples_are_taken() -> None:
 
 def test_what_was_sampled_can_be_compared_after_its_owner_has_dropped_it() -> None:
     held = {"weight": torch.zeros(MB)}  # large enough for the allocator to give back at once
-    net = WriteDetector(held)
-    before = net.mark()
+    detector = WriteDetector(held)
+    before = detector.fingerprint()
     held["weight"].data = torch.ones(3)
-    assert net.changed(before, net.mark()) == ["weight"]
+    assert detector.changed(before, detector.fingerprint()) == ["weight"]
 
 
 def test_nothing_and_what_has_no_plain_memory() -> None:
     assert seen({}, lambda: None) == []
     sparse = {"sparse": torch.eye(3).to_sparse()}
-    net = WriteDetector(sparse, 0)
-    assert net.changed(net.mark(), net.mark()) == []
+    detector = WriteDetector(sparse, 0)
+    assert detector.changed(detector.fingerprint(), detector.fingerprint()) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="SKIPPED, NOT PASSED: there is no CUDA device")

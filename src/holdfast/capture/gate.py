@@ -1,4 +1,8 @@
-"""The gate: what training waits at before its next update, while a snapshot of the last boundary is being taken."""
+"""The gate: training waits at it before its next update, while a snapshot of the last boundary is being taken.
+
+A training thread that waits there, or until a save is answered, does work for the thread that takes snapshots, which
+sends it what only a training thread may do.
+"""
 
 import threading
 import time
@@ -10,7 +14,7 @@ from contextlib import contextmanager
 from holdfast.capture.boundary import Boundary
 
 _REMEMBERED = 64
-# What training waits for when it stands may come without a word.
+# That for which training is blocked may come without a word.
 _LOOK_SECONDS = 0.05
 
 
@@ -32,18 +36,18 @@ class Gate:
         self._shut = False
         self._wanted = False
         self._awaited: int | None = None
-        self._parked = 0
-        self._errands = TrainingThreadCalls(self._changed)
+        self._blocked = 0
+        self._calls = TrainingThreadCalls(self._changed)
         self.blocked_since: float | None = None
-        """When training came to the shut gate (`time.monotonic`); None while it is not held."""
+        """The time when training came to the shut gate (`time.monotonic`); None while it is not blocked there."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
-        """The latest times from a boundary to the next update, without the time that it was held."""
+        """The latest times from a boundary to the next update, of updates that found the gate open."""
         self.blocked_seconds = 0.0
-        """How long training has been held in all."""
+        """The seconds that training has been blocked at the gate in all."""
         self.training_waits = threading.Event()
-        """Set while training is held: what is left of the snapshot should be in memory soon."""
+        """Set while training is blocked: the rest of the snapshot should be in memory soon."""
         self.only_when_blocked = False
-        """Whether snapshots are taken only while the training thread stands still: "at a boundary" mode."""
+        """True where snapshots are taken only while the training thread is blocked: "at a boundary" mode."""
 
     @property
     def boundary(self) -> Boundary | None:
@@ -52,18 +56,18 @@ class Gate:
 
     @property
     def updating(self) -> bool:
-        """Whether training is somewhere between the beginning of an update and the next boundary."""
+        """True while training is somewhere between the beginning of an update and the next boundary."""
         return self._updating
 
     @property
     def is_shut(self) -> bool:
-        """Whether training would have to wait before its next update."""
+        """True while training would have to wait before its next update."""
         return self._shut
 
     @property
     def is_blocked(self) -> bool:
-        """Whether training stands still until it is answered."""
-        return self._parked > 0
+        """True while training waits for an answer, and touches nothing."""
+        return self._blocked > 0
 
     def leave(self) -> None:
         """Waits while the gate is shut; then the last boundary is no more, and the next is being recorded.
@@ -83,11 +87,11 @@ class Gate:
             self._updating = True
 
     def reach(self, boundary: Boundary, *, shut: bool) -> None:
-        """Training has reached a boundary.
+        """Makes a boundary the last one. Called by training, which has reached it.
 
         Args:
             boundary: The boundary.
-            shut: Whether it is to be saved, so that no update may begin before it was taken.
+            shut: True if it is to be saved, so that no update may begin before it was taken.
         """
         with self._changed:
             self._boundary = boundary
@@ -102,28 +106,28 @@ class Gate:
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
-        """The training thread waits for a save, and touches nothing meanwhile."""
+        """Encloses the time that the training thread waits for a save, and touches nothing."""
         with self._changed:
-            self._parked += 1
+            self._blocked += 1
             self.training_waits.set()
             self._changed.notify_all()
         try:
             yield
         finally:
             with self._changed:
-                self._parked -= 1
+                self._blocked -= 1
                 if self.blocked_since is None:
                     self.training_waits.clear()
 
     def block_until(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
-        """The training thread stands still until something has come true, and runs the errands that it is sent on.
+        """Blocks the training thread until something has come true; meanwhile it runs the calls that it is sent.
 
         Args:
-            until: Asked again and again whether it has.
-            seconds: How long to wait at most; None waits as long as it takes.
+            until: Asked again and again if it has.
+            seconds: The most seconds to wait; None waits as long as it takes.
 
         Returns:
-            Whether it has come true.
+            True if it has come true.
         """
         end = None if seconds is None else time.monotonic() + seconds
         with self.blocked():
@@ -132,24 +136,24 @@ class Gate:
                 if left <= 0:
                     return False
                 with self._changed:
-                    self._errands.wait_and_run(left)
+                    self._calls.wait_and_run(left)
         return True
 
     def notice(self) -> None:
-        """What training stands and waits for may have come."""
+        """Wakes training that is blocked: what it waits for may have come."""
         with self._changed:
             self._changed.notify_all()
 
     def run_on_training_thread(self, work: Callable[[], None]) -> None:
-        """Has training do something where it stands, and waits for that; called by the thread that takes snapshots.
+        """Has the blocked training thread do something, and waits for that; called by the thread that takes snapshots.
 
         The gate is shut. What needs collectives of all ranks belongs into the threads that train.
 
         Args:
-            work: What to do. What it raises is raised here, and not in training.
+            work: The work. An error of it is raised here, and not in training.
         """
         with self._changed:
-            done = self._errands.send(work)
+            done = self._calls.send(work)
         done.result()
 
     def shut(self, after: int, give_up: Callable[[], bool]) -> Boundary | None:
@@ -157,7 +161,7 @@ class Gate:
 
         Args:
             after: The number of a boundary that is of no use any more; the next one is.
-            give_up: Asked now and then whether there is still something to wait for.
+            give_up: Asked now and then if there is nothing to wait for any more.
 
         Returns:
             The boundary; None if it was given up.
@@ -168,7 +172,7 @@ class Gate:
                 if give_up():
                     self._wanted = False
                     return None
-                self._changed.wait(0.05)
+                self._changed.wait(_LOOK_SECONDS)
             self._shut = True
             self._wanted = False
             return self._boundary
@@ -197,7 +201,7 @@ class Gate:
 
         Args:
             number: The boundary's number, `offer`'s or a later one: training runs on until it is there.
-            give_up: Asked now and then whether there is still something to wait for.
+            give_up: Asked now and then if there is nothing to wait for any more.
 
         Returns:
             The boundary; None if it was given up.
@@ -210,17 +214,17 @@ class Gate:
                     if self._shut:
                         self._shut = False
                         self._changed.notify_all()
-                    # Who stands until it is answered comes to no further boundary before that.
-                    if self._parked or give_up():
+                    # Training that waits for an answer comes to no further boundary before that.
+                    if self._blocked or give_up():
                         return None
-                    self._changed.wait(0.05)
+                    self._changed.wait(_LOOK_SECONDS)
             finally:
                 self._awaited = None
             self._shut = True
             return self._boundary
 
     def holds(self, number: int) -> bool:
-        """Whether training cannot have left a boundary since the gate was shut there."""
+        """Tells if training cannot have left a boundary since the gate was shut there."""
         with self._changed:
             return self._shut and self._boundary is not None and self._boundary.number == number
 
@@ -232,7 +236,7 @@ class Gate:
                 shut. None opens it whatever it is shut for.
 
         Returns:
-            Whether it was shut for that until now.
+            True if it was shut for that until now.
         """
         with self._changed:
             if number is None:
@@ -248,7 +252,7 @@ class Gate:
             return True
         if self._boundary is None or self._updating:
             return False
-        if self._parked:
+        if self._blocked:
             return True
         return self._boundary.number > after and not self.only_when_blocked
 
@@ -259,19 +263,19 @@ class Gate:
         self.training_waits.set()
         try:
             while self._shut:
-                self._errands.wait_and_run()
+                self._calls.wait_and_run()
         finally:
             self.blocked_since = None
             self.blocked_seconds += time.monotonic() - begun
-            if not self._parked:
+            if not self._blocked:
                 self.training_waits.clear()
 
 
 class TrainingThreadCalls:
-    """One errand at a time, between two threads.
+    """The work that another thread has the training thread do, one call at a time.
 
     Args:
-        changed: What guards it, and tells training that there is one. It is held whenever a method is called.
+        changed: Guards the call, and wakes training for it. It is locked whenever a method is called.
     """
 
     def __init__(self, changed: threading.Condition) -> None:
@@ -279,24 +283,24 @@ class TrainingThreadCalls:
         self._next: tuple[Callable[[], None], Future[None]] | None = None
 
     def send(self, work: Callable[[], None]) -> Future[None]:
-        """Has training do something; tells when it is done, and what it raised."""
+        """Has training do something; the future tells when it is done, and its error."""
         done: Future[None] = Future()
         self._next = (work, done)
         self._changed.notify_all()
         return done
 
     def wait_and_run(self, seconds: float | None = None) -> None:
-        """Waits until something has changed, unless there is an errand already, and runs it. Called by training."""
+        """Waits until something has changed, unless there is a call already, and runs it. Called by training."""
         if self._next is None:
             self._changed.wait(seconds)
         if self._next is None:
             return
         (work, done), self._next = self._next, None
-        # Without the lock: an errand takes as long as a write, and others ask the gate meanwhile.
+        # Without the lock: a call takes as long as a write, and others ask the gate meanwhile.
         self._changed.release()
         try:
             work()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that sent training on the errand
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that sent the call
             done.set_exception(error)
         else:
             done.set_result(None)

@@ -189,9 +189,9 @@ class Engine:
         reserve = StagingBudget(self.settings.staging_memory)
         self._subject = subject
         self._training_thread = threading.current_thread()
-        pace = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
-        self._snapshots = Snapshots(subject, self.gate, reserve.pool, pace)
-        self._hook = OptimizerHook(self.gate, subject.parameters())
+        throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
+        self._snapshots = Snapshots(subject, self.gate, reserve.pool, throttle)
+        self._hook = OptimizerHook(self.gate, self._snapshots.parameters())
         self.run.status.beat(step)
         self.run.status.update(phase="training", max_steps=max_steps, staging_bytes=reserve.pool.bytes)
         if self._minutes is not None:
@@ -219,12 +219,12 @@ class Engine:
             self.stop_requested = True
         self._number += 1
         copied = self._snapshots.copied_buffers
-        recorded, mark = self._subject.record(), self._snapshots.mark()
+        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
         if self._snapshots.copied_buffers != copied:
             self.run.status.update(copied_buffers=dict(self._snapshots.copied_buffers))
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
             self._service.stand_still(reason)
-        boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
+        boundary = Boundary(step, face, {}, self._number, recorded, fingerprint, scheduled)
         self.run.status.beat(step)
         asked = look and self._reception.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._service.serving)

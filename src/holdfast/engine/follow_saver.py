@@ -180,7 +180,7 @@ class Member(Serving):
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 return Record(error="its state was given other tensors since the boundary; ask again")
-            boundary = replace(boundary, mark=snapshots.mark())
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
         begun = time.monotonic()
         try:
             snapshot = snapshots.of(boundary)
@@ -196,7 +196,7 @@ class Member(Serving):
         written = sum(file.size for file in sealed)
         reserve.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
         listed = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
-        return Record(listed, snapshot.tensors(), snapshot.boundary.small, snapshot.not_finite())
+        return Record(listed, snapshot.tensors(), snapshot.boundary.manifest_entry, snapshot.not_finite())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:
         if outcome["answer"] is None:

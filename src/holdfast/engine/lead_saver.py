@@ -163,7 +163,7 @@ class Leader(Service):
         return replace(
             own,
             write=write,
-            estimate=own.estimate * (self._channel.size if own.layout == native.NAME else 1),
+            estimated_bytes=own.estimated_bytes * (self._channel.size if own.layout == native.NAME else 1),
             world_size=self._channel.size,
             tensors=lambda: native.merge(pieces) if any(pieces) else {},
             others=lambda: others,

@@ -171,7 +171,7 @@ class Service(Serving):
                 self._stale_before = boundary.number
                 self._again = requests
                 return
-            boundary = replace(boundary, mark=snapshots.mark())
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
         if not requests:
             return
         self._merge_until = time.monotonic() + _MERGING_SECONDS
@@ -181,7 +181,7 @@ class Service(Serving):
             return
         held = self._gate.blocked_seconds
         stops = [request for request in requests if request.stop]
-        snapshots.pace.pressing = bool(stops)
+        snapshots.throttle.pressing = bool(stops)
         hung: list[float] = []
 
         def on_hanging(seconds: float) -> None:

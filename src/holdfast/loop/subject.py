@@ -8,7 +8,7 @@ import torch
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
-from holdfast.capture.snapshot import why_not_live
+from holdfast.capture.snapshot import LiveSubject, why_not_live
 from holdfast.layouts import native
 from holdfast.state.buffers import differing_from_rank0, digests
 from holdfast.state.data.cursor import DataCursor
@@ -54,6 +54,10 @@ class LoopState:
         self._is_local = False
         self._bytes = 0
         self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
+
+    def as_live(self) -> LiveSubject:
+        """Returns itself: its tensors are read from live memory."""
+        return self
 
     def parameters(self) -> list[torch.Tensor]:
         """What the optimizers update."""
