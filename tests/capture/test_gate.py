@@ -104,8 +104,8 @@ def test_who_comes_where_there_is_no_boundary_gets_the_next_and_training_cannot_
     gate.leave()
     gate.reach(boundary(2), shut=False)
     assert gate.is_shut, "the next update could begin before the other thread has woken"
-    found = taker.result()
-    assert found is not None and found.number == 2
+    taken = taker.result()
+    assert taken is not None and taken.number == 2
 
 
 def test_who_gives_up_leaves_the_gate_open_at_the_next_boundary() -> None:
@@ -127,13 +127,13 @@ def test_a_boundary_of_no_use_is_passed_over_unless_training_waits() -> None:
     assert taker.waits.wait(30)
     gate.enter_update()
     gate.reach(boundary(5), shut=False)
-    found = taker.result()
-    assert found is not None and found.number == 5
+    taken = taker.result()
+    assert taken is not None and taken.number == 5
 
     gate.open(5)
     with gate.blocked():
-        found = gate.shut(5, never)
-    assert found is not None and found.number == 5
+        taken = gate.shut(5, never)
+    assert taken is not None and taken.number == 5
 
 
 def test_training_shuts_the_gate_at_a_boundary_that_is_to_be_saved() -> None:
@@ -144,8 +144,8 @@ def test_training_shuts_the_gate_at_a_boundary_that_is_to_be_saved() -> None:
     gate.leave()
     gate.reach(boundary(2), shut=True)
     assert woken == ["woken"] and gate.is_shut
-    found = gate.shut(2, never)
-    assert found is not None and found.number == 2, "a gate that is shut is shut for its own boundary"
+    taken = gate.shut(2, never)
+    assert taken is not None and taken.number == 2, "a gate that is shut is shut for its own boundary"
 
 
 def test_opening_for_an_earlier_boundary_leaves_a_later_one_shut() -> None:
@@ -175,8 +175,8 @@ def test_in_the_mode_at_boundaries_training_stands_still_in_its_step_until_it_wa
     assert taker.waits.wait(30), "the boundary was taken while training may be anywhere"
     gate.leave()
     with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
-        found = taker.result()
-        assert found is not None and found.number == 2 and training.is_alive()
+        taken = taker.result()
+        assert taken is not None and taken.number == 2 and training.is_alive()
         gate.open(2)
     gate.leave()
     gate.reach(boundary(3), shut=False)
@@ -187,8 +187,8 @@ def test_in_the_mode_at_boundaries_a_parked_training_can_be_taken_at_once() -> N
     gate = gate_at(1)
     gate.only_when_blocked = True
     with gate.blocked():
-        found = gate.shut(-1, never)
-    assert found is not None and found.number == 1
+        taken = gate.shut(-1, never)
+    assert taken is not None and taken.number == 1
 
 
 def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None:
@@ -199,9 +199,9 @@ def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None
     assert taken == [None] and not gate.is_shut
 
 
-def where(found: list[int]) -> Callable[[], None]:
+def where(threads: list[int]) -> Callable[[], None]:
     """A call that notes in which thread it is run."""
-    return lambda: found.append(threading.get_ident())
+    return lambda: threads.append(threading.get_ident())
 
 
 def test_a_call_is_run_by_training_while_it_is_held_in_its_step() -> None:
@@ -209,21 +209,21 @@ def test_a_call_is_run_by_training_while_it_is_held_in_its_step() -> None:
     gate.only_when_blocked = True
     taker = Taker(gate)
     assert taker.waits.wait(30)
-    found: list[int] = []
+    threads: list[int] = []
     with held(gate, lambda: gate.reach(boundary(2), shut=False)) as training:
         assert taker.result() is not None
-        gate.run_on_training_thread(where(found))
-        gate.run_on_training_thread(where(found))
-        assert found == [training.ident, training.ident] and training.is_alive(), "a call does not let it go"
+        gate.run_on_training_thread(where(threads))
+        gate.run_on_training_thread(where(threads))
+        assert threads == [training.ident, training.ident] and training.is_alive(), "a call does not let it go"
         gate.open(2)
 
 
 def test_a_call_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() -> None:
     gate = gate_at(1)
     ready: list[bool] = []
-    found: list[int] = []
-    told: list[bool] = []
-    training = begun(lambda: told.append(gate.block_until(lambda: bool(ready))))
+    threads: list[int] = []
+    answers: list[bool] = []
+    training = begun(lambda: answers.append(gate.block_until(lambda: bool(ready))))
     assert gate.shut(1, never) is not None
     asked = threading.Event()
 
@@ -232,15 +232,15 @@ def test_a_call_is_run_by_training_that_stands_and_asks_the_gate_meanwhile() -> 
         asked.set()
 
     def call() -> None:
-        found.append(threading.get_ident())
+        threads.append(threading.get_ident())
         begun(ask)
         assert asked.wait(30), "nobody may ask the gate while a call is run"
 
     gate.run_on_training_thread(call)
-    assert found == [training.ident] and training.is_alive()
+    assert threads == [training.ident] and training.is_alive()
     ready.append(True)
     gate.open(1)
-    assert ended(training) and told == [True] and not gate.is_blocked
+    assert ended(training) and answers == [True] and not gate.is_blocked
 
 
 def test_what_a_call_raises_is_raised_where_it_was_sent_from() -> None:
@@ -260,11 +260,11 @@ def test_what_a_call_raises_is_raised_where_it_was_sent_from() -> None:
 def test_a_call_waits_for_training_to_stand_at_the_shut_gate() -> None:
     gate = gate_at(1)
     gate.shut(-1, never)
-    found: list[int] = []
-    sender = begun(lambda: gate.run_on_training_thread(where(found)))
-    assert not gate.block_until(never, 0.0) and not found, "its time was up before it began"
+    threads: list[int] = []
+    sender = begun(lambda: gate.run_on_training_thread(where(threads)))
+    assert not gate.block_until(never, 0.0) and not threads, "its time was up before it began"
     with held(gate, gate.enter_update) as training:
-        assert ended(sender) and found == [training.ident]
+        assert ended(sender) and threads == [training.ident]
         gate.open(1)
 
 

@@ -160,8 +160,8 @@ def test_what_lies_between_the_values_of_a_tensor_is_not_its_own() -> None:
 
 
 def optimizers() -> list[type[torch.optim.Optimizer]]:
-    found = [one for one in vars(torch.optim).values() if isinstance(one, type)]
-    return [one for one in found if issubclass(one, torch.optim.Optimizer) and one is not torch.optim.Optimizer]
+    classes = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)]
+    return [kind for kind in classes if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer]
 
 
 @pytest.mark.parametrize("kind", optimizers(), ids=lambda kind: kind.__name__)
@@ -173,9 +173,9 @@ def test_no_optimizer_of_torch_begins_with_infinity(kind: type[torch.optim.Optim
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        found: torch.Tensor = (model(torch.tensor([0, 1])) ** 2).sum()
-        found.backward()  # type: ignore[no-untyped-call]
-        return found
+        loss_value: torch.Tensor = (model(torch.tensor([0, 1])) ** 2).sum()
+        loss_value.backward()  # type: ignore[no-untyped-call]
+        return loss_value
 
     for _ in range(2):
         optimizer.step(loss)  # type: ignore[arg-type]

@@ -31,10 +31,10 @@ def at_once() -> Callable[[], bool]:
 
 def all_free(pool: Pool, *, hurried: bool) -> list[Block]:
     """Takes what can be taken."""
-    found = []
+    blocks = []
     while (block := pool.take(training_waits(hurried), at_once())) is not None:
-        found.append(block)
-    return found
+        blocks.append(block)
+    return blocks
 
 
 def test_a_pool_begins_as_a_small_ring_of_whole_pages() -> None:

@@ -91,13 +91,13 @@ def by_pointer(names: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], st
 
 
 def arrives(files: Sequence[File], pool: Pool, hurried: bool = False) -> bool:
-    """Whether the bytes of all files are written as they are, and digested as they are."""
+    """Tells if the bytes of all files are written as they are, and digested as they are."""
     stream = stream_of(files, pool, hurried)
     stream.read()
     stream.finish()
     expected = [file.content for file in files]
     assert [bytes(file.digested) for file in files] == expected
-    assert [file.synced for file in files] == [min(1, len(one)) for one in expected]
+    assert [file.synced for file in files] == [min(1, len(content)) for content in expected]
     return [bytes(file.written) for file in files] == expected
 
 

@@ -83,14 +83,14 @@ def look(name: str, tensor: torch.Tensor, whole: torch.Tensor) -> None:
 def written_once(tensors: dict[str, torch.Tensor], rank: int) -> list[set[str]]:
     """All ranks' shares; together they have each value once."""
     mine = sharding.written_by(tensors, rank, SIZE)
-    told: list[Any] = [None] * SIZE
-    dist.all_gather_object(told, {name: sharding.range_of(tensors[name]) for name in mine})
+    shares: list[Any] = [None] * SIZE
+    dist.all_gather_object(shares, {name: sharding.range_of(tensors[name]) for name in mine})
     for name, tensor in tensors.items():
-        places = [share[name] for share in told if name in share]
+        places = [share[name] for share in shares if name in share]
         assert places and len(set(places)) == len(places), name
         assert sum(math.prod(place.lengths) for place in places) == tensor.numel(), name
         assert all(math.prod(place.lengths) for place in places) or len(places) == 1, name
-    return [set(share) for share in told]
+    return [set(share) for share in shares]
 
 
 def distributed(rank: int) -> None:
@@ -124,11 +124,11 @@ def trained(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
-    whole = {name: one.detach().clone() for name, one in model.named_parameters()}
+    whole = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
     for check in range(2):
-        for name, one in model.named_parameters():
-            look(name, one, whole[name])
+        for name, parameter in model.named_parameters():
+            look(name, parameter, whole[name])
         written_once(dict(model.named_parameters()), rank)
         if not check:
             for layer in model:

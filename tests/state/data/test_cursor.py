@@ -230,8 +230,8 @@ def train(data: DataCursor, steps: int) -> list[Any]:
     for _ in range(steps):
         batch = next(batches)
         dropout = random.random() + np.random.standard_normal() + torch.rand(()).item()
-        given = batch.tolist() if isinstance(batch, torch.Tensor) else batch
-        seen.append((data.epoch, data.consumed, given, dropout))
+        content = batch.tolist() if isinstance(batch, torch.Tensor) else batch
+        seen.append((data.epoch, data.consumed, content, dropout))
     return seen
 
 
@@ -240,7 +240,7 @@ def checkpoint(data: DataCursor) -> dict[str, Any]:
 
 
 def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[DataCursor, list[str]]:
-    """What a new process does with a checkpoint, which went through JSON."""
+    """Does with a checkpoint, which went through JSON, as a new process does."""
     tree = json.loads(json.dumps(tree, allow_nan=False))
     seed_all(999)
     data = DataCursor(make())
@@ -436,19 +436,19 @@ def test_epochs_can_be_left_and_entered_again() -> None:
 
 
 def test_the_epoch_is_told_to_whatever_wants_to_know_it() -> None:
-    told: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
 
     class Told(Plain):
         def set_epoch(self, epoch: int) -> None:
-            told.append(("dataset", epoch))
+            calls.append(("dataset", epoch))
 
     class Batches(BatchSampler):
         def set_epoch(self, epoch: int) -> None:
-            told.append(("batch sampler", epoch))
+            calls.append(("batch sampler", epoch))
 
     loader: DataLoader[Any] = DataLoader(Told(), batch_sampler=Batches(sampler := OfTheEpoch(), BATCH, False))
     train(DataCursor(loader), PER_EPOCH + 1)
-    assert told == [("batch sampler", 0), ("dataset", 0), ("batch sampler", 1), ("dataset", 1)]
+    assert calls == [("batch sampler", 0), ("dataset", 0), ("batch sampler", 1), ("dataset", 1)]
     assert sampler.epoch == 1
 
 

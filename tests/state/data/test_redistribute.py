@@ -103,7 +103,7 @@ class Job:
         )
 
     def take(self, steps: int) -> list[int]:
-        """What all ranks see in so many steps of the epoch, in its order."""
+        """Returns what all ranks see in so many steps of the epoch, in its order."""
         seen: list[int] = []
         for _ in range(steps):
             batches = [next(epoch, None) for epoch in self._epochs]
@@ -111,19 +111,19 @@ class Job:
             if batches[0] is None:
                 break
             columns = zip(*(torch.as_tensor(batch).reshape(-1).tolist() for batch in batches), strict=True)
-            seen += [one for column in columns for one in column]
+            seen += [sample for column in columns for sample in column]
         return seen
 
     def epoch(self) -> list[int]:
-        """What they see in the rest of the epoch."""
+        """Returns what they see in the rest of the epoch."""
         seen = self.take(10 * SAMPLES)
         self._epochs = [data.rest_of_epoch() for data in self.data]
         return seen
 
     def trees(self) -> list[Any]:
         text = json.dumps([(data.encode(data.record()), rng_state.record().encode()) for data in self.data])
-        found: list[Any] = json.loads(text)
-        return found
+        decoded: list[Any] = json.loads(text)
+        return decoded
 
     @property
     def said(self) -> str:
@@ -308,8 +308,8 @@ def test_where_the_order_is_unknown_others_go_about_as_far(make: Make, others: M
     job.take(2)
     new = Job(others, 2, job)
     assert (new.said, new.notices) == (said, [[], []])
-    assert len(found := new.take(1)) == 4
-    assert first in (None, found)
+    assert len(taken := new.take(1)) == 4
+    assert first in (None, taken)
 
 
 def test_a_stream_that_ends_before_begins_the_next_epoch() -> None:

@@ -146,8 +146,8 @@ def test_recording_does_not_initialize_cuda() -> None:
         "import torch; from holdfast.state.rng import state as r; "
         "r.restore(r.record().encode()); print(torch.cuda.is_initialized())"
     )
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["False"]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: its generators are not tried")
