@@ -11,7 +11,7 @@ import torch
 from holdfast.capture.staging import BLOCK_BYTES
 
 # Smaller ones are copied without letting go of the interpreter: to get it back can take longer than the copy.
-SMALL_BYTES = 64 << 10
+_SMALL_BYTES = 64 << 10
 
 
 class Image(Protocol):
@@ -31,7 +31,14 @@ class Image(Protocol):
 
 
 class ChunkPart(NamedTuple):
-    """Bytes of one piece that go to a place in a block."""
+    """Bytes of one piece that go to a place in a block.
+
+    Args:
+        piece: The number of the piece in the file.
+        begin: The first byte in the piece.
+        place: The first byte in the block.
+        size: The number of bytes.
+    """
 
     piece: int
     begin: int
@@ -40,7 +47,13 @@ class ChunkPart(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """The bytes of one file that one block of memory holds."""
+    """The bytes of one file that one block of memory holds.
+
+    Args:
+        offset: The first byte in the file.
+        size: The number of bytes.
+        parts: The parts that they consist of, in order.
+    """
 
     offset: int
     size: int
@@ -73,7 +86,7 @@ class Sources:
             sizes.append(source.nbytes)
             plain = source.device.type == "cpu"
             self.on_device |= not plain
-            self.memory.append(_window(source) if plain and 0 < source.nbytes <= SMALL_BYTES else source)
+            self.memory.append(_window(source) if plain and 0 < source.nbytes <= _SMALL_BYTES else source)
         self.chunks = cut(tuple(sizes))
 
     def tensor(self, part: ChunkPart) -> torch.Tensor | None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-# The digests of a file are of blocks of this size: each is digested as it is.
+# The size that a file's digests are of: a block is digested as it is.
 BLOCK_BYTES = 4 << 20
 # A save uses no more while training does not wait for it: the disk sets the pace of the copies, and they stay cached.
 RING_BLOCKS = 6
-# That training has come to the gate is told to nobody who waits for a block; the disk gives one back about as often.
+# Nobody who waits for a block is woken when training comes to the gate; the disk gives one back about as often.
 _LOOK_SECONDS = 0.002
 
 

@@ -17,7 +17,7 @@ from holdfast.state.module_tensors import TensorSlot
 from holdfast.state.sharding import local_of
 
 # In all. On a device one kernel copies them, beside the training.
-COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
+_COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
 _SAMPLES = 8
 _SAMPLE_BYTES = 64
 
@@ -78,7 +78,7 @@ class Buffers:
 
     def _sort(self) -> None:
         """Decides of each whether it is copied, the smallest first, or watched."""
-        left = dict(COPIED_BYTES)
+        left = dict(_COPIED_BYTES)
         # A sparse one has no size of its own, and no memory that could be left where it is.
         copied = [pair for pair in self._slots if pair[1].layout != torch.strided]
         self._watched: list[tuple[TensorSlot, torch.Tensor]] = []
