@@ -70,9 +70,10 @@ def fit_by_names(
     if not _fit_groups(fit, name, optimizer, groups, known, stored_groups):
         return fit
     here = {member for _, members in groups for member in members}
-    of_other_groups = {m for members, _ in stored_groups if members and members[0] not in here for m in members}
+    others = [members for members, _ in stored_groups if members and members[0] not in here]
+    updated = here.union(*others)
     for member, (shape, encoded) in states.items():
-        if member not in known or member not in here | of_other_groups:
+        if member not in known or member not in updated:
             continue
         parameter = known[member]
         if shape != list(parameter.shape):
@@ -128,7 +129,7 @@ def _fit_groups(
     known: Mapping[str, torch.Tensor],
     stored_groups: Sequence[tuple[list[str], Any]],
 ) -> bool:
-    """Finds the group of each group of the checkpoint; False where the state cannot fit whatever its values are."""
+    """Finds the group here for each group of the checkpoint; False if the state cannot fit, whatever it is."""
     here = dict.fromkeys(member for _, members in groups for member in members)
     before = {member for members, _ in stored_groups for member in members}
     added = [member for member in here if member not in before]
