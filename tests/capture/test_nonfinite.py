@@ -159,6 +159,15 @@ def test_what_lies_between_the_values_of_a_tensor_is_not_its_own() -> None:
     assert failing([every_other], every_other=every_other) == ["every_other"]
 
 
+def test_a_tensor_that_shares_memory_at_odd_bytes_is_looked_at_in_its_own_piece() -> None:
+    memory = bytearray(64)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    odd = torch.frombuffer(memory, dtype=torch.float32, offset=1, count=8)
+    assert failing([whole, odd], odd=odd) == []
+    odd[7] = float("nan")
+    assert failing([whole], odd=odd) == [] and failing([whole, odd], odd=odd) == ["odd"]
+
+
 def optimizers() -> list[type[torch.optim.Optimizer]]:
     classes = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)]
     return [kind for kind in classes if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer]
