@@ -69,7 +69,7 @@ def pool() -> Iterator[Pool]:
     yield pool
     training_waits = threading.Event()
     training_waits.set()
-    for _ in range(pool.blocks):
+    for _ in range(pool.bytes // BLOCK_BYTES):
         assert pool.take(training_waits, partial(next, iter([False]), True)) is not None, "a block was not given back"
 
 
@@ -91,13 +91,13 @@ def by_pointer(names: Mapping[str, torch.Tensor]) -> Callable[[torch.Tensor], st
 
 
 def arrives(files: Sequence[File], pool: Pool, hurried: bool = False) -> bool:
-    """Whether the bytes of all files are written as they are, and digested as they are."""
+    """Tells if the bytes of all files are written as they are, and digested as they are."""
     stream = stream_of(files, pool, hurried)
     stream.read()
     stream.finish()
     expected = [file.content for file in files]
     assert [bytes(file.digested) for file in files] == expected
-    assert [file.synced for file in files] == [min(1, len(one)) for one in expected]
+    assert [file.synced for file in files] == [min(1, len(content)) for content in expected]
     return [bytes(file.written) for file in files] == expected
 
 
@@ -215,7 +215,7 @@ def test_what_is_read_after_training_has_gone_on_is_read_again(pool: Pool) -> No
 
     def before_write(offset: int) -> None:
         if offset == 0:
-            training_waits.clear()  # no memory has come back before that, so the last unit is read live
+            training_waits.clear()  # no memory has come back before that, so the last chunk is read live
             on.set()
         assert on.wait(30)
         if offset == RING_BLOCKS * BLOCK_BYTES:
@@ -281,7 +281,7 @@ def test_on_few_processors_the_writers_wait_for_the_readers_as_long_as_there_is_
 def test_the_writers_keep_to_their_pace(pool: Pool) -> None:
     file = File([random_bytes(4 * BLOCK_BYTES)])
     begun = time.monotonic()
-    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), pace=Throttle(10 * BLOCK_BYTES))
+    stream = Stream([file], [file], pool, hurry_that_is(False), by_pointer({}), throttle=Throttle(10 * BLOCK_BYTES))
     stream.read()
     stream.finish()
     assert time.monotonic() - begun >= 0.3

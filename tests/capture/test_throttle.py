@@ -1,13 +1,14 @@
-import ctypes
-import platform
+import errno
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import psutil
 import pytest
 
-from holdfast.capture import throttle as pace
-from holdfast.capture.throttle import PRIORITIES, Throttle
+from holdfast.capture.throttle import Throttle
 
 
 def never() -> bool:
@@ -21,11 +22,11 @@ def training_waits(on: bool = False) -> threading.Event:
     return event
 
 
-def seconds_for(pace: Throttle, blocks: int, waits: threading.Event) -> float:
-    """How long two writers take for so many blocks of 100 bytes."""
+def seconds_for(throttle: Throttle, blocks: int, waits: threading.Event) -> float:
+    """The time that two writers take for so many blocks of 100 bytes."""
     begun = time.monotonic()
     with ThreadPoolExecutor(2) as two:
-        list(two.map(lambda _: pace.wait(100, waits, never), range(blocks)))
+        list(two.map(lambda _: throttle.wait(100, waits, never), range(blocks)))
     return time.monotonic() - begun
 
 
@@ -57,29 +58,52 @@ def test_what_was_written_beyond_the_limit_is_not_waited_for_later() -> None:
     assert seconds_for(limited, 2, training_waits()) < 50
 
 
-def priority_of_this_thread() -> int:
-    get = {"x86_64": 252, "aarch64": 31}[platform.machine()]
-    return int(ctypes.CDLL(None).syscall(get, 1, 0))
+def priority_of_this_thread() -> Any:
+    return psutil.Process(threading.get_native_id()).ionice()
 
 
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "aarch64"), reason="this processor's system calls are not known"
+@pytest.mark.parametrize(
+    ("name", "priority"), [("low", (psutil.IOPRIO_CLASS_BE, 7)), ("idle", (psutil.IOPRIO_CLASS_IDLE, 0))]
 )
-@pytest.mark.parametrize("name", ["low", "idle"])
-def test_a_writer_gets_its_priority_and_its_process_keeps_its_own(name: str) -> None:
+def test_a_writer_gets_its_priority_and_no_other_thread_does(name: str, priority: tuple[int, int]) -> None:
     before = priority_of_this_thread()
-    found: list[int] = []
+    seen: dict[str, Any] = {}
+    written = threading.Event()
 
     def write() -> None:
         Throttle(priority=name).begin()
-        found.append(priority_of_this_thread())
+        seen["writer"] = priority_of_this_thread()
+        written.set()
 
-    thread = threading.Thread(target=write)
-    thread.start()
-    thread.join()
-    assert found == [PRIORITIES[name]] and priority_of_this_thread() == before
+    def train() -> None:
+        seen["training before"] = priority_of_this_thread()
+        written.wait(30)
+        seen["training after"] = priority_of_this_thread()
+
+    training, writer = threading.Thread(target=train), threading.Thread(target=write)
+    for thread in (training, writer):
+        thread.start()
+    for thread in (training, writer):
+        thread.join()
+    assert seen == {"writer": priority, "training before": before, "training after": before}
+    assert priority_of_this_thread() == before and priority != before
 
 
-def test_a_processor_that_is_not_known_leaves_the_priority_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pace, "_IOPRIO_SET", {})
+def no_such_function(process: psutil.Process) -> object:
+    raise AttributeError("ionice")
+
+
+def forbidden(process: psutil.Process) -> object:
+    raise psutil.AccessDenied(process.pid)
+
+
+def unknown_to_the_kernel(process: psutil.Process) -> object:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+@pytest.mark.parametrize("refusal", [no_such_function, forbidden, unknown_to_the_kernel])
+def test_a_system_that_gives_no_priority_leaves_it_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, refusal: Callable[[psutil.Process], object]
+) -> None:
+    monkeypatch.setattr(psutil.Process, "ionice", property(refusal))
     Throttle(priority="idle").begin()

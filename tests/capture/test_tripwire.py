@@ -9,7 +9,7 @@ from holdfast.capture.tripwire import WriteDetector
 MB = 1 << 20
 
 
-def tensors() -> dict[str, torch.Tensor]:
+def some_tensors() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     return {
         "weight": torch.randn(64, 64),
@@ -20,37 +20,37 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def seen(held: dict[str, torch.Tensor], write: Callable[[], object], swapped: int | None = None) -> list[str]:
-    net = WriteDetector(held, swapped)
-    before = net.mark()
+def seen(tensors: dict[str, torch.Tensor], write: Callable[[], object], swappable: int | None = None) -> list[str]:
+    detector = WriteDetector(tensors, swappable)
+    before = detector.fingerprint()
     write()
-    return net.changed(before, net.mark())
+    return detector.changed(before, detector.fingerprint())
 
 
 def sampled_places(size: int) -> list[int]:
-    """Where a tensor of `size` bytes that is alone is looked at, 64 bytes each."""
+    """Returns the places at which a tensor of `size` bytes that is alone is looked at, 64 bytes each."""
     return [size * (2 * place + 1) // 32 for place in range(16)]
 
 
 def test_reading_is_no_change() -> None:
-    held = tensors()
-    assert seen(held, lambda: [tensor.sum() for tensor in held.values()]) == []
+    tensors = some_tensors()
+    assert seen(tensors, lambda: [tensor.sum() for tensor in tensors.values()]) == []
 
 
 @pytest.mark.parametrize("name", ["weight", "half", "scalar", "turned", "nothing"])
 def test_an_operation_in_place_is_seen_even_where_it_changes_no_byte(name: str) -> None:
-    held = tensors()
-    assert seen(held, lambda: held[name].add_(0)) == [name]
+    tensors = some_tensors()
+    assert seen(tensors, lambda: tensors[name].add_(0)) == [name]
 
 
 @pytest.mark.parametrize("name", ["weight", "half", "scalar", "turned"])
 def test_other_data_is_seen_though_it_is_equal(name: str) -> None:
-    held = tensors()
+    tensors = some_tensors()
 
     def swap() -> None:
-        held[name].data = held[name].detach().clone()
+        tensors[name].data = tensors[name].detach().clone()
 
-    assert seen(held, swap) == [name]
+    assert seen(tensors, swap) == [name]
 
 
 def by_data(tensor: torch.Tensor) -> None:
@@ -82,89 +82,89 @@ def by_a_fused_kernel(tensor: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("write", [by_data, by_numpy, by_a_fused_kernel], ids=lambda write: write.__name__)
 def test_a_write_that_moves_no_version_is_seen_by_what_it_writes(write: Callable[[torch.Tensor], None]) -> None:
-    held = tensors()
-    version = held["weight"]._version
-    assert seen(held, lambda: write(held["weight"])) == ["weight"]
-    assert held["weight"]._version == version
+    tensors = some_tensors()
+    version = tensors["weight"]._version
+    assert seen(tensors, lambda: write(tensors["weight"])) == ["weight"]
+    assert tensors["weight"]._version == version
 
 
 def test_each_change_is_named_once_and_in_order() -> None:
-    held = tensors()
+    tensors = some_tensors()
 
     def write() -> None:
         for name in ("scalar", "turned", "weight"):
-            held[name].mul_(2)
+            tensors[name].mul_(2)
 
-    assert seen(held, write) == ["weight", "scalar", "turned"]
+    assert seen(tensors, write) == ["weight", "scalar", "turned"]
 
 
 def test_a_change_back_is_none_to_what_is_compared() -> None:
-    held = tensors()
-    net = WriteDetector(held)
-    first = net.mark()
-    held["weight"].data.neg_()
-    second = net.mark()
-    held["weight"].data.neg_()
-    third = net.mark()
-    assert net.changed(first, second) == net.changed(second, third) == ["weight"]
-    assert net.changed(first, third) == []
+    tensors = some_tensors()
+    detector = WriteDetector(tensors)
+    first = detector.fingerprint()
+    tensors["weight"].data.neg_()
+    second = detector.fingerprint()
+    tensors["weight"].data.neg_()
+    third = detector.fingerprint()
+    assert detector.changed(first, second) == detector.changed(second, third) == ["weight"]
+    assert detector.changed(first, third) == []
 
 
 def test_the_samples_are_spread_over_the_whole() -> None:
-    held = {"one": torch.zeros(MB, dtype=torch.uint8)}
+    tensors = {"one": torch.zeros(MB, dtype=torch.uint8)}
     places = sampled_places(MB)
     assert {after - before for before, after in pairwise(places)} == {MB // 16}
     for place in places:
-        assert seen(held, lambda place=place: held["one"].data[place + 63].add_(1)) == ["one"]  # type: ignore[misc]
+        assert seen(tensors, lambda place=place: tensors["one"].data[place + 63].add_(1)) == ["one"]  # type: ignore[misc]
 
 
 def test_what_lies_between_the_samples_is_left_to_the_second_reading() -> None:
-    held = {"one": torch.zeros(MB, dtype=torch.uint8)}
+    tensors = {"one": torch.zeros(MB, dtype=torch.uint8)}
 
     def write() -> None:
         for place in sampled_places(MB):
-            held["one"].data[place - 1].add_(1)
-            held["one"].data[place + 64].add_(1)
+            tensors["one"].data[place - 1].add_(1)
+            tensors["one"].data[place + 64].add_(1)
 
-    assert seen(held, write) == []
+    assert seen(tensors, write) == []
 
 
 def test_the_samples_go_by_bytes_so_that_many_small_ones_share_them() -> None:
-    held = {f"{number}": torch.zeros(16) for number in range(32)}  # 64 bytes each: every second one is sampled
+    tensors = {f"{number}": torch.zeros(16) for number in range(32)}  # 64 bytes each: every second one is sampled
 
     def write() -> None:
-        for tensor in held.values():
+        for tensor in tensors.values():
             tensor.data.add_(1)
 
-    assert seen(held, write) == [f"{number}" for number in range(1, 32, 2)]
+    assert seen(tensors, write) == [f"{number}" for number in range(1, 32, 2)]
 
 
 def test_of_those_that_are_never_swapped_only_samples_are_taken() -> None:
-    held = tensors()
-    assert seen(held, lambda: held["half"].add_(0), swapped=1) == []
-    assert seen(held, lambda: held["weight"].add_(0), swapped=1) == ["weight"]
+    tensors = some_tensors()
+    assert seen(tensors, lambda: tensors["half"].add_(0), swappable=1) == []
+    assert seen(tensors, lambda: tensors["weight"].add_(0), swappable=1) == ["weight"]
 
     state = {"weight": torch.zeros(4), "moment": torch.zeros(4)}
-    assert seen(state, lambda: state["moment"].data.add_(1), swapped=1) == ["moment"]
+    assert seen(state, lambda: state["moment"].data.add_(1), swappable=1) == ["moment"]
 
 
 def test_what_was_sampled_can_be_compared_after_its_owner_has_dropped_it() -> None:
-    held = {"weight": torch.zeros(MB)}  # large enough for the allocator to give back at once
-    net = WriteDetector(held)
-    before = net.mark()
-    held["weight"].data = torch.ones(3)
-    assert net.changed(before, net.mark()) == ["weight"]
+    tensors = {"weight": torch.zeros(MB)}  # large enough for the allocator to give back at once
+    detector = WriteDetector(tensors)
+    before = detector.fingerprint()
+    tensors["weight"].data = torch.ones(3)
+    assert detector.changed(before, detector.fingerprint()) == ["weight"]
 
 
 def test_nothing_and_what_has_no_plain_memory() -> None:
     assert seen({}, lambda: None) == []
     sparse = {"sparse": torch.eye(3).to_sparse()}
-    net = WriteDetector(sparse, 0)
-    assert net.changed(net.mark(), net.mark()) == []
+    detector = WriteDetector(sparse, 0)
+    assert detector.changed(detector.fingerprint(), detector.fingerprint()) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="SKIPPED, NOT PASSED: there is no CUDA device")
 def test_a_device_is_sampled_too() -> None:
-    held = {"one": torch.zeros(MB, device="cuda"), "other": torch.zeros(MB, device="cuda")}
-    assert seen(held, lambda: None) == []
-    assert seen(held, lambda: held["other"].data.add_(1)) == ["other"]
+    tensors = {"one": torch.zeros(MB, device="cuda"), "other": torch.zeros(MB, device="cuda")}
+    assert seen(tensors, lambda: None) == []
+    assert seen(tensors, lambda: tensors["other"].data.add_(1)) == ["other"]

@@ -1,4 +1,4 @@
-"""How a save is written, as its user sees it: past the page cache or not, and how fast."""
+"""The writing of a save, as its user sees it: past the page cache or not, and how fast."""
 
 from pathlib import Path
 from typing import Any

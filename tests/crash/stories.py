@@ -52,7 +52,7 @@ def snapshot(step: int) -> Snapshot:
                 file.write(memoryview(content + b" of %d" % step), 0)
         return {}
 
-    return Snapshot(boundary=Boundary(step, "update"), write=write, layout=LAYOUT, estimate=100)
+    return Snapshot(boundary=Boundary(step, "update"), write=write, layout=LAYOUT, estimated_bytes=100)
 
 
 def resume(top: Path) -> Run:

@@ -32,7 +32,7 @@ def snapshot(step: int = 7, write: Write = stage, **changes: Any) -> Snapshot:
         return {}
 
     fields: dict[str, Any] = {"boundary": Boundary(step, "logged"), "write": writing, "layout": "transformers"}
-    return Snapshot(**({**fields, "estimate": 1000} | changes))
+    return Snapshot(**({**fields, "estimated_bytes": 1000} | changes))
 
 
 def asked(run: Run, door: Any = "command", **changes: Any) -> Request:
@@ -239,7 +239,7 @@ def test_too_little_room_is_refused_before_anything_is_written_with_both_numbers
     def write(folder: Path) -> None:
         raise AssertionError("it was asked to write")
 
-    answer = saving.save(run, snapshot(write=write, estimate=1 << 60), [asked(run)], KEEP_ALL)
+    answer = saving.save(run, snapshot(write=write, estimated_bytes=1 << 60), [asked(run)], KEEP_ALL)
     needed = int((1 << 60) * 1.1) + (16 << 20)
     assert not answer.saved and f"needs {needed:,} bytes" in answer.error and " free" in answer.error
     assert not list(run.root.glob(".tmp-*"))

@@ -33,8 +33,8 @@ def save(parts: Sequence[Part], directory: Path) -> dict[str, Stored]:
 def save_recorded(parts: Sequence[Part], recorded: Sequence[Any], directory: Path) -> dict[str, Stored]:
     """Writes parts as they were recorded, and reads them back."""
     directory.mkdir(exist_ok=True)
-    held = [(part.name, part.live(), part.encode(one)) for part, one in zip(parts, recorded, strict=True)]
-    for image in native.images(held, {}):
+    states = [(part.name, part.live(), part.encode(record)) for part, record in zip(parts, recorded, strict=True)]
+    for image in native.images(states, {}):
         (directory / image.path).write_bytes(content(image))
         assert (directory / image.path).stat().st_size == image.size
     return read(directory)[0]
@@ -49,14 +49,16 @@ def read(
     **what: Any,
 ) -> tuple[dict[str, Stored], dict[str, Any]]:
     """Reads files of the native layout, those that are named or all, whatever has become of them since."""
-    found = [path.name for path in directory.iterdir()] if paths is None else paths
-    with native_reading.opened(directory, [listed(directory, path) for path in found], tensors or {}, **what) as it:
-        it.read(through_cache=through_cache)
-    return it.stored, it.extra
+    listed_paths = [path.name for path in directory.iterdir()] if paths is None else paths
+    with native_reading.opened(
+        directory, [listed(directory, path) for path in listed_paths], tensors or {}, **what
+    ) as reading:
+        reading.read(through_cache=through_cache)
+    return reading.stored, reading.extra
 
 
 def listed(directory: Path, path: str) -> File:
-    """What a manifest would say of a file as it is now."""
+    """Returns what a manifest would say of a file as it is now."""
     data = (directory / path).read_bytes() if (directory / path).is_file() else b""
     return File(path, len(data), digests_of(data))
 
@@ -77,19 +79,24 @@ def move(old: Sequence[Part], new: Iterable[Part], directory: Path) -> list[str]
     return [note for part in new for note in part.restore(stored[part.name], strict=True)]
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two values are the same to the last bit, types included."""
-    if type(one) is not type(other) and not (isinstance(one, dict) and isinstance(other, dict)):
+def same(value: Any, other: Any) -> bool:
+    """Tells if two values are the same to the last bit, types included."""
+    if type(value) is not type(other) and not (isinstance(value, dict) and isinstance(other, dict)):
         return False
-    if isinstance(one, torch.Tensor):
-        if (one.dtype, one.shape, one.layout, one.device) != (other.dtype, other.shape, other.layout, other.device):
+    if isinstance(value, torch.Tensor):
+        if (value.dtype, value.shape, value.layout, value.device) != (
+            other.dtype,
+            other.shape,
+            other.layout,
+            other.device,
+        ):
             return False
-        one, other = (t.to_dense() if t.layout != torch.strided else t for t in (one, other))
-        return raw(one) == raw(other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float | complex):
-        return repr(one) == repr(other)
-    return bool(one == other)
+        value, other = (t.to_dense() if t.layout != torch.strided else t for t in (value, other))
+        return raw(value) == raw(other)
+    if isinstance(value, dict):
+        return list(value) == list(other) and all(same(value[key], other[key]) for key in value)
+    if isinstance(value, list | tuple):
+        return len(value) == len(other) and all(map(same, value, other))
+    if isinstance(value, float | complex):
+        return repr(value) == repr(other)
+    return bool(value == other)

@@ -19,7 +19,7 @@ Grids = Mapping[str, Sequence[int]]
 
 
 def place(shape: Sequence[int], grid: Sequence[int], rank: int) -> ShardRange:
-    """What a rank has of a tensor, cut as `torch.chunk` cuts. Ranks beyond the grid have the pieces of the first."""
+    """Returns the range of a rank, cut as `torch.chunk` cuts. Ranks beyond the grid have the pieces of the first."""
     cells = list(itertools.product(*map(range, grid)))
     offset, lengths = [], []
     for length, number, count in zip(shape, cells[rank % len(cells)], grid, strict=True):
@@ -30,21 +30,21 @@ def place(shape: Sequence[int], grid: Sequence[int], rank: int) -> ShardRange:
     return ShardRange(tuple(shape), tuple(offset), tuple(lengths))
 
 
-def local(tensor: torch.Tensor, where: ShardRange) -> torch.Tensor:
-    """What lies at a place."""
-    ranges = [slice(begin, begin + length) for begin, length in zip(where.offset, where.lengths, strict=True)]
+def local(tensor: torch.Tensor, shard: ShardRange) -> torch.Tensor:
+    """Returns the values in a range."""
+    ranges = [slice(begin, begin + length) for begin, length in zip(shard.offset, shard.lengths, strict=True)]
     return tensor[tuple(ranges)] if ranges else tensor
 
 
 def held(
     tensors: Mapping[str, torch.Tensor], grids: Grids, rank: int, size: int
 ) -> tuple[dict[str, torch.Tensor], dict[str, ShardRange]]:
-    """What a rank writes of some whole tensors, and where everything lies that it has."""
+    """Returns what a rank writes of some whole tensors, and the ranges of all that it has."""
     plain = {name: tensor for name, tensor in tensors.items() if name not in grids}
     mine = written_by(plain, rank, size)
     places = {
-        name: place(one.shape, grids[name], rank) if name in grids else ShardRange.whole(one.shape)
-        for name, one in tensors.items()
+        name: place(tensor.shape, grids[name], rank) if name in grids else ShardRange.whole(tensor.shape)
+        for name, tensor in tensors.items()
     }
     for name in tensors.keys() & grids.keys():
         empty = 0 in places[name].lengths
@@ -61,7 +61,7 @@ def written(
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """The files that as many processes write as `extra` has items, and what the manifest says of the tensors."""
     size = len(extra)
-    files, told = {}, []
+    files, pieces = {}, []
     for rank in range(size):
         own, places = [], {}
         for name, live, stored in parts:
@@ -69,8 +69,8 @@ def written(
             own.append((name, mine, stored))
         images = native.images(own, extra[rank], rank, size)
         files.update({image.path: content(image) for image in images})
-        told.append(native.pieces(own, places, rank, size))
-    return files, native.merge(told)
+        pieces.append(native.pieces(own, places, rank, size))
+    return files, native.merge(pieces)
 
 
 def committed(
@@ -84,6 +84,6 @@ def committed(
     extra = [{"training": {"step": step}, "random": {"of": rank}, "data": {"of": rank}} for rank in range(size)]
     if size == 1:
         images = native.images(parts, extra[0])
-        return commit_checkpoint(root, step, {one.path: content(one) for one in images}, layout=native.NAME)
+        return commit_checkpoint(root, step, {image.path: content(image) for image in images}, layout=native.NAME)
     files, tensors = written(parts, grids, extra)
     return commit_checkpoint(root, step, files, layout=native.NAME, world_size=size, tensors=tensors)

@@ -73,7 +73,7 @@ def test_the_first_version_is_read_by_this_one(fixture: Path) -> None:
     assert random_state.decode(extra["random"]).check() == []
     position = DataCursor([10, 20, 30])
     position.restore(extra["data"], after_skip=lambda: None)
-    assert next(position.batches()) == 30
+    assert next(position.rest_of_epoch()) == 30
 
 
 def test_both_fixtures_hold_the_same_to_the_last_bit() -> None:

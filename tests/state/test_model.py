@@ -35,8 +35,8 @@ class Tied(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.seen += len(x)
-        found: torch.Tensor = self.head(self.norm(self.embed(x)))
-        return found
+        output: torch.Tensor = self.head(self.norm(self.embed(x)))
+        return output
 
 
 class Cache(nn.Module):
@@ -108,9 +108,9 @@ def test_weights_that_share_memory_without_being_one_object_are_tied(tmp_path: P
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     yield
     torch.distributed.destroy_process_group()
@@ -141,11 +141,11 @@ def test_what_is_wrapped_around_a_module_is_not_in_its_names(group: None, tmp_pa
 def test_a_compiled_module_that_has_run_is_the_same_part(tmp_path: Path) -> None:
     plain = nn.Linear(2, 2)
     compiled = torch.compile(plain, backend="eager")
-    one = part(compiled)
-    before = one.structure()
+    registered = part(compiled)
+    before = registered.structure()
     compiled(torch.ones(1, 2))
-    one.record()
-    assert list(one.live()) == ["weight", "bias"] and one.structure() == before
+    registered.record()
+    assert list(registered.live()) == ["weight", "bias"] and registered.structure() == before
 
 
 def test_an_average_is_a_model_whose_names_keep_their_module(tmp_path: Path) -> None:
@@ -179,13 +179,13 @@ def test_modes_come_back_module_by_module(tmp_path: Path) -> None:
 
 def test_buffers_are_those_of_the_moment_of_recording(tmp_path: Path) -> None:
     module = Tied()
-    one = part(module)
-    recorded = one.record()
+    registered = part(module)
+    recorded = registered.record()
     module(torch.tensor([1, 2, 3]))
     module.mask.zero_()
     module.eval()
     module.embed.weight.requires_grad_(False)
-    stored = save_recorded([one], [recorded], tmp_path)["model"]
+    stored = save_recorded([registered], [recorded], tmp_path)["model"]
     assert stored.tensors["seen"] == 0 and stored.tensors["norm.num_batches_tracked"] == 0
     assert not stored.tensors["norm.running_mean"].any() and stored.tensors[f"{SIDECAR_PREFIX}mask"].all()
     assert stored.rest["evaluating"] == stored.rest["frozen"] == []
@@ -193,18 +193,18 @@ def test_buffers_are_those_of_the_moment_of_recording(tmp_path: Path) -> None:
 
 def test_a_buffer_that_is_replaced_or_given_other_memory_or_added_is_recorded(tmp_path: Path) -> None:
     module = Tied()
-    one = part(module)
-    one.record()
+    registered = part(module)
+    registered.record()
     module.seen = torch.tensor(5)
     module.mask.data = torch.full((3,), 2.0)
     module.norm.register_buffer("extra", torch.ones(1))
-    tensors = save([one], tmp_path)["model"].tensors
+    tensors = save([registered], tmp_path)["model"].tensors
     assert (
         tensors["seen"] == 5 and tensors[f"{SIDECAR_PREFIX}mask"].tolist() == [2, 2, 2] and tensors["norm.extra"] == 1
     )
     module.seen = None  # type: ignore[assignment]
     del module.norm.extra
-    assert {"seen", "norm.extra"}.isdisjoint(save([one], tmp_path)["model"].tensors)
+    assert {"seen", "norm.extra"}.isdisjoint(save([registered], tmp_path)["model"].tensors)
 
 
 def test_buffers_that_are_not_persistent_are_in_a_file_of_their_own(tmp_path: Path) -> None:
@@ -227,43 +227,46 @@ def test_a_cache_that_was_grown_comes_back_as_large_as_it_was(tmp_path: Path) ->
 
 def test_a_cache_that_a_checkpoint_lacks_is_left_alone(tmp_path: Path) -> None:
     stored = save([part(nn.Module())], tmp_path)["model"]
-    one = part(Cache(4, persistent=False))
-    assert one.problems(stored) == [] and one.restore(stored, strict=True) == []
+    registered = part(Cache(4, persistent=False))
+    assert registered.problems(stored) == [] and registered.restore(stored, strict=True) == []
 
 
 @pytest.mark.parametrize("persistent", [True, False])
 def test_a_large_buffer_is_live_until_it_is_seen_to_change(tmp_path: Path, persistent: bool) -> None:
     module = Cache(persistent=persistent)
     name = "table" if persistent else f"{SIDECAR_PREFIX}table"
-    one = part(module)
-    recorded, before = one.record(), one.structure()
-    assert one.live()[name].data_ptr() == module.table.data_ptr() and name not in one.encode(recorded).tensors
-    assert one.moving_buffers == {}
+    registered = part(module)
+    recorded, before = registered.record(), registered.structure()
+    assert (
+        registered.live()[name].data_ptr() == module.table.data_ptr()
+        and name not in registered.encode(recorded).tensors
+    )
+    assert registered.moving_buffers == {}
     module.table += 1
-    recorded = one.record()
-    assert one.structure() != before and name not in one.live()
-    assert one.moving_buffers == {"table": 4 * LARGE}
+    recorded = registered.record()
+    assert registered.structure() != before and name not in registered.live()
+    assert registered.moving_buffers == {"table": 4 * LARGE}
     module.table += 1
-    stored = save_recorded([one], [recorded], tmp_path)["model"]
+    stored = save_recorded([registered], [recorded], tmp_path)["model"]
     assert raw(stored.tensors[name]) == raw(torch.ones(LARGE))
 
 
 def test_a_large_buffer_that_moved_no_version_counter_is_seen_to_change() -> None:
     module = Cache()
-    one = part(module)
-    one.record()
+    registered = part(module)
+    registered.record()
     module.table.numpy()[:] = 1
-    one.record()
-    assert list(one.moving_buffers) == ["table"]
+    registered.record()
+    assert list(registered.moving_buffers) == ["table"]
 
 
 def test_putting_back_is_no_movement(tmp_path: Path) -> None:
     old, new = Cache(), Cache()
     old.table += 1
-    one = part(new)
-    move([part(old)], [one], tmp_path)
-    one.record()
-    assert one.moving_buffers == {} and new.table.all()
+    registered = part(new)
+    move([part(old)], [registered], tmp_path)
+    registered.record()
+    assert registered.moving_buffers == {} and new.table.all()
 
 
 class Counting(nn.Module):
@@ -280,12 +283,12 @@ class Counting(nn.Module):
 
 def test_extra_state_comes_back_as_of_the_moment_of_recording(tmp_path: Path) -> None:
     counting, counted = Counting(), Counting()
-    one = part(nn.Sequential(counting))
+    registered = part(nn.Sequential(counting))
     counting.count["n"] = 3
-    recorded = one.record()
+    recorded = registered.record()
     counting.count["n"] = 4
     counting.count["t"].add_(1)
-    part(nn.Sequential(counted)).restore(save_recorded([one], [recorded], tmp_path)["model"], strict=True)
+    part(nn.Sequential(counted)).restore(save_recorded([registered], [recorded], tmp_path)["model"], strict=True)
     assert same(counted.count, {"n": 3, "t": torch.zeros(2)})
 
 
@@ -421,25 +424,25 @@ def test_what_nobody_wrote_raises_an_error_of_ours_and_changes_nothing(tmp_path:
 
 def test_structure_differs_when_live_would_give_other_tensors() -> None:
     module = nn.Linear(2, 2)
-    one = part(nn.Sequential(module))
-    one.record()
-    before = one.structure()
+    registered = part(nn.Sequential(module))
+    registered.record()
+    before = registered.structure()
     nn.init.zeros_(module.weight)
     module.weight.data = torch.ones(2, 2)
-    one.record()
-    assert one.structure() == before
+    registered.record()
+    assert registered.structure() == before
     module.weight = nn.Parameter(torch.ones(2, 2))
-    assert one.live()["0.weight"] is module.weight and one.structure() != before
+    assert registered.live()["0.weight"] is module.weight and registered.structure() != before
 
 
 def test_a_module_that_comes_later_is_in_the_next_checkpoint(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(2, 2))
-    one = part(module)
-    before = one.structure()
-    recorded = one.record()
+    registered = part(module)
+    before = registered.structure()
+    recorded = registered.record()
     module.append(nn.BatchNorm1d(2))
-    stored = save_recorded([one], [recorded], tmp_path)["model"]
-    assert stored.tensors.keys() == module.state_dict().keys() and one.structure() != before
+    stored = save_recorded([registered], [recorded], tmp_path)["model"]
+    assert stored.tensors.keys() == module.state_dict().keys() and registered.structure() != before
 
 
 def test_a_module_without_shapes_is_refused() -> None:
@@ -449,7 +452,7 @@ def test_a_module_without_shapes_is_refused() -> None:
 
 def test_recording_draws_no_random_number_and_builds_no_graph() -> None:
     module = Tied()
-    one = part(module)
+    registered = part(module)
     before = torch.get_rng_state()
-    one.encode(one.record())
+    registered.encode(registered.record())
     assert torch.equal(torch.get_rng_state(), before) and module.seen.grad_fn is None

@@ -49,7 +49,9 @@ def registered(model: nn.Module, optimizer: optim.Optimizer) -> tuple[ModelPart,
 
 def state_of(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, Any]:
     """All of an optimizer's state, by name."""
-    return {name: optimizer.state[one] for name, one in model.named_parameters() if one in optimizer.state}
+    return {
+        name: optimizer.state[parameter] for name, parameter in model.named_parameters() if parameter in optimizer.state
+    }
 
 
 def settings_of(optimizer: optim.Optimizer) -> list[dict[str, Any]]:
@@ -67,13 +69,13 @@ class Kept(optim.Optimizer):
     def step(self, closure: Any = None) -> Any:
         self.state["all"]["steps"] = self.state["all"].get("steps", 0) + 1
         for group in self.param_groups:
-            for one in group["params"]:
-                held = self.state[one]
-                held["step"] = held.get("step", 0) + 1
-                held["mean"] = held.get("mean", 0) * 0.9 + one.grad
-                held["history"] = [*held.get("history", []), (held["step"], 0.1)]
-                held["none"] = None
-                one.data -= group["lr"] * held["mean"]
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["step"] = state.get("step", 0) + 1
+                state["mean"] = state.get("mean", 0) * 0.9 + parameter.grad
+                state["history"] = [*state.get("history", []), (state["step"], 0.1)]
+                state["none"] = None
+                parameter.data -= group["lr"] * state["mean"]
 
 
 MAKERS: dict[str, Make] = {
@@ -125,9 +127,11 @@ def test_a_capture_of_a_boundary_finds_all_state_that_there_is(kind: str) -> Non
     train(model, optimizer, 1)
     if optimizer.state and not there:
         assert part.structure() != before
-    held = {id(one) for one in part.live().values()}
-    tensors = [one for state in optimizer.state.values() for one in state.values() if isinstance(one, torch.Tensor)]
-    assert held >= {id(one) for one in tensors}
+    kept = {id(tensor) for tensor in part.live().values()}
+    tensors = [
+        tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, torch.Tensor)
+    ]
+    assert kept >= {id(tensor) for tensor in tensors}
 
 
 def test_state_that_is_updated_in_place_keeps_the_structure() -> None:
@@ -157,8 +161,8 @@ def test_fault_44_bf16_weights_keep_their_fp32_moments(tmp_path: Path) -> None:
     old, new = net(dtype=torch.bfloat16), net(1, dtype=torch.bfloat16)
     first, second = optim.AdamW(old.parameters(), 0.1), optim.AdamW(new.parameters(), 0.1)
     train(old, first)
-    for held in first.state.values():
-        held.update({key: value.float() + 1e-4 for key, value in held.items() if key != "step"})
+    for state in first.state.values():
+        state.update({key: value.float() + 1e-4 for key, value in state.items() if key != "step"})
     move(registered(old, first), registered(new, second), tmp_path)
     assert same(state_of(new, second), state_of(old, first))
     assert second.state[next(new.parameters())]["exp_avg"].dtype == torch.float32
@@ -171,12 +175,12 @@ def test_the_tensors_of_a_new_state_are_those_that_were_read_if_they_are_given_a
     optimizer = optim.AdamW(model.parameters())
     train(model, optimizer)
     parts = registered(model, optimizer)
-    given = save(parts, tmp_path)["optimizer"]
-    copied = Stored(dict(given.tensors), given.rest)
-    for stored, is_shared in ((copied, False), (given, True), (given, False)):  # what is given is given once
+    loaded = save(parts, tmp_path)["optimizer"]
+    copied = Stored(dict(loaded.tensors), loaded.rest)
+    for stored, is_shared in ((copied, False), (loaded, True), (loaded, False)):  # what is given is given once
         new = optim.AdamW(model.parameters())
         registered(model, new)[1].restore(stored, strict=True)
-        (value,) = (held["exp_avg"] for one, held in new.state.items() if one is next(model.parameters()))
+        (value,) = (state["exp_avg"] for parameter, state in new.state.items() if parameter is next(model.parameters()))
         assert (value.data_ptr() == stored.tensors["model.0.weight/exp_avg"].data_ptr()) is is_shared
 
 
@@ -194,8 +198,8 @@ def test_sparse_gradients(tmp_path: Path) -> None:
     old, new = make(0), make(1)
     step(*old)
     move(registered(*old), registered(*new), tmp_path)
-    for one in (old, new):
-        step(*one)
+    for trained in (old, new):
+        step(*trained)
     assert same(dict(new[0].named_parameters()), dict(old[0].named_parameters()))
     assert same(state_of(*new), state_of(*old))
 
@@ -219,9 +223,9 @@ def test_what_is_recorded_is_of_that_moment(tmp_path: Path) -> None:
     recorded = part.record()
     optimizer.param_groups[0]["lr"] = 7.0
     optimizer.param_groups[0]["schedule"].append(3)
-    for held in optimizer.state.values():
-        held.update({key: 99 for key in ("step", "steps") if key in held})
-        held.get("history", []).clear()
+    for state in optimizer.state.values():
+        state.update({key: 99 for key in ("step", "steps") if key in state})
+        state.get("history", []).clear()
     rest = save_recorded([part], [recorded], tmp_path)["optimizer"].rest
     assert rest["groups"][0]["settings"] == {"lr": {"$float": (0.1).hex()}, "schedule": [1, 2]}
     assert rest["state"]["model.0.weight"]["values"]["step"] == 3
@@ -232,8 +236,8 @@ def test_what_is_recorded_is_of_that_moment(tmp_path: Path) -> None:
 def test_a_group_that_was_added_later_is_added_again(tmp_path: Path) -> None:
     old, new = net(), net(1)
     first, second = optim.AdamW(old[2].parameters(), 0.1), optim.AdamW(new[2].parameters(), 0.1)  # type: ignore[index]
-    for one in (old, new):
-        one[0].requires_grad_(False)  # type: ignore[index]
+    for trained in (old, new):
+        trained[0].requires_grad_(False)  # type: ignore[index]
     train(old, first)
     old[0].requires_grad_(True)  # type: ignore[index]
     first.add_param_group({"params": list(old[0].parameters()), "lr": 0.01})  # type: ignore[index]
@@ -348,14 +352,14 @@ def test_state_goes_where_its_parameter_is_and_counters_where_they_are_read(
     old, new = net(device=there), net(1, device="cuda")
     first = optim.AdamW(old.parameters(), **(settings if there == "cuda" else {}))
     second = optim.AdamW(new.parameters(), **settings)
-    for one in old.parameters():
-        one.grad = torch.ones_like(one)
+    for parameter in old.parameters():
+        parameter.grad = torch.ones_like(parameter)
     first.step()
     move(registered(old, first), registered(new, second), tmp_path)
-    for one in new.parameters():
-        one.grad = torch.ones_like(one)
-        held = second.state[one]
-        assert held["exp_avg"].device == one.device and held["step"].is_cuda == bool(settings)
+    for parameter in new.parameters():
+        parameter.grad = torch.ones_like(parameter)
+        state = second.state[parameter]
+        assert state["exp_avg"].device == parameter.device and state["step"].is_cuda == bool(settings)
     second.step()
 
 
@@ -375,23 +379,23 @@ def adamw(model: Any) -> optim.Optimizer:
 
 
 def test_another_class_is_a_mismatch(tmp_path: Path) -> None:
-    found, part, stored = problems(tmp_path, adamw, lambda m: optim.SGD(m.parameters(), 0.1))
-    assert found == ["optimizer: is of class AdamW in the checkpoint and of class SGD here"]
+    problem_lines, part, stored = problems(tmp_path, adamw, lambda m: optim.SGD(m.parameters(), 0.1))
+    assert problem_lines == ["optimizer: is of class AdamW in the checkpoint and of class SGD here"]
     with pytest.raises(CheckpointError, match="of class AdamW"):
         part.restore(stored, strict=True)
-    assert part.restore(stored, strict=False) == [f"{found[0]}: left out"]
+    assert part.restore(stored, strict=False) == [f"{problem_lines[0]}: left out"]
 
 
 def test_parameters_on_one_side_alone_are_a_mismatch(tmp_path: Path) -> None:
     part_of = lambda m: optim.AdamW(m[0].parameters(), 0.1)  # noqa: E731
-    found, _, _ = problems(tmp_path, part_of, adamw)
-    assert found == [
+    problem_lines, _, _ = problems(tmp_path, part_of, adamw)
+    assert problem_lines == [
         "optimizer: 'model.2.weight' is updated here and not in the checkpoint",
         "optimizer: 'model.2.bias' is updated here and not in the checkpoint",
         "optimizer: the parameters of group 0 of the checkpoint are divided otherwise here (1 groups there, 1 here)",
     ]
-    found, _, _ = problems(tmp_path, adamw, part_of)
-    assert found == [
+    problem_lines, _, _ = problems(tmp_path, adamw, part_of)
+    assert problem_lines == [
         "optimizer: 'model.2.weight' is updated in the checkpoint and not here",
         "optimizer: 'model.2.bias' is updated in the checkpoint and not here",
     ]
@@ -399,8 +403,8 @@ def test_parameters_on_one_side_alone_are_a_mismatch(tmp_path: Path) -> None:
 
 def test_other_groups_of_the_same_parameters_are_a_mismatch(tmp_path: Path) -> None:
     two = lambda m: optim.AdamW([{"params": m[0].parameters()}, {"params": m[2].parameters()}])  # noqa: E731
-    found, _, _ = problems(tmp_path, adamw, two)
-    assert found == [
+    problem_lines, _, _ = problems(tmp_path, adamw, two)
+    assert problem_lines == [
         "optimizer: the parameters of group 0 of the checkpoint are divided otherwise here (1 groups there, 2 here)"
     ]
 
@@ -409,22 +413,22 @@ def test_state_of_another_shape_is_left_out(tmp_path: Path) -> None:
     def widen(model: Any) -> None:
         model[2] = nn.Linear(4, 3)
 
-    found, part, stored = problems(tmp_path, adamw, adamw, widen)
-    assert found == [
+    problem_lines, part, stored = problems(tmp_path, adamw, adamw, widen)
+    assert problem_lines == [
         "optimizer: the state of 'model.2.weight' is for [2, 4], and it is [3, 4] here",
         "optimizer: the state of 'model.2.bias' is for [2], and it is [3] here",
     ]
-    assert part.restore(stored, strict=False) == [f"{one}: left out" for one in found]
+    assert part.restore(stored, strict=False) == [f"{problem}: left out" for problem in problem_lines]
     assert sorted(part.live()) == sorted(
         f"model.0.{name}/{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
     )
 
 
 def test_the_state_of_lbfgs_goes_by_order(tmp_path: Path) -> None:
-    found, _, _ = problems(
+    problem_lines, _, _ = problems(
         tmp_path, lambda m: optim.LBFGS(m.parameters()), lambda m: optim.LBFGS([*m.parameters()][::-1])
     )
-    assert found == ["optimizer: its parameters are in another order, on which the state of LBFGS depends"]
+    assert problem_lines == ["optimizer: its parameters are in another order, on which the state of LBFGS depends"]
 
 
 @pytest.mark.parametrize(

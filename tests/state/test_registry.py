@@ -14,11 +14,11 @@ def test_everything_gets_the_part_of_its_kind_in_the_order_given() -> None:
     model = nn.Linear(1, 1)
     sgd = optim.SGD(model.parameters(), 0.1)
     schedule = optim.lr_scheduler.StepLR(sgd, 1)
-    found = parts_of(
+    parts = parts_of(
         {"optimizer": sgd, "scheduler": schedule, "model": model, "ema": optim.swa_utils.AveragedModel(model)}
     )
-    assert [type(part) for part in found] == [OptimizerPart, StatefulPart, ModelPart, ModelPart]
-    assert [part.name for part in found] == ["optimizer", "scheduler", "model", "ema"]
+    assert [type(part) for part in parts] == [OptimizerPart, StatefulPart, ModelPart, ModelPart]
+    assert [part.name for part in parts] == ["optimizer", "scheduler", "model", "ema"]
 
 
 @pytest.mark.parametrize(

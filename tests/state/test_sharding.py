@@ -18,7 +18,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from holdfast.errors import UnsupportedError
-from holdfast.state import sharding as shard
+from holdfast.state import sharding
 from holdfast.state.model import ModelPart
 from holdfast.state.sharding import ShardRange
 
@@ -27,26 +27,25 @@ SIZE = 4
 
 def test_a_plain_tensor_is_whole_and_itself() -> None:
     tensor = nn.Parameter(torch.zeros(2, 3))
-    assert shard.range_of(tensor) == ShardRange((2, 3), (0, 0), (2, 3)) and shard.range_of(tensor).is_whole
-    assert shard.local_of(tensor) is tensor
-    assert not ShardRange((2, 3), (0, 0), (1, 3)).is_whole
+    assert sharding.range_of(tensor) == ShardRange((2, 3), (0, 0), (2, 3))
+    assert sharding.local_of(tensor) is tensor
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_what_all_ranks_hold_is_spread_by_bytes_and_each_written_once(size: int) -> None:
     tensors = {f"{number}": torch.zeros(1 + number * 37 % 100) for number in range(60)} | {"scalar": torch.tensor(1)}
     backwards = dict(reversed(tensors.items()))
-    shares = [shard.written_by(tensors, rank, size) for rank in range(size)]
+    shares = [sharding.written_by(tensors, rank, size) for rank in range(size)]
     assert sorted(name for share in shares for name in share) == sorted(tensors)
-    assert shares == [shard.written_by(backwards, rank, size) for rank in range(size)]
+    assert shares == [sharding.written_by(backwards, rank, size) for rank in range(size)]
     loads = [sum(tensors[name].nbytes for name in share) for share in shares]
     assert max(loads) - min(loads) <= max(tensor.nbytes for tensor in tensors.values())
 
 
 def test_whoever_has_no_distributed_tensor_does_not_pay_for_its_import() -> None:
     script = (
-        "import sys, torch; from holdfast.state import sharding as shard; t = torch.ones(2); shard.place_of(t);"
-        "shard.local_of(t); shard.written_by({'t': t}, 0, 2); sys.exit('torch.distributed.tensor' in sys.modules)"
+        "import sys, torch; from holdfast.state import sharding; t = torch.ones(2); sharding.range_of(t);"
+        "sharding.local_of(t); sharding.written_by({'t': t}, 0, 2); sys.exit('torch.distributed.tensor' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
@@ -74,7 +73,7 @@ def child(rank: int, folder: Path, checks: Sequence[Callable[[int], None]]) -> i
 
 def look(name: str, tensor: torch.Tensor, whole: torch.Tensor) -> None:
     """The local tensor is what lies at its place in the whole one, in the memory that training uses."""
-    place, local = shard.range_of(tensor, name), shard.local_of(tensor)
+    place, local = sharding.range_of(tensor, name), sharding.local_of(tensor)
     assert type(local) is torch.Tensor and not local.requires_grad and tuple(local.shape) == place.lengths, name
     ranges = tuple(slice(begin, begin + length) for begin, length in zip(place.offset, place.lengths, strict=True))
     assert torch.equal(local, whole[ranges]), (name, place)
@@ -83,15 +82,15 @@ def look(name: str, tensor: torch.Tensor, whole: torch.Tensor) -> None:
 
 def written_once(tensors: dict[str, torch.Tensor], rank: int) -> list[set[str]]:
     """All ranks' shares; together they have each value once."""
-    mine = shard.written_by(tensors, rank, SIZE)
-    told: list[Any] = [None] * SIZE
-    dist.all_gather_object(told, {name: shard.range_of(tensors[name]) for name in mine})
+    mine = sharding.written_by(tensors, rank, SIZE)
+    shares: list[Any] = [None] * SIZE
+    dist.all_gather_object(shares, {name: sharding.range_of(tensors[name]) for name in mine})
     for name, tensor in tensors.items():
-        places = [share[name] for share in told if name in share]
+        places = [share[name] for share in shares if name in share]
         assert places and len(set(places)) == len(places), name
         assert sum(math.prod(place.lengths) for place in places) == tensor.numel(), name
         assert all(math.prod(place.lengths) for place in places) or len(places) == 1, name
-    return [set(share) for share in told]
+    return [set(share) for share in shares]
 
 
 def distributed(rank: int) -> None:
@@ -125,11 +124,11 @@ def trained(rank: int) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
-    whole = {name: one.detach().clone() for name, one in model.named_parameters()}
+    whole = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
     for check in range(2):
-        for name, one in model.named_parameters():
-            look(name, one, whole[name])
+        for name, parameter in model.named_parameters():
+            look(name, parameter, whole[name])
         written_once(dict(model.named_parameters()), rank)
         if not check:
             for layer in model:
@@ -145,9 +144,9 @@ def trained(rank: int) -> None:
 def refused(rank: int) -> None:
     mesh = init_device_mesh("cpu", (SIZE,))
     with pytest.raises(UnsupportedError, match=r"^net\.w is distributed as .*, so that no process has values"):
-        shard.range_of(DTensor.from_local(torch.ones(2), mesh, [Partial()]), "net.w")
+        sharding.range_of(DTensor.from_local(torch.ones(2), mesh, [Partial()]), "net.w")
     with pytest.raises(UnsupportedError, match=r"^net\.w is cut up as .* does not lie in one place"):
-        shard.range_of(DTensor.from_local(torch.ones(2), mesh, [_StridedShard(0, split_factor=2)]), "net.w")
+        sharding.range_of(DTensor.from_local(torch.ones(2), mesh, [_StridedShard(0, split_factor=2)]), "net.w")
 
 
 def buffered(rank: int) -> None:
@@ -159,7 +158,7 @@ def buffered(rank: int) -> None:
     module.get_buffer("alike").add_(1)
     assert part.buffers(recorded)["alike"].tolist() == [0, 1, 2]
     part.restore(part.encode(recorded), strict=True)
-    assert shard.local_of(module.get_buffer("alike")).tolist() == [0, 1, 2]
+    assert sharding.local_of(module.get_buffer("alike")).tolist() == [0, 1, 2]
 
 
 def test_on_four_processes(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ class Average:
 def test_large_tensors_are_live_and_the_rest_is_of_the_moment_of_recording(tmp_path: Path) -> None:
     old, new = Average(), Average()
     part, other = StatefulPart("ema", old), StatefulPart("ema", new)
-    assert {name: one.data_ptr() for name, one in part.live().items()} == {"state/shadow/w": old.shadow["w"].data_ptr()}
+    assert {name: tensor.data_ptr() for name, tensor in part.live().items()} == {
+        "state/shadow/w": old.shadow["w"].data_ptr()
+    }
     recorded = part.record()
     old.more["n"] = 1
     old.more["array"][0] = 1

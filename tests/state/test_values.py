@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from helpers.parts import same
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state import values
-from holdfast.state import values as tree
 from holdfast.state.part import LoadedTensors
 
 fuzzed = settings(max_examples=150, deadline=None)
@@ -57,24 +56,24 @@ VALUES = st.recursive(
 )
 
 
-def equal(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
+def equal(value: Any, other: Any) -> bool:
+    if type(value) is not type(other):
         return False
-    if isinstance(one, dict):
-        keys = all(equal(a, b) for a, b in zip(one, other, strict=False))
-        return len(one) == len(other) and keys and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, deque):
-        return one.maxlen == other.maxlen and equal(list(one), list(other))
-    if type(one) in (list, tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    if isinstance(one, np.ndarray | np.generic):
-        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
-    return same(one, other)
+    if isinstance(value, dict):
+        keys = all(equal(a, b) for a, b in zip(value, other, strict=False))
+        return len(value) == len(other) and keys and all(equal(value[key], other[key]) for key in value)
+    if isinstance(value, deque):
+        return value.maxlen == other.maxlen and equal(list(value), list(other))
+    if type(value) in (list, tuple):
+        return len(value) == len(other) and all(map(equal, value, other))
+    if isinstance(value, np.ndarray | np.generic):
+        return (value.dtype, value.shape, value.tobytes()) == (other.dtype, other.shape, other.tobytes())
+    return same(value, other)
 
 
 def there_and_back(value: Any) -> Any:
     tensors: dict[str, torch.Tensor] = {}
-    return tree.decode(json.loads(json.dumps(tree.encode(value, "x", tensors), allow_nan=False)), tensors)
+    return values.decode(json.loads(json.dumps(values.encode(value, "x", tensors), allow_nan=False)), tensors)
 
 
 @fuzzed
@@ -89,15 +88,15 @@ def test_any_value_comes_back_exactly(value: Any) -> None:
 def test_tensors_are_named_as_they_are_when_they_are_only_looked_for(value: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     with suppress(UnsupportedError):
-        tree.encode(value, "x", tensors)
-        found = {name: one.data_ptr() for name, one in tree.tensors_in(value, "x")}
-        assert found.items() <= {name: one.data_ptr() for name, one in tensors.items()}.items()
+        values.encode(value, "x", tensors)
+        pointers = {name: tensor.data_ptr() for name, tensor in values.tensors_in(value, "x")}
+        assert pointers.items() <= {name: tensor.data_ptr() for name, tensor in tensors.items()}.items()
 
 
 @fuzzed
 @given(VALUES)
 def test_a_snapshot_is_the_same(value: Any) -> None:
-    assert equal(tree.snapshot(value, lambda _: True), value)
+    assert equal(values.snapshot(value, lambda _: True), value)
 
 
 def test_later_changes_do_not_show_in_a_snapshot() -> None:
@@ -105,7 +104,7 @@ def test_later_changes_do_not_show_in_a_snapshot() -> None:
     value: Any = {"list": [1, {"a": [small]}], "deque": deque([[0]]), "set": {1}, "array": np.zeros(2), "large": large}
     value["ordered"] = OrderedDict(a=[1])
     value["counter"] = Counter("a")
-    copy = tree.snapshot(value, lambda tensor: tensor.numel() < 3)
+    copy = values.snapshot(value, lambda tensor: tensor.numel() < 3)
     before = there_and_back(copy)
     value["list"][1]["a"].append(2)
     value["deque"][0].append(1)
@@ -125,8 +124,10 @@ def test_the_forms_are_those_of_the_page() -> None:
 
 
 def test_numbers_keep_what_decimal_text_would_lose() -> None:
-    found = there_and_back([0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324, 2**64, -(2**63), 10**5000, True, 1, 1.0])
-    assert [repr(one) for one in found[:8]] == [
+    numbers = there_and_back(
+        [0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324, 2**64, -(2**63), 10**5000, True, 1, 1.0]
+    )
+    assert [repr(number) for number in numbers[:8]] == [
         "0.1",
         "-0.0",
         "inf",
@@ -136,30 +137,30 @@ def test_numbers_keep_what_decimal_text_would_lose() -> None:
         str(2**64),
         str(-(2**63)),
     ]
-    assert found[8] == 10**5000 and [type(one) for one in found[9:]] == [bool, int, float]
+    assert numbers[8] == 10**5000 and [type(number) for number in numbers[9:]] == [bool, int, float]
 
 
 def test_what_comes_back_shares_no_memory() -> None:
     tensors = {"t": torch.zeros(2), "a": torch.zeros(2, dtype=torch.uint8)}
-    tree.decode({"$tensor": "t"}, tensors).add_(1)
-    tree.decode({"$array": "a", "numpy": "u1", "shape": [2]}, tensors)[:] = 1
+    values.decode({"$tensor": "t"}, tensors).add_(1)
+    values.decode({"$array": "a", "numpy": "u1", "shape": [2]}, tensors)[:] = 1
     assert not tensors["t"].any() and not tensors["a"].any()
 
 
 def test_a_tensor_that_is_given_away_goes_to_the_first_who_asks_and_others_get_copies() -> None:
-    given = LoadedTensors()
-    given["t"], given["live"] = torch.zeros(2), torch.zeros(2)
-    given.free.add("t")
-    first, second, live = (tree.decode({"$tensor": name}, given) for name in ("t", "t", "live"))
-    assert first is given["t"] and same(second, first)
-    assert second.data_ptr() != first.data_ptr() and live.data_ptr() != given["live"].data_ptr()
+    loaded = LoadedTensors()
+    loaded["t"], loaded["live"] = torch.zeros(2), torch.zeros(2)
+    loaded.free.add("t")
+    first, second, live = (values.decode({"$tensor": name}, loaded) for name in ("t", "t", "live"))
+    assert first is loaded["t"] and same(second, first)
+    assert second.data_ptr() != first.data_ptr() and live.data_ptr() != loaded["live"].data_ptr()
 
 
 def test_a_tensor_whose_device_is_not_here_goes_where_it_is_expected() -> None:
-    found = tree.decode({"$tensor": "t", "device": "cuda:7"}, {"t": torch.zeros(2)})
-    assert found.device.type == "cpu"
-    found = tree.decode({"$tensor": "t", "device": "cpu"}, {"t": torch.zeros(2)}, torch.device("meta"))
-    assert found.device.type == "cpu"
+    tensor = values.decode({"$tensor": "t", "device": "cuda:7"}, {"t": torch.zeros(2)})
+    assert tensor.device.type == "cpu"
+    tensor = values.decode({"$tensor": "t", "device": "cpu"}, {"t": torch.zeros(2)}, torch.device("meta"))
+    assert tensor.device.type == "cpu"
 
 
 class Own:
@@ -167,10 +168,10 @@ class Own:
 
 
 def deep() -> list[Any]:
-    found: list[Any] = []
+    nested: list[Any] = []
     for _ in range(100_000):
-        found = [found]
-    return found
+        nested = [nested]
+    return nested
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,7 @@ def deep() -> list[Any]:
 )
 def test_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
-        tree.encode(value, "state", {})
+        values.encode(value, "state", {})
 
 
 @pytest.mark.parametrize(
@@ -227,11 +228,11 @@ def test_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) 
 )
 def test_what_nobody_wrote_raises_an_error_of_ours(text: str) -> None:
     try:
-        found = json.loads(text)
+        encoded = json.loads(text)
     except RecursionError:
-        found = deep()
+        encoded = deep()
     with pytest.raises(CheckpointError):
-        tree.decode(found, {"t": torch.zeros(2)})
+        values.decode(encoded, {"t": torch.zeros(2)})
 
 
 ANY_JSON = st.recursive(
@@ -259,4 +260,4 @@ ANY_JSON = st.recursive(
 @given(ANY_JSON)
 def test_any_json_raises_nothing_but_an_error_of_ours(value: Any) -> None:
     with suppress(CheckpointError):
-        tree.decode(value, {"t": torch.zeros(2)})
+        values.decode(value, {"t": torch.zeros(2)})

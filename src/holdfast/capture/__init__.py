@@ -1,1 +1,1 @@
-"""From live objects to a snapshot. Knows no file."""
+"""The way from live tensors to a snapshot, while training runs. Knows no layout."""

@@ -11,50 +11,50 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Boundary:
-    """One boundary, and what is recorded there because it changes before the next update.
+    """One boundary, and the state that is recorded there because it changes before the next update.
 
     Args:
         step: The number of optimizer steps taken, over all resumes.
-        face: How far a trainer has gone at this step: `update` right after it, `logged` after logging and evaluation,
+        face: The stage of a trainer at this step: `update` right after it, `logged` after logging and evaluation,
             `epoch_end` after what belongs to the end of an epoch.
-        small: What the manifest says of it: counters that a resume needs back. Values are JSON; floats are written as
-            `float.hex` gives them, so that they return bit for bit, NaN included.
-        number: Which boundary of this process it is.
+        manifest_entry: The manifest's words on it: counters that a resume needs back. Values are JSON; floats are
+            written as `float.hex` gives them, so that they return bit for bit, NaN included.
+        number: Its number among the boundaries of this process.
         recorded: The small state, as whoever supplied it wants it back.
-        mark: How the large state looked.
-        scheduled: What made the schedule ask for a save of this very boundary; empty when it does not.
-        reached_at: When, on the monotonic clock.
+        fingerprint: The fingerprint of the large state.
+        scheduled: The reason why the schedule asks for a save of this very boundary; empty when it does not.
+        reached_at: The time on the monotonic clock.
         rank0_digests: In a rank but the first, those of what rank 0 writes for all that yet may differ, as
-            `Subject.rank0_digests` gives them.
+            `LiveSubject.rank0_digests` gives them.
     """
 
     step: int
     face: str
-    small: Mapping[str, Any] = field(default_factory=dict)
+    manifest_entry: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
     recorded: Any = None
-    mark: "Fingerprint | None" = None
+    fingerprint: "Fingerprint | None" = None
     scheduled: str = ""
     reached_at: float = field(default_factory=time.monotonic)
     rank0_digests: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """What the manifest says of the boundary."""
-        return {"face": self.face, **self.small}
+        """Returns what the manifest says of the boundary."""
+        return {"face": self.face, **self.manifest_entry}
 
 
 def of_rank(recorded: Mapping[str, Any], rank: int) -> Mapping[str, Any] | None:
-    """What a manifest says of one rank's boundary.
+    """Returns what a manifest says of one rank's boundary.
 
     Args:
         recorded: What `Boundary.record` gave for rank 0; the others' are under `ranks`.
-        rank: Which one.
+        rank: The rank.
 
     Returns:
-        None for a rank that the checkpoint does not have.
+        The same of that rank; None for one that the checkpoint does not have.
     """
     if rank == 0:
         return recorded
     others = recorded.get("ranks")
-    found = others[rank - 1] if isinstance(others, list) and rank <= len(others) else None
-    return found if isinstance(found, dict) else None
+    entry = others[rank - 1] if isinstance(others, list) and rank <= len(others) else None
+    return entry if isinstance(entry, dict) else None

@@ -1,4 +1,4 @@
-"""How files-to-be are cut into units that fit a block of memory, and where the bytes of each unit are."""
+"""The chunks that files-to-be are cut into, each for one block of memory, and the places of their bytes."""
 
 import ctypes
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from holdfast.capture.staging import BLOCK_BYTES
 
 # Smaller ones are copied without letting go of the interpreter: to get it back can take longer than the copy.
-SMALL_BYTES = 64 << 10
+_SMALL_BYTES = 64 << 10
 
 
 class Image(Protocol):
@@ -19,7 +19,7 @@ class Image(Protocol):
 
     @property
     def path(self) -> str:
-        """Where it goes inside the checkpoint."""
+        """Its path inside the checkpoint."""
 
     @property
     def pieces(self) -> Sequence["bytes | torch.Tensor"]:
@@ -27,11 +27,18 @@ class Image(Protocol):
 
     @property
     def size(self) -> int:
-        """How many bytes it will have."""
+        """The number of bytes that it will have."""
 
 
 class ChunkPart(NamedTuple):
-    """Bytes of one piece that go to a place in a block."""
+    """Bytes of one piece that go to a place in a block.
+
+    Args:
+        piece: The number of the piece in the file.
+        begin: The first byte in the piece.
+        place: The first byte in the block.
+        size: The number of bytes.
+    """
 
     piece: int
     begin: int
@@ -40,7 +47,13 @@ class ChunkPart(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """What one block of memory holds of one file."""
+    """The bytes of one file that one block of memory holds.
+
+    Args:
+        offset: The first byte in the file.
+        size: The number of bytes.
+        parts: The parts that they consist of, in order.
+    """
 
     offset: int
     size: int
@@ -48,7 +61,7 @@ class Chunk(NamedTuple):
 
 
 class Sources:
-    """Where the bytes of one file-to-be are now.
+    """The live memory that the bytes of one file-to-be come from.
 
     Args:
         image: The file.
@@ -56,7 +69,7 @@ class Sources:
 
     def __init__(self, image: Image) -> None:
         self._pieces = image.pieces
-        self.held: list[memoryview | torch.Tensor] = []
+        self.memory: list[memoryview | torch.Tensor] = []
         """The bytes of each piece where they are few or bytes already; otherwise a tensor whose bytes lie in order."""
         self.rearranged: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Tensors whose bytes lie otherwise, each with the copy that is in order."""
@@ -65,7 +78,7 @@ class Sources:
         for piece in image.pieces:
             if isinstance(piece, bytes):
                 sizes.append(len(piece))
-                self.held.append(memoryview(piece))
+                self.memory.append(memoryview(piece))
                 continue
             source = in_order(piece)
             if source is not piece and source.data_ptr() != piece.data_ptr():
@@ -73,11 +86,11 @@ class Sources:
             sizes.append(source.nbytes)
             plain = source.device.type == "cpu"
             self.on_device |= not plain
-            self.held.append(_window(source) if plain and 0 < source.nbytes <= SMALL_BYTES else source)
+            self.memory.append(_window(source) if plain and 0 < source.nbytes <= _SMALL_BYTES else source)
         self.chunks = cut(tuple(sizes))
 
     def tensor(self, part: ChunkPart) -> torch.Tensor | None:
-        """The tensor that a part's bytes come from; None where they are bytes."""
+        """Returns the tensor that a part's bytes come from; None where they are bytes."""
         piece = self._pieces[part.piece]
         return piece if isinstance(piece, torch.Tensor) else None
 
@@ -85,7 +98,7 @@ class Sources:
 # What is cut is the same from save to save, and to cut it takes milliseconds that training could have had.
 @lru_cache(maxsize=64)
 def cut(sizes: tuple[int, ...]) -> Sequence[Chunk]:
-    """The units of a file whose pieces have these sizes."""
+    """Returns the chunks of a file whose pieces have these sizes."""
     chunks: list[Chunk] = []
     parts: list[ChunkPart] = []
     filled = 0
@@ -106,14 +119,14 @@ def cut(sizes: tuple[int, ...]) -> Sequence[Chunk]:
 
 
 def in_order(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its bytes lie in order; a copy where they do not (channels_last, a conjugate view)."""
+    """Returns the tensor itself if its bytes lie in order; else a copy (of channels_last, of a conjugate view)."""
     if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
         return tensor
     return tensor.detach().resolve_conj().resolve_neg().contiguous()
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """The bytes of a tensor that lies in order, as a flat view."""
+    """Returns the bytes of a tensor that lies in order, as a flat view."""
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 

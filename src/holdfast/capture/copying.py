@@ -11,7 +11,12 @@ from holdfast.capture.staging import Block, Pool
 
 
 class Copier:
-    """Copies live bytes; one a thread. On CUDA through a stream of its own, so that training's goes on beside it."""
+    """Copies live bytes; one for each thread. On CUDA through a stream of its own, beside that of training.
+
+    Args:
+        pool: The memory to read a second time into, on CUDA.
+        after: On CUDA, the event that comes before anything may be read.
+    """
 
     def __init__(self, pool: Pool, after: torch.cuda.Event | None) -> None:
         self._pool = pool
@@ -21,25 +26,25 @@ class Copier:
     def copy(self, sources: Sources, chunk: Chunk, block: Block) -> None:
         """Fills a block."""
         for part in chunk.parts:
-            held, end = sources.held[part.piece], part.place + part.size
-            if isinstance(held, memoryview):
-                block.view[part.place : end] = held[part.begin : part.begin + part.size]
-            elif held.device.type == "cuda":
-                self._from_device(held, part, block)
+            source, end = sources.memory[part.piece], part.place + part.size
+            if isinstance(source, memoryview):
+                block.view[part.place : end] = source[part.begin : part.begin + part.size]
+            elif source.device.type == "cuda":
+                self._from_device(source, part, block)
             else:
-                ctypes.memmove(block.address + part.place, held.data_ptr() + part.begin, part.size)
+                ctypes.memmove(block.address + part.place, source.data_ptr() + part.begin, part.size)
         if self._stream is not None:
             self._stream.synchronize()
 
     @contextmanager
-    def now(self, sources: Sources, chunk: Chunk) -> Iterator[Sequence[memoryview]]:
-        """What the bytes of the unit's parts are now; to be used inside the context."""
+    def read_again(self, sources: Sources, chunk: Chunk) -> Iterator[Sequence[memoryview]]:
+        """Gives the bytes of a chunk's parts as they are now; to be used inside the context."""
         if sources.on_device:
             with self._pool.scratch() as scratch:
                 self.copy(sources, chunk, scratch)
                 yield parts_of(chunk, scratch)
         else:
-            yield [_bytes_now(sources.held[part.piece], part) for part in chunk.parts]
+            yield [_bytes_now(sources.memory[part.piece], part) for part in chunk.parts]
 
     def _from_device(self, tensor: torch.Tensor, part: ChunkPart, block: Block) -> None:
         if self._stream is None:
@@ -52,11 +57,11 @@ class Copier:
 
 
 def parts_of(chunk: Chunk, block: Block) -> Sequence[memoryview]:
-    """A unit's parts in the block that they were copied into."""
+    """Returns a chunk's parts in the block that they were copied into."""
     return [block.view[part.place : part.place + part.size] for part in chunk.parts]
 
 
-def _bytes_now(held: memoryview | torch.Tensor, part: ChunkPart) -> memoryview:
-    if isinstance(held, memoryview):
-        return held[part.begin : part.begin + part.size]
-    return memoryview((ctypes.c_char * part.size).from_address(held.data_ptr() + part.begin)).cast("B")
+def _bytes_now(source: memoryview | torch.Tensor, part: ChunkPart) -> memoryview:
+    if isinstance(source, memoryview):
+        return source[part.begin : part.begin + part.size]
+    return memoryview((ctypes.c_char * part.size).from_address(source.data_ptr() + part.begin)).cast("B")

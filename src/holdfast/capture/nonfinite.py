@@ -1,7 +1,10 @@
-"""Which tensors hold NaN or infinity, seen in the blocks that their bytes have been copied into.
+"""The search for NaN and infinity, in the blocks that the bytes of tensors have been copied into.
 
 Seen as whole numbers, values that are not finite are the greatest: the positive ones of all signed numbers, the
 negative ones of all unsigned. So two maxima tell, of memory that is in the processor's cache anyway.
+
+No value is cut by the edge of a block: every writer puts a tensor where the width of its elements divides its place in
+the file, and it divides the size of a block too.
 """
 
 from bisect import bisect_left
@@ -15,11 +18,11 @@ import torch
 from holdfast.capture.chunks import Chunk, ChunkPart, Sources
 
 # The second look at so much finds it in a nearer cache than the first. For less the calls take longer than the looks.
-_PIECE_BYTES = 512 << 10
+_STRIDE_BYTES = 512 << 10
 
 
 class _Kind(NamedTuple):
-    """Numbers of a `width`: from which bits on they are not finite, positive and negative ones."""
+    """Numbers of a `width` in bytes, and the bits from which on positive and negative ones are not finite."""
 
     width: int
     positive: int
@@ -44,7 +47,7 @@ _KINDS = {
 
 
 class _Span(NamedTuple):
-    """Where a tensor lies in a piece of a file; part of it may be outside."""
+    """The place of a tensor in a piece of a file, in bytes; part of it may be outside."""
 
     name: str
     kind: _Kind
@@ -53,18 +56,19 @@ class _Span(NamedTuple):
 
 
 class TensorRanges:
-    """Where the tensors lie that are to hold finite numbers alone.
+    """The places in memory of the tensors that are to hold finite numbers alone.
 
     Args:
-        tensors: By name. Sparse ones, and those of a dtype that is not looked at, are passed over.
+        tensors: The tensors, by name. Sparse ones, and those of a dtype that is not looked at, are passed over.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        named = [(name, one, _KINDS[one.dtype]) for name, one in tensors.items() if _can_be_told(one)]
         self._whole: dict[tuple[int, int], _Span] = {}
         dense = []
-        for name, tensor, kind in named:
-            pointer, span = tensor.data_ptr(), _Span(name, kind, 0, tensor.nbytes)
+        for name, tensor in tensors.items():
+            if not _can_be_examined(tensor):
+                continue
+            pointer, span = tensor.data_ptr(), _Span(name, _KINDS[tensor.dtype], 0, tensor.nbytes)
             self._whole.setdefault((pointer, span.end), span)
             if _is_dense(tensor):
                 dense.append((pointer, span))
@@ -72,83 +76,73 @@ class TensorRanges:
         # Some may be views of others, so that one that begins early may still end late.
         self._reach = list(accumulate((pointer + span.end for pointer, span in self._dense), max))
 
-    def of(self, piece: torch.Tensor) -> Sequence[_Span]:
-        """What a piece of a file holds of them: it is one, or a part of one, or the storage of some."""
+    def within(self, piece: torch.Tensor) -> Sequence[_Span]:
+        """Returns the tensors that a piece of a file holds: it is one, or a part of one, or the storage of some."""
         begin, size = piece.data_ptr(), piece.nbytes
         if (whole := self._whole.get((begin, size))) is not None:
             return (whole,)
-        found = []
-        index = bisect_left(self._dense, begin + size, key=lambda one: one[0]) - 1
+        spans = []
+        index = bisect_left(self._dense, begin + size, key=lambda entry: entry[0]) - 1
         while index >= 0 and self._reach[index] > begin:
             pointer, span = self._dense[index]
-            if pointer + span.end > begin:
-                found.append(span._replace(begin=pointer - begin, end=pointer - begin + span.end))
+            place = pointer - begin
+            # One that lies otherwise has a storage of its own over the same memory, which is a piece of its own.
+            if place + span.end > 0 and not place % span.kind.width:
+                spans.append(span._replace(begin=place, end=place + span.end))
             index -= 1
-        return found
+        return spans
 
 
 class NonFiniteScan:
-    """Looks for NaN and infinity in the blocks of one snapshot.
+    """The search for NaN and infinity in the blocks of one snapshot.
 
     Args:
-        places: Where the tensors lay when it was taken.
+        ranges: The places of the tensors when it was taken.
     """
 
-    def __init__(self, places: TensorRanges) -> None:
-        self._places = places
-        self._cut: dict[tuple[int, int, str, int], bytearray] = {}
+    def __init__(self, ranges: TensorRanges) -> None:
+        self._ranges = ranges
         self.failing: set[str] = set()
         """The names of tensors in which there was some."""
 
-    def look(self, sources: Sources, chunk: Chunk, view: memoryview) -> None:
+    def examine(self, sources: Sources, chunk: Chunk, view: memoryview) -> None:
         """Looks at what a block holds. Any number of threads may do so, in any order."""
-        found = []
+        spans = []
         for part in chunk.parts:
             if (piece := sources.tensor(part)) is not None:
-                found += [(part, span) for span in self._places.of(piece)]
-        kinds = {span.kind for _, span in found}
-        aligned = all(not (part.place - part.begin + span.begin) % span.kind.width for part, span in found)
+                spans += [(part, span) for span in self._ranges.within(piece)]
+        for part, span in spans:
+            place = part.place - part.begin + span.begin
+            assert place % span.kind.width == 0, f"a file has values of {span.name} that the edge of a block cuts"
+        kinds = {span.kind for _, span in spans}
         # Usually one look at all of it is enough. What else is there seems finite as well, or costs the others.
-        if len(kinds) == 1 and aligned and is_finite(view[: chunk.size], *kinds):
+        if len(kinds) == 1 and is_finite(view[: chunk.size], *kinds):
             return
-        for part, span in found:
-            if not self._holds(part, span, view, id(sources)):
-                self.failing.add(span.name)
-
-    def _holds(self, part: ChunkPart, span: _Span, view: memoryview, file: int) -> bool:
-        begin, end = max(part.begin, span.begin), min(part.begin + part.size, span.end)
-        if begin >= end:
-            return True
-        at, width = part.place - part.begin, span.kind.width
-        # A value that the beginning or the end of the block goes through has its other half in another block.
-        first, last = begin + (span.begin - begin) % width, end - (end - span.begin) % width
-        holds = is_finite(view[at + first : at + last], span.kind)
-        for value, cut in ((first - width, slice(begin, first)), (last, slice(last, end))):
-            if cut.start < cut.stop:
-                half = bytearray(view[at + cut.start : at + cut.stop])
-                other = self._cut.setdefault((file, part.piece, span.name, value), half)
-                if other is not half:
-                    both = half + other if cut.start == value else other + half
-                    holds &= is_finite(memoryview(both), span.kind)
-        return holds
+        self.failing |= {span.name for part, span in spans if not _is_finite_in(part, span, view)}
 
 
 def is_finite(view: memoryview, kind: _Kind) -> bool:
-    """Whether all values that lie in memory are finite numbers. What is left at the end is no value."""
+    """Tells if all values that lie in memory are finite numbers. What is left at the end is no value."""
     end = len(view) - len(view) % kind.width
-    for begin in range(0, end, _PIECE_BYTES):
-        seen = np.frombuffer(view[begin : min(begin + _PIECE_BYTES, end)], f"u{kind.width}")
-        if int(seen.max()) >= kind.negative or int(seen.view(f"i{kind.width}").max()) >= kind.positive:
+    for begin in range(0, end, _STRIDE_BYTES):
+        values = np.frombuffer(view[begin : min(begin + _STRIDE_BYTES, end)], f"u{kind.width}")
+        if int(values.max()) >= kind.negative or int(values.view(f"i{kind.width}").max()) >= kind.positive:
             return False
     return True
 
 
-def _can_be_told(tensor: torch.Tensor) -> bool:
+def _is_finite_in(part: ChunkPart, span: _Span, view: memoryview) -> bool:
+    begin, end = max(part.begin, span.begin), min(part.begin + part.size, span.end)
+    offset = part.place - part.begin
+    return begin >= end or is_finite(view[offset + begin : offset + end], span.kind)
+
+
+def _can_be_examined(tensor: torch.Tensor) -> bool:
     return tensor.dtype in _KINDS and tensor.layout == torch.strided and tensor.nbytes > 0
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether the bytes between its first and its last are its own, in whatever order."""
+    """Tells if the bytes between its first and its last are its own, in whatever order."""
     if tensor.is_contiguous():
         return True
     reach = sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))

@@ -1,4 +1,4 @@
-"""The way of every optimizer through the gate."""
+"""The hook that sends every optimizer through the gate."""
 
 import weakref
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class OptimizerHook:
         self._handle = register_optimizer_step_pre_hook(self._before_step)
 
     def remove(self) -> None:
-        """Calls no more."""
+        """Takes the hook away."""
         self._handle.remove()
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""A snapshot of the last boundary, taken from live tensors while training goes on."""
+"""Snapshots of the last boundary: what is saved, and how it is taken from live tensors while training goes on."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,20 +21,72 @@ from holdfast.state import environment
 from holdfast.store.blocks import BlockFile, takes_direct_writes
 
 
+class Subject(Protocol):
+    """The state that is saved: the parts of a loop, or a trainer."""
+
+    layout: str
+
+    def as_live(self) -> "LiveSubject | None":
+        """Returns this subject if its tensors are read from live memory; None if a writer of its own gathers them."""
+
+    def unreadable(self) -> str:
+        """Returns why the state can be read only while training stands still; empty if it can be at any time."""
+
+    def record(self) -> Any:
+        """Returns the small state, as of now. Called by training at every boundary."""
+
+    def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
+        """Returns what the manifest says of a boundary."""
+
+    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+        """Returns the files to be; small ones may be written into the directory right away. The gate is shut."""
+
+    def estimated_bytes(self) -> int:
+        """Returns about how many bytes a checkpoint takes."""
+
+    def protected(self, recorded: Any) -> Sequence[Path]:
+        """Returns the checkpoints that retention must not touch after the save of a boundary."""
+
+
+class LiveSubject(Subject, Protocol):
+    """A subject whose tensors are read from live memory, beside training."""
+
+    def parameters(self) -> Sequence[torch.Tensor]:
+        """Returns the parameters that the optimizers update."""
+
+    def structure(self) -> Hashable:
+        """Returns a value that differs when `live` would give other tensors. Asked at every boundary: it is cheap."""
+
+    def live(self) -> Mapping[str, torch.Tensor]:
+        """Returns the tensors that stand still from a boundary to the next update, by name; the parameters first."""
+
+    def to_be_finite(self) -> Mapping[str, torch.Tensor]:
+        """Returns those of `live` in which NaN or infinity is a training gone wrong: not buffers, such as masks."""
+
+    def copied_buffers(self) -> Mapping[str, int]:
+        """Returns large buffers that were seen to change, and the bytes that copying each takes at every boundary."""
+
+    def layout_pieces(self) -> Mapping[str, Any]:
+        """Returns the pieces of tensors that the files of `file_images` hold; empty where they hold whole ones."""
+
+    def rank0_digests(self, recorded: Any) -> Mapping[str, Any]:
+        """Returns digests of what rank 0 writes for all ranks, though each may have its own and then writes it too."""
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The state of one boundary, ready to be written.
 
     Args:
-        boundary: Which boundary.
+        boundary: The boundary.
         write: Fills a directory with the files of the layout. Gives the digests of those that it took them of while it
             wrote.
         layout: The layout's name.
-        estimate: About how many bytes it will take.
-        versions: What a bit-exact continuation depends on.
+        estimated_bytes: About how many bytes it will take.
+        versions: The versions and the machine that a bit-exact continuation depends on.
         protected: Checkpoints that retention must not touch.
-        world_size: How many processes train together.
-        tensors: Gives, once all is written, which pieces of which tensors the files hold; several ranks share them.
+        world_size: The number of processes that train together.
+        tensors: Gives, once all is written, the pieces of tensors that the files hold; several ranks share them.
         others: Gives then what the manifest says of the boundaries of the ranks from 1 up.
         not_finite: Gives then the names of tensors that hold NaN or infinity and should not, in any order.
     """
@@ -42,7 +94,7 @@ class Snapshot:
     boundary: Boundary
     write: Callable[[Path], Mapping[str, str]]
     layout: str
-    estimate: int
+    estimated_bytes: int
     versions: Mapping[str, str] = field(default_factory=dict)
     protected: Iterable[Path] = ()
     world_size: int = 1
@@ -51,120 +103,79 @@ class Snapshot:
     not_finite: Callable[[], Sequence[str]] = tuple
 
 
-class Subject(Protocol):
-    """What is saved: the parts of a loop, or a trainer."""
-
-    layout: str
-
-    def parameters(self) -> Sequence[torch.Tensor]:
-        """What the optimizers update."""
-
-    def structure(self) -> Hashable:
-        """Differs when `live` would give other tensors. Asked at every boundary, so it is cheap."""
-
-    def live(self) -> Mapping[str, torch.Tensor]:
-        """The tensors that stand still from a boundary to the next update, by name; the parameters first."""
-
-    def to_be_finite(self) -> Mapping[str, torch.Tensor]:
-        """Those of `live` in which NaN or infinity is a training that went wrong: not buffers, such as masks."""
-
-    def unreadable(self) -> str:
-        """Why the state can be read only while training stands still; empty when it can be read at any time."""
-
-    def copied_buffers(self) -> Mapping[str, int]:
-        """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
-
-    def record(self) -> Any:
-        """The small state, as of now. Called by training at every boundary."""
-
-    def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
-        """What the manifest says of the boundary."""
-
-    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
-        """The files to be; small ones may be written into the directory right away. Called with the gate shut."""
-
-    def layout_pieces(self) -> Mapping[str, Any]:
-        """Which pieces of which tensors the files of `file_images` hold; empty where they hold whole ones."""
-
-    def rank0_digests(self, recorded: Any) -> Mapping[str, Any]:
-        """Digests of what rank 0 writes for all ranks though each may have its own: who has another writes it too."""
-
-    def estimated_bytes(self) -> int:
-        """About how many bytes a checkpoint takes."""
-
-    def protected(self, recorded: Any) -> Sequence[Path]:
-        """Checkpoints that retention must not touch after the save of a boundary."""
-
-
 class Snapshots:
-    """Marks a subject's state at boundaries, and takes snapshots of it.
+    """Takes fingerprints of a subject's state at boundaries, and snapshots of it.
 
     Args:
-        subject: What is saved.
-        gate: Between training and the thread that takes snapshots.
+        subject: The state that is saved.
+        gate: The gate between training and the thread that takes snapshots.
         pool: The staging memory.
-        pace: How fast, and how modestly, snapshots are written.
+        throttle: The limits to the writers.
     """
 
-    def __init__(self, subject: Subject, gate: Gate, pool: Pool, pace: Throttle | None = None) -> None:
+    def __init__(self, subject: Subject, gate: Gate, pool: Pool, throttle: Throttle | None = None) -> None:
         self._subject = subject
+        self._live = subject.as_live()
         self._gate = gate
         self._pool = pool
-        self.pace = pace or Throttle()
+        self.throttle = throttle or Throttle()
         """May be changed from save to save."""
         self._direct: bool | None = None
         self._structure: Hashable = None
-        self._live: Mapping[str, torch.Tensor] = {}
-        self._net = WriteDetector({})
-        self._places: tuple[list[int], TensorRanges] | None = None
-        self.unreadable = ""
-        """Why the state can be read only while training stands still; empty when it can be read at any time."""
+        self._tensors: Mapping[str, torch.Tensor] = {}
+        self._detector = WriteDetector({})
+        self._ranges: tuple[list[int], TensorRanges] | None = None
+        self.unreadable = subject.unreadable() if self._live is None else ""
+        """The reason why the state can be read only while training stands still; empty if it can be at any time."""
         self.copied_buffers: Mapping[str, int] = {}
         """Large buffers that are copied at every boundary, each with its bytes."""
         self.streamed = False
-        """Whether the last snapshot did not fit into the staging memory while training waited."""
+        """True if the last snapshot did not fit into the staging memory while training waited."""
         self.not_finite: Sequence[str] = ()
         """The tensors in which the last snapshot that was written has NaN or infinity and should not."""
 
     @property
     def writes(self) -> str:
-        """How files are written: `direct`, past the page cache, or `buffered`; empty before the first was."""
+        """The way of writing files: `direct`, past the page cache, or `buffered`; empty before the first was."""
         return "" if self._direct is None else "direct" if self._direct else "buffered"
 
-    def mark(self) -> Fingerprint:
-        """Marks how the state looks at a boundary. Called by training, or while it stands still."""
-        structure = self._subject.structure()
-        if structure != self._structure:
-            self._live = self._subject.live()
-            self._net = WriteDetector(self._live, len(self._subject.parameters()))
-            self._places = None
+    def parameters(self) -> Sequence[torch.Tensor]:
+        """Returns the parameters whose updates wait at the gate."""
+        return self._live.parameters() if self._live is not None else ()
+
+    def fingerprint(self) -> Fingerprint:
+        """Takes the fingerprint of the state at a boundary. Called by training, or while it stands still."""
+        if self._live is not None and (structure := self._live.structure()) != self._structure:
+            self._tensors = self._live.live()
+            self._detector = WriteDetector(self._tensors, len(self._live.parameters()))
+            self._ranges = None
             self._structure = structure
-            self.unreadable = self._subject.unreadable()
-            self.copied_buffers = self._subject.copied_buffers()
-        return self._net.mark()
+            self.unreadable = self._live.unreadable()
+            self.copied_buffers = self._live.copied_buffers()
+        return self._detector.fingerprint()
 
     def is_still_valid(self, boundary: Boundary) -> bool:
-        """Whether the state still consists of the tensors that were marked at the boundary."""
-        return boundary.mark is not None and self._subject.structure() == self._structure
+        """Tells if the state still consists of the tensors of a boundary's fingerprint."""
+        same = self._live is None or self._live.structure() == self._structure
+        return same and boundary.fingerprint is not None
 
     def of(self, boundary: Boundary) -> Snapshot:
-        """The snapshot of a boundary, to be taken when it is written. The gate must be shut."""
+        """Returns the snapshot of a boundary, which is taken when it is written. The gate must be shut."""
         subject = self._subject
-        small = subject.manifest_entry(boundary.recorded)
         return Snapshot(
-            boundary=Boundary(boundary.step, boundary.face, small),
+            boundary=Boundary(boundary.step, boundary.face, subject.manifest_entry(boundary.recorded)),
             write=lambda directory: self._write(boundary, directory),
             layout=subject.layout,
-            estimate=subject.estimated_bytes(),
+            estimated_bytes=subject.estimated_bytes(),
             versions=environment.record(),
             protected=subject.protected(boundary.recorded),
-            tensors=subject.layout_pieces,
+            tensors=self._live.layout_pieces if self._live is not None else dict,
             not_finite=lambda: self.not_finite,
         )
 
     def rank0_digests(self, boundary: Boundary) -> Mapping[str, Any]:
-        """What rank 0 tells the other ranks of a boundary before they write."""
-        return self._subject.rank0_digests(boundary.recorded)
+        """Returns what rank 0 tells the other ranks of a boundary before they write."""
+        return self._live.rank0_digests(boundary.recorded) if self._live is not None else {}
 
     def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         try:
@@ -172,28 +183,33 @@ class Snapshots:
         except TornError as torn:
             if self._gate.holds(boundary.number):
                 raise
-            raise _left() from torn
+            raise _went_on() from torn
 
     def _stream(self, boundary: Boundary, directory: Path) -> dict[str, str]:
         self._require_untouched(boundary)
         images = self._subject.file_images(boundary, directory)
         if self._direct is None:
             self._direct = takes_direct_writes(directory)
-        after = boundary.mark.event if boundary.mark is not None else None
         with ExitStack() as opened:
             sinks = [
                 opened.enter_context(BlockFile(directory / image.path, image.size, direct=self._direct))
                 for image in images
             ]
-            places = self._places_at(boundary)
             stream = Stream(
-                images, sinks, self._pool, self._gate.training_waits, self._name_of, after, self.pace, places
+                images,
+                sinks,
+                self._pool,
+                self._gate.training_waits,
+                self._name_of,
+                boundary.fingerprint.event if boundary.fingerprint is not None else None,
+                self.throttle,
+                self._ranges_at(boundary),
             )
             try:
                 stream.read()
                 self._require_untouched(boundary)
                 if not self._gate.open(boundary.number):
-                    raise _left()
+                    raise _went_on()
                 self.streamed = stream.streamed
                 stream.finish()
                 self.not_finite = stream.not_finite
@@ -202,29 +218,30 @@ class Snapshots:
         return {image.path: sink.digests() for image, sink in zip(images, sinks, strict=True)}
 
     def _require_untouched(self, boundary: Boundary) -> None:
-        if boundary.mark is not None and (changed := self._net.changed(boundary.mark, self._net.mark())):
+        then = boundary.fingerprint
+        if then is not None and (changed := self._detector.changed(then, self._detector.fingerprint())):
             raise TornError(changed)
 
-    def _places_at(self, boundary: Boundary) -> TensorRanges:
-        """Where all is that is to be finite: as for the last save, unless weights have been given other memory."""
-        pointers = boundary.mark.pointers if boundary.mark is not None else []
-        if self._places is None or self._places[0] != pointers:
-            self._places = (pointers, TensorRanges(self._subject.to_be_finite()))
-        return self._places[1]
+    def _ranges_at(self, boundary: Boundary) -> TensorRanges:
+        """Returns the ranges of the last save, unless weights have been given other memory."""
+        pointers = boundary.fingerprint.pointers if boundary.fingerprint is not None else []
+        if self._ranges is None or self._ranges[0] != pointers:
+            self._ranges = (pointers, TensorRanges(self._live.to_be_finite() if self._live is not None else {}))
+        return self._ranges[1]
 
     def _name_of(self, tensor: torch.Tensor) -> str:
-        plain = ((name, one) for name, one in self._live.items() if one.layout == torch.strided)
-        return next((name for name, one in plain if one.data_ptr() == tensor.data_ptr()), "a tensor")
-
-
-def _left() -> SaveError:
-    return SaveError("the storage hung for so long that training went on before the snapshot was whole")
+        plain = ((name, other) for name, other in self._tensors.items() if other.layout == torch.strided)
+        return next((name for name, other in plain if other.data_ptr() == tensor.data_ptr()), "a tensor")
 
 
 def why_not_live(live: Mapping[str, torch.Tensor]) -> str:
-    """Why a state can be read only while training stands still; empty when it can be read at any time."""
+    """Returns why a state can be read only while training stands still; empty if it can be at any time."""
     for name, tensor in live.items():
         plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
         if not plain or tensor.device.type not in ("cpu", "cuda"):
             return f"{name} is a {type(tensor).__name__} of layout {tensor.layout} on {tensor.device}"
     return ""
+
+
+def _went_on() -> SaveError:
+    return SaveError("the storage hung for so long that training went on before the snapshot was whole")

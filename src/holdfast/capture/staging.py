@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-# What a file's digests are of: a block is digested as it is.
+# The size that a file's digests are of: a block is digested as it is.
 BLOCK_BYTES = 4 << 20
-# What a save may use while training is not waiting for it: the copies are paced by the disk, and stay in the cache.
+# A save uses no more while training does not wait for it: the disk sets the pace of the copies, and they stay cached.
 RING_BLOCKS = 6
-# That training has come to the gate is told to nobody who waits for a block; the disk gives one back about as often.
+# Nobody who waits for a block is woken when training comes to the gate; the disk gives one back about as often.
 _LOOK_SECONDS = 0.002
 
 
@@ -37,7 +37,7 @@ class Pool:
     """The resident blocks: a small ring, and a reserve for what is left when training comes to the gate.
 
     Args:
-        pinned: Whether blocks are page-locked, for copies from a CUDA device.
+        pinned: Makes page-locked blocks, for copies from a CUDA device.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -48,26 +48,21 @@ class Pool:
         self._scratch: list[Block] = []
 
     @property
-    def blocks(self) -> int:
-        """How many blocks it has."""
-        return self._total
-
-    @property
     def is_empty(self) -> bool:
-        """Whether all of them are in use."""
+        """True while all blocks are in use."""
         return not self._free
 
     @property
     def bytes(self) -> int:
-        """How much memory the pool holds."""
+        """The size of the pool's memory, in bytes."""
         return self._total * BLOCK_BYTES
 
     def take(self, training_waits: threading.Event, stopped: Callable[[], bool]) -> Block | None:
         """Takes a block, and waits for one if it must.
 
         Args:
-            training_waits: Whether training waits; only then the reserve is touched.
-            stopped: Whether the save has been given up.
+            training_waits: Set while training waits; only then the reserve is touched.
+            stopped: Tells if the save has been given up.
 
         Returns:
             The block; None if the save was given up.
@@ -88,7 +83,7 @@ class Pool:
 
     @contextmanager
     def scratch(self) -> Iterator[Block]:
-        """A block to read something a second time into; kept for the next time."""
+        """Gives a block to read something a second time into; it is kept for the next time."""
         with self._changed:
             block = self._scratch.pop() if self._scratch else None
         block = block or _block(self._pinned)

@@ -1,4 +1,4 @@
-"""How much memory snapshots may use, and how the pool grows to what training needs."""
+"""The budget of memory for snapshots, and the growth of the pool to what training needs."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,7 +9,7 @@ import torch
 
 from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
 
-# What a container may use and what it uses, by the two versions of control groups; its own are mounted at their root.
+# The limit and the use of a container, by the two versions of control groups; its own are mounted at their root.
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -17,15 +17,15 @@ _CGROUPS = (
 
 
 def available_memory() -> int:
-    """The bytes that are free, of the machine and of the container; 0 where nobody tells."""
+    """Returns the bytes that are free, of the machine and of the container; 0 where nobody tells."""
     try:
-        found: int = psutil.virtual_memory().available
+        available: int = psutil.virtual_memory().available
     except OSError:  # no /proc
         return 0
     for limit, used in _CGROUPS:
         with suppress(OSError, ValueError):  # not this version, or "max"
-            found = min(found, max(0, int(limit.read_text()) - int(used.read_text())))
-    return found
+            available = min(available, max(0, int(limit.read_text()) - int(used.read_text())))
+    return available
 
 
 class StagingBudget:
@@ -36,7 +36,7 @@ class StagingBudget:
 
     Args:
         limit: The most bytes that it may take; None takes a quarter of the memory that is available now,
-            to the machine and to the container; only the ring where nobody tells how much that is.
+            to the machine and to the container; only the ring where nobody tells that.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -49,12 +49,12 @@ class StagingBudget:
         return self.pool.bytes
 
     def grow(self, size: int, seconds: float, undisturbed: Sequence[float]) -> None:
-        """Called after a save.
+        """Grows the pool to what the last save would have needed. Called after it.
 
         Args:
             size: The bytes of the snapshot.
-            seconds: How long its writing took.
-            undisturbed: Times from a boundary to the next update.
+            seconds: The time that its writing took.
+            undisturbed: The times from a boundary to the next update.
         """
         if not undisturbed or seconds <= 0:
             return

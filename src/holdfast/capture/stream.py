@@ -1,4 +1,4 @@
-"""From live tensors to files, block by block, while training goes on.
+"""The stream from live tensors to files, block by block, while training goes on.
 
 A reader copies blocks of the files-to-be out of the live tensors into resident memory, and examines each while it is
 still in the processor's cache; writers take them to the disk. When training comes to the gate, what is left is copied
@@ -8,6 +8,7 @@ into the reserve as fast as memory allows, the gate may open, and the writers do
 import os
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,22 +26,24 @@ WRITERS = 2
 _MOST_READERS = 4
 _LOOK_SECONDS = 0.001
 
+_Work = Callable[[], None]
+
 
 class Sink(Protocol):
     """An open file."""
 
     def digest(self, parts: Sequence[memoryview], offset: int) -> list[int]:
-        """Takes the digest of a block that is to be written at `offset`; gives that of all until each part's end."""
+        """Takes the digest of a block that is to be written at `offset`; returns that of all until each part's end."""
 
     def write(self, data: memoryview, offset: int) -> None:
         """Writes all of `data` at `offset`."""
 
     def sync(self) -> None:
-        """All of it is written: begins to make it durable."""
+        """Begins to make it durable: all of it is written."""
 
 
 class _Copied(NamedTuple):
-    """A unit in memory: the block that it is in, and whether it has been examined there."""
+    """A chunk in memory: the block that it is in, and if it has been examined there."""
 
     block: Block
     is_examined: bool
@@ -51,13 +54,13 @@ class Stream:
 
     Args:
         images: The files to be.
-        sinks: Where each is written, in the same order.
+        sinks: The open files that they are written to, in the same order.
         pool: The memory that may be used.
         training_waits: Set while training waits at the gate.
-        name: What a tensor is called, for whoever is told of a torn one.
-        after: On CUDA, what must be done before anything is read: the update that led to the boundary.
-        pace: How fast, and how modestly, the writers go.
-        places: Where those tensors are that are to hold finite numbers alone.
+        name: Gives the name of a tensor, for whoever is told of a torn one.
+        after: On CUDA, the event that comes before anything may be read: the update that led to the boundary.
+        throttle: The limits to the writers.
+        ranges: The places of the tensors that are to hold finite numbers alone.
     """
 
     def __init__(
@@ -68,20 +71,20 @@ class Stream:
         training_waits: threading.Event,
         name: Callable[[torch.Tensor], str],
         after: torch.cuda.Event | None = None,
-        pace: Throttle | None = None,
-        places: TensorRanges | None = None,
+        throttle: Throttle | None = None,
+        ranges: TensorRanges | None = None,
     ) -> None:
         self._sources = [Sources(image) for image in images]
-        self._units = [(file, chunk) for file, sources in enumerate(self._sources) for chunk in sources.chunks]
+        self._chunks = [(file, chunk) for file, sources in enumerate(self._sources) for chunk in sources.chunks]
         self._rearranged = [pair for sources in self._sources for pair in sources.rearranged]
         self._on_device = any(sources.on_device for sources in self._sources)
         self._sinks = sinks
         self._pool = pool
-        self._hurry = training_waits
+        self._training_waits = training_waits
         self._name = name
         self._after = after
-        self._pace = pace or Throttle()
-        self._finite = NonFiniteScan(places or TensorRanges({}))
+        self._throttle = throttle or Throttle()
+        self._scan = NonFiniteScan(ranges or TensorRanges({}))
         self._processors = len(os.sched_getaffinity(0))
         self._error: BaseException | None = None
         self._taking = threading.Lock()
@@ -92,13 +95,13 @@ class Stream:
         self._arrived = threading.Condition()
         self._read: dict[int, _Copied] = {}
         self._next_written = 0
-        self._left = [len(sources.chunks) for sources in self._sources]
+        self._unwritten = [len(sources.chunks) for sources in self._sources]
         self._ended = False
         self._reader = 0
         self._helpers: list[threading.Thread] = []
         self._writers = [self._start(self._write, f"write-{n}") for n in range(WRITERS)]
         self.streamed = False
-        """Whether training had to wait for the disk: memory did not hold what was left of the snapshot."""
+        """True if training had to wait for the disk: memory did not hold what was left of the snapshot."""
 
     def read(self) -> None:
         """Returns when all is in host memory or on its way to the disk, and what was read live was read twice alike.
@@ -107,9 +110,9 @@ class Stream:
             TornError: Somebody wrote to it meanwhile.
             OSError: The disk does not take it.
         """
-        self._together(self._copy)
+        self._share(self._copy)
         self._to_check = sorted(self._digests, reverse=True)
-        self._together(self._check)
+        self._share(self._check)
         self._check_rearranged()
         if self._torn:
             raise TornError(list(dict.fromkeys(self._torn)))
@@ -126,7 +129,7 @@ class Stream:
     @property
     def not_finite(self) -> list[str]:
         """The names of tensors that hold NaN or infinity and should not; known when all is written."""
-        return sorted(self._finite.failing)
+        return sorted(self._scan.failing)
 
     def close(self) -> None:
         """Waits for the writers, and gives the memory back, also after an error."""
@@ -140,7 +143,7 @@ class Stream:
             self._pool.give(copied.block)
         self._read = {}
 
-    def _together(self, work: "_Work") -> None:
+    def _share(self, work: _Work) -> None:
         """Does work that any number of threads may share: in this one, and in more as soon as training waits."""
         self._reader = threading.get_ident()
         self._guarded(work)
@@ -149,19 +152,20 @@ class Stream:
         self._helpers = []
         self._raise()
 
-    def _call_for_help(self, work: "_Work") -> None:
+    def _call_for_help(self, work: _Work) -> None:
+        """Starts helpers when there is reason to hurry; only the thread that shares the work does, and once."""
         # The check is short, and what was saved is of use to nobody before it.
-        wanted = self._hurry.is_set() or len(self._to_check) > 1
+        wanted = self._training_waits.is_set() or len(self._to_check) > 1
         if wanted and not self._helpers and threading.get_ident() == self._reader:
             more = min(_MOST_READERS, self._processors) - 1
             self._helpers = [self._start(work, f"read-{n}") for n in range(1, more + 1)]
 
-    def _start(self, work: "_Work", name: str) -> threading.Thread:
+    def _start(self, work: _Work, name: str) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(work,), name=f"holdfast-{name}", daemon=True)
         thread.start()
         return thread
 
-    def _guarded(self, work: "_Work") -> None:
+    def _guarded(self, work: _Work) -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked for the work
@@ -178,21 +182,21 @@ class Stream:
         copier = Copier(self._pool, self._after)
         while not self._stopped():
             self._call_for_help(self._copy)
-            with self._taking:  # the block comes with the unit, so that the earliest unit always has one
-                if self._next_read == len(self._units):
+            with self._taking:  # the block comes with the chunk, so that the earliest chunk always has one
+                if self._next_read == len(self._chunks):
                     return
-                self.streamed |= self._hurry.is_set() and self._pool.is_empty
-                block = self._pool.take(self._hurry, self._stopped)
+                self.streamed |= self._training_waits.is_set() and self._pool.is_empty
+                block = self._pool.take(self._training_waits, self._stopped)
                 if block is None:
                     return
                 number = self._next_read
                 self._next_read += 1
-                held = self._hurry.is_set()
-            file, chunk = self._units[number]
+                waited = self._training_waits.is_set()
+            file, chunk = self._chunks[number]
             try:
                 copier.copy(self._sources[file], chunk, block)
-                # Training that stood still all the while has written nothing. Kernels that it has launched still could.
-                is_live = self._on_device or not (held and self._hurry.is_set())
+                # Training that waited all the while has written nothing. Kernels that it has launched still could.
+                is_live = self._on_device or not (waited and self._training_waits.is_set())
                 if is_live:
                     self._digests[number] = self._examine(number, block)
             except BaseException:
@@ -203,60 +207,60 @@ class Stream:
                 self._arrived.notify_all()
 
     def _examine(self, number: int, block: Block) -> list[int]:
-        """Digests a unit in the block that it is in, and looks through it for what is not finite."""
-        file, chunk = self._units[number]
+        """Digests a chunk in the block that it is in, and looks through it for what is not finite."""
+        file, chunk = self._chunks[number]
         digests = self._sinks[file].digest(parts_of(chunk, block), chunk.offset)
-        self._finite.look(self._sources[file], chunk, block.view)
+        self._scan.examine(self._sources[file], chunk, block.view)
         return digests
 
     def _write(self) -> None:
-        self._pace.begin()
+        self._throttle.begin()
         while True:
-            found = self._next_block()
-            if found is None:
+            copied = self._next_block()
+            if copied is None:
                 return
-            number, (block, is_examined) = found
-            file, chunk = self._units[number]
+            number, (block, is_examined) = copied
+            file, chunk = self._chunks[number]
             try:
                 if not self._stopped():
                     if not is_examined:
                         self._examine(number, block)
-                    self._pace.wait(chunk.size, self._hurry, self._stopped)
+                    self._throttle.wait(chunk.size, self._training_waits, self._stopped)
                     self._sinks[file].write(block.view[: chunk.size], chunk.offset)
             except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
                 self._error = self._error or error
             finally:
                 self._pool.give(block)
-            self._guarded(lambda file=file: self._one_less(file))
+            self._guarded(partial(self._count_written, file))
 
-    def _one_less(self, file: int) -> None:
+    def _count_written(self, file: int) -> None:
         """Syncs a file when all of it is written: beside the writing of the others, and not after it."""
         with self._arrived:
-            self._left[file] -= 1
-        if not self._left[file] and not self._stopped():
+            self._unwritten[file] -= 1
+        if not self._unwritten[file] and not self._stopped():
             self._sinks[file].sync()
 
     def _next_block(self) -> tuple[int, _Copied] | None:
-        """The earliest block that is still to be written, once it is there; None if it will not come."""
+        """Returns the earliest block that is still to be written, once it is there; None if it will not come."""
         with self._arrived:
             while self._yields():
                 self._arrived.wait(_LOOK_SECONDS)
             while (copied := self._read.pop(self._next_written, None)) is None:
-                if self._ended or self._next_written == len(self._units):
+                if self._ended or self._next_written == len(self._chunks):
                     return None
                 self._arrived.wait()
             self._next_written += 1
             return self._next_written - 1, copied
 
     def _yields(self) -> bool:
-        """Whether the writers leave the few processors to the readers, for whom training waits, as memory lasts."""
-        waits = self._hurry.is_set() and not self._pace.pressing and self._processors <= _MOST_READERS
-        return waits and self._next_read < len(self._units) and not (self._pool.is_empty or self._stopped())
+        """Tells if the writers leave the few processors to the readers, for whom training waits, as memory lasts."""
+        waits = self._training_waits.is_set() and not self._throttle.pressing and self._processors <= _MOST_READERS
+        return waits and self._next_read < len(self._chunks) and not (self._pool.is_empty or self._stopped())
 
     def _check(self) -> None:
         """Reads again what was read while training went on.
 
-        A write between the two reads shows; one before the first is the net's to see.
+        A write between the two reads shows; one before the first is the write detector's to see.
         """
         copier = Copier(self._pool, self._after)
         while not self._stopped():
@@ -265,8 +269,8 @@ class Stream:
                 number = self._to_check.pop()
             except IndexError:
                 return
-            file, chunk = self._units[number]
-            with copier.now(self._sources[file], chunk) as parts:
+            file, chunk = self._chunks[number]
+            with copier.read_again(self._sources[file], chunk) as parts:
                 now = self._sinks[file].digest(parts, chunk.offset)
             for part, before, after in zip(chunk.parts, self._digests[number], now, strict=True):
                 tensor = self._sources[file].tensor(part)
@@ -275,11 +279,7 @@ class Stream:
                     break  # the digests are of all until a part's end; what follows may be as it was
 
     def _check_rearranged(self) -> None:
-        """What was brought in order was read for that once more, before."""
+        """Compares tensors with their copies that are in order: what was read again was the copies alone."""
         for tensor, copy in self._rearranged:
             if not torch.equal(bytes_of(in_order(tensor)), bytes_of(copy)):
                 self._torn.append(self._name(tensor))
-
-
-class _Work(Protocol):
-    def __call__(self) -> None: ...

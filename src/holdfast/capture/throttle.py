@@ -1,51 +1,52 @@
-"""How modestly a snapshot is written: its threads' priority at the disk, and a limit to the bytes a second."""
+"""The limits that the writers of a snapshot keep to: their priority at the disk, and bytes a second."""
 
-import ctypes
-import platform
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-# ioprio_set has no function in any C library; the system calls' numbers differ between processors.
-_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "ppc64le": 273, "s390x": 282}
-_THIS_THREAD = (1, 0)  # IOPRIO_WHO_PROCESS
-PRIORITIES = {"normal": None, "low": 2 << 13 | 7, "idle": 3 << 13}
-"""As `ionice` has them: the last of its best-effort class, and its idle class."""
+import psutil
+
+# As `ionice` has them: the last of its best-effort class, and its idle class. Only Linux has the names.
+_PRIORITIES = {"normal": None, "low": ("IOPRIO_CLASS_BE", 7), "idle": ("IOPRIO_CLASS_IDLE", 0)}
 
 _LOOK_SECONDS = 0.05
 
 
 @dataclass
 class Throttle:
-    """What the writers of a training's snapshots keep to.
+    """The limits to the writers of one training's snapshots.
 
     Args:
-        bytes_per_second: How much they write at most; None: as fast as the disk takes it.
-        priority: A key of `PRIORITIES`.
+        bytes_per_second: The most that they write together; None for as fast as the disk takes it.
+        priority: `normal`, `low` or `idle`.
     """
 
     bytes_per_second: int | None = None
     priority: str = "normal"
     pressing: bool = False
-    """Whether the limit is of no account at the moment: the process must end soon."""
+    """True while the limit does not count: the process must end soon."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _free_at: float = 0.0
 
     def begin(self) -> None:
-        """Gives the calling thread its priority. Where the system has none, it stays as it is."""
-        number = _IOPRIO_SET.get(platform.machine())
-        value = PRIORITIES[self.priority]
-        if number is not None and value is not None:
-            ctypes.CDLL(None).syscall(number, *_THIS_THREAD, value)
+        """Gives the calling thread its priority. Where the system has none, or refuses it, the thread keeps its own."""
+        priority = _PRIORITIES[self.priority]
+        if priority is None:
+            return
+        name, level = priority
+        # By its own number, so that the process's other threads keep theirs.
+        with suppress(psutil.Error, OSError, AttributeError):  # no /proc, forbidden, or a system without it
+            psutil.Process(threading.get_native_id()).ionice(getattr(psutil, name), level)
 
     def wait(self, size: int, training_waits: threading.Event, stopped: Callable[[], bool]) -> None:
         """Waits until so many bytes may be written. For training that waits, or for a stop, there is no limit.
 
         Args:
-            size: How many bytes.
+            size: The number of bytes.
             training_waits: Set while training waits.
-            stopped: Whether the save has been given up.
+            stopped: Tells if the save has been given up.
         """
         if self.bytes_per_second is None:
             return

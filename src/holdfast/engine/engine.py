@@ -166,7 +166,7 @@ class Engine:
         throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
         self._subject = subject
         self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
-        self._hook = OptimizerHook(self.gate, subject.parameters())
+        self._hook = OptimizerHook(self.gate, self._snapshots.parameters())
         self.gate.begin()
         self._status.beat(step)
         self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes)
@@ -195,12 +195,12 @@ class Engine:
         self._stop.reach(step)
         self._number += 1
         copied = self._snapshots.copied_buffers
-        recorded, mark = self._subject.record(), self._snapshots.mark()
+        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
         if self._snapshots.copied_buffers != copied:
             self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
             self._saver.stand_still(reason)
-        boundary = Boundary(step, face, {}, self._number, recorded, mark, scheduled)
+        boundary = Boundary(step, face, {}, self._number, recorded, fingerprint, scheduled)
         self._status.beat(step)
         asked = look and self._intake.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving)

@@ -188,7 +188,7 @@ class Follower:
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 return Record(error="its state was given other tensors since the boundary; ask again")
-            boundary = replace(boundary, mark=snapshots.mark())
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
         begun = time.monotonic()
         try:
             snapshot = snapshots.of(boundary)
@@ -204,7 +204,7 @@ class Follower:
         written = sum(file.size for file in sealed)
         budget.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
         files = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
-        return Record(files, snapshot.tensors(), snapshot.boundary.small, snapshot.not_finite())
+        return Record(files, snapshot.tensors(), snapshot.boundary.manifest_entry, snapshot.not_finite())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:
         """Takes in what became of a save."""

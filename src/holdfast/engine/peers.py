@@ -177,7 +177,7 @@ class RankZero:
         return replace(
             own,
             write=write,
-            estimate=own.estimate * (size if own.layout == native.NAME else 1),
+            estimated_bytes=own.estimated_bytes * (size if own.layout == native.NAME else 1),
             world_size=size,
             tensors=lambda: _merged([own.tensors(), *(record.tensors for record in others)]),
             others=lambda: [record.boundary for record in others],

@@ -45,7 +45,7 @@ def save(
     run.status.update(phase="saving")
     attempt = None
     try:
-        _preflight(run.root, snapshot.estimate)
+        _preflight(run.root, snapshot.estimated_bytes)
         attempt = commit.Attempt(run.root, run.identity, step)
         known = snapshot.write(attempt.directory)
         sealed = attempt.seal(digest.of_descriptor, known)

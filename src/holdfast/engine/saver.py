@@ -202,7 +202,7 @@ class Saver:
             if not self._gate.is_blocked:
                 self._stale_before = boundary.number
                 return
-            boundary = replace(boundary, mark=snapshots.mark())
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
         if not self._batch.requests:
             return
         self._merge_until = time.monotonic() + _MERGING_SECONDS
@@ -216,7 +216,7 @@ class Saver:
         """Writes a checkpoint, and takes in what became of it."""
         requests, stops = list(self._batch.requests), self._batch.stops
         blocked_before = self._gate.blocked_seconds
-        snapshots.pace.pressing = bool(stops)
+        snapshots.throttle.pressing = bool(stops)
         hung: list[float] = []
         try:
             with self._watchdog.watch(lambda seconds: self._let_go(boundary, seconds, hung)):

@@ -12,7 +12,7 @@ from holdfast.state import environment
 from holdfast.state.data import position
 from holdfast.state.part import Stored
 from holdfast.state.rng import state as random_state
-from holdfast.state.values import tensors_named
+from holdfast.state.values import tensor_names
 from holdfast.store import names
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
@@ -63,19 +63,19 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
     def set_random_state() -> None:
         random.restore(state.generators)
         if state.rank >= then:
-            random_state.go_apart(state.rank)
+            random_state.reseed_for_rank(state.rank)
 
-    where = handed_over = ""
+    where = redistribution = ""
     if state.data is not None and "data" in extra:
         notices += state.data.restore(
             extra["data"], after_skip=set_random_state, replay=replay, saved_by=then, processes=now
         )
-        where, handed_over = f", {state.data.where}", state.data.handed_over
+        where, redistribution = f", {state.data.where}", state.data.redistribution
     set_random_state()
     if now != then:
         differing = native.differ(file.path for file in manifest.files)
         changes = [
-            *([handed_over] if handed_over else []),
+            *([redistribution] if redistribution else []),
             *(
                 [f"buffers of {', '.join(differing)} that differed between them are those of rank 0"]
                 if differing
@@ -86,8 +86,8 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
         notices.append(
             f"{then} processes saved it and {now} go on: the tensors are the same, bit for bit; {'; '.join(changes)}"
         )
-    elif handed_over:
-        notices.append(f"data: {handed_over}")
+    elif redistribution:
+        notices.append(f"data: {redistribution}")
     say(f"resumed from {chosen.path}: step {manifest.step}{where}")
     for notice in dict.fromkeys(notices):
         say(notice)
@@ -132,7 +132,7 @@ def _compared(
         *(f"{name}: in the checkpoint, and nothing here has that name" for name in stored if name not in here),
     ]
     for name in here.keys() & stored.keys():
-        if gone := [one for one in tensors_named(stored[name].rest) if one not in stored[name].tensors]:
+        if gone := [one for one in tensor_names(stored[name].rest) if one not in stored[name].tensors]:
             raise CheckpointError(f"{path}: {name}.json speaks of {names.quoted(gone[0])}, and no file has that tensor")
     problems = [*notices, *(line for name in here if name in stored for line in here[name].problems(stored[name]))]
     if strict and problems:

@@ -8,7 +8,7 @@ import torch
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
-from holdfast.capture.snapshot import why_not_live
+from holdfast.capture.snapshot import LiveSubject, why_not_live
 from holdfast.layouts import native
 from holdfast.state.buffers import differing_from_rank0, digests
 from holdfast.state.data.cursor import DataCursor
@@ -55,6 +55,10 @@ class LoopState:
         self._bytes = 0
         self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
 
+    def as_live(self) -> LiveSubject:
+        """Returns itself: its tensors are read from live memory."""
+        return self
+
     def parameters(self) -> list[torch.Tensor]:
         """What the optimizers update."""
         return [tensor for part in self.parts if isinstance(part, ModelPart) for tensor in part.live().values()]
@@ -87,7 +91,7 @@ class LoopState:
     def place(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Which range of a whole tensor of a checkpoint this process needs; None where it needs all."""
         found = next((one for one in self.parts if one.name == part), None)
-        return None if found is None else found.place(name, shape)
+        return None if found is None else found.shard_range(name, shape)
 
     def memory(self) -> dict[str, Mapping[str, torch.Tensor]]:
         """The live memory that tensors of a checkpoint may be read into, by part and name."""

@@ -1,1 +1,1 @@
-"""What is saved of a training: each kind of part, and how it is put back."""
+"""The state of a training: a part for each kind of thing that is saved, and how it is put back."""

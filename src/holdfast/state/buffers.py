@@ -2,6 +2,8 @@
 
 Copying all would cost too much where there are large ones, most of which never change (masks, position tables). Those
 are left where they are, and watched; one that is seen to change is copied at every boundary from then on.
+
+Of several processes rank 0 writes them. It tells the others their digests, and who has other values writes its own too.
 """
 
 import ctypes
@@ -15,32 +17,32 @@ from holdfast.state.module_tensors import TensorSlot
 from holdfast.state.sharding import local_of
 
 # In all. On a device one kernel copies them, beside the training.
-COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
-_PLACES = 8
-_PLACE_BYTES = 64
+_COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
+_SAMPLES = 8
+_SAMPLE_BYTES = 64
 
 
 class BufferRecord(NamedTuple):
-    """What buffers held at one boundary: bytes where memory can be read, clones elsewhere."""
+    """The values of buffers at one boundary: bytes where memory can be read, clones elsewhere."""
 
     in_windows: Sequence[tuple[TensorSlot, torch.Tensor]]
     raw: Sequence[bytes]
     clones: Mapping[str, torch.Tensor]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The buffers as they were, by the names that they have in the file."""
-        found = dict(self.clones)
+        """Returns the buffers as they were, by the names that they have in the file."""
+        tensors = dict(self.clones)
         for (slot, like), raw in zip(self.in_windows, self.raw, strict=True):
-            tensor = found[slot.stored] = torch.empty_like(like)
+            tensor = tensors[slot.stored] = torch.empty_like(like)
             ctypes.memmove(tensor.data_ptr(), raw, len(raw))
-        return found
+        return tensors
 
 
 class Buffers:
     """The buffers of one module.
 
     Args:
-        slots: Where they are, no tensor twice.
+        slots: Their slots, no tensor twice.
         moving: The names of large ones that are known to change.
     """
 
@@ -61,11 +63,11 @@ class Buffers:
 
     @property
     def arrangement(self) -> int:
-        """Differs when `live` would give other tensors: how many were seen to change."""
+        """The number of those that were seen to change: it differs when `live` would give other tensors."""
         return len(self._moving)
 
     def record(self) -> BufferRecord:
-        """What those that may change hold now."""
+        """Copies those that may change, as of now."""
         if self._watches:
             watches = zip(self._watched, self._watches, strict=True)
             if moved := [slot.name for (slot, _), watch in watches if watch.has_moved()]:
@@ -75,7 +77,8 @@ class Buffers:
         return BufferRecord(self._in_windows, [window.raw for window in self._windows], clones)
 
     def _sort(self) -> None:
-        left = dict(COPIED_BYTES)
+        """Decides of each whether it is copied, the smallest first, or watched."""
+        left = dict(_COPIED_BYTES)
         # A sparse one has no size of its own, and no memory that could be left where it is.
         copied = [pair for pair in self._slots if pair[1].layout != torch.strided]
         self._watched: list[tuple[TensorSlot, torch.Tensor]] = []
@@ -90,14 +93,29 @@ class Buffers:
         self._watches = [_Watch(tensor) for _, tensor in self._watched]
 
 
+def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Returns digests, by which other processes see if theirs are the same, by name. Sparse ones are left out."""
+    return {name: _digest(tensor) for name, tensor in tensors.items() if tensor.layout == torch.strided}
+
+
+def differing_from_rank0(tensors: Mapping[str, torch.Tensor], rank0: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Returns those of this process that are not what rank 0 has.
+
+    Args:
+        tensors: Those of this process, by name.
+        rank0: The digests that `digests` gave in rank 0.
+    """
+    return {name: tensors[name] for name, digest in digests(tensors).items() if rank0.get(name) != digest}
+
+
 class _Watch:
-    """Tells whether a tensor was written since it was last asked, as far as its version and samples of it show."""
+    """Tells if a tensor was written since it was last asked, as far as its version and samples of it show."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
-        step = max(1, tensor.nbytes // _PLACES)
-        places = range(0, tensor.nbytes, step) if _has_plain_memory(tensor) else ()
-        self._windows = [_window(tensor, place, min(_PLACE_BYTES, tensor.nbytes - place)) for place in places]
+        step = max(1, tensor.nbytes // _SAMPLES)
+        offsets = range(0, tensor.nbytes, step) if _has_plain_memory(tensor) else ()
+        self._windows = [_window(tensor, offset, min(_SAMPLE_BYTES, tensor.nbytes - offset)) for offset in offsets]
         self._last = self._look()
 
     def has_moved(self) -> bool:
@@ -117,24 +135,8 @@ def _window(tensor: torch.Tensor, begin: int, size: int) -> "ctypes.Array[ctypes
     return (ctypes.c_char * size).from_address(tensor.data_ptr() + begin)
 
 
-def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """What tells other processes whether theirs are the same, by name. Sparse ones are left out."""
-    return {name: _digest(tensor) for name, tensor in tensors.items() if tensor.layout == torch.strided}
-
-
-def differing_from_rank0(tensors: Mapping[str, torch.Tensor], common: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Those of this process that are not what rank 0 has.
-
-    Args:
-        tensors: Those of this process, by name.
-        common: What `digests` gave in rank 0.
-    """
-    here = digests(tensors)
-    return {name: tensors[name] for name, digest in here.items() if common.get(name) != digest}
-
-
 def _digest(tensor: torch.Tensor) -> str:
-    held = tensor.detach().cpu().contiguous()
-    found = xxhash.xxh3_128(f"{held.dtype} {list(held.shape)}".encode())
-    found.update(ctypes.string_at(held.data_ptr(), held.nbytes) if held.nbytes else b"")
-    return found.hexdigest()
+    plain = tensor.detach().cpu().contiguous()
+    digest = xxhash.xxh3_128(f"{plain.dtype} {list(plain.shape)}".encode())
+    digest.update(ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b"")
+    return digest.hexdigest()

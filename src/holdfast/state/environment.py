@@ -1,4 +1,4 @@
-"""What a bit-exact continuation depends on besides the state: versions, threads, devices."""
+"""The conditions of a bit-exact continuation besides the state: versions, threads, devices."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def record() -> dict[str, str]:
-    """The versions and the machine that training runs on, each as text."""
+    """Returns the versions and the machine that training runs on, each as text."""
     cuda = torch.cuda.is_available()
     return {
         "python": platform.python_version(),
@@ -24,6 +24,6 @@ def record() -> dict[str, str]:
 
 
 def differences(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What is no longer as it was: `torch 2.12.0 -> 2.13.0`."""
+    """Names what is no longer as it was: `torch 2.12.0 -> 2.13.0`."""
     keys = sorted(then.keys() & now.keys())
     return [f"{key} {then[key]} -> {now[key]}" for key in keys if then[key] != now[key]]

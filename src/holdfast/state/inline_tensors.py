@@ -1,4 +1,4 @@
-"""Small tensors as JSON: their bytes as hexadecimal text. Format: `docs/format.md`, "data.json"."""
+"""Small tensors inside a JSON file, their bytes as text. Format: `docs/format.md`, "data.json"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ _MOST_BYTES = 16 << 20
 
 
 def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Tensors as JSON, by name.
+    """Returns tensors as JSON, by name.
 
     Raises:
         UnsupportedError: One has no plain elements, or all of them are too large.
@@ -28,14 +28,14 @@ def encode(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {name: _encode(tensor) for name, tensor in tensors.items()}
 
 
-def decode(given: Any) -> dict[str, torch.Tensor]:
-    """What `encode` gave. It may have been written by anybody.
+def decode(encoded: Any) -> dict[str, torch.Tensor]:
+    """Returns the tensors that `encode` gave, by name. Anybody may have written the JSON.
 
     Raises:
         CheckpointError: These are no tensors.
     """
     try:
-        return {name: _decode(one) for name, one in given.items()}
+        return {name: _decode(entry) for name, entry in encoded.items()}
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"the tensors of the data's state cannot be read: {error or type(error).__name__}",
@@ -49,9 +49,9 @@ def _encode(tensor: torch.Tensor) -> dict[str, Any]:
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape), "bytes": raw.hex()}
 
 
-def _decode(given: Mapping[str, Any]) -> torch.Tensor:
-    dtype, raw = getattr(torch, given["dtype"]), bytearray.fromhex(given["bytes"])
+def _decode(entry: Mapping[str, Any]) -> torch.Tensor:
+    dtype, raw = getattr(torch, entry["dtype"]), bytearray.fromhex(entry["bytes"])
     if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"{given['dtype']!r} is no torch.dtype")
+        raise ValueError(f"{entry['dtype']!r} is no torch.dtype")
     flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
-    return flat.view(dtype).reshape(given["shape"])
+    return flat.view(dtype).reshape(entry["shape"])

@@ -1,4 +1,4 @@
-"""A model: its weights, which stand still between updates, and what its forward may write."""
+"""A model: its weights, which stand still between updates, what its forward may write, and how both are put back."""
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 from holdfast.errors import CheckpointError, ConfigError
-from holdfast.state import buffers
-from holdfast.state import values as tree
-from holdfast.state.buffers import Buffers
+from holdfast.state import values
+from holdfast.state.buffers import BufferRecord, Buffers
 from holdfast.state.module_tensors import TensorSlot, identity, modules_of, slots_of
 from holdfast.state.part import SIDECAR_PREFIX, Stored, rest_of
 from holdfast.state.sharding import ShardRange, local_of, range_of, show_shards
@@ -20,11 +19,11 @@ _numbers = count()
 
 
 class _Plan:
-    """What a model consists of, as long as it consists of that."""
+    """The modules and tensors of a model, as long as it consists of those."""
 
     def __init__(self, module: nn.Module, moving: Mapping[str, int]) -> None:
         self.modules = list(modules_of(module))
-        self.inside = [inner.__dict__ for _, inner in self.modules]
+        self.attributes = [inner.__dict__ for _, inner in self.modules]
         self.slots: list[TensorSlot] = []
         self.aliases: dict[str, str] = {}
         first: dict[Any, TensorSlot] = {}
@@ -37,25 +36,25 @@ class _Plan:
         self.weights = {slot.name: slot.tensor for slot in self.slots if slot.kind == "weight"}
         self.parameters = list(self.weights.values())
         self.buffer_places = [inner._buffers for _, inner in self.modules if inner._buffers]
-        held = [slot for slot in self.slots if slot.kind != "weight"]
-        self.buffers = Buffers(held, moving)
-        self.buffer_pointers = [slot.tensor for slot in held if slot.tensor.layout == torch.strided]
+        buffers = [slot for slot in self.slots if slot.kind != "weight"]
+        self.buffers = Buffers(buffers, moving)
+        self.dense_buffers = [slot.tensor for slot in buffers if slot.tensor.layout == torch.strided]
         self.extra = [(name, inner) for name, inner in self.modules if _has_extra_state(inner)]
         self.contents = [(slot.stored, id(slot.tensor) if slot.kind == "weight" else None) for slot in self.slots]
-        self.seen = self.look()
+        self.known_buffers = self.look_at_buffers()
         self.number = next(_numbers)
 
-    def look(self) -> Hashable:
-        """Differs when a buffer was replaced, added or taken away, or was given other memory."""
-        held = tuple(map(id, chain.from_iterable(map(dict.values, self.buffer_places))))
-        return held, tuple(map(torch.Tensor.data_ptr, self.buffer_pointers))
+    def look_at_buffers(self) -> Hashable:
+        """Returns a value that differs when a buffer was replaced, added or taken away, or was given other memory."""
+        identities = tuple(map(id, chain.from_iterable(map(dict.values, self.buffer_places))))
+        return identities, tuple(map(torch.Tensor.data_ptr, self.dense_buffers))
 
 
 class ModelRecord(NamedTuple):
-    """What of a module changes between a boundary and the next update."""
+    """The state of a module that changes between a boundary and the next update."""
 
     plan: _Plan
-    buffers: buffers.BufferRecord
+    buffers: BufferRecord
     trains: list[bool]
     learns: list[bool]
     extra: Mapping[str, Any]
@@ -65,7 +64,7 @@ class ModelPart:
     """A module as a part of the state.
 
     Args:
-        name: What the part is called.
+        name: The part's name.
         module: The module; wrapped or compiled ones count as what is inside.
     """
 
@@ -82,12 +81,12 @@ class ModelPart:
         return self._plan.buffers.moving
 
     def named_parameters(self) -> dict[str, torch.Tensor]:
-        """The parameters that the module has now, by name."""
+        """Returns the parameters that the module has now, by name."""
         show_shards(self._module)
         return _Plan(self._module, {}).weights
 
     def structure(self) -> Hashable:
-        """Differs when `live` would give other tensors.
+        """Returns a value that differs when `live` would give other tensors.
 
         Weights that were replaced show from the next call of `live`: to look for them here would cost more than all of
         the record, and an optimizer would know nothing of them.
@@ -95,7 +94,7 @@ class ModelPart:
         return self._plan.number, self._plan.buffers.arrangement
 
     def live(self) -> dict[str, torch.Tensor]:
-        """The parameters, and large buffers that never changed."""
+        """Returns the parameters, and large buffers that never changed."""
         show_shards(self._module)
         fresh = _Plan(self._module, self._plan.buffers.moving)
         if fresh.contents != self._plan.contents:
@@ -103,25 +102,26 @@ class ModelPart:
         return {**fresh.weights, **fresh.buffers.live}
 
     def record(self) -> ModelRecord:
-        """Buffers, modes, and what modules give as their extra state."""
+        """Records buffers, modes, and what modules give as their extra state."""
         plan = self._plan
-        if plan.look() != plan.seen:
+        if plan.look_at_buffers() != plan.known_buffers:
             show_shards(self._module)
             plan = self._plan = _Plan(self._module, plan.buffers.moving)
         return ModelRecord(
             plan,
             plan.buffers.record(),
-            [inside["training"] for inside in plan.inside],
+            [attributes["training"] for attributes in plan.attributes],
             [parameter.requires_grad for parameter in plan.parameters],
-            {name: tree.snapshot(module.get_extra_state(), lambda _: True) for name, module in plan.extra},
+            {name: values.snapshot(module.get_extra_state(), lambda _: True) for name, module in plan.extra},
         )
 
     def encode(self, recorded: ModelRecord) -> Stored:
-        """What was recorded, as tensors and JSON."""
+        """Returns what was recorded, as tensors and JSON."""
         plan = recorded.plan
         tensors: dict[str, torch.Tensor] = {}
         extra = {
-            name: tree.encode(state, f"{SIDECAR_PREFIX}{name}/extra", tensors) for name, state in recorded.extra.items()
+            name: values.encode(state, f"{SIDECAR_PREFIX}{name}/extra", tensors)
+            for name, state in recorded.extra.items()
         }
         rest = {
             "kind": "model",
@@ -137,35 +137,35 @@ class ModelPart:
         return Stored(tensors, rest, plan.aliases)
 
     def buffers(self, recorded: ModelRecord) -> dict[str, torch.Tensor]:
-        """The buffers that may change, as they were recorded, by the names that they have in the file."""
+        """Returns the buffers that may change, as they were recorded, by the names that they have in the file."""
         return recorded.buffers.tensors()
 
-    def place(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
-        """Where this process's shard of a weight lies."""
+    def shard_range(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
+        """Returns the range of this process's shard of a weight."""
         weight = self._plan.weights.get(name)
         return None if weight is None or tuple(weight.shape) != shape else range_of(weight, name)
 
     def memory(self) -> dict[str, torch.Tensor]:
-        """What this process has of weights and buffers."""
+        """Returns what this process has of weights and buffers."""
         return {slot.stored: local_of(slot.tensor) for slot in self._plan.slots}
 
     def problems(self, stored: Stored) -> list[str]:
-        """Why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
+        """Returns the reasons why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
         rest_of(stored, self.name, "model")
-        return [f"{self.name}: {problem}" for problem in compare(slots_of(self._module), stored).problems]
+        return [f"{self.name}: {problem}" for problem in _fit(slots_of(self._module), stored).problems]
 
     def restore(self, stored: Stored, *, strict: bool) -> list[str]:
         """Puts everything back into the module's own tensors."""
-        fit = compare(slots_of(self._module), stored)
+        fit = _fit(slots_of(self._module), stored)
         if strict and fit.problems:
             raise CheckpointError(f"{self.name} does not fit the checkpoint: {'; '.join(fit.problems)}")
         rest = rest_of(stored, self.name, "model")
         frozen, evaluating, extra = (rest.get(key) for key in ("frozen", "evaluating", "extra"))
         if not isinstance(frozen, list) or not isinstance(evaluating, list) or not isinstance(extra, dict):
             raise CheckpointError(f"{self.name}: what the checkpoint says of its modules cannot be read")
-        states = {name: tree.decode(state, stored.tensors) for name, state in extra.items()}
+        states = {name: values.decode(state, stored.tensors) for name, state in extra.items()}
         for slot, tensor in fit.pairs:
-            _put_back(slot, tensor)
+            _fill(slot, tensor)
         changed = 0
         for slot, _ in fit.pairs:
             if slot.kind == "weight" and slot.tensor.requires_grad == (slot.name in frozen):
@@ -184,54 +184,40 @@ class ModelPart:
         return notes
 
 
-def _put_back(slot: TensorSlot, tensor: torch.Tensor) -> None:
-    now = local_of(slot.tensor)
-    if now.layout == torch.strided and now.shape == tensor.shape and now.dtype == tensor.dtype:
-        if now.data_ptr() != tensor.data_ptr():  # it was read right there
-            now.detach().copy_(tensor)
-    elif slot.kind == "weight":
-        slot.tensor.data = tensor.clone().to(now.device)
-    else:  # one that is grown while it is used, or is sparse
-        slot.place[slot.key] = tensor.clone().to(now.device)
-
-
-def _has_extra_state(module: nn.Module) -> bool:
-    return type(module).get_extra_state is not nn.Module.get_extra_state
-
-
 @dataclass
-class Fit:
-    """A comparison.
+class _Fit:
+    """The outcome of comparing a module with a checkpoint.
 
     Args:
         problems: A line for each mismatch.
-        pairs: The places that fit, each with what goes there; a tensor with several names comes once.
+        pairs: The slots that fit, each with the tensor that goes there; a tensor with several names comes once.
     """
 
     problems: list[str] = field(default_factory=list)
     pairs: list[tuple[TensorSlot, torch.Tensor]] = field(default_factory=list)
 
 
-def compare(slots: Iterable[TensorSlot], stored: Stored) -> Fit:
-    """Compares by name, nothing by position."""
-    fit = Fit()
-    held = {alias: stored.tensors[kept] for alias, kept in stored.aliases.items() if kept in stored.tensors}
-    held.update(stored.tensors)
+def _fit(slots: Iterable[TensorSlot], stored: Stored) -> _Fit:
+    """Compares the slots of a module with a checkpoint, by name and nothing by position."""
+    fit = _Fit()
+    tensors = {alias: stored.tensors[kept] for alias, kept in stored.aliases.items() if kept in stored.tensors}
+    tensors.update(stored.tensors)
     here = {slot.stored: slot for slot in slots}
-    done: dict[object, str] = {}
+    names: dict[object, str] = {}
     for name, slot in here.items():
-        first = done.setdefault(identity(slot.tensor), name)
-        if name not in held:
+        first = names.setdefault(identity(slot.tensor), name)
+        if name not in tensors:
             if slot.kind != "cache":  # by its owner's word it is not state
                 fit.problems.append(f"{slot.kind} {name!r} is in the model and not in the checkpoint")
-        elif slot.kind != "cache" and described(held[name]) != described(local_of(slot.tensor)):
-            then, now = described(held[name]), described(local_of(slot.tensor))
+            continue
+        then, now = _form_of(tensors[name]), _form_of(local_of(slot.tensor))
+        if slot.kind != "cache" and then != now:
             fit.problems.append(f"{slot.kind} {name!r} is {then} in the checkpoint and {now} in the model")
         elif first == name:
-            fit.pairs.append((slot, held[name]))
-        elif first in held and held[first] is not held[name]:
+            fit.pairs.append((slot, tensors[name]))
+        elif first in tensors and tensors[first] is not tensors[name]:
             fit.problems.append(f"{name!r} and {first!r} are one tensor in the model and two in the checkpoint")
-    for name in held:
+    for name in tensors:
         if name not in here and not name.startswith(SIDECAR_PREFIX):
             fit.problems.append(f"{name!r} is in the checkpoint and not in the model")
     for alias, kept in stored.aliases.items():
@@ -240,7 +226,23 @@ def compare(slots: Iterable[TensorSlot], stored: Stored) -> Fit:
     return fit
 
 
-def described(tensor: torch.Tensor) -> str:
-    """A tensor's dtype and shape, and its layout where it is a special one."""
+def _form_of(tensor: torch.Tensor) -> str:
+    """Returns a tensor's dtype and shape, and its layout where it is a special one."""
     text = f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.")
     return text if tensor.layout == torch.strided else f"{text} {tensor.layout}".replace("torch.", "")
+
+
+def _fill(slot: TensorSlot, tensor: torch.Tensor) -> None:
+    """Copies a tensor of a checkpoint into a slot's memory, or gives the slot other memory where it does not fit."""
+    live = local_of(slot.tensor)
+    if live.layout == torch.strided and live.shape == tensor.shape and live.dtype == tensor.dtype:
+        if live.data_ptr() != tensor.data_ptr():  # it was read right there
+            live.detach().copy_(tensor)
+    elif slot.kind == "weight":
+        slot.tensor.data = tensor.clone().to(live.device)
+    else:  # one that is grown while it is used, or is sparse
+        slot.place[slot.key] = tensor.clone().to(live.device)
+
+
+def _has_extra_state(module: nn.Module) -> bool:
+    return type(module).get_extra_state is not nn.Module.get_extra_state

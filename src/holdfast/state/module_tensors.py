@@ -1,4 +1,4 @@
-"""Where the tensors of a module are, and what they are called, whatever has been wrapped around it."""
+"""The tensors of a module, their places and their names, whatever has been wrapped around it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class TensorSlot:
     """One place of a module that holds a tensor.
 
     Args:
-        name: What the tensor is called in the module's `state_dict`.
+        name: The tensor's name in the module's `state_dict`.
         place: The module's own dictionary.
         key: Its key there.
         kind: `weight`, `buffer`, or `cache` for a buffer that is not persistent.
@@ -29,18 +29,18 @@ class TensorSlot:
 
     @property
     def stored(self) -> str:
-        """What it is called in a checkpoint."""
+        """The tensor's name in a checkpoint."""
         return SIDECAR_PREFIX + self.name if self.kind == "cache" else self.name
 
     @property
     def tensor(self) -> torch.Tensor:
-        """What is there now."""
-        found: torch.Tensor = self.place[self.key]
-        return found
+        """The tensor that is there now."""
+        tensor: torch.Tensor = self.place[self.key]
+        return tensor
 
 
 def modules_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A module and those inside, by name; one that is there twice comes twice."""
+    """Yields a module and those inside, by name; one that is there twice comes twice."""
     module = _bare(module)
     yield prefix, module
     for key, child in module._modules.items():
@@ -49,7 +49,7 @@ def modules_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mo
 
 
 def slots_of(module: nn.Module) -> Iterator[TensorSlot]:
-    """The places of all tensors, in the order of the `state_dict`; one that has several names comes as often."""
+    """Yields the slots of all tensors, in the order of the `state_dict`; one that has several names comes as often."""
     for prefix, inner in modules_of(module):
         dot = f"{prefix}." if prefix else ""
         for key, parameter in inner._parameters.items():
@@ -62,14 +62,14 @@ def slots_of(module: nn.Module) -> Iterator[TensorSlot]:
 
 
 def identity(tensor: torch.Tensor) -> Any:
-    """Equal for two tensors that are one: the same object, or the same view of the same memory."""
+    """Returns what is equal for two tensors that are one: the same object, or the same view of the same memory."""
     if tensor.layout != torch.strided or hasattr(tensor, "__tensor_flatten__") or tensor.data_ptr() == 0:
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _bare(module: nn.Module) -> nn.Module:
-    """The user's own module. What torch.compile makes is told by its key: its class would load the compiler."""
+    """Returns the user's own module. One of torch.compile is told by its key: its class would load the compiler."""
     while True:
         if isinstance(module, DistributedDataParallel | DataParallel):
             module = module.module

@@ -9,10 +9,9 @@ import torch
 from torch import optim
 
 from holdfast.errors import CheckpointError, UnsupportedError
-from holdfast.state import optimizer_restore as optimizer_state
-from holdfast.state import values as tree
+from holdfast.state import optimizer_restore, values
 from holdfast.state.model import ModelPart
-from holdfast.state.optimizer_restore import Fit, compare
+from holdfast.state.optimizer_restore import Group, OptimizerFit
 from holdfast.state.part import LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange, local_of, range_of
 
@@ -29,31 +28,32 @@ _IN_PLACE = (
     optim.Adadelta,
     optim.SparseAdam,
 )
-# A call of `tree.snapshot` for each would be most of what recording costs.
+# A call of `values.snapshot` for each would be most of what recording costs.
 _PLAIN = frozenset((type(None), bool, int, float, str))
-# What of a group is no setting: its members, and torch's own names of them.
+# The keys of a group that are no settings: its members, and torch's own names of them.
 _MEMBERS = ("params", "param_names")
 
 
-def bare_optimizer(one: object) -> optim.Optimizer | None:
-    """The optimizer inside whatever was put around it; None where there is none. A schedule merely knows one."""
-    while hasattr(one, "param_groups") and hasattr(inner := getattr(one, "optimizer", None), "param_groups"):
-        one = inner
-    return one if isinstance(one, optim.Optimizer) else None
+def bare_optimizer(wrapper: object) -> optim.Optimizer | None:
+    """Returns the optimizer inside whatever was put around it; None where there is none: a schedule only knows one."""
+    inner = wrapper
+    while hasattr(inner, "param_groups") and hasattr(below := getattr(inner, "optimizer", None), "param_groups"):
+        inner = below
+    return inner if isinstance(inner, optim.Optimizer) else None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the state consists of, as long as `structure` says so.
+class _Plan:
+    """The parameters and tensors of an optimizer, as long as its structure is this.
 
     Args:
-        structure: What it said.
+        structure: The optimizer's `structure` then.
         groups: The names of each group's parameters.
         state: The state of each parameter that has some.
-        odd: Those whose state is not tensors alone.
+        odd: The names of those whose state is not tensors alone.
         shared: State that belongs to no parameter.
-        strangers: Parameters that no registered model has.
-        held: All tensors of the state. As long as they are held, no other can have the id of one.
+        unregistered: Parameters that no registered model has.
+        kept: All tensors of the state. As long as they are kept, no other can have the id of one.
         known: The parameters of all registered models, by name.
     """
 
@@ -62,21 +62,21 @@ class Plan:
     state: Mapping[str, tuple[torch.Tensor, dict[Any, Any]]]
     odd: Sequence[str]
     shared: Mapping[Any, Any]
-    strangers: Sequence[torch.Tensor]
-    held: Sequence[torch.Tensor]
+    unregistered: Sequence[torch.Tensor]
+    kept: Sequence[torch.Tensor]
     known: Mapping[str, torch.Tensor]
 
     @cached_property
     def encoded(self) -> dict[str, Any]:
         """As JSON, the state of each parameter where it is tensors alone: it names them, and does not change."""
         plain = ((name, pair) for name, pair in self.state.items() if name not in self.odd)
-        return {name: optimizer_state.encode(held, name, parameter) for name, (parameter, held) in plain}
+        return {name: _encode_state(content, name, parameter) for name, (parameter, content) in plain}
 
 
 class OptimizerRecord(NamedTuple):
-    """What of an optimizer changes between a boundary and the next update, or is read on the host."""
+    """The state of an optimizer that changes between a boundary and the next update, or is read on the host."""
 
-    plan: Plan
+    plan: _Plan
     settings: list[dict[str, Any]]
     odd: Mapping[str, Any]
     shared: Any
@@ -86,7 +86,7 @@ class OptimizerPart:
     """An optimizer as a part of the state.
 
     Args:
-        name: What the part is called.
+        name: The part's name.
         optimizer: The optimizer itself.
         models: The registered models; they know the names of its parameters.
     """
@@ -97,17 +97,17 @@ class OptimizerPart:
         self._models = models
         self._plan = self._make_plan()
 
-    def strangers(self) -> list[str]:
-        """A line where the optimizer has parameters of no registered model."""
-        if not (found := self._plan.strangers):
+    def unregistered(self) -> list[str]:
+        """Returns a line where the optimizer has parameters of no registered model."""
+        if not (others := self._plan.unregistered):
             return []
-        shape = list(found[0].shape)
+        shape = list(others[0].shape)
         return [
-            f"{self.name}: {len(found)} of its parameters (the first: {shape}) are of no model that is registered here"
+            f"{self.name}: {len(others)} of its parameters (the first: {shape}) are of no model that is registered here"
         ]
 
     def structure(self) -> Hashable:
-        """Differs when `live` would give other tensors."""
+        """Returns a value that differs when `live` would give other tensors."""
         optimizer = self._optimizer
         state = optimizer.state
         members = tuple([len(group["params"]) for group in optimizer.param_groups])
@@ -116,44 +116,42 @@ class OptimizerPart:
         return id(state), members, tuple(map(id, _tensors(state)))
 
     def live(self) -> dict[str, torch.Tensor]:
-        """The tensors of its state."""
+        """Returns the tensors of its state."""
         plan = self._make_plan()
-        found = {key: one for name, (_, state) in plan.state.items() for key, one in tree.tensors_in(state, name)}
-        return {**found, **dict(tree.tensors_in(plan.shared, "shared"))}
+        named = (pair for name, (_, content) in plan.state.items() for pair in values.tensors_in(content, name))
+        return {**dict(named), **dict(values.tensors_in(plan.shared, "shared"))}
 
     def record(self) -> OptimizerRecord:
-        """The groups' settings, and state that is not tensors."""
+        """Records the groups' settings, and state that is not tensors."""
         plan = self._current()
         settings = [_settings(group) for group in self._optimizer.param_groups]
-        odd = {name: tree.snapshot(plan.state[name][1], _never) for name in plan.odd}
-        return OptimizerRecord(plan, settings, odd, tree.snapshot(plan.shared, _never))
+        odd = {name: values.snapshot(plan.state[name][1], _never) for name in plan.odd}
+        return OptimizerRecord(plan, settings, odd, values.snapshot(plan.shared, _never))
 
     def encode(self, recorded: OptimizerRecord) -> Stored:
-        """What was recorded, as tensors and JSON."""
+        """Returns what was recorded, as tensors and JSON."""
         plan = recorded.plan
-        if plan.strangers:
-            raise UnsupportedError(self.strangers()[0], hint="register every model that the optimizer updates")
+        if plan.unregistered:
+            raise UnsupportedError(self.unregistered()[0], hint="register every model that the optimizer updates")
         tensors: dict[str, torch.Tensor] = {}
         state = {
-            name: optimizer_state.encode(recorded.odd[name], name, parameter)
-            if name in recorded.odd
-            else plan.encoded[name]
+            name: _encode_state(recorded.odd[name], name, parameter) if name in recorded.odd else plan.encoded[name]
             for name, (parameter, _) in plan.state.items()
         }
         rest = {
             "kind": "optimizer",
             "class": type(self._optimizer).__qualname__,
             "groups": [
-                {"parameters": list(members), "settings": tree.encode(settings, f"groups/{number}", tensors)}
+                {"parameters": list(members), "settings": values.encode(settings, f"groups/{number}", tensors)}
                 for number, (members, settings) in enumerate(zip(plan.groups, recorded.settings, strict=True))
             ],
             "state": state,
-            "shared": tree.encode(recorded.shared, "shared", {}),
+            "shared": values.encode(recorded.shared, "shared", {}),
         }
         return Stored(tensors, rest)
 
-    def place(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
-        """Where this process's shard of a value lies: where its parameter's does, if they have one shape."""
+    def shard_range(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
+        """Returns the range of this process's shard of a value: that of its parameter's, if they have one shape."""
         owner = name
         while owner and owner not in self._plan.known:
             owner = owner.rpartition("/")[0]
@@ -161,11 +159,11 @@ class OptimizerPart:
         return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
 
     def memory(self) -> dict[str, torch.Tensor]:
-        """What this process has of the state: nothing before the first step."""
-        return {name: local_of(one) for name, one in self.live().items()}
+        """Returns what this process has of the state: nothing before the first step."""
+        return {name: local_of(tensor) for name, tensor in self.live().items()}
 
     def problems(self, stored: Stored) -> list[str]:
-        """Why a checkpoint does not fit: the class, the groups and their members, the shapes of parameters."""
+        """Returns the reasons why a checkpoint does not fit: class, groups, their members, shapes of parameters."""
         return self._fit(stored).problems
 
     def restore(self, stored: Stored, *, strict: bool) -> list[str]:
@@ -174,72 +172,87 @@ class OptimizerPart:
         if strict and fit.problems:
             raise CheckpointError("; ".join(fit.problems))
         if isinstance(stored.tensors, LoadedTensors):  # what was read into the state's own memory is the state again
-            stored.tensors.free.update(name for name, one in self.memory().items() if _are_one(stored, name, one))
-        notes = optimizer_state.put_back(self._optimizer, fit, stored)
+            stored.tensors.free.update(name for name, tensor in self.memory().items() if _is_at(stored, name, tensor))
+        notes = optimizer_restore.restore(self._optimizer, fit, stored)
         self._plan = self._make_plan()
         return [*(f"{problem}: left out" for problem in fit.problems), *(f"{self.name}: {note}" for note in notes)]
 
-    def _fit(self, stored: Stored) -> Fit:
-        groups = [
-            (group, members)
-            for group, members in zip(self._optimizer.param_groups, self._make_plan().groups, strict=True)
-        ]
-        return compare(self.name, self._optimizer, groups, self._known(), stored)
+    def _fit(self, stored: Stored) -> OptimizerFit:
+        groups: list[tuple[Group, Sequence[str]]] = list(
+            zip(self._optimizer.param_groups, self._make_plan().groups, strict=True)
+        )
+        return optimizer_restore.fit_by_names(self.name, self._optimizer, groups, self._known(), stored)
 
     def _known(self) -> dict[str, torch.Tensor]:
-        """The parameters of all registered models, by name."""
-        return {f"{model.name}.{name}": one for model in self._models for name, one in model.named_parameters().items()}
+        """Returns the parameters of all registered models, by name."""
+        named = ((model.name, *pair) for model in self._models for pair in model.named_parameters().items())
+        return {f"{model}.{name}": parameter for model, name, parameter in named}
 
-    def _current(self) -> Plan:
+    def _current(self) -> _Plan:
         if self.structure() != self._plan.structure:
             self._plan = self._make_plan()
         return self._plan
 
-    def _make_plan(self) -> Plan:
+    def _make_plan(self) -> _Plan:
         names: dict[int, str] = {}
         known = self._known()
         for name, parameter in known.items():
             names.setdefault(id(parameter), name)
         optimizer = self._optimizer
-        strangers = [one for group in optimizer.param_groups for one in group["params"] if id(one) not in names]
-        names.update({id(one): f"?{number}" for number, one in enumerate(strangers)})
-        state = {names[id(key)]: (key, held) for key, held in optimizer.state.items() if id(key) in names}
-        return Plan(
+        updated = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        unregistered = [parameter for parameter in updated if id(parameter) not in names]
+        names.update({id(parameter): f"?{number}" for number, parameter in enumerate(unregistered)})
+        state = {names[id(key)]: (key, content) for key, content in optimizer.state.items() if id(key) in names}
+        return _Plan(
             self.structure(),
-            [[names[id(one)] for one in group["params"]] for group in optimizer.param_groups],
+            [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups],
             state,
-            [name for name, (_, held) in state.items() if not all(isinstance(v, torch.Tensor) for v in held.values())],
-            {key: held for key, held in optimizer.state.items() if id(key) not in names},
-            strangers,
+            [name for name, (_, content) in state.items() if not _is_tensors_alone(content)],
+            {key: content for key, content in optimizer.state.items() if id(key) not in names},
+            unregistered,
             list(_tensors(optimizer.state)),
             known,
         )
 
 
-def _are_one(stored: Stored, name: str, live: torch.Tensor) -> bool:
-    found = stored.tensors.get(name)
-    return found is not None and found.layout == live.layout == torch.strided and found.data_ptr() == live.data_ptr()
+def _encode_state(content: Any, name: str, parameter: torch.Tensor) -> dict[str, Any]:
+    """Returns the state of one parameter as JSON. Its tensors are live, by the names of `values.tensors_in`."""
+    encoded = values.encode(content, name, {}, parameter.device)
+    step = content.get("step") if isinstance(content, dict) else None
+    if isinstance(step, torch.Tensor):  # on the CPU wherever the parameter is, unless the group computes otherwise
+        encoded["step"]["device"] = str(step.device)
+    return {"shape": list(parameter.shape), "values": encoded}
+
+
+def _is_tensors_alone(content: Mapping[Any, Any]) -> bool:
+    return all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def _is_at(stored: Stored, name: str, live: torch.Tensor) -> bool:
+    """Tells if the tensor of a checkpoint is in the memory of a live one."""
+    tensor = stored.tensors.get(name)
+    return tensor is not None and tensor.layout == live.layout == torch.strided and tensor.data_ptr() == live.data_ptr()
 
 
 def _tensors(state: Mapping[Any, Any]) -> Iterator[torch.Tensor]:
-    """The tensors of a whole state: quick for the usual ones, which are in one dictionary a parameter."""
-    for held in state.values():
-        for value in held.values() if isinstance(held, dict) else (held,):
+    """Yields the tensors of a whole state: quick for the usual ones, which are in one dictionary a parameter."""
+    for content in state.values():
+        for value in content.values() if isinstance(content, dict) else (content,):
             if isinstance(value, torch.Tensor):
                 yield value
             elif isinstance(value, dict | list | tuple):
-                yield from (found for _, found in tree.tensors_in(value, ""))
+                yield from (tensor for _, tensor in values.tensors_in(value, ""))
 
 
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    """What of a group is no member, as of now. Nearly all of it is plain numbers, which a copy of the group has."""
-    found = group.copy()
+def _settings(group: Group) -> dict[str, Any]:
+    """Copies all of a group but its members. Nearly all of it is plain numbers, which a copy of the group has."""
+    settings = group.copy()
     for member in _MEMBERS:
-        found.pop(member, None)
-    for key, value in found.items():
+        settings.pop(member, None)
+    for key, value in settings.items():
         if type(value) not in _PLAIN:
-            found[key] = tree.snapshot(value, _always)
-    return found
+            settings[key] = values.snapshot(value, _always)
+    return settings
 
 
 def _always(_: torch.Tensor) -> bool:

@@ -1,6 +1,5 @@
 """The parts of a training's state: what each gives to a checkpoint, and how it takes it back."""
 
-import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,16 +12,11 @@ if TYPE_CHECKING:
     from holdfast.state.sharding import ShardRange
 
 
-# Part of the names of files, whose suffixes need their room too.
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
-
-_OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
-
 RESERVED = ("random", "data", "training")
 """The names of files of a checkpoint that belong to no part."""
 
 SIDECAR_PREFIX = ".aside."
-"""How the name of a tensor begins that others who load a model's file should not meet in it. No weight's can."""
+"""The beginning of the names of tensors that others who load a model's file should not meet in it. No weight has it."""
 
 
 class LoadedTensors(dict[str, "torch.Tensor"]):
@@ -33,7 +27,7 @@ class LoadedTensors(dict[str, "torch.Tensor"]):
         self.free: set[str] = set()
 
     def claim(self, name: str) -> "torch.Tensor | None":
-        """A tensor for good; None where it may only be copied."""
+        """Gives a tensor away for good; None where it may only be copied."""
         if name not in self.free:
             return None
         self.free.remove(name)
@@ -42,7 +36,7 @@ class LoadedTensors(dict[str, "torch.Tensor"]):
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint holds of one part.
+    """The content of a checkpoint of one part.
 
     Args:
         tensors: Its tensors, by name.
@@ -60,43 +54,43 @@ class Part(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called: `model`, `optimizer`, `ema`; a component of a file's name."""
+        """Its name: `model`, `optimizer`, `ema`; a component of a file's name."""
 
     def structure(self) -> Hashable:
-        """Differs when `live` would give other tensors. Asked at every boundary, so it is cheap."""
+        """Returns a value that differs when `live` would give other tensors. Asked at every boundary: it is cheap."""
 
     def live(self) -> Mapping[str, "torch.Tensor"]:
-        """The very tensors that change only in an update, by the names that they have in the file."""
+        """Returns the very tensors that change only in an update, by the names that they have in the file."""
 
     def record(self) -> Any:
-        """The small rest, as of now; later changes do not show in it. Called by training at every boundary."""
+        """Returns the small rest, as of now; later changes do not show in it. Called by training at every boundary."""
 
     def encode(self, recorded: Any) -> Stored:
-        """What was recorded, for a file that holds it together with the live tensors. Called in another thread."""
+        """Returns what was recorded, for a file that has the live tensors too. Called in another thread."""
 
-    def place(self, name: str, shape: tuple[int, ...]) -> "ShardRange | None":
-        """Which part of a whole tensor of a checkpoint this process needs.
+    def shard_range(self, name: str, shape: tuple[int, ...]) -> "ShardRange | None":
+        """Returns the range of a whole tensor of a checkpoint that this process needs.
 
         Args:
             name: The tensor's name in the file.
             shape: Its whole shape.
 
         Returns:
-            Where it lies; None if it needs all.
+            The range; None if it needs all.
         """
 
     def memory(self) -> Mapping[str, "torch.Tensor"]:
-        """The live memory that tensors of a checkpoint may be read into where they fit, by their names in the file."""
+        """Returns the live memory that tensors of a checkpoint may be read into where they fit, by name in the file."""
 
     def problems(self, stored: Stored) -> list[str]:
-        """Why a checkpoint does not fit, a line for each mismatch. Changes nothing."""
+        """Returns the reasons why a checkpoint does not fit, a line for each mismatch. Changes nothing."""
 
     def restore(self, stored: Stored, *, strict: bool) -> list[str]:
         """Puts everything back in place, sharing no memory with `stored` but what that gives away.
 
         Args:
-            stored: What the checkpoint holds.
-            strict: Whether one that does not fit is refused. Otherwise what fits is put back.
+            stored: The content of the checkpoint.
+            strict: Refuses one that does not fit. Otherwise what fits is put back.
 
         Returns:
             A line for each thing that the user should know: what was left out, what was changed besides values.
@@ -107,13 +101,13 @@ class Part(Protocol):
 
 
 def rest_of(stored: Stored, name: str, kind: str) -> Mapping[str, Any]:
-    """The rest of what a checkpoint holds of a part, which anybody may have written.
+    """Returns the rest of what a checkpoint holds of a part, which anybody may have written.
 
     Raises:
         CheckpointError: It is that of another kind of part.
     """
-    found = stored.rest
-    if not isinstance(found, dict) or found.get("kind") != kind:
-        there = found.get("kind") if isinstance(found, dict) else None
-        raise CheckpointError(f"{name} is of kind {there!r} in the checkpoint, and of kind {kind!r} here")
-    return found
+    rest = stored.rest
+    if not isinstance(rest, dict) or rest.get("kind") != kind:
+        other = rest.get("kind") if isinstance(rest, dict) else None
+        raise CheckpointError(f"{name} is of kind {other!r} in the checkpoint, and of kind {kind!r} here")
+    return rest

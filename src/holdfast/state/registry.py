@@ -1,9 +1,14 @@
-"""Makes a part of everything that a loop registers."""
+"""The parts of everything that a loop registers, and the names that they may have."""
 
+import re
 from collections.abc import Mapping
 
 from holdfast.errors import ConfigError
-from holdfast.state.part import _NAME, _OF_A_RANK, RESERVED, Part
+from holdfast.state.part import RESERVED, Part
+
+# Part of the names of files, whose suffixes need their room too.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+_NAME_OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
 
 
 def parts_of(named: Mapping[str, object]) -> list[Part]:
@@ -21,23 +26,28 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
 
     if problems := _wrong_names(named):
         raise ConfigError(problems)
-    models = {name: ModelPart(name, one) for name, one in named.items() if isinstance(one, torch.nn.Module)}
-    found: list[Part] = []
-    for name, one in named.items():
-        optimizer = bare_optimizer(one)
+    models = {name: ModelPart(name, module) for name, module in named.items() if isinstance(module, torch.nn.Module)}
+    parts: list[Part] = []
+    for name, registered in named.items():
+        optimizer = bare_optimizer(registered)
         if name in models:
-            found.append(models[name])
+            parts.append(models[name])
         elif optimizer is not None:
             part = OptimizerPart(name, optimizer, list(models.values()))
-            problems += part.strangers()
-            found.append(part)
-        elif callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None)):
-            found.append(stateful_part(name, one))
+            problems += part.unregistered()
+            parts.append(part)
+        elif _has_state(registered):
+            parts.append(stateful_part(name, registered))
         else:
-            problems.append(f"{name}: a {type(one).__name__} has no state_dict and load_state_dict to save it by")
+            kind = type(registered).__name__
+            problems.append(f"{name}: a {kind} has no state_dict and load_state_dict to save it by")
     if problems:
         raise ConfigError(problems)
-    return found
+    return parts
+
+
+def _has_state(registered: object) -> bool:
+    return all(callable(getattr(registered, name, None)) for name in ("state_dict", "load_state_dict"))
 
 
 def _wrong_names(named: Mapping[str, object]) -> list[str]:
@@ -46,7 +56,7 @@ def _wrong_names(named: Mapping[str, object]) -> list[str]:
     for name in named:
         if not _NAME.fullmatch(name):
             problems.append(f"{name!r}: no name for a part; letters, digits, _ and - make one")
-        elif _OF_A_RANK.fullmatch(name):
+        elif _NAME_OF_A_RANK.fullmatch(name):
             problems.append(f"{name}: this name is taken in a checkpoint of several processes; choose another")
         elif (other := taken.setdefault(name.casefold(), name)) != name or name in RESERVED:
             problems.append(f"{name}: this name is taken by {other!r} in a checkpoint; choose another")

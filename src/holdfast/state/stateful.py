@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 
 from holdfast.errors import CheckpointError, HoldfastError, UnsupportedError
-from holdfast.state import values as tree
+from holdfast.state import values
 from holdfast.state.part import Part, Stored, rest_of
 
 # From here on a tensor is taken live, under the gate, and not cloned at every boundary.
@@ -20,7 +20,7 @@ class _Stateful(Protocol):
 
 
 def stateful_part(name: str, stateful: Any) -> Part:
-    """The part for an object.
+    """Makes the part for an object.
 
     Raises:
         UnsupportedError: Its state holds something that cannot be written.
@@ -32,7 +32,7 @@ class StatefulPart:
     """An object as a part of the state.
 
     Args:
-        name: What the part is called.
+        name: The part's name.
         stateful: The object.
     """
 
@@ -42,49 +42,51 @@ class StatefulPart:
         self._live: dict[str, torch.Tensor] = {}
         self._structure: tuple[Any, ...] = ()
         try:
-            self.encode(self.record())  # what cannot be saved is better known now
+            self.encode(self.record())  # better to know now what cannot be saved
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error}", hint=error.hint) from error
 
     def structure(self) -> Hashable:
-        """Differs when `live` would give other tensors: as of the last record, since only that asks the object."""
+        """Returns a value that differs when `live` would give other tensors: as of the last record."""
+        # Only a record asks the object itself.
         return self._structure
 
     def live(self) -> dict[str, torch.Tensor]:
-        """Its large tensors."""
+        """Returns its large tensors."""
         return self._live
 
     def record(self) -> Any:
-        """A copy of its state; large tensors are not copied."""
+        """Copies its state; large tensors are not copied."""
         large = []
 
         def is_small(tensor: torch.Tensor) -> bool:
-            if small := _is_small(tensor):
-                return small
+            if _is_small(tensor):
+                return True
             large.append((tensor.data_ptr(), tensor.shape, tensor.dtype))
             return False
 
-        recorded = tree.snapshot(self._object.state_dict(), is_small)
+        recorded = values.snapshot(self._object.state_dict(), is_small)
         if (structure := tuple(large)) != self._structure:
-            self._live = {name: one for name, one in tree.tensors_in(recorded, "state") if not _is_small(one)}
+            tensors = values.tensors_in(recorded, "state")
+            self._live = {name: tensor for name, tensor in tensors if not _is_small(tensor)}
             self._structure = structure
         return recorded
 
     def encode(self, recorded: Any) -> Stored:
-        """The copy, as tensors and JSON."""
+        """Returns the copy, as tensors and JSON."""
         tensors: dict[str, torch.Tensor] = {}
-        state = tree.encode(recorded, "state", tensors)
+        state = values.encode(recorded, "state", tensors)
         return Stored(tensors, {"kind": "object", "class": type(self._object).__qualname__, "state": state})
 
-    def place(self, name: str, shape: tuple[int, ...]) -> None:
-        """Everything: nobody else knows what an object shares with other processes."""
+    def shard_range(self, name: str, shape: tuple[int, ...]) -> None:
+        """Needs everything: nobody else knows what an object shares with other processes."""
 
     def memory(self) -> dict[str, torch.Tensor]:
-        """Nothing: only the object itself can put its state back."""
+        """Returns nothing: only the object itself can put its state back."""
         return {}
 
     def problems(self, stored: Stored) -> list[str]:
-        """Why a checkpoint does not fit: it was an object of another class."""
+        """Returns a line if the checkpoint is of an object of another class."""
         then, now = rest_of(stored, self.name, "object").get("class"), type(self._object).__qualname__
         return [] if then == now else [f"{self.name}: is a {then} in the checkpoint and a {now} here"]
 
@@ -94,7 +96,7 @@ class StatefulPart:
             if strict:
                 raise CheckpointError("; ".join(problems))
             return [f"{problem}: left out" for problem in problems]
-        state = tree.decode(rest_of(stored, self.name, "object").get("state"), stored.tensors)
+        state = values.decode(rest_of(stored, self.name, "object").get("state"), stored.tensors)
         try:
             self._object.load_state_dict(state)
         except HoldfastError:
@@ -109,7 +111,7 @@ class _ScalerPart(StatefulPart):
     """A gradient scaler. Its own `state_dict` asks a device for numbers, and training would wait for the answer."""
 
     def record(self) -> Any:
-        """Its two counters cloned where they are, and its settings."""
+        """Clones its two counters where they are, and copies its settings."""
         scaler: Any = self._object
         if not scaler.is_enabled() or scaler._scale is None:
             return scaler.state_dict()
@@ -122,8 +124,8 @@ class _ScalerPart(StatefulPart):
         }
 
     def encode(self, recorded: Any) -> Stored:
-        """The copy, as its `state_dict` would give it."""
-        plain = {key: one.item() if isinstance(one, torch.Tensor) else one for key, one in recorded.items()}
+        """Returns the copy, as its `state_dict` would give it."""
+        plain = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in recorded.items()}
         return super().encode(plain)
 
 

@@ -1,4 +1,8 @@
-"""Python values as JSON and named tensors, and back. Exact, and without pickle. Format: `docs/format.md`, "Trees"."""
+"""Python values as JSON and named tensors, and back: exact, and without pickle. Format: `docs/format.md`, "Trees".
+
+What JSON holds exactly stands for itself; any other value is an object whose first key begins with `$`. The tensors of
+a value stay where they are, and go by names that tell their places in it: `state/shadow/0`.
+"""
 
 import re
 from collections import Counter, OrderedDict, deque
@@ -12,18 +16,13 @@ from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state.part import LoadedTensors
 
 CPU = torch.device("cpu")
-"""Where tensors are of whose device nothing is said."""
+"""The device of tensors of whose device nothing is said."""
 
-NUMPY = re.compile(r"[<>|]?(?:[biufc][0-9]{1,2}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)")
-"""The kinds of numpy's that are their bytes and nothing else."""
-
-SEQUENCES: dict[type, str] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset", torch.Size: "$size"}
-
-MAPPINGS: dict[type, str] = {dict: "$dict", OrderedDict: "$ordered", Counter: "$counter"}
-"""The containers that have a form of their own, and how it is marked."""
-
-__all__ = ["decode", "encode", "snapshot", "tensors_in"]
-
+# The kinds of numpy's that are their bytes and nothing else.
+_NUMPY_CODE = re.compile(r"[<>|]?(?:[biufc][0-9]{1,2}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?)")
+# The containers that have a form of their own, and its key.
+_SEQUENCES: dict[type, str] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset", torch.Size: "$size"}
+_MAPPINGS: dict[type, str] = {dict: "$dict", OrderedDict: "$ordered", Counter: "$counter"}
 _BIGGEST = 1 << 63
 # Most of what there is; a call for each would be most of what a snapshot costs.
 _LEAVES = frozenset((type(None), bool, int, float, str))
@@ -34,12 +33,12 @@ def encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch.
 
     Args:
         value: The value.
-        name: What it is called; its tensors' names begin so.
-        tensors: Where its tensors go. They are not copied.
+        name: Its name; its tensors' names begin so.
+        tensors: Takes its tensors. They are not copied.
         home: The device of which nothing is said, as a tensor is expected there.
 
     Raises:
-        UnsupportedError: It holds something that has no form; the error names where, and of which type.
+        UnsupportedError: It holds something that has no form; the error names the place and the type.
     """
     try:
         return _encode(value, name, tensors, home)
@@ -47,8 +46,29 @@ def encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch.
         raise UnsupportedError(f"{name} is too deep to be saved, or holds itself") from None
 
 
+def decode(encoded: Any, tensors: Mapping[str, torch.Tensor], home: torch.device = CPU) -> Any:
+    """Turns JSON of `encode` back into the value. Its tensors share memory with those alone that were claimed for it.
+
+    Args:
+        encoded: The JSON. Anybody may have written it.
+        tensors: The tensors that it may speak of. Those of `LoadedTensors` that are free are claimed, others copied.
+        home: The device of tensors of whose device nothing is said.
+
+    Raises:
+        CheckpointError: It is no such JSON, or a tensor is missing.
+    """
+    try:
+        return _decode(encoded, tensors, home)
+    except CheckpointError:
+        raise
+    except RecursionError:
+        raise CheckpointError("a tree of values is too deep to be read") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(f"a tree of values cannot be read: {error or type(error).__name__}") from error
+
+
 def snapshot(value: Any, clones: Callable[[torch.Tensor], bool]) -> Any:
-    """A copy in which later changes do not show, cheap enough for every step.
+    """Returns a copy in which later changes do not show, cheap enough for every step.
 
     Args:
         value: The value. What `encode` has no form for is not copied.
@@ -73,7 +93,7 @@ def snapshot(value: Any, clones: Callable[[torch.Tensor], bool]) -> Any:
 
 
 def tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors in a value, by the names that `encode` gives them. What has no form is passed over."""
+    """Yields the tensors in a value, by the names that `encode` gives them. What has no form is passed over."""
     if isinstance(value, torch.Tensor):
         yield name, value
         return
@@ -81,11 +101,16 @@ def tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield from tensors_in(item, f"{name}/{part}")
 
 
-def _children(value: Any) -> Iterable[tuple[Any, Any]]:
-    kind = type(value)
-    if kind in MAPPINGS:
-        return value.items()  # type: ignore[no-any-return]
-    return enumerate(value) if kind in (list, tuple, deque) else ()
+def tensor_names(encoded: Any) -> Iterator[str]:
+    """Yields the names of the tensors that JSON speaks of, which anybody may have written."""
+    waiting = [encoded]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield from (name for form in ("$tensor", "$array") if isinstance(name := item.get(form), str))
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
 
 
 def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch.device) -> Any:
@@ -97,16 +122,16 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
     if kind is float:
         return {"$float": value.hex()}
     if isinstance(value, torch.Tensor):
-        _put(value.detach(), name, tensors)
+        _add(value.detach(), name, tensors)
         return {"$tensor": name} if value.device == home else {"$tensor": name, "device": str(value.device)}
-    if kind in MAPPINGS:
+    if kind in _MAPPINGS:
         return _encode_mapping(value, name, tensors, home)
-    if kind is list or kind in SEQUENCES or kind is deque:
+    if kind is list or kind in _SEQUENCES or kind is deque:
         items = sorted(value, key=repr) if kind in (set, frozenset) else value
-        found = [_encode(item, f"{name}/{place}", tensors, home) for place, item in enumerate(items)]
+        encoded = [_encode(item, f"{name}/{index}", tensors, home) for index, item in enumerate(items)]
         if kind is deque:
-            return {"$deque": [*found, value.maxlen]}
-        return found if kind is list else {SEQUENCES[kind]: found}
+            return {"$deque": [*encoded, value.maxlen]}
+        return encoded if kind is list else {_SEQUENCES[kind]: encoded}
     if isinstance(value, np.ndarray | np.generic):
         return _encode_numpy(value, name, tensors)
     if kind is bytes:
@@ -129,115 +154,89 @@ def _encode_mapping(value: Any, name: str, tensors: dict[str, torch.Tensor], hom
         [_encode(key, f"{name}/(key)", tensors, home), _encode(item, f"{name}/{key}", tensors, home)]
         for key, item in value.items()
     ]
-    return {MAPPINGS[kind]: pairs}
+    return {_MAPPINGS[kind]: pairs}
 
 
 def _encode_numpy(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> Any:
     code = value.dtype.str
-    if not NUMPY.fullmatch(code) or type(value) not in (np.ndarray, value.dtype.type):
+    if not _NUMPY_CODE.fullmatch(code) or type(value) not in (np.ndarray, value.dtype.type):
         raise UnsupportedError(f"{name} is a numpy {type(value).__name__} of {value.dtype}, which cannot be saved")
     if isinstance(value, np.generic):
         return {"$scalar": value.tobytes().hex(), "numpy": code}
     data = torch.from_numpy(np.frombuffer(bytearray(value.tobytes()), np.uint8))
-    _put(data, name, tensors)
+    _add(data, name, tensors)
     return {"$array": name, "numpy": code, "shape": list(value.shape)}
 
 
-def _put(tensor: torch.Tensor, name: str, tensors: dict[str, torch.Tensor]) -> None:
+def _add(tensor: torch.Tensor, name: str, tensors: dict[str, torch.Tensor]) -> None:
     if name in tensors:
         raise UnsupportedError(f"{name} would name two tensors: keys differ in their type alone, or hold a /")
     tensors[name] = tensor
 
 
-def decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device = CPU) -> Any:
-    """Turns JSON of `tree.encode` back into the value. Its tensors share memory with `LoadedTensors` ones alone.
-
-    Args:
-        tree: The JSON. It may have been written by anybody.
-        tensors: The tensors that it may speak of.
-        home: Where those tensors go of whose device nothing is said.
-
-    Raises:
-        CheckpointError: It is no such JSON, or a tensor is missing.
-    """
-    try:
-        return _decode(tree, tensors, home)
-    except CheckpointError:
-        raise
-    except RecursionError:
-        raise CheckpointError("a tree of values is too deep to be read") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        raise CheckpointError(f"a tree of values cannot be read: {error or type(error).__name__}") from error
+def _children(value: Any) -> Iterable[tuple[Any, Any]]:
+    kind = type(value)
+    if kind in _MAPPINGS:
+        return value.items()  # type: ignore[no-any-return]
+    return enumerate(value) if kind in (list, tuple, deque) else ()
 
 
-def tensors_named(tree: Any) -> Iterator[str]:
-    """The names of the tensors that JSON speaks of, which anybody may have written."""
-    waiting = [tree]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            yield from (name for mark in ("$tensor", "$array") if isinstance(name := one.get(mark), str))
-            waiting += one.values()
-        elif isinstance(one, list):
-            waiting += one
-
-
-def _decode(tree: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
-    if tree is None or isinstance(tree, bool | int | str):
-        return tree
-    if isinstance(tree, list):
-        return [_decode(item, tensors, home) for item in tree]
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"a tree of values holds {tree!r}, which is none of its forms")
-    mark = next(iter(tree), "")
-    if not mark.startswith("$"):
-        return {key: _decode(item, tensors, home) for key, item in tree.items()}
-    form = _FORMS.get(mark)
+def _decode(encoded: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
+    if encoded is None or isinstance(encoded, bool | int | str):
+        return encoded
+    if isinstance(encoded, list):
+        return [_decode(item, tensors, home) for item in encoded]
+    if not isinstance(encoded, dict):
+        raise CheckpointError(f"a tree of values holds {encoded!r}, which is none of its forms")
+    key = next(iter(encoded), "")
+    if not key.startswith("$"):
+        return {key: _decode(item, tensors, home) for key, item in encoded.items()}
+    form = _FORMS.get(key)
     if form is None:
-        raise CheckpointError(f"a tree of values holds the form {mark!r}, which this Holdfast does not know")
-    return form(tree, tree[mark], tensors, home)
+        raise CheckpointError(f"a tree of values holds the form {key!r}, which this Holdfast does not know")
+    return form(encoded, encoded[key], tensors, home)
 
 
-def _decode_tensor(tree: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
-    found = _named(name, tensors)
-    given = tensors.claim(name) if isinstance(tensors, LoadedTensors) else None
-    return (found.clone() if given is None else given).to(_device(tree.get("device"), home))
+def _decode_tensor(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
+    tensor = _tensor_named(name, tensors)
+    claimed = tensors.claim(name) if isinstance(tensors, LoadedTensors) else None
+    return (tensor.clone() if claimed is None else claimed).to(_device(encoded.get("device"), home))
 
 
-def _decode_array(tree: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
-    data = _named(name, tensors).cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return np.frombuffer(bytearray(data), _numpy_dtype(tree["numpy"])).reshape(tree["shape"])
+def _decode_array(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
+    data = _tensor_named(name, tensors).cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return np.frombuffer(bytearray(data), _numpy_dtype(encoded["numpy"])).reshape(encoded["shape"])
 
 
-def _named(name: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _tensor_named(name: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if name not in tensors:
         raise CheckpointError(f"the tensor {name!r} is missing")
     return tensors[name]
 
 
 def _device(named: Any, home: torch.device) -> torch.device:
-    """The device that a tensor goes to: the one that it was on, or one of that kind, where there is one."""
+    """Returns the device that a tensor goes to: the one that it was on, or one of that kind, where there is one."""
     if named is None:
         return home
     device = torch.device(named)
     if device.type == home.type:
         return home
-    there = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
-    return device if there else home
+    exists = device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < torch.cuda.device_count())
+    return device if exists else home
 
 
 def _numpy_dtype(code: Any) -> "np.dtype[Any]":
-    if not NUMPY.fullmatch(code):
+    if not _NUMPY_CODE.fullmatch(code):
         raise CheckpointError(f"{code!r} is no kind of numpy's that a checkpoint may hold")
-    found: np.dtype[Any] = np.dtype(code)
-    return found
+    dtype: np.dtype[Any] = np.dtype(code)
+    return dtype
 
 
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
+def _torch_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"{name!r} is no torch.dtype")
-    return found
+    return dtype
 
 
 def _sequence(make: Callable[[Any], Any]) -> Callable[..., Any]:
@@ -250,19 +249,20 @@ def _mapping(make: Callable[[Any], Any]) -> Callable[..., Any]:
     )
 
 
+# By the key of a form: makes the value of the object, what is under the key, the tensors, and their home.
 _FORMS: dict[str, Callable[..., Any]] = {
     "$tensor": _decode_tensor,
     "$array": _decode_array,
-    "$scalar": lambda tree, text, *_: np.frombuffer(bytes.fromhex(text), _numpy_dtype(tree["numpy"]))[0],
+    "$scalar": lambda encoded, text, *_: np.frombuffer(bytes.fromhex(text), _numpy_dtype(encoded["numpy"]))[0],
     "$float": lambda _, text, *__: float.fromhex(text),
     "$int": lambda _, text, *__: int(text, 16),
     "$complex": lambda _, parts, *__: complex(*map(float.fromhex, parts)),
     "$bytes": lambda _, text, *__: bytes.fromhex(text),
-    "$dtype": lambda _, text, *__: _dtype(text),
+    "$dtype": lambda _, text, *__: _torch_dtype(text),
     "$device": lambda _, text, *__: torch.device(text),
     "$deque": lambda _, items, tensors, home: deque(
         (_decode(item, tensors, home) for item in items[:-1]), _decode(items[-1], tensors, home)
     ),
-    **{mark: _sequence(kind) for kind, mark in SEQUENCES.items()},
-    **{mark: _mapping(kind) for kind, mark in MAPPINGS.items()},
+    **{key: _sequence(kind) for kind, key in _SEQUENCES.items()},
+    **{key: _mapping(kind) for kind, key in _MAPPINGS.items()},
 }

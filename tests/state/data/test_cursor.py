@@ -4,7 +4,7 @@ import gc
 import json
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from holdfast.errors import CheckpointError, ConfigError, UnsupportedError
 from holdfast.state.data.cursor import DataCursor
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 
 SAMPLES = 10
 BATCH = 3
@@ -217,30 +217,36 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def batches_of(data: DataCursor) -> Generator[Any]:
+    """The batches from the position on, epoch after epoch, without end."""
+    while True:
+        yield from data.rest_of_epoch()
+
+
 def train(data: DataCursor, steps: int) -> list[Any]:
     """Steps that draw random numbers themselves, and what each saw."""
     seen = []
-    batches = data.batches()
+    batches = batches_of(data)
     for _ in range(steps):
         batch = next(batches)
         dropout = random.random() + np.random.standard_normal() + torch.rand(()).item()
-        given = batch.tolist() if isinstance(batch, torch.Tensor) else batch
-        seen.append((data.epoch, data.consumed, given, dropout))
+        content = batch.tolist() if isinstance(batch, torch.Tensor) else batch
+        seen.append((data.epoch, data.consumed, content, dropout))
     return seen
 
 
 def checkpoint(data: DataCursor) -> dict[str, Any]:
-    return {"data": data.encode(data.record()), "random": random_state.record().encode()}
+    return {"data": data.encode(data.record()), "random": rng_state.record().encode()}
 
 
 def resumed(make: Make, tree: dict[str, Any], *, replay: bool = False) -> tuple[DataCursor, list[str]]:
-    """What a new process does with a checkpoint, which went through JSON."""
+    """Does with a checkpoint, which went through JSON, as a new process does."""
     tree = json.loads(json.dumps(tree, allow_nan=False))
     seed_all(999)
     data = DataCursor(make())
-    notices = data.restore(tree["data"], replay=replay, after_skip=lambda: random_state.restore(tree["random"]))
+    notices = data.restore(tree["data"], replay=replay, after_skip=lambda: rng_state.restore(tree["random"]))
     # So that a boundary that is marked before the first batch is the same as the one that was saved.
-    random_state.restore(tree["random"])
+    rng_state.restore(tree["random"])
     return data, notices
 
 
@@ -353,7 +359,7 @@ def test_nothing_is_loaded_before_the_random_state_is_set() -> None:
     data = DataCursor(DataLoader(dataset, batch_size=BATCH))
     loaded_then: list[int] = []
     data.restore(tree, after_skip=lambda: loaded_then.append(len(dataset.loaded)))
-    assert next(data.batches()).tolist() == [6, 7, 8]
+    assert next(batches_of(data)).tolist() == [6, 7, 8]
     assert loaded_then == [0]
 
 
@@ -408,7 +414,7 @@ def test_a_position_that_nobody_has_gone_to_yet_can_be_recorded_again() -> None:
 
 def test_what_is_closed_has_no_workers_although_its_batches_are_held() -> None:
     data = DataCursor(DataLoader(Plain(), batch_size=1, num_workers=2))
-    batches = data.batches()
+    batches = batches_of(data)
     next(batches)
     mine = [child for child in multiprocessing.active_children() if child.pid]
     gc.disable()  # it is not to be what ends them
@@ -418,42 +424,42 @@ def test_what_is_closed_has_no_workers_although_its_batches_are_held() -> None:
         assert [child.exitcode for child in mine] == [0, 0]
     finally:
         gc.enable()
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()
 
 
 def test_epochs_can_be_left_and_entered_again() -> None:
     data = DataCursor([1, 2, 3])
-    assert next(data.batches()) == 1
+    assert next(batches_of(data)) == 1
     assert list(data.rest_of_epoch()) == [2, 3]
     assert (data.epoch, data.consumed) == (1, 0)
-    assert next(data.batches()) == 1
+    assert next(batches_of(data)) == 1
 
 
 def test_the_epoch_is_told_to_whatever_wants_to_know_it() -> None:
-    told: list[tuple[str, int]] = []
+    calls: list[tuple[str, int]] = []
 
     class Told(Plain):
         def set_epoch(self, epoch: int) -> None:
-            told.append(("dataset", epoch))
+            calls.append(("dataset", epoch))
 
     class Batches(BatchSampler):
         def set_epoch(self, epoch: int) -> None:
-            told.append(("batch sampler", epoch))
+            calls.append(("batch sampler", epoch))
 
     loader: DataLoader[Any] = DataLoader(Told(), batch_sampler=Batches(sampler := OfTheEpoch(), BATCH, False))
     train(DataCursor(loader), PER_EPOCH + 1)
-    assert told == [("batch sampler", 0), ("dataset", 0), ("batch sampler", 1), ("dataset", 1)]
+    assert calls == [("batch sampler", 0), ("dataset", 0), ("batch sampler", 1), ("dataset", 1)]
     assert sampler.epoch == 1
 
 
 @pytest.mark.parametrize("data", [[], DataLoader(Plain(), batch_size=SAMPLES + 1, drop_last=True), iter(())])
 def test_an_epoch_without_a_batch_is_an_error(data: Any) -> None:
     with pytest.raises(ConfigError, match=r"epoch 0 of the .* has no batch"):
-        next(DataCursor(data).batches())
+        next(batches_of(DataCursor(data)))
 
 
 def test_what_can_be_gone_through_once_has_no_second_epoch() -> None:
-    batches = DataCursor(iter([1, 2])).batches()
+    batches = batches_of(DataCursor(iter([1, 2])))
     assert [next(batches), next(batches)] == [1, 2]
     with pytest.raises(ConfigError, match=r"epoch 1 of the list_iterator"):
         next(batches)
@@ -468,7 +474,7 @@ def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -
     data, notices = resumed(lambda: shorter, checkpoint(data), replay=replay)
     assert "data: samples is 10 and was 9: the rest of the epoch may be other samples" in notices
     with pytest.raises(CheckpointError, match=r"after 8 batches of an epoch, and the data has 4"):
-        next(data.batches())
+        next(batches_of(data))
 
 
 def test_notices_tell_what_may_not_go_on_as_it_would_have() -> None:
@@ -534,4 +540,4 @@ def test_a_tree_that_is_no_position_is_refused_and_changes_nothing(change: dict[
     tree = data.encode(data.record()) | change
     with pytest.raises(CheckpointError):
         data.restore(tree, after_skip=lambda: None)
-    assert next(data.batches()) == 3
+    assert next(batches_of(data)) == 3

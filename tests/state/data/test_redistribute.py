@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Itera
 from helpers.support import fuzzed
 from holdfast.errors import CheckpointError
 from holdfast.state.data.cursor import DataCursor
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 
 SAMPLES = 24
 EPOCH = list(range(SAMPLES))
@@ -97,13 +97,13 @@ class Job:
         tree, random = trees[rank if rank < len(trees) else 0]
         return data.restore(
             tree,
-            after_skip=lambda: random_state.restore(random),
+            after_skip=lambda: rng_state.restore(random),
             saved_by=len(trees),
             processes=len(self.data),
         )
 
     def take(self, steps: int) -> list[int]:
-        """What all ranks see in so many steps of the epoch, in its order."""
+        """Returns what all ranks see in so many steps of the epoch, in its order."""
         seen: list[int] = []
         for _ in range(steps):
             batches = [next(epoch, None) for epoch in self._epochs]
@@ -111,23 +111,23 @@ class Job:
             if batches[0] is None:
                 break
             columns = zip(*(torch.as_tensor(batch).reshape(-1).tolist() for batch in batches), strict=True)
-            seen += [one for column in columns for one in column]
+            seen += [sample for column in columns for sample in column]
         return seen
 
     def epoch(self) -> list[int]:
-        """What they see in the rest of the epoch."""
+        """Returns what they see in the rest of the epoch."""
         seen = self.take(10 * SAMPLES)
         self._epochs = [data.rest_of_epoch() for data in self.data]
         return seen
 
     def trees(self) -> list[Any]:
-        text = json.dumps([(data.encode(data.record()), random_state.record().encode()) for data in self.data])
-        found: list[Any] = json.loads(text)
-        return found
+        text = json.dumps([(data.encode(data.record()), rng_state.record().encode()) for data in self.data])
+        decoded: list[Any] = json.loads(text)
+        return decoded
 
     @property
     def said(self) -> str:
-        (said,) = {data.handed_over for data in self.data}
+        (said,) = {data.redistribution for data in self.data}
         return said
 
 
@@ -308,8 +308,8 @@ def test_where_the_order_is_unknown_others_go_about_as_far(make: Make, others: M
     job.take(2)
     new = Job(others, 2, job)
     assert (new.said, new.notices) == (said, [[], []])
-    assert len(found := new.take(1)) == 4
-    assert first in (None, found)
+    assert len(taken := new.take(1)) == 4
+    assert first in (None, taken)
 
 
 def test_a_stream_that_ends_before_begins_the_next_epoch() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.evaluation import evaluation
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    before = random_state.record()
+    before = rng_state.record()
     yield
     before.restore()
 
@@ -32,32 +32,32 @@ def evaluate() -> list[Any]:
 
 def test_what_it_draws_is_undone() -> None:
     evaluate()
-    expected = random_state.record().encode()
+    expected = rng_state.record().encode()
     with evaluation():
         first = evaluate()
-        assert random_state.record().encode() != expected
-    assert random_state.record().encode() == expected
+        assert rng_state.record().encode() != expected
+    assert rng_state.record().encode() == expected
     with evaluation():
         assert evaluate() == first
 
 
 def test_an_exception_goes_through_and_is_undone_as_well() -> None:
-    expected = random_state.record().encode()
+    expected = rng_state.record().encode()
     with pytest.raises(ZeroDivisionError), evaluation():
         evaluate()
         raise ZeroDivisionError
-    assert random_state.record().encode() == expected
+    assert rng_state.record().encode() == expected
 
 
 def test_one_inside_another() -> None:
-    expected = random_state.record().encode()
+    expected = rng_state.record().encode()
     with evaluation():
         evaluate()
-        between = random_state.record().encode()
+        between = rng_state.record().encode()
         with evaluation():
             evaluate()
-        assert random_state.record().encode() == between
-    assert random_state.record().encode() == expected
+        assert rng_state.record().encode() == between
+    assert rng_state.record().encode() == expected
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: its generators are not tried")

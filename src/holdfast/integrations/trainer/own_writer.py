@@ -5,7 +5,7 @@ boundary. It runs on the same stand-in as for other trainers; nothing is interce
 """
 
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +50,7 @@ class OwnWriterSubject(Recorder):
         rank: Which of the processes that train together this is.
         world_size: How many there are.
         why: Why only its own writer can read its state.
-        at_rest: Has the training thread do something where it stands, and waits for that.
+        run_on_training_thread: Has the blocked training thread do something, and waits for that.
     """
 
     layout = layout.NAME
@@ -68,36 +68,19 @@ class OwnWriterSubject(Recorder):
         super().__init__(trainer, fetching, protected, world_size)
         self._rank = rank
         self._why = why
-        self._at_rest = run_on_training_thread
+        self._run_on_training_thread = run_on_training_thread
 
-    def parameters(self) -> list[torch.Tensor]:
-        """None that a hook of ours would know: which are updated, and when, is the trainer's alone."""
-        return []
-
-    def structure(self) -> Hashable:
-        """Always the same: no tensor is looked at."""
-        return self._why
-
-    def live(self) -> dict[str, torch.Tensor]:
-        """None."""
-        return {}
-
-    def to_be_finite(self) -> dict[str, torch.Tensor]:
-        """None."""
-        return {}
-
-    def copied_buffers(self) -> dict[str, int]:
-        """None."""
-        return {}
+    def as_live(self) -> None:
+        """Returns None: only the trainer's own writer reads its tensors."""
 
     def unreadable(self) -> str:
-        """Why the state can be read only while training stands still."""
+        """Returns why the state can be read only while training stands still."""
         return self._why
 
     def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """The random state. All else is written by the trainer when this returns."""
         recorded: TrainerRecord = boundary.recorded
-        self._at_rest(lambda: self._write(recorded, directory))
+        self._run_on_training_thread(lambda: self._write(recorded, directory))
         if self._rank:
             _sync(directory)
         else:
@@ -105,10 +88,6 @@ class OwnWriterSubject(Recorder):
         if self._trainer.args.save_only_model:
             return []
         return [trainer_writer.random_image(recorded.random, self._rank, self._world_size)]
-
-    def layout_pieces(self) -> Mapping[str, Sequence[object]]:
-        """None: what its files hold is the trainer's own business."""
-        return {}
 
     def estimated_bytes(self) -> int:
         """What all ranks write together: the weights, and an optimizer's state as AdamW has it."""

@@ -102,10 +102,6 @@ class Recorder:
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
         return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
 
-    def rank0_digests(self, recorded: TrainerRecord) -> Mapping[str, Any]:
-        """Nothing: a Trainer's model is saved by rank 0 alone, buffers included."""
-        return {}
-
     def protected(self, recorded: TrainerRecord) -> Sequence[Path]:
         """What was resumed from, and the best as of the boundary that is saved.
 

@@ -11,7 +11,7 @@ from transformers import Trainer
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
-from holdfast.capture.snapshot import why_not_live
+from holdfast.capture.snapshot import LiveSubject, why_not_live
 from holdfast.integrations.trainer import writer as trainer_writer
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
@@ -42,6 +42,10 @@ class TrainerSubject(Recorder):
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()
         self._model, self._moments = parts_of({"model": trainer.model, "optimizer": self._optimizer})
+
+    def as_live(self) -> LiveSubject:
+        """Returns itself: its tensors are read from live memory."""
+        return self
 
     def parameters(self) -> list[torch.Tensor]:
         """What the optimizer updates, and the frozen rest of the model."""
@@ -93,6 +97,10 @@ class TrainerSubject(Recorder):
 
     def layout_pieces(self) -> Mapping[str, Any]:
         """None: one process writes all of the model."""
+        return {}
+
+    def rank0_digests(self, recorded: TrainerRecord) -> Mapping[str, Any]:
+        """Returns nothing: a Trainer's model is saved by rank 0 alone, buffers included."""
         return {}
 
     def _live_moments(self) -> dict[str, torch.Tensor]:

@@ -1,1 +1,1 @@
-"""Where a training stands in its data."""
+"""The position of a training in its data."""

@@ -1,4 +1,4 @@
-"""Where training stands in its data: which epoch, and how many batches of it were taken."""
+"""The cursor of a training in its data: the epoch, and the batches of it that were taken."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -6,31 +6,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.errors import ConfigError
-from holdfast.state import values as tree
-from holdfast.state.data import loader as data_source
-from holdfast.state.data import order, position
-from holdfast.state.data import redistribute as handover
+from holdfast.state import values
+from holdfast.state.data import loader, order, position, redistribute
 from holdfast.state.data.order import Order
 from holdfast.state.data.position import Position
-from holdfast.state.data.skip import Skipping, too_short
-from holdfast.state.rng import state as random_state
+from holdfast.state.data.skip import SkippingLoader, too_short
+from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
 
 @dataclass(frozen=True)
 class _Resume:
+    """A position that is still to be reached; the arguments of `DataCursor.restore`."""
+
     at: Position
     replay: bool
     after_skip: Callable[[], object]
     by_guess: bool
-    """Whether the data may end before the position: then the epoch is over."""
+    """True where the data may end before the position: then the epoch is over."""
 
 
 _END = object()
 
 
 class DataCursor:
-    """Goes through data epoch after epoch, and knows where it is.
+    """Goes through data epoch after epoch, and knows its position.
 
     Args:
         data: A DataLoader, or any iterable that can be gone through again.
@@ -38,8 +38,8 @@ class DataCursor:
 
     def __init__(self, data: Any) -> None:
         self._data = data
-        self._stateful = data_source.stateful(data)
-        self._generators = data_source.generators(data)
+        self._stateful = loader.stateful(data)
+        self._generators = loader.generators(data)
         self._iterator: Iterator[Any] | None = None
         self._begin: RngRecord | None = None
         self._order: Order | None = None
@@ -49,25 +49,20 @@ class DataCursor:
         self.epoch = 0
         """The epoch, counted from 0; between two epochs, the one to come."""
         self.consumed = 0
-        """How many batches of it were handed out, since it was shared out anew if it was."""
-        self.handed_over = ""
-        """How it goes on after processes of another number, or with batches of another size; to be said."""
+        """The number of batches of it that were handed out, since it was redistributed if it was."""
+        self.redistribution = ""
+        """The notice of how it goes on after another number of processes, or with batches of another size."""
 
     @property
     def where(self) -> str:
-        """Where it is, for people."""
+        """The position, for people."""
         at = self._resume.at.order if self._resume is not None else None
         if at is not None and at.passed:
             return f"epoch {self.epoch}, {at.passed} of its {at.total} samples taken"
         return f"epoch {self.epoch}, {self.consumed} batches into it"
 
-    def batches(self) -> Iterator[Any]:
-        """The batches from the position on, epoch after epoch, without end."""
-        while True:
-            yield from self.rest_of_epoch()
-
     def rest_of_epoch(self) -> Iterator[Any]:
-        """The batches from the position to the end of the epoch; then the position is the beginning of the next.
+        """Yields the batches from the position to the end of the epoch; then the position is the beginning of the next.
 
         Raises:
             ConfigError: The epoch has no batch at all.
@@ -92,13 +87,13 @@ class DataCursor:
         self.consumed = 0
 
     def record(self) -> Position:
-        """The position as of now. Called by training at every boundary: a microsecond, and what `state_dict` takes."""
+        """Records the position. Called by training at every boundary: a microsecond, and what `state_dict` takes."""
         if self._resume is not None:
             return self._resume.at
         state = self._state_of_data() if self._has_begun else None
-        if self._iterator is None or data_source.is_exhausted(self._iterator):
+        if self._iterator is None or loader.is_exhausted(self._iterator):
             between = self.epoch + (self._iterator is not None)
-            return Position(between, 0, None, data_source.keeps_workers(self._data), state, None)
+            return Position(between, 0, None, loader.keeps_workers(self._data), state, None)
         return Position(self.epoch, self.consumed, self._begin, self._workers_kept, state, self._order)
 
     def close(self) -> None:
@@ -106,16 +101,16 @@ class DataCursor:
         self._iterator = None
 
     def encode(self, recorded: Position) -> dict[str, Any]:
-        """A tree for JSON.
+        """Returns a position as JSON.
 
         Raises:
             UnsupportedError: The data's own state holds what has no form there.
         """
-        return {**recorded.encode(), "loader": data_source.settings(self._data)}
+        return {**recorded.encode(), "loader": loader.settings(self._data)}
 
     def restore(
         self,
-        given: Mapping[str, Any],
+        encoded: Mapping[str, Any],
         *,
         after_skip: Callable[[], object],
         replay: bool = False,
@@ -128,43 +123,43 @@ class DataCursor:
         was begun.
 
         Args:
-            given: What `encode` gave.
+            encoded: The JSON that `encode` gave.
             after_skip: Called at the position, before the next batch is asked for: it sets the random state that was
                 recorded together with the position.
-            replay: Whether the batches before it are loaded and dropped, instead of skipped unloaded. Exact also where
-                samples draw random numbers inside worker processes.
-            saved_by: How many processes trained then.
-            processes: How many do now.
+            replay: Loads and drops the batches before it, instead of skipping them unloaded. Exact also where samples
+                draw random numbers inside worker processes.
+            saved_by: The number of processes that trained then.
+            processes: The number of processes now.
 
         Returns:
-            What may not go on as it would have, one line each; nothing of what `handed_over` says already.
+            A line for each thing that may not go on as it would have, without what `redistribution` says already.
 
         Raises:
             CheckpointError: It is no position. Nothing was changed.
         """
-        at = position.decode(given)
-        then = given.get("loader")
+        at = position.decode(encoded)
+        settings = encoded.get("loader")
         notices = at.begin.check(self._generators) if at.begin is not None else []
-        notices += data_source.differences(then, data_source.settings(self._data))
+        notices += loader.differences(settings, loader.settings(self._data))
         if at.state is not None and self._stateful is None:
             notices.append("data: the checkpoint has a state of the data, and the data has no load_state_dict()")
             at = at._replace(state=None)
-        at, self.handed_over, by_guess = handover.go_on(at, then, self._data, saved_by, processes)
-        if self.handed_over:
+        at, self.redistribution, by_guess = redistribute.redistribute(at, settings, self._data, saved_by, processes)
+        if self.redistribution:
             notices = []
         elif at.consumed and at.state is None:
-            notices += self._how_it_gets_there(at, replay)
+            notices += self._notices_of_the_way(at, replay)
         self._resume = _Resume(at, replay, after_skip, by_guess)
         self._iterator = None
         self.epoch, self.consumed = at.epoch, at.consumed
         return notices
 
     def _state_of_data(self) -> Any:
-        return None if self._stateful is None else tree.snapshot(self._stateful.state_dict(), lambda tensor: True)
+        return None if self._stateful is None else values.snapshot(self._stateful.state_dict(), lambda tensor: True)
 
-    def _how_it_gets_there(self, at: Position, replay: bool) -> list[str]:
-        if not data_source.can_skip(self._data):
-            kind = type(self._data.dataset if data_source.is_plain(self._data) else self._data).__name__
+    def _notices_of_the_way(self, at: Position, replay: bool) -> list[str]:
+        if not loader.can_skip(self._data):
+            kind = type(self._data.dataset if loader.is_plain(self._data) else self._data).__name__
             return [f"data: a {kind} can only be gone through: {at.consumed} batches are loaded and dropped"]
         if replay and at.workers_kept:
             return ["data: what samples draw in workers that outlive an epoch is not replayed; the order of samples is"]
@@ -172,21 +167,22 @@ class DataCursor:
 
     def _begun(self) -> Iterator[Any]:
         self._has_begun = True
-        data_source.tell_epoch(self._data, self.epoch)
-        self._workers_kept = data_source.keeps_workers(self._data)
-        self._begin = random_state.record(self._generators)
+        loader.tell_epoch(self._data, self.epoch)
+        self._workers_kept = loader.keeps_workers(self._data)
+        self._begin = rng_state.record(self._generators)
         self._order = order.order_of(self._data)
         return iter(self._data)
 
     def _resumed(self) -> Iterator[Any]:
+        """Goes to the position that is to be resumed, and returns the iterator from there on."""
         assert self._resume is not None
         at, resume = self._resume.at, self._resume
-        data_source.tell_epoch(self._data, self.epoch)
+        loader.tell_epoch(self._data, self.epoch)
         if at.state is not None:
             self._stateful.load_state_dict(at.state)
-        plain = Skipping(self._data) if data_source.is_plain(self._data) else None
+        plain = SkippingLoader(self._data) if loader.is_plain(self._data) else None
         if at.order is not None and at.order.passed:
-            return self._arrived(resume, handover.rest_of_epoch(at, self._data, self._generators))
+            return self._arrived(resume, redistribute.rest_of_epoch(at, self._data, self._generators))
         if plain is not None and at.workers_kept:
             plain.start_workers()
         if at.begin is None:
@@ -195,7 +191,7 @@ class DataCursor:
             return self._begun()
         at.begin.restore(self._generators)
         passed = at.consumed if at.state is None else 0
-        drops = resume.replay or resume.by_guess or not data_source.can_skip(self._data)
+        drops = resume.replay or resume.by_guess or not loader.can_skip(self._data)
         unloaded = 0 if drops else passed
         iterator = plain.after(unloaded) if plain is not None else iter(self._data)
         dropped = sum(1 for _ in itertools.islice(iterator, passed - unloaded))

@@ -1,8 +1,8 @@
-"""In which order an epoch goes through its samples, told so that it can be made again by processes of any number.
+"""The order in which an epoch goes through its samples, described so that any number of processes can make it again.
 
-An order is a list of places in the dataset. Processes that share it out take turns: of so many, the one with rank `r`
+An order is a list of places in the dataset. Processes that partition it take turns: of so many, the one with rank `r`
 has the places `r`, `r` + so many, and so on. So after some batches of each, a first stretch of the list was taken, and
-what is left can be shared out among another number of processes, or in batches of another size.
+what is left can be redistributed among another number of processes, or in batches of another size.
 """
 
 from collections.abc import Mapping
@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from holdfast.errors import CheckpointError
-from holdfast.state.data import loader as data_source
-from holdfast.state.data.partition import share_of
+from holdfast.state.data import loader
+from holdfast.state.data.partition import partition_of
 from holdfast.state.rng.state import RngRecord
 
 FORWARD = "forward"
@@ -23,35 +23,35 @@ SEEDED = "seeded"
 DRAWN = "drawn"
 """As a `RandomSampler` shuffles: from a generator, as it was when the epoch began."""
 
-# Where `data_source.generators` finds that of a loader itself.
+# The path that `loader.generators` has for that of a loader itself.
 _LOADER = "generator"
 _SEEDS = range(-(1 << 63), 1 << 63)
 
 
 class Order(NamedTuple):
-    """The order of one epoch, and how it is being gone through."""
+    """The order of one epoch, and the way in which it is being gone through."""
 
     kind: str
     samples: int
     """Of the dataset."""
     total: int
-    """How many places it has that are gone through, nothing counted twice."""
+    """The number of its places that are gone through, nothing counted twice."""
     processes: int
-    """How many share it out."""
+    """The number of processes that partition it."""
     batch: int
     """Samples in a batch."""
     seed: int = 0
     generator: str | None = None
-    """What draws it, by where `data_source.generators` finds it; None for the process's own."""
+    """The generator that draws it, by its path in the data; None for the process's own."""
     passed: int = 0
-    """How many places were taken before these processes went on with it, or batches of this size."""
+    """The number of places that were taken before these processes went on with it, or batches of this size."""
 
     def taken(self, consumed: int) -> int:
-        """How many places were taken when each process has had so many batches."""
+        """Counts the places that are taken when each process has had so many batches."""
         return min(self.passed + consumed * self.batch * self.processes, self.total)
 
     def check(self, states: Mapping[str, torch.Tensor]) -> None:
-        """Looks whether what draws it can be put where it was when the epoch began.
+        """Checks that what draws it can be put where it was when the epoch began.
 
         Raises:
             CheckpointError: It cannot.
@@ -67,13 +67,13 @@ class Order(NamedTuple):
     def places(
         self, epoch: int, begin: RngRecord, generators: Mapping[str, torch.Generator], *, workers_kept: bool
     ) -> list[int]:
-        """The whole order. What the beginning of the epoch drew is drawn once more.
+        """Returns the whole order. What the beginning of the epoch drew is drawn once more.
 
         Args:
             epoch: The number of the epoch.
             begin: The random state when it began.
-            generators: Those that the data has here, by where they are found.
-            workers_kept: Whether it began with the workers of the epoch before.
+            generators: Those that the data has here, by their paths in it.
+            workers_kept: True if it began with the workers of the epoch before.
         """
         begin.restore(generators)
         if self.kind == FORWARD:
@@ -90,36 +90,36 @@ class Order(NamedTuple):
 
 
 def order_of(data: Any) -> Order | None:
-    """The order in which data goes through an epoch; None where it is not known how it is made."""
-    share = share_of(data)
-    if share is None:
+    """Returns the order in which data goes through an epoch; None where it is not known how it is made."""
+    partition = partition_of(data)
+    if partition is None:
         return None
-    sampler: Any = data_source.sampler(data)
-    known = Order(FORWARD, share.samples, share.total, share.processes, share.batch)
+    sampler: Any = loader.sampler(data)
+    known = Order(FORWARD, partition.samples, partition.total, partition.processes, partition.batch)
     if type(sampler) is SequentialSampler:
         return known
     if type(sampler) is DistributedSampler:
         return known._replace(kind=SEEDED, seed=sampler.seed) if sampler.shuffle else known
-    if type(sampler) is not RandomSampler or sampler.replacement or sampler.num_samples != share.samples:
+    if type(sampler) is not RandomSampler or sampler.replacement or sampler.num_samples != partition.samples:
         return None
     if sampler.generator is None:
         return known._replace(kind=DRAWN)
-    found = data_source.generators(data).items()
-    name = next((name for name, one in found if one is sampler.generator), None)
+    generators = loader.generators(data).items()
+    name = next((name for name, generator in generators if generator is sampler.generator), None)
     return known._replace(kind=DRAWN, generator=name) if sampler.generator.device.type == "cpu" else None
 
 
-def decode(given: Any) -> Order | None:
-    """What `Order._asdict` gave.
+def decode(encoded: Any) -> Order | None:
+    """Returns the order that `Order._asdict` gave.
 
     Raises:
         CheckpointError: It is no order.
     """
-    if given is None:
+    if encoded is None:
         return None
-    if not isinstance(given, Mapping) or not given.keys() >= set(Order._fields):
+    if not isinstance(encoded, Mapping) or not encoded.keys() >= set(Order._fields):
         raise _bad("something is missing")
-    order = Order(**{name: given[name] for name in Order._fields})
+    order = Order(**{name: encoded[name] for name in Order._fields})
     counts = (order.samples, order.total, order.processes, order.batch, order.passed)
     if any(type(count) is not int or count < 0 for count in counts) or order.kind not in (FORWARD, SEEDED, DRAWN):
         raise _bad("kind and counts are not what they should be")

@@ -1,4 +1,4 @@
-"""A position in the data, and its form as a tree for JSON."""
+"""A position in the data, and its form as JSON."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import torch
 
 from holdfast.errors import CheckpointError
-from holdfast.state import inline_tensors as tensor_text
-from holdfast.state import values as tree
+from holdfast.state import inline_tensors, values
 from holdfast.state.data import order
 from holdfast.state.data.order import Order
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
 
@@ -24,49 +23,49 @@ class Position(NamedTuple):
     begin: RngRecord | None
     """The random state before the epoch's iterator was made; None between two epochs."""
     workers_kept: bool
-    """Whether the epoch goes on with the workers of the one before."""
+    """True if the epoch goes on with the workers of the one before."""
     state: Any
-    """What the data says of its own position, where it can."""
+    """The state that the data gives of its own position, where it can."""
     order: Order | None
     """The order of the epoch, where it is known how it is made; None between two epochs."""
 
     def encode(self) -> dict[str, Any]:
-        """A tree for JSON.
+        """Returns the position as JSON.
 
         Raises:
             UnsupportedError: The data's own state holds what has no form there.
         """
         tensors: dict[str, torch.Tensor] = {}
-        state = tree.encode(self.state, "data: state_dict()", tensors)
+        state = values.encode(self.state, "data: state_dict()", tensors)
         begin = None if self.begin is None else self.begin.encode()
-        found = {**self._asdict(), "begin": begin, "state": state}
-        if (known := found.pop("order")) is not None:
-            found["order"] = known._asdict()
-        return {**found, "tensors": tensor_text.encode(tensors)} if tensors else found
+        encoded = {**self._asdict(), "begin": begin, "state": state}
+        if (known := encoded.pop("order")) is not None:
+            encoded["order"] = known._asdict()
+        return {**encoded, "tensors": inline_tensors.encode(tensors)} if tensors else encoded
 
 
-def decode(given: Mapping[str, Any]) -> Position:
-    """What `Position.encode` gave.
+def decode(encoded: Mapping[str, Any]) -> Position:
+    """Returns the position that `Position.encode` gave.
 
     Raises:
         CheckpointError: It is no position.
     """
-    if not isinstance(given, Mapping):
+    if not isinstance(encoded, Mapping):
         raise _bad("it is no object")
-    begin, kept = given.get("begin"), given.get("workers_kept")
-    counts = [given.get("epoch"), given.get("consumed")]
+    begin, kept = encoded.get("begin"), encoded.get("workers_kept")
+    counts = [encoded.get("epoch"), encoded.get("consumed")]
     if not all(type(count) is int and count >= 0 for count in counts) or type(kept) is not bool:
         raise _bad("epoch, consumed and workers_kept are not what they should be")
     if begin is not None and not isinstance(begin, Mapping):
         raise _bad("begin is no random state")
-    known = order.decode(given.get("order"))
+    known = order.decode(encoded.get("order"))
     if (begin is None) != (counts[1] == 0 and (known is None or not known.passed)):
         raise _bad(f"after {counts[1]} batches of an epoch, with{'out' if begin is None else ''} its beginning")
-    decoded = None if begin is None else random_state.decode(begin)
+    decoded = None if begin is None else rng_state.decode(begin)
     if known is not None and decoded is not None:
         known.check(decoded.generators)
-    state = tree.decode(given.get("state"), tensor_text.decode(given.get("tensors", {})))
-    return Position(given["epoch"], given["consumed"], decoded, kept, state, known)
+    state = values.decode(encoded.get("state"), inline_tensors.decode(encoded.get("tensors", {})))
+    return Position(encoded["epoch"], encoded["consumed"], decoded, kept, state, known)
 
 
 def _bad(why: str) -> CheckpointError:

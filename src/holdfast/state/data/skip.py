@@ -1,4 +1,4 @@
-"""Beginning a DataLoader's epoch some batches in, without loading the batches before.
+"""An epoch of a DataLoader that begins some batches in, without loading the batches before.
 
 The loader's own iterator is made, from a copy of the loader whose sampler leaves out the first indices. So it draws
 from the same generators in the same order as ever, and no skipped sample is touched, with workers or without. Likewise
@@ -16,8 +16,8 @@ from holdfast.errors import CheckpointError
 _END = object()
 
 
-class Skipping:
-    """One DataLoader whose next epoch begins somewhere.
+class SkippingLoader:
+    """A DataLoader whose next epoch begins somewhere.
 
     Args:
         loader: The loader. Workers that it may have kept from before are given up.
@@ -40,7 +40,7 @@ class Skipping:
             self._loader._iterator = self._copy._iterator
 
     def after(self, batches: int) -> Iterator[Any]:
-        """The loader's iterator after so many batches. Without workers, nothing is loaded before it is asked.
+        """Returns the loader's iterator after so many batches. Without workers, nothing is loaded before it is asked.
 
         Raises:
             CheckpointError: An epoch has fewer batches.
@@ -49,7 +49,7 @@ class Skipping:
         return self._begun()
 
     def through(self, indices: Iterable[Any]) -> Iterator[Any]:
-        """The loader's iterator, for one epoch of these instead of what its own sampler gives."""
+        """Returns the loader's iterator for one epoch of these, instead of what its own sampler gives."""
         self._indices.instead = indices
         return self._begun()
 
@@ -91,6 +91,8 @@ class _Indices:
 
 
 class _Pass:
+    """One pass through indices, which leaves out the first ones."""
+
     def __init__(self, indices: Iterator[Any], skip: int) -> None:
         self._indices = indices
         self._wanted = self._left = skip
@@ -109,9 +111,9 @@ class _Pass:
             self._left -= 1
 
 
-def too_short(wanted: int, found: int) -> CheckpointError:
-    """The data ends before the position of the checkpoint."""
+def too_short(wanted: int, available: int) -> CheckpointError:
+    """Returns the error of data that ends before the position of the checkpoint."""
     return CheckpointError(
-        f"the checkpoint was saved after {wanted} batches of an epoch, and the data has {found}",
+        f"the checkpoint was saved after {wanted} batches of an epoch, and the data has {available}",
         hint="resume with the data and the batch size that it was trained on",
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from holdfast.state.rng import state as random_state
+from holdfast.state.rng import state as rng_state
 
 
 @contextmanager
@@ -16,7 +16,7 @@ def evaluation() -> Iterator[None]:
     What is drawn inside from the global generators of Python, numpy, torch and CUDA is undone when it is left, also by
     an exception. Generators of your own are yours.
     """
-    recorded = random_state.record()
+    recorded = rng_state.record()
     try:
         yield
     finally:

@@ -21,7 +21,7 @@ _PYTHON = struct.Struct(f"=i{WORDS}I")
 _GAUSS = struct.Struct("@id")
 
 
-class Mersenne(NamedTuple):
+class Mt19937State(NamedTuple):
     """The state of one Mersenne twister."""
 
     key: bytes
@@ -44,28 +44,41 @@ class PythonReader:
             if self.read() != self.read_slowly():
                 self._window = None
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether memory is copied."""
-        return self._window is not None
-
-    def read(self) -> Mersenne:
-        """The state as of now."""
+    def read(self) -> Mt19937State:
+        """Reads the state as of now."""
         if self._window is None:
             return self.read_slowly()
         raw = self._window.raw
-        return Mersenne(raw[4:], int.from_bytes(raw[:4], sys.byteorder), self._generator.gauss_next)  # type: ignore[attr-defined]
+        return Mt19937State(raw[4:], int.from_bytes(raw[:4], sys.byteorder), self._generator.gauss_next)  # type: ignore[attr-defined]
 
-    def read_slowly(self) -> Mersenne:
-        """The same, by the getter."""
+    def read_slowly(self) -> Mt19937State:
+        """Reads the same by the getter."""
         _, state, gauss = self._generator.getstate()
-        return Mersenne(struct.pack(f"={WORDS}I", *state[:-1]), state[-1], gauss)
+        return Mt19937State(struct.pack(f"={WORDS}I", *state[:-1]), state[-1], gauss)
 
 
 class NumpyReader:
     """Reads the state of `numpy.random`."""
 
     def __init__(self) -> None:
+        self._attach()
+
+    def read(self) -> Mt19937State | Mapping[str, Any]:
+        """Reads the state as of now; numpy's own dictionary where the bit generator is no Mersenne twister."""
+        if get_bit_generator() is not self._bit_generator:
+            self._attach()
+        return self.read_slowly() if self._key is None else self._copy_of(self._key)
+
+    def read_slowly(self) -> Mt19937State | Mapping[str, Any]:
+        """Reads the same by the getter."""
+        state: Any = np.random.mtrand._rand.get_state(legacy=False)
+        if state["bit_generator"] != "MT19937":
+            return dict(state)
+        gauss = state["gauss"] if state["has_gauss"] else None
+        return Mt19937State(state["state"]["key"].astype(np.uint32).tobytes(), state["state"]["pos"], gauss)
+
+    def _attach(self) -> None:
+        """Finds the memory of the bit generator that `numpy.random` has now."""
         self._bit_generator = get_bit_generator()
         self._key: ctypes.Array[ctypes.c_char] | None = None
         offset = _offset_of_numpy_gauss()
@@ -74,37 +87,18 @@ class NumpyReader:
         address = self._bit_generator.ctypes.state_address
         self._key = (ctypes.c_char * (_KEY_BYTES + 4)).from_address(address)
         self._gauss = (ctypes.c_char * _GAUSS.size).from_address(id(np.random.mtrand._rand) + offset)
-        if self._copied(self._key) != self.read_slowly():
+        if self._copy_of(self._key) != self.read_slowly():
             self._key = None
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether memory is copied."""
-        return self._key is not None
-
-    def read(self) -> Mersenne | Mapping[str, Any]:
-        """The state as of now; as numpy's own dictionary where the bit generator is no Mersenne twister."""
-        if get_bit_generator() is not self._bit_generator:
-            self.__init__()  # type: ignore[misc]
-        return self.read_slowly() if self._key is None else self._copied(self._key)
-
-    def read_slowly(self) -> Mersenne | Mapping[str, Any]:
-        """The same, by the getter."""
-        found: Any = np.random.mtrand._rand.get_state(legacy=False)
-        if found["bit_generator"] != "MT19937":
-            return dict(found)
-        gauss = found["gauss"] if found["has_gauss"] else None
-        return Mersenne(found["state"]["key"].astype(np.uint32).tobytes(), found["state"]["pos"], gauss)
-
-    def _copied(self, window: "ctypes.Array[ctypes.c_char]") -> Mersenne:
+    def _copy_of(self, window: "ctypes.Array[ctypes.c_char]") -> Mt19937State:
         raw = window.raw
         has_gauss, gauss = _GAUSS.unpack(self._gauss.raw)
         position = int.from_bytes(raw[_KEY_BYTES:], sys.byteorder)
-        return Mersenne(raw[:_KEY_BYTES], position, gauss if has_gauss else None)
+        return Mt19937State(raw[:_KEY_BYTES], position, gauss if has_gauss else None)
 
 
 def _offset_in_python() -> int | None:
-    """Where a `random.Random` has its position, which its words follow."""
+    """Finds the place in a `random.Random` of its position, which its words follow."""
     if sys.implementation.name != "cpython":
         return None
     import _random
@@ -113,12 +107,12 @@ def _offset_in_python() -> int | None:
     probe.random()
     state = probe.getstate()[1]
     memory = ctypes.string_at(id(probe), _random.Random.__basicsize__)
-    found = memory.find(_PYTHON.pack(state[-1], *state[:-1]))
-    return found if found >= 0 else None
+    offset = memory.find(_PYTHON.pack(state[-1], *state[:-1]))
+    return offset if offset >= 0 else None
 
 
 def _offset_of_numpy_gauss() -> int | None:
-    """Where a `RandomState` says whether it has the second of a pair, which follows."""
+    """Finds the place in a `RandomState` of the flag that it has the second of a pair, which follows."""
     if sys.implementation.name != "cpython":
         return None
     probe = np.random.RandomState(1)
@@ -127,8 +121,8 @@ def _offset_of_numpy_gauss() -> int | None:
     size = np.random.RandomState.__basicsize__
     number = struct.pack("d", state["gauss"])
     memory = ctypes.string_at(id(probe), size)
-    found = memory.find(number) - (_GAUSS.size - 8)
-    if found < 0 or memory.count(number) != 1 or _GAUSS.unpack_from(memory, found) != (1, state["gauss"]):
+    offset = memory.find(number) - (_GAUSS.size - 8)
+    if offset < 0 or memory.count(number) != 1 or _GAUSS.unpack_from(memory, offset) != (1, state["gauss"]):
         return None
     probe.standard_normal()
-    return found if _GAUSS.unpack_from(ctypes.string_at(id(probe), size), found)[0] == 0 else None
+    return offset if _GAUSS.unpack_from(ctypes.string_at(id(probe), size), offset)[0] == 0 else None

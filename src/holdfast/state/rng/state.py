@@ -10,8 +10,8 @@ import torch
 from numpy.random.mtrand import get_bit_generator
 
 from holdfast.errors import CheckpointError
-from holdfast.state.rng import codec as random_tree
-from holdfast.state.rng.mt19937 import Mersenne, NumpyReader, PythonReader
+from holdfast.state.rng import codec
+from holdfast.state.rng.mt19937 import Mt19937State, NumpyReader, PythonReader
 
 _NONE: Mapping[str, torch.Generator] = {}
 _python = PythonReader()
@@ -21,8 +21,8 @@ _numpy = NumpyReader()
 class RngRecord(NamedTuple):
     """The state of the generators at one moment; what is drawn later does not show in it."""
 
-    python: Mersenne
-    numpy: Mersenne | Mapping[str, Any]
+    python: Mt19937State
+    numpy: Mt19937State | Mapping[str, Any]
     cpu: torch.Tensor
     cuda: tuple[torch.Tensor, ...]
     """Of each device; empty as long as the process does not use CUDA."""
@@ -31,23 +31,23 @@ class RngRecord(NamedTuple):
     generators: Mapping[str, torch.Tensor]
 
     def encode(self) -> dict[str, Any]:
-        """A tree for JSON: bytes as hexadecimal text, floats as C99's."""
+        """Returns the state as JSON: bytes as hexadecimal text, floats as C99's."""
         return {
-            "python": random_tree.of_mersenne(self.python),
-            "numpy": random_tree.of_numpy(self.numpy),
-            "cpu": random_tree.of_torch(self.cpu),
-            "cuda": [random_tree.of_torch(state) for state in self.cuda],
-            "generators": {name: random_tree.of_torch(state) for name, state in self.generators.items()},
+            "python": codec.encode_mt19937(self.python),
+            "numpy": codec.encode_numpy(self.numpy),
+            "cpu": codec.encode_torch(self.cpu),
+            "cuda": [codec.encode_torch(state) for state in self.cuda],
+            "generators": {name: codec.encode_torch(state) for name, state in self.generators.items()},
         }
 
     def check(self, generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
-        """What `restore` would leave as it is, one line each.
+        """Names what `restore` would leave as it is, one line each.
 
         Raises:
             CheckpointError: A state does not fit its generator.
         """
         name = type(get_bit_generator()).__name__
-        then = "MT19937" if isinstance(self.numpy, Mersenne) else self.numpy["bit_generator"]
+        then = "MT19937" if isinstance(self.numpy, Mt19937State) else self.numpy["bit_generator"]
         if then != name:
             raise CheckpointError(
                 f"the checkpoint's numpy.random is a {then}, and this process's a {name}",
@@ -95,19 +95,19 @@ class RngRecord(NamedTuple):
         return notices
 
     def as_transformers(self, *, every_device: bool = False) -> dict[str, Any]:
-        """What a Trainer saves as `rng_state.pth`; of every device where several processes train together."""
-        form: dict[str, Any] = {
+        """Returns the state in the form of `rng_state.pth`; of every device where several processes train together."""
+        state: dict[str, Any] = {
             "python": _for_python(self.python),
             "numpy": _for_numpy(self.numpy),
             "cpu": self.cpu,
         }
         if self.cuda:
-            form["cuda"] = list(self.cuda) if every_device else self.cuda[self.device]
-        return form
+            state["cuda"] = list(self.cuda) if every_device else self.cuda[self.device]
+        return state
 
 
 def record(generators: Mapping[str, torch.Generator] = _NONE) -> RngRecord:
-    """The state of every generator, as of now. Called by training at every boundary: a few microseconds.
+    """Records the state of every generator, as of now. Called by training at every boundary: a few microseconds.
 
     Args:
         generators: Registered ones besides the global ones of Python, numpy, torch and CUDA.
@@ -123,31 +123,31 @@ def record(generators: Mapping[str, torch.Generator] = _NONE) -> RngRecord:
     )
 
 
-def decode(tree: Mapping[str, Any]) -> RngRecord:
-    """The state that `encode` wrote.
+def decode(encoded: Mapping[str, Any]) -> RngRecord:
+    """Returns the state that `encode` gave.
 
     Raises:
         CheckpointError: It is not one that could be put back.
     """
-    get = random_tree.get
-    generators = get(tree, "generators", dict)
+    member = codec.member
+    generators = member(encoded, "generators", dict)
     return RngRecord(
-        random_tree.to_mersenne(get(tree, "python", dict), "python"),
-        random_tree.to_numpy(get(tree, "numpy", dict)),
-        random_tree.to_twister(get(tree, "cpu", str), "cpu"),
-        tuple(random_tree.to_philox(text, "cuda") for text in get(tree, "cuda", list)),
+        codec.decode_mt19937(member(encoded, "python", dict), "python"),
+        codec.decode_numpy(member(encoded, "numpy", dict)),
+        codec.decode_torch_cpu(member(encoded, "cpu", str), "cpu"),
+        tuple(codec.decode_torch_cuda(text, "cuda") for text in member(encoded, "cuda", list)),
         0,
-        {name: random_tree.to_torch(text, f"generators.{name!r}") for name, text in generators.items()},
+        {name: codec.decode_torch(text, f"generators.{name!r}") for name, text in generators.items()},
     )
 
 
-def restore(tree: Mapping[str, Any], generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
-    """Puts back what `RngRecord.encode` wrote; see `RngRecord.restore`."""
-    return decode(tree).restore(generators)
+def restore(encoded: Mapping[str, Any], generators: Mapping[str, torch.Generator] = _NONE) -> list[str]:
+    """Puts back what `RngRecord.encode` gave; see `RngRecord.restore`."""
+    return decode(encoded).restore(generators)
 
 
-def go_apart(rank: int) -> None:
-    """Leaves the streams that another process goes on with, for streams of its own, the same at every resume.
+def reseed_for_rank(rank: int) -> None:
+    """Gives this process random numbers of its own, the same at every resume, instead of those of another process.
 
     Args:
         rank: The number of this process, which the checkpoint does not have.
@@ -168,12 +168,12 @@ def _cuda_devices(wanted: bool) -> int:
     return torch.cuda.device_count() if wanted or _cuda_is_used() else 0
 
 
-def _for_python(state: Mersenne) -> tuple[int, tuple[int, ...], float | None]:
+def _for_python(state: Mt19937State) -> tuple[int, tuple[int, ...], float | None]:
     return 3, (*np.frombuffer(state.key, np.uint32).tolist(), state.position), state.gauss
 
 
-def _for_numpy(state: Mersenne | Mapping[str, Any]) -> Any:
-    if not isinstance(state, Mersenne):
+def _for_numpy(state: Mt19937State | Mapping[str, Any]) -> Any:
+    if not isinstance(state, Mt19937State):
         return dict(state)
     key = np.frombuffer(state.key, np.uint32).copy()
     return "MT19937", key, state.position, int(state.gauss is not None), state.gauss or 0.0
