@@ -1,5 +1,6 @@
 """The benchmark measures what it says, and its page says what it measured. How fast anything is, is not tested here."""
 
+import importlib
 import json
 import math
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import first_step, goals, loop, page, peers, plot, results, save, states, turns
+from benchmarks import first_step, goals, loop, page, peers, plot, results, save, states, trace, turns
 from benchmarks.measure import bytes_on_disk, load_once, load_twice, save_once
 from benchmarks.memory import Peak
 from benchmarks.ours import Native
@@ -183,6 +184,61 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_word(monkeypatch: pytes
     found, missing = peers.found(["torch", "lightning"])
     assert list(found) == ["TorchSave"]
     assert missing == ["lightning: left out, lightning.pytorch is not installed (pip install -e '.[bench]')"]
+
+
+def test_a_trace_of_a_save_goes_from_the_trigger_file_to_the_commit_and_one_of_a_resume_is_of_that_alone(
+    tmp_path: Path,
+) -> None:
+    saved, resumed = trace.save(tmp_path / "run"), trace.resume(tmp_path / "run")
+    assert {"doors/trigger_file.py", "loop/checkpointer.py", "engine/save.py", "store/commit.py"} <= saved.files
+    assert ("engine/save.py", "store/commit.py") in saved.calls.keys() - saved.not_imported.keys()
+    assert saved.upwards.keys() <= saved.calls.keys()
+    assert resumed.deepest[0].endswith("Checkpointer.resume")
+    assert "loop/restore.py" in resumed.files
+    assert not {"doors/trigger_file.py", "engine/save.py"} & resumed.files  # the threads of the run go on meanwhile
+
+
+def test_a_trace_tells_calls_that_imports_do_not_show_and_looks_through_what_is_not_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "traced"
+    package.mkdir()
+    (package / "__init__.py").write_text("from traced.low import work")
+    (package / "low.py").write_text("def work(call): return [*map(call, [1]), *sorted([2], key=call)]")
+    (package / "top.py").write_text(
+        "from traced import work\nfrom traced import other\n"
+        "def back(number): return number\n"
+        "def run(): return work(back) + other.work()\n"
+    )
+    (package / "other.py").write_text(
+        "from functools import reduce\nwork = lambda: reduce(lambda x, y: x + leaf(y), [2], [])\n"
+        "def leaf(y):\n    import traced.leaf\n    return traced.leaf.of(y)\n"
+    )
+    (package / "leaf.py").write_text("def of(y): return [y]")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    top = importlib.import_module("traced.top")
+    recorder = trace.Recorder(package)
+    with recorder.installed():
+        top.run()  # is not recorded, and imports what is imported late
+        recorder.recording = True
+        assert top.run() == [1, 2, 2]
+        recorder.recording = False
+    seen = recorder.trace()
+    assert seen.files == {"top.py", "low.py", "other.py", "leaf.py"}
+    assert set(seen.calls) == {
+        ("top.py", "low.py"),  # imported, by way of the package
+        ("low.py", "top.py"),  # called back, through what Python brings
+        ("top.py", "other.py"),
+        ("other.py", "leaf.py"),  # imported inside a function
+    }
+    assert seen.not_imported == seen.upwards == {("low.py", "top.py"): {"back"}}
+    assert [line.rsplit(".")[-1] for line in seen.deepest] == [
+        "py  run",
+        "py  <lambda>",
+        "<lambda>",
+        "py  leaf",
+        "py  of",
+    ]
 
 
 @pytest.fixture(scope="module")
