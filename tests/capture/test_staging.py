@@ -1,6 +1,5 @@
 import mmap
 import threading
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from holdfast.capture.staging_budget import StagingBudget
 RING = RING_BLOCKS * BLOCK_BYTES
 
 
-def never() -> bool:
-    return False
+NEVER = threading.Event()
 
 
 def training_waits(on: bool) -> threading.Event:
@@ -23,16 +21,19 @@ def training_waits(on: bool) -> threading.Event:
     return event
 
 
-def at_once() -> Callable[[], bool]:
-    """For a look at the pool that waits for nothing."""
-    looks = iter([False])
-    return lambda: next(looks, True)
+class AfterOneLook(threading.Event):
+    """Is set from the second look on: for a look at the pool that waits for nothing."""
+
+    def is_set(self) -> bool:
+        was_set = super().is_set()
+        self.set()
+        return was_set
 
 
 def all_free(pool: Pool, *, hurried: bool) -> list[Block]:
     """Takes what can be taken."""
     blocks = []
-    while (block := pool.take(training_waits(hurried), at_once())) is not None:
+    while (block := pool.take(training_waits(hurried), AfterOneLook())) is not None:
         blocks.append(block)
     return blocks
 
@@ -53,18 +54,19 @@ def test_the_block_that_was_given_back_last_is_the_next_to_be_taken() -> None:
     blocks = all_free(pool, hurried=False)
     pool.give(blocks[2])
     pool.give(blocks[0])
-    assert pool.take(training_waits(False), never) is blocks[0]  # its bytes are still in the processor's cache
+    assert pool.take(training_waits(False), NEVER) is blocks[0]  # its bytes are still in the processor's cache
 
 
 def test_who_finds_none_waits_until_one_comes_back() -> None:
     pool = Pool(pinned=False)
     blocks, taken, looks = all_free(pool, hurried=False), [], threading.Event()
 
-    def stopped() -> bool:
-        looks.set()
-        return False
+    class Stopped(threading.Event):
+        def is_set(self) -> bool:
+            looks.set()
+            return False
 
-    thread = threading.Thread(target=lambda: taken.append(pool.take(training_waits(False), stopped)), daemon=True)
+    thread = threading.Thread(target=lambda: taken.append(pool.take(training_waits(False), Stopped())), daemon=True)
     thread.start()
     assert looks.wait(30) and not taken
     pool.give(blocks[0])
@@ -76,9 +78,7 @@ def test_who_waits_goes_on_when_the_save_is_given_up() -> None:
     pool = Pool(pinned=False)
     all_free(pool, hurried=True)
     taken, given_up = [], threading.Event()
-    thread = threading.Thread(
-        target=lambda: taken.append(pool.take(training_waits(False), given_up.is_set)), daemon=True
-    )
+    thread = threading.Thread(target=lambda: taken.append(pool.take(training_waits(False), given_up)), daemon=True)
     thread.start()
     given_up.set()
     thread.join(30)
@@ -100,7 +100,7 @@ def test_who_waits_for_the_ring_may_touch_the_reserve_once_training_waits() -> N
     pool.grow(RING + BLOCK_BYTES)
     all_free(pool, hurried=False)
     event, taken = training_waits(False), []
-    thread = threading.Thread(target=lambda: taken.append(pool.take(event, never)), daemon=True)
+    thread = threading.Thread(target=lambda: taken.append(pool.take(event, NEVER)), daemon=True)
     thread.start()
     event.set()
     wait_until(lambda: taken)

@@ -10,9 +10,7 @@ import pytest
 
 from holdfast.capture.throttle import Throttle
 
-
-def never() -> bool:
-    return False
+NEVER = threading.Event()
 
 
 def training_waits(on: bool = False) -> threading.Event:
@@ -26,7 +24,7 @@ def seconds_for(throttle: Throttle, blocks: int, waits: threading.Event) -> floa
     """The time that two writers take for so many blocks of 100 bytes."""
     begun = time.monotonic()
     with ThreadPoolExecutor(2) as two:
-        list(two.map(lambda _: throttle.wait(100, waits, never), range(blocks)))
+        list(two.map(lambda _: throttle.wait(100, waits, NEVER), range(blocks)))
     return time.monotonic() - begun
 
 
@@ -47,14 +45,14 @@ def test_whoever_must_not_wait_does_not(why: str) -> None:
     slow = Throttle(1, pressing=why == "a stop")  # a hundred seconds a block
     begun = time.monotonic()
     for _ in range(3):
-        slow.wait(100, training_waits(why == "training waits"), lambda: why == "given up")
+        slow.wait(100, training_waits(why == "training waits"), training_waits(why == "given up"))
     assert time.monotonic() - begun < 50
 
 
 def test_what_was_written_beyond_the_limit_is_not_waited_for_later() -> None:
     limited = Throttle(1000)
     for _ in range(1000):
-        limited.wait(100, training_waits(on=True), never)
+        limited.wait(100, training_waits(on=True), NEVER)
     assert seconds_for(limited, 2, training_waits()) < 50
 
 

@@ -1,8 +1,9 @@
 """Snapshots of the last boundary: what is saved, and how it is taken from live tensors while training goes on."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -164,12 +165,12 @@ class Snapshots:
         subject = self._subject
         return Snapshot(
             boundary=Boundary(boundary.step, boundary.face, subject.manifest_entry(boundary.recorded)),
-            write=lambda directory: self._write(boundary, directory),
+            write=partial(self._write, boundary),
             layout=subject.layout,
             estimated_bytes=subject.estimated_bytes(),
             versions=environment.record(),
             protected=subject.protected(boundary.recorded),
-            tensors=self._live.layout_pieces if self._live is not None else dict,
+            tensors=self._layout_pieces,
             not_finite=lambda: self.not_finite,
         )
 
@@ -177,20 +178,26 @@ class Snapshots:
         """Returns what rank 0 tells the other ranks of a boundary before they write."""
         return self._live.rank0_digests(boundary.recorded) if self._live is not None else {}
 
-    def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+    def _layout_pieces(self) -> Mapping[str, Any]:
+        return self._live.layout_pieces() if self._live is not None else {}
+
+    @contextmanager
+    def _torn_by_training(self, boundary: Boundary) -> Iterator[None]:
+        """Turns what was torn because training went on into a save that failed: nothing wrote past the gate."""
         try:
-            return self._stream(boundary, directory)
+            yield
         except TornError as torn:
             if self._gate.holds(boundary.number):
                 raise
             raise _went_on() from torn
 
-    def _stream(self, boundary: Boundary, directory: Path) -> dict[str, str]:
-        self._require_untouched(boundary)
-        images = self._subject.file_images(boundary, directory)
-        if self._direct is None:
-            self._direct = takes_direct_writes(directory)
-        with ExitStack() as opened:
+    def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+        """Streams the files of a boundary into a directory; returns the digests by their paths."""
+        with self._torn_by_training(boundary), ExitStack() as opened:
+            self._require_untouched(boundary)
+            images = self._subject.file_images(boundary, directory)
+            if self._direct is None:
+                self._direct = takes_direct_writes(directory)
             sinks = [
                 opened.enter_context(BlockFile(directory / image.path, image.size, direct=self._direct))
                 for image in images

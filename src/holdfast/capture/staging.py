@@ -8,7 +8,7 @@ save runs.
 import ctypes
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -57,18 +57,18 @@ class Pool:
         """The size of the pool's memory, in bytes."""
         return self._total * BLOCK_BYTES
 
-    def take(self, training_waits: threading.Event, stopped: Callable[[], bool]) -> Block | None:
+    def take(self, training_waits: threading.Event, stopped: threading.Event) -> Block | None:
         """Takes a block, and waits for one if it must.
 
         Args:
             training_waits: Set while training waits; only then the reserve is touched.
-            stopped: Tells if the save has been given up.
+            stopped: Set when the save has been given up.
 
         Returns:
             The block; None if the save was given up.
         """
         with self._changed:
-            while not stopped():
+            while not stopped.is_set():
                 spared = 0 if training_waits.is_set() else self._total - RING_BLOCKS
                 if len(self._free) > spared:
                     return self._free.pop()

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +19,7 @@ from holdfast.capture.nonfinite import NonFiniteScan, TensorRanges
 from holdfast.capture.staging import Block, Pool
 from holdfast.capture.throttle import Throttle
 from holdfast.errors import TornError
+from holdfast.store.blocks import Sink
 
 WRITERS = 2
 # While nobody waits there is one reader, which brings about 2 GB/s: training needs the processors. More than a few
@@ -27,19 +28,6 @@ _MOST_READERS = 4
 _LOOK_SECONDS = 0.001
 
 _Work = Callable[[], None]
-
-
-class Sink(Protocol):
-    """An open file."""
-
-    def digest(self, parts: Sequence[memoryview], offset: int) -> list[int]:
-        """Takes the digest of a block that is to be written at `offset`; returns that of all until each part's end."""
-
-    def write(self, data: memoryview, offset: int) -> None:
-        """Writes all of `data` at `offset`."""
-
-    def sync(self) -> None:
-        """Begins to make it durable: all of it is written."""
 
 
 class _Copied(NamedTuple):
@@ -87,6 +75,7 @@ class Stream:
         self._scan = NonFiniteScan(ranges or TensorRanges({}))
         self._processors = len(os.sched_getaffinity(0))
         self._error: BaseException | None = None
+        self._stopped = threading.Event()
         self._taking = threading.Lock()
         self._next_read = 0
         self._digests: dict[int, list[int]] = {}
@@ -169,18 +158,19 @@ class Stream:
         try:
             work()
         except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that asked for the work
-            self._error = self._error or error
+            self._stop(error)
+
+    def _stop(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._stopped.set()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _stopped(self) -> bool:
-        return self._error is not None
-
     def _copy(self) -> None:
         copier = Copier(self._pool, self._after)
-        while not self._stopped():
+        while not self._stopped.is_set():
             self._call_for_help(self._copy)
             with self._taking:  # the block comes with the chunk, so that the earliest chunk always has one
                 if self._next_read == len(self._chunks):
@@ -222,13 +212,13 @@ class Stream:
             number, (block, is_examined) = copied
             file, chunk = self._chunks[number]
             try:
-                if not self._stopped():
+                if not self._stopped.is_set():
                     if not is_examined:
                         self._examine(number, block)
                     self._throttle.wait(chunk.size, self._training_waits, self._stopped)
                     self._sinks[file].write(block.view[: chunk.size], chunk.offset)
             except BaseException as error:  # noqa: BLE001 - as in _guarded; the other blocks still come back
-                self._error = self._error or error
+                self._stop(error)
             finally:
                 self._pool.give(block)
             self._guarded(partial(self._count_written, file))
@@ -237,7 +227,7 @@ class Stream:
         """Syncs a file when all of it is written: beside the writing of the others, and not after it."""
         with self._arrived:
             self._unwritten[file] -= 1
-        if not self._unwritten[file] and not self._stopped():
+        if not self._unwritten[file] and not self._stopped.is_set():
             self._sinks[file].sync()
 
     def _next_block(self) -> tuple[int, _Copied] | None:
@@ -255,7 +245,7 @@ class Stream:
     def _yields(self) -> bool:
         """Tells if the writers leave the few processors to the readers, for whom training waits, as memory lasts."""
         waits = self._training_waits.is_set() and not self._throttle.pressing and self._processors <= _MOST_READERS
-        return waits and self._next_read < len(self._chunks) and not (self._pool.is_empty or self._stopped())
+        return waits and self._next_read < len(self._chunks) and not (self._pool.is_empty or self._stopped.is_set())
 
     def _check(self) -> None:
         """Reads again what was read while training went on.
@@ -263,7 +253,7 @@ class Stream:
         A write between the two reads shows; one before the first is the write detector's to see.
         """
         copier = Copier(self._pool, self._after)
-        while not self._stopped():
+        while not self._stopped.is_set():
             self._call_for_help(self._check)
             try:
                 number = self._to_check.pop()

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -40,7 +39,7 @@ class Throttle:
         with suppress(psutil.Error, OSError, AttributeError):  # no /proc, forbidden, or a system without it
             psutil.Process(threading.get_native_id()).ionice(getattr(psutil, name), level)
 
-    def wait(self, size: int, training_waits: threading.Event, stopped: Callable[[], bool]) -> None:
+    def wait(self, size: int, training_waits: threading.Event, stopped: threading.Event) -> None:
         """Waits until so many bytes may be written. For training that waits, or for a stop, there is no limit.
 
         Args:
@@ -53,7 +52,7 @@ class Throttle:
         with self._lock:
             # Its own bytes count, not only those before it: a save may be one block, and the largest may come last.
             turn = self._free_at = max(self._free_at, time.monotonic()) + size / self.bytes_per_second
-        while not (self.pressing or training_waits.is_set() or stopped()):
+        while not (self.pressing or training_waits.is_set() or stopped.is_set()):
             left = turn - time.monotonic()
             if left <= 0:
                 return

@@ -9,8 +9,11 @@ from typing import Protocol
 
 from holdfast.doors.schedule import Minutes
 from holdfast.doors.trigger_file import Claim, TriggerFile
+from holdfast.run.inbox import Inbox
+from holdfast.run.journal import Journal
 from holdfast.run.request import Request
 from holdfast.run.run import Run
+from holdfast.run.status import StatusFile
 from holdfast.settings import DynamicCheckpoint
 
 _LOOK_SECONDS = 0.1
@@ -64,7 +67,10 @@ class RequestQueue:
         wake: threading.Event,
         minutes: Minutes | None = None,
     ) -> None:
-        self._run = run
+        self._left_over = run.left_over
+        self._inbox: Inbox = run.inbox
+        self._journal: Journal = run.journal
+        self._status: StatusFile = run.status
         self._log = log
         self._wake = wake
         self._minutes = minutes
@@ -88,7 +94,7 @@ class RequestQueue:
         a process that has ended.
         """
         for request in self._unknown():
-            self._keep(replace(request, stop=False) if request.id in self._run.left_over else request)
+            self._keep(replace(request, stop=False) if request.id in self._left_over else request)
         if self._trigger is not None:
             for claim in self._trigger.left_behind():
                 self._accept_claim(claim)
@@ -167,7 +173,7 @@ class RequestQueue:
         with self._lock:
             taken = [request for request in self._waiting if request not in self._unwritten]
             self._waiting = list(self._unwritten)
-        self._run.status.update(pending=())
+        self._status.update(pending=())
         return sorted(taken, key=lambda request: request.asked_at)
 
     def close(self, *, has_left: bool = False) -> None:
@@ -187,7 +193,7 @@ class RequestQueue:
                 if self._minutes is not None and self._minutes.due():
                     self._keep(self._minutes.request())
                 if time.monotonic() - written >= _STATUS_SECONDS:
-                    self._run.status.write()
+                    self._status.write()
                     written = time.monotonic()
                     self._trouble = ""
             except OSError as error:
@@ -216,10 +222,10 @@ class RequestQueue:
             self._keep(request)
 
     def _unknown(self) -> list[Request]:
-        pending, broken = self._run.inbox.pending()
+        pending, broken = self._inbox.pending()
         for name, problem in broken:
             text = f"ignored {name} among the run's requests: {problem}"
-            self._run.journal.write("refused", problem=text)
+            self._journal.write("refused", problem=text)
             self._log.warning(text)
         with self._lock:
             new = [request for request in pending if request.id not in self._known]
@@ -232,11 +238,11 @@ class RequestQueue:
         self._show(request)
         self._wake.set()
         with suppress(OSError):
-            self._run.status.write()
+            self._status.write()
 
     def _submit(self, request: Request) -> bool:
         try:
-            self._run.inbox.submit(request)
+            self._inbox.submit(request)
         except OSError as error:
             self._report_trouble(error)
             return False
@@ -245,8 +251,8 @@ class RequestQueue:
     def _show(self, request: Request) -> None:
         with self._lock:
             waiting = tuple(waiting.reason() for waiting in self._waiting)
-        self._run.status.update(pending=waiting)
-        self._run.journal.write("request", stop=request.stop, **request.reason())
+        self._status.update(pending=waiting)
+        self._journal.write("request", stop=request.stop, **request.reason())
 
     def _report_trouble(self, error: OSError) -> None:
         """Reports, once, a disk that fails now and may work again: training goes on, and so does the watch."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshot, Snapshots
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine.batch import Batch
@@ -87,7 +88,7 @@ class Alone:
     leave_after: int | None = None
 
     def __init__(self, session: Session) -> None:
-        self._gate = session.gate
+        self._gate: Gate = session.gate
 
     def start(self) -> None:
         """Does nothing: there is nobody to hear of."""

@@ -5,10 +5,14 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
 from holdfast.errors import NoSpaceError, TornError
+from holdfast.run.inbox import Inbox
+from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
+from holdfast.run.status import StatusFile
 from holdfast.store import catalog, commit, digest, files, retention
 from holdfast.store.manifest import MOST_NAMED, File, Manifest
 
@@ -24,16 +28,16 @@ def save(
     run: Run,
     snapshot: Snapshot,
     requests: Sequence[Request],
-    keep: retention.RetentionPolicy,
+    policy: retention.RetentionPolicy,
     patient: Sequence[Request] = (),
 ) -> Answer:
     """Saves a snapshot and answers everybody who asked for it. Training outlives a save that fails.
 
     Args:
         run: The open run.
-        snapshot: What to save.
-        requests: Who asked; at least one.
-        keep: How many checkpoints may stay.
+        snapshot: The snapshot of a boundary.
+        requests: Those that it is saved for; at least one.
+        policy: Which checkpoints may stay.
         patient: Those of the requests that stay open when it fails, because it will be tried again for them.
 
     Raises:
@@ -41,8 +45,9 @@ def save(
     """
     begun = time.monotonic()
     step = snapshot.boundary.step
-    phase = run.status.now.phase
-    run.status.update(phase="saving")
+    status: StatusFile = run.status
+    phase = status.now.phase
+    status.update(phase="saving")
     attempt = None
     try:
         _preflight(run.root, snapshot.estimated_bytes)
@@ -54,7 +59,7 @@ def save(
     except TornError:
         if attempt is not None:
             attempt.discard()
-        run.status.update(phase=phase)
+        status.update(phase=phase)
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this attempt and not the training
         cause = _cause(run.root, error)  # before the disk has its room back
@@ -74,17 +79,18 @@ def save(
             finite=_newest_finite(run) if manifest.not_finite else "",
         )
     report(run, answer, requests, patient)
-    run.status.update(phase=phase)
+    status.update(phase=phase)
     if answer.saved:
-        _retain(run, keep, snapshot.protected)
+        _retain(run, policy, snapshot.protected)
     return answer
 
 
 def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
     """Gives every request the same answer. One that cannot be written leaves its request for the next start."""
+    inbox: Inbox = run.inbox
     for request in requests:
         try:
-            run.inbox.answer(request, answer)
+            inbox.answer(request, answer)
         except OSError as error:
             run.journal.write("unanswered", request=request.id, problem=str(error))
 
@@ -101,7 +107,8 @@ def _preflight(root: Path, estimate: int) -> None:
 def _manifest(
     run: Run, snapshot: Snapshot, requests: Sequence[Request], attempt: str, sealed: tuple[File, ...]
 ) -> Manifest:
-    boundary = snapshot.boundary.record()
+    saved: Boundary = snapshot.boundary
+    boundary = saved.record()
     if any(others := snapshot.others()):
         boundary["ranks"] = list(others)
     return Manifest(
@@ -110,7 +117,7 @@ def _manifest(
         attempt=attempt,
         parent=run.parent,
         sequence=catalog.next_sequence(run.catalog.entries()),
-        step=snapshot.boundary.step,
+        step=saved.step,
         world_size=snapshot.world_size,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         reasons=tuple(request.reason() for request in requests),
@@ -123,33 +130,35 @@ def _manifest(
 
 
 def _newest_finite(run: Run) -> str:
-    """The name of the newest checkpoint of the run that a training which went wrong can go back to; empty for none."""
+    """Returns the name of the newest checkpoint that a training which went wrong can go back to; empty for none."""
     try:
-        found = retention.newest_finite(run.catalog.entries(), run.identity)
+        entry = retention.newest_finite(run.catalog.entries(), run.identity)
     except OSError:
         return ""  # retention meets the same error, and writes it down
-    return "" if found is None else found.path.name
+    return "" if entry is None else entry.path.name
 
 
 def report(run: Run, answer: Answer, requests: Sequence[Request], patient: Sequence[Request] = ()) -> None:
     """Shows what became of a save in status and journal, and answers who asked; the patient hear of no failure."""
-    told = {"ids": [r.id for r in requests], "doors": sorted({r.door for r in requests})}
+    status: StatusFile = run.status
+    journal: Journal = run.journal
+    asked = {"ids": [request.id for request in requests], "doors": sorted({request.door for request in requests})}
     if answer.saved:
         last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}
         if answer.not_finite:
             last["not_finite"] = list(answer.not_finite)
-        run.status.update(last_checkpoint={**last, "at": answer.answered_at}, failing_since=None, next_try_at=None)
-        run.journal.write("saved", **last, digest=answer.digest, durable=answer.durable, **told)
+        status.update(last_checkpoint={**last, "at": answer.answered_at}, failing_since=None, next_try_at=None)
+        journal.write("saved", **last, digest=answer.digest, durable=answer.durable, **asked)
     else:
-        failed, since = run.status.now.failed_saves + 1, run.status.now.failing_since or answer.answered_at
-        run.status.update(failed_saves=failed, last_failure=answer.error, failing_since=since, next_try_at=None)
-        run.journal.write("failed", step=answer.step, error=answer.error, failed_saves=failed, **told)
+        failed, since = status.now.failed_saves + 1, status.now.failing_since or answer.answered_at
+        status.update(failed_saves=failed, last_failure=answer.error, failing_since=since, next_try_at=None)
+        journal.write("failed", step=answer.step, error=answer.error, failed_saves=failed, **asked)
     answer_all(run, answer, requests if answer.saved else [request for request in requests if request not in patient])
 
 
-def _retain(run: Run, keep: retention.RetentionPolicy, protected: Iterable[Path]) -> None:
+def _retain(run: Run, policy: retention.RetentionPolicy, protected: Iterable[Path]) -> None:
     try:
-        surplus = retention.surplus(run.catalog.entries(), run.identity, keep, protected)
+        surplus = retention.surplus(run.catalog.entries(), run.identity, policy, protected)
     except OSError as error:
         run.journal.write("not deleted", path=str(run.root), problem=str(error))
         return

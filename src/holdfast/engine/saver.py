@@ -14,11 +14,13 @@ from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine import save
 from holdfast.engine.batch import Batch
+from holdfast.engine.outcomes import Outcomes
 from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry
 from holdfast.engine.session import Session
 from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import LeaseLostError, RanksError, TornError
+from holdfast.log import RunLog
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
@@ -46,7 +48,8 @@ class Saver:
         self._gate: Gate = session.gate
         self._status: StatusFile = session.run.status
         self._journal: Journal = session.run.journal
-        self._log = session.log
+        self._outcomes: Outcomes = session.outcomes
+        self._log: RunLog = session.log
         self._queue = queue
         self._policy = policy
         self._peers = peers
@@ -115,7 +118,7 @@ class Saver:
         waiting = [request for request in self._batch.take() if self._session.run.inbox.answer_to(request.id) is None]
         answer = Answer(saved=False, step=self._step, error=why)
         save.answer_all(self._session.run, answer, waiting)
-        self._session.outcomes.resolve(answer, _ids(waiting))
+        self._outcomes.resolve(answer, _ids(waiting))
         self._batch.requests = []
 
     @property
@@ -155,8 +158,8 @@ class Saver:
         boundary = None
         try:
             boundary = self._peers.boundary(self._batch, self._stale_before)
-            if boundary is not None:
-                self._save(boundary)
+            if boundary is not None and (ready := self._prepare(boundary)) is not None:
+                self._write(ready)
             return boundary is not None
         except RanksError as error:
             self._fail(str(error))
@@ -180,7 +183,7 @@ class Saver:
 
         A signal to the whole group comes to each rank.
         """
-        answer = self._session.outcomes.last_answer
+        answer = self._outcomes.last_answer
         if answer is None or not self._peers.may_have_left():
             return False
         requests = list(self._batch.take())
@@ -192,28 +195,30 @@ class Saver:
             self._gate.open(None)  # shut for these requests; the ranks that would agree on more may have left
         return True
 
-    def _save(self, boundary: Boundary) -> None:
-        """Saves a boundary for the batch, and answers it."""
+    def _prepare(self, boundary: Boundary) -> Boundary | None:
+        """Returns the boundary as it is to be written; None where the batch needs no save, or cannot have this one."""
         assert self._in_use is not None
         snapshots, _ = self._in_use
-        if boundary.scheduled and not self._session.outcomes.has_saved(boundary):
+        if boundary.scheduled and not self._outcomes.has_saved(boundary):
             self._batch.add(Request("schedule", why=boundary.scheduled))
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 self._stale_before = boundary.number
-                return
+                return None
             boundary = replace(boundary, fingerprint=snapshots.fingerprint())
         if not self._batch.requests:
-            return
+            return None
         self._merge_until = time.monotonic() + _MERGING_SECONDS
-        last = self._session.outcomes.last_answer
-        if last is not None and self._session.outcomes.has_saved(boundary):
+        last = self._outcomes.last_answer
+        if last is not None and self._outcomes.has_saved(boundary):
             self._repeat(last, self._batch.requests)
-            return
-        self._write(snapshots, boundary)
+            return None
+        return boundary
 
-    def _write(self, snapshots: Snapshots, boundary: Boundary) -> None:
-        """Writes a checkpoint, and takes in what became of it."""
+    def _write(self, boundary: Boundary) -> None:
+        """Writes a checkpoint of a boundary, and takes in what became of it."""
+        assert self._in_use is not None
+        snapshots, _ = self._in_use
         requests, stops = list(self._batch.requests), self._batch.stops
         blocked_before = self._gate.blocked_seconds
         snapshots.throttle.pressing = bool(stops)
@@ -226,7 +231,7 @@ class Saver:
             return
         if answer.saved:
             self._retry.saved()
-            self._session.outcomes.publish(boundary, answer)
+            self._outcomes.publish(boundary, answer)
             self._queue.saved()
         self._account_for(snapshots, boundary, self._gate.blocked_seconds - blocked_before)
         if not answer.saved and stops and self._is_tried_again(answer, stops):
@@ -287,7 +292,7 @@ class Saver:
     def _conclude(self, answer: Answer, requests: Sequence[Request]) -> None:
         """Takes in that requests were answered, and tells who does not read the answer's file."""
         ids = _ids(requests)
-        self._session.outcomes.last_answer = answer
+        self._outcomes.last_answer = answer
         self._concluded = (answer, ids)
         self._batch.remove(requests)
         self._log.log(logging.INFO if answer.saved else logging.ERROR, answer.line(_asked(requests)))
@@ -298,7 +303,7 @@ class Saver:
             given_up = self._closing or self._is_taken_over()
             pause = None if given_up else self._retry.schedule(requests, answer.seconds)
             self._log.warning("training goes on; earlier checkpoints are intact" + self._next_try(pause))
-        self._session.outcomes.resolve(answer, ids)
+        self._outcomes.resolve(answer, ids)
 
     def _is_tried_again(self, answer: Answer, stops: Sequence[Request]) -> bool:
         """Returns whether the save of a stop is tried again. Training leaves meanwhile, and is blocked at its end."""

@@ -69,8 +69,11 @@ class _Plan:
     @cached_property
     def encoded(self) -> dict[str, Any]:
         """As JSON, the state of each parameter where it is tensors alone: it names them, and does not change."""
-        plain = ((name, pair) for name, pair in self.state.items() if name not in self.odd)
-        return {name: _encode_state(content, name, parameter) for name, (parameter, content) in plain}
+        encoded = {}
+        for name, (parameter, content) in self.state.items():
+            if name not in self.odd:
+                encoded[name] = _encode_state(content, name, parameter)
+        return encoded
 
 
 class OptimizerRecord(NamedTuple):
@@ -134,18 +137,18 @@ class OptimizerPart:
         if plan.unregistered:
             raise UnsupportedError(self.unregistered()[0], hint="register every model that the optimizer updates")
         tensors: dict[str, torch.Tensor] = {}
-        state = {
-            name: _encode_state(recorded.odd[name], name, parameter) if name in recorded.odd else plan.encoded[name]
-            for name, (parameter, _) in plan.state.items()
-        }
+        state = dict(plan.encoded)
+        for name, content in recorded.odd.items():
+            state[name] = _encode_state(content, name, plan.state[name][0])
+        groups = []
+        for number, (members, settings) in enumerate(zip(plan.groups, recorded.settings, strict=True)):
+            encoded = values.encode(settings, f"groups/{number}", tensors)
+            groups.append({"parameters": list(members), "settings": encoded})
         rest = {
             "kind": "optimizer",
             "class": type(self._optimizer).__qualname__,
-            "groups": [
-                {"parameters": list(members), "settings": values.encode(settings, f"groups/{number}", tensors)}
-                for number, (members, settings) in enumerate(zip(plan.groups, recorded.settings, strict=True))
-            ],
-            "state": state,
+            "groups": groups,
+            "state": {name: state[name] for name in plan.state},
             "shared": values.encode(recorded.shared, "shared", {}),
         }
         return Stored(tensors, rest)

@@ -128,7 +128,9 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
         return _encode_mapping(value, name, tensors, home)
     if kind is list or kind in _SEQUENCES or kind is deque:
         items = sorted(value, key=repr) if kind in (set, frozenset) else value
-        encoded = [_encode(item, f"{name}/{index}", tensors, home) for index, item in enumerate(items)]
+        encoded = []
+        for index, item in enumerate(items):
+            encoded.append(_encode(item, f"{name}/{index}", tensors, home))
         if kind is deque:
             return {"$deque": [*encoded, value.maxlen]}
         return encoded if kind is list else {_SEQUENCES[kind]: encoded}
@@ -149,11 +151,13 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
 def _encode_mapping(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch.device) -> Any:
     kind = type(value)
     if kind is dict and all(type(key) is str and not key.startswith("$") for key in value):
-        return {key: _encode(item, f"{name}/{key}", tensors, home) for key, item in value.items()}
-    pairs = [
-        [_encode(key, f"{name}/(key)", tensors, home), _encode(item, f"{name}/{key}", tensors, home)]
-        for key, item in value.items()
-    ]
+        encoded = {}
+        for key, item in value.items():
+            encoded[key] = _encode(item, f"{name}/{key}", tensors, home)
+        return encoded
+    pairs = []
+    for key, item in value.items():
+        pairs.append([_encode(key, f"{name}/(key)", tensors, home), _encode(item, f"{name}/{key}", tensors, home)])
     return {_MAPPINGS[kind]: pairs}
 
 

@@ -8,9 +8,10 @@ import errno
 import mmap
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from holdfast.store import files
 from holdfast.store.digest import Digester
@@ -51,6 +52,19 @@ def takes_direct_writes(directory: Path) -> bool:
     finally:
         with suppress(OSError):
             probe.unlink()
+
+
+class Sink(Protocol):
+    """An open file to stream into."""
+
+    def digest(self, parts: Sequence[memoryview], offset: int) -> list[int]:
+        """Takes the digest of a block that is to be written at `offset`; returns that of all until each part's end."""
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Writes all of `data` at `offset`."""
+
+    def sync(self) -> None:
+        """Begins to make it durable: all of it is written."""
 
 
 class BlockFile:
