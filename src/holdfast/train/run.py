@@ -13,7 +13,6 @@ from holdfast.errors import UnsupportedError
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.export import copy_model
 from holdfast.ranks import launcher
-from holdfast.settings import Settings
 from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
@@ -41,7 +40,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
         keep = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
-        with Engine(root, _settings(config), keep, wanted, layout.NAME, screen.say) as engine:
+        with Engine(root, config, keep, wanted, layout.NAME, screen.say) as engine:
             if not rank:
                 _announce(engine, screen)
             trainer = _trainer(config, engine, screen)
@@ -65,10 +64,6 @@ def _join() -> int:
 
     rank: int = PartialState(cpu=not torch.cuda.is_available()).process_index
     return rank
-
-
-def _settings(config: TrainConfig) -> Settings:
-    return Settings(**{name: getattr(config, name) for name in Settings.model_fields})
 
 
 def _announce(engine: Engine, screen: Screen) -> None:

@@ -5,14 +5,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
-from holdfast.settings import DynamicCheckpoint, as_bytes
+from holdfast.settings import DynamicCheckpoint, Settings
 from holdfast.train.config.schedule import ScheduleFields
 from holdfast.train.config.types import (
     AutoOrBool,
     Count,
-    CountOrZero,
     Fields,
     OffloadOrBool,
     OneOrMoreTexts,
@@ -25,6 +24,7 @@ from holdfast.train.config.types import (
     Text,
     TextOrTexts,
     Texts,
+    as_number,
     as_tuple,
 )
 
@@ -72,8 +72,11 @@ class SpecialTokens(Fields):
     """Stands for what the tokenizer does not know."""
 
 
-class TrainConfig(ScheduleFields):
-    """The configuration of a training run. What is counted in steps or epochs is declared in `ScheduleFields`."""
+class TrainConfig(Settings, ScheduleFields):
+    """The configuration of a training run.
+
+    The settings of its saves are declared in `Settings`, what is counted in steps or epochs in `ScheduleFields`.
+    """
 
     # What is trained, on what, and where the result goes.
 
@@ -95,25 +98,12 @@ class TrainConfig(ScheduleFields):
     # On-demand saving.
 
     dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint()
-    """Saving on demand through a trigger file."""
+    """Saving on demand through a trigger file: off where the file does not turn it on."""
 
-    save_on_exception: bool = True
-    """Save the last boundary before an exception ends the training."""
-
-    stop_grace_seconds: Positive = 25.0
-    """From a stop to the end of the process at the latest, even in the middle of a step."""
-
-    rank_timeout_seconds: Positive = 30.0
-    """How long a process that is not heard of is waited for, before a save is given up without it."""
-
-    staging_memory: Annotated[CountOrZero | None, BeforeValidator(as_bytes)] = None
-    """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
-
-    save_rate_limit: Annotated[Count | None, BeforeValidator(as_bytes)] = None
-    """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes."""
-
-    save_io_priority: Literal["normal", "low", "idle"] = "normal"
-    """The priority of saves at the disk."""
+    @field_validator("save_minutes", "stop_grace_seconds", "rank_timeout_seconds", mode="before")
+    @classmethod
+    def _number_of_yaml(cls, value: object) -> object:
+        return as_number(value)
 
     # How rows become batches.
 

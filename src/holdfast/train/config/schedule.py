@@ -59,9 +59,6 @@ class ScheduleFields(Fields):
     saves_per_epoch: Count | None = None
     """Save this many times in each of the `num_epochs` epochs."""
 
-    save_minutes: Positive | None = None
-    """Save when so many minutes have passed since the last save."""
-
     save_total_limit: Count | None = None
     """How many scheduled checkpoints are kept; the oldest go first. Unset acts as 4."""
 
