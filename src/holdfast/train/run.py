@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.engine.engine import Engine
-from holdfast.errors import UnsupportedError
+from holdfast.errors import FAILED, UnsupportedError
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.export import copy_model
 from holdfast.ranks import launcher
@@ -50,7 +50,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
             if not rank:
                 _leave_model(trainer, engine, screen)
         if engine.stop_requested and not rank:
-            saved = engine.exit_code != 1
+            saved = engine.exit_code != FAILED
             screen.say("stopped after a good save" if saved else "stopped, and the last save FAILED: see above")
             again = f"holdfast train {path}" if engine.world_size == 1 else "the same command,"
             screen.say(f"to go on: {again} --resume auto")

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from holdfast.errors import STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
+from holdfast.errors import FAILED, STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
 from holdfast.ranks import launcher
 from holdfast.run.directory import RunDirectory
 from holdfast.store import files
@@ -70,13 +70,13 @@ def outcome(events: Sequence[Mapping[str, Any]], code: int, signalled: int | Non
     ends = [event for event in events if event.get("event") == "end"]
     if not ends:
         if any(event.get("event") == "start" for event in events):
-            return 1
-        return ended_by_signal(signalled) if signalled else code if code > 0 else 1
+            return FAILED
+        return ended_by_signal(signalled) if signalled else code if code > 0 else FAILED
     how, said = ends[-1].get("outcome"), ends[-1].get("code")
     if how == "finished":
-        return 0 if code == 0 or signalled else 1
+        return 0 if code == 0 or signalled else FAILED
     # Ranks say 0 after a good save, because torchrun takes anything else for a failure.
-    return STOPPED_AFTER_SAVE if said == 0 else said if isinstance(said, int) else 1
+    return STOPPED_AFTER_SAVE if said == 0 else said if isinstance(said, int) else FAILED
 
 
 class _Signals:
