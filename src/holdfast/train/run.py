@@ -1,4 +1,4 @@
-"""`holdfast train`, from the configuration's file to the process's exit code."""
+"""Runs `holdfast train`, from the configuration's file to the process's exit code."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     Args:
         path: The configuration's file.
         overrides: `KEY=VALUE` for keys that the command line sets.
-        resume: What to resume from; None leaves it to the configuration.
+        resume: The checkpoint to resume: `auto`, `true` or a path. None leaves it to the configuration.
 
     Raises:
         HoldfastError: The configuration is wrong, the run is busy, or there is nothing to resume from.
@@ -37,10 +37,10 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     with Screen() as screen:
         for notice in () if rank else loaded.notices:
             screen.say(notice)
-        keep = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
+        policy = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
-        with Engine(root, config, keep, wanted, layout.NAME, screen.say) as engine:
+        with Engine(root, config, policy, wanted, layout.NAME, screen.say) as engine:
             if not rank:
                 _announce(engine, screen)
             trainer = _trainer(config, engine, screen)
@@ -58,7 +58,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
 
 
 def _join() -> int:
-    """Joins the processes that the launcher started; the rank of this one. The trainer goes on with what is set up."""
+    """Joins the processes that the launcher started, for the trainer too, and returns the rank of this one."""
     import torch
     from accelerate import PartialState
 

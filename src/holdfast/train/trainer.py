@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` as a configuration means it: model, data and settings put together. Nothing is hand-made here.
+"""Builds TRL's `SFTTrainer` as a configuration means it: model, data and settings. Nothing is hand-made here.
 
 `_settings` is the one place where TRL's defaults are overridden, and says why for each.
 """
@@ -124,14 +124,14 @@ def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, fla
 
 
 def _logging_steps(config: "TrainConfig", rows: int) -> int:
-    """How often Axolotl logs when it is not told: 200 times in a run, and at least every ten steps."""
+    """Returns how often Axolotl logs when nothing says so: 200 times in a run, and at least every ten steps."""
     per_epoch = math.ceil(math.ceil(rows / config.micro_batch_size) / config.gradient_accumulation_steps)
     steps = config.max_steps or math.ceil(per_epoch * config.num_epochs)
     return max(1, min(steps // 200, 10))
 
 
 def _is_flattened(network: Any) -> bool:
-    """Whether a batch of packed rows is better handed over as one long row.
+    """Tells whether a batch of packed rows is better handed over as one long row.
 
     TRL always does it, for attention that works on examples of varying length. Any other computes, and throws away,
     what each token of the batch has to say to each other: on a processor a step of 8 x 128 tokens took two and a half

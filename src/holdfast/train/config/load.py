@@ -1,4 +1,4 @@
-"""The configuration of `holdfast train config.yml`: read, checked as a whole, and every problem told at once.
+"""Loads the configuration of `holdfast train`: reads it, checks it as a whole, and names every problem at once.
 
 Where things are: the keys in `fields`, `schedule` and `holdfast.settings`, their kinds in `types`, what they mean to
 each other in `rules`, paths that must exist in `paths`, YAML and line numbers in `yaml`.

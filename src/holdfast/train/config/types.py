@@ -25,7 +25,7 @@ def as_number(value: Any) -> Any:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list as the tuple that a frozen model holds; anything else as it is, to be refused in its turn."""
+    """Returns a list as the tuple that a frozen model holds; anything else as it is, to be refused in its turn."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -83,7 +83,7 @@ def _resume(value: Any) -> Any:
 
 
 def home_expanded(path: str) -> str:
-    """A path with a leading `~` replaced by the home directory it stands for; any other as it is."""
+    """Returns a path with a leading `~` replaced by the home directory that it stands for; any other as it is."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
