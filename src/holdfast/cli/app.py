@@ -1,4 +1,4 @@
-"""The command line: its verbs, and what becomes of errors. Described in `docs/cli.md`."""
+"""Runs the command line: its verbs, and what becomes of errors. Described in `docs/cli.md`."""
 
 import functools
 import json
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
-    """Ctrl+C ends a verb with 130, as it ends every program of a shell; a failing disk is one line, not a traceback."""
+    """Ends a verb with 130 at Ctrl+C, as shells have it, and makes one line of a failing disk's error."""
 
     @functools.wraps(verb)
     def wrapped(**options: Any) -> None:
