@@ -98,10 +98,10 @@ def _ranks(known: dict[str, Any]) -> list[str]:
         lags = rank["age"] > _SILENT_SECONDS or rank["step"] + 1 + 2 * rate < step
         if lags or len(ranks) <= _MOST_RANKS:
             waits = ", held for a save" if rank["held"] else ""
-            said = (
+            where = (
                 f"step {rank['step']}, {rank['phase']}{waits}, heard of {rank['age']:g} s ago on {shown(rank['host'])}"
             )
-            lines.append(f"rank {rank['rank']:<6} {said}{', LAGS' if lags else ''}")
+            lines.append(f"rank {rank['rank']:<6} {where}{', LAGS' if lags else ''}")
     if len(ranks) > _MOST_RANKS:
         lines.insert(0, f"ranks       {len(ranks) + 1}, {len(lines)} of them lag behind")
     return lines

@@ -109,14 +109,14 @@ def _only_learnt(
             f"datasets: {source.path!r} holds nothing to learn from in its {len(raw)} rows",
             hint=f"No token that counts lies in the first {config.sequence_len} of a row (`sequence_len`).",
         )
-    said = [f"{len(raw)} examples of {source.path}, {len(learnt)} rows"]
+    facts = [f"{len(raw)} examples of {source.path}, {len(learnt)} rows"]
     if cut.any():
-        said.append(
+        facts.append(
             f"{np.count_nonzero(cut)} were longer than sequence_len {config.sequence_len}, {cut.sum()} tokens cut off"
         )
     if len(learnt) < len(rows):
-        said.append(f"{len(rows) - len(learnt)} held nothing to learn from and were left out")
-    say(f"data: {'; '.join(said)}")
+        facts.append(f"{len(rows) - len(learnt)} held nothing to learn from and were left out")
+    say(f"data: {'; '.join(facts)}")
     if len(learnt) < len(rows):
         rows = rows.select(learnt, keep_in_memory=True)
     return rows.remove_columns(["cut", "learnt"])

@@ -72,11 +72,13 @@ def outcome(events: Sequence[Mapping[str, Any]], code: int, signalled: int | Non
         if any(event.get("event") == "start" for event in events):
             return FAILED
         return ended_by_signal(signalled) if signalled else code if code > 0 else FAILED
-    how, said = ends[-1].get("outcome"), ends[-1].get("code")
+    how, ended_with = ends[-1].get("outcome"), ends[-1].get("code")
     if how == "finished":
         return 0 if code == 0 or signalled else FAILED
     # Ranks say 0 after a good save, because torchrun takes anything else for a failure.
-    return STOPPED_AFTER_SAVE if said == 0 else said if isinstance(said, int) else FAILED
+    if ended_with == 0:
+        return STOPPED_AFTER_SAVE
+    return ended_with if isinstance(ended_with, int) else FAILED
 
 
 class _Signals:

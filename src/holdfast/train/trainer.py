@@ -71,7 +71,7 @@ def _arguments(config: "TrainConfig", chosen: precision.Precision, rows: int, fl
 
 
 def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, flat: bool) -> dict[str, Any]:
-    saving, evaluating = config.saving, config.evaluating
+    saves, evaluations = config.save_schedule, config.eval_schedule
     settings: dict[str, Any] = {
         "output_dir": config.output_dir,
         # What the configuration says, under the names that transformers has for it.
@@ -88,8 +88,8 @@ def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, fla
         "max_grad_norm": 1.0 if config.max_grad_norm is None else config.max_grad_norm,
         "seed": config.random_seed,
         "max_length": config.sequence_len,
-        "save_strategy": saving.strategy,
-        "eval_strategy": evaluating.strategy,
+        "save_strategy": saves.strategy,
+        "eval_strategy": evaluations.strategy,
         "logging_steps": config.logging_steps or _logging_steps(config, rows),
         # TRL turns bf16 on wherever it is not told otherwise, which a processor without it pays for with its speed.
         "bf16": chosen.bf16,
@@ -116,10 +116,10 @@ def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, fla
         # A PEFT model hides what its labels are called; saying so spares a warning.
         "label_names": ["labels"],
     }
-    if saving.strategy == "steps":
-        settings["save_steps"] = saving.steps
-    if evaluating.strategy == "steps":
-        settings["eval_steps"] = evaluating.steps
+    if saves.strategy == "steps":
+        settings["save_steps"] = saves.steps
+    if evaluations.strategy == "steps":
+        settings["eval_steps"] = evaluations.steps
     return settings
 
 

@@ -23,8 +23,8 @@ def apply(source: Source, settings: Sequence[str]) -> None:
                 raise UnusableError(Problem(shown_key, (), "expected KEY=VALUE"))
             _set(source, key, text)
         except UnusableError as error:
-            _, loc, said = error.problem
-            source.problems.append(source.message_at(shown_key, loc, said))
+            _, loc, text = error.problem
+            source.problems.append(source.message_at(shown_key, loc, text))
 
 
 def _set(source: Source, key: str, text: str) -> None:
@@ -63,10 +63,10 @@ def _step(container: Any, part: str, loc: Loc) -> str | int:
         case list() if part in map(str, range(len(container) + 1)):
             return int(part)
         case list():
-            said = f"{dotted(loc)} is a list; {shown(part)} is not an index from 0 to {len(container)}"
+            text = f"{dotted(loc)} is a list; {shown(part)} is not an index from 0 to {len(container)}"
         case _:
-            said = f"{dotted(loc)} is {shown(container)}, which holds nothing further"
-    raise UnusableError(Problem("", (), said))
+            text = f"{dotted(loc)} is {shown(container)}, which holds nothing further"
+    raise UnusableError(Problem("", (), text))
 
 
 def _item(container: Any, step: Any) -> Any:

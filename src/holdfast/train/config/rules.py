@@ -54,7 +54,7 @@ def notices(config: TrainConfig, keys: AbstractSet[str]) -> Iterator[Finding]:
         counted = keys & {f"{prefix}_steps", per_epoch}
         if getattr(config, f"{prefix}_strategy") == "steps" and not counted:
             yield Finding((f"{prefix}_strategy",), f"acts every {DEFAULT_STEPS} steps: {prefix}_steps is not given")
-    if config.saving.strategy == "no" and not config.save_minutes and "save_total_limit" in keys:
+    if config.save_schedule.strategy == "no" and not config.save_minutes and "save_total_limit" in keys:
         yield Finding(("save_total_limit",), "no effect: nothing is saved on schedule with save_strategy: no")
     if config.evals_per_epoch and not config.val_set_size:
         yield Finding(("evals_per_epoch",), "no effect: val_set_size is 0, so there is nothing to evaluate on")
@@ -97,7 +97,7 @@ def _evaluation(config: TrainConfig) -> Iterator[Finding]:
             yield Finding(("eval_steps", "val_set_size"), nothing)
         if config.eval_strategy in ("steps", "epoch"):
             yield Finding(("eval_strategy", "val_set_size"), nothing)
-    if config.lr_scheduler in choices.SCHEDULERS_THAT_WATCH_THE_LOSS and config.evaluating.strategy == "no":
+    if config.lr_scheduler in choices.SCHEDULERS_THAT_WATCH_THE_LOSS and config.eval_schedule.strategy == "no":
         yield Finding(
             ("lr_scheduler", "val_set_size", "eval_strategy", "eval_steps", "evals_per_epoch"),
             f"{config.lr_scheduler!r} follows the loss of evaluations, and there are none",

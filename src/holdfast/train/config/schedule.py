@@ -84,12 +84,12 @@ class ScheduleFields(Fields):
     """Evaluates this many times in each of the `num_epochs` epochs; 0 turns evaluation off."""
 
     @property
-    def saving(self) -> Schedule:
+    def save_schedule(self) -> Schedule:
         """The schedule of saves, whichever keys give it."""
         return self._schedule(self.save_strategy, self.save_steps, self.saves_per_epoch)
 
     @property
-    def evaluating(self) -> Schedule:
+    def eval_schedule(self) -> Schedule:
         """The schedule of evaluations: never where no data is held out."""
         if not self.val_set_size or self.evals_per_epoch == 0:
             return Schedule("no", None)

@@ -123,8 +123,10 @@ def _text(path: Path, name: str) -> str:
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        said = "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "cannot be read").lower()
-        raise ConfigError([f"{name}: {said}"]) from None
+        reason = (
+            "no such file" if isinstance(error, FileNotFoundError) else (error.strerror or "cannot be read").lower()
+        )
+        raise ConfigError([f"{name}: {reason}"]) from None
     if len(data) > MOST_BYTES:
         raise ConfigError([f"{name}: larger than {MOST_BYTES // 1024} KiB, which no configuration is"])
     try:
@@ -135,7 +137,7 @@ def _text(path: Path, name: str) -> str:
 
 
 # PyYAML repeats what it does not understand, which may be of any length.
-_LONGEST_SAID = 200
+_LONGEST_REASON = 200
 
 
 def compose(text: str) -> yaml.Node | None:
@@ -151,11 +153,11 @@ def compose(text: str) -> yaml.Node | None:
         raise UnusableError(Problem(line, (), f"not valid YAML: the character U+{error.character:04X}")) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        said = one_line(error.problem or error.context or "").replace("'<stream end>'", "the end")
-        if r"'\t'" in said:
-            said = "a tab, where YAML wants spaces"
+        reason = one_line(error.problem or error.context or "").replace("'<stream end>'", "the end")
+        if r"'\t'" in reason:
+            reason = "a tab, where YAML wants spaces"
         raise UnusableError(
-            Problem(mark.line + 1 if mark else 1, (), f"not valid YAML: {shortened(said, _LONGEST_SAID)}")
+            Problem(mark.line + 1 if mark else 1, (), f"not valid YAML: {shortened(reason, _LONGEST_REASON)}")
         ) from None
 
 
@@ -229,8 +231,8 @@ class Constructor:
         """Counts what aliases multiply, and notices one that leads back to itself."""
         self._left -= 1
         if self._left < 0:
-            said = f"more than {MOST_VALUES:,} values, aliases followed"
-            raise UnusableError(Problem(self._place_of(node), loc, said))
+            text = f"more than {MOST_VALUES:,} values, aliases followed"
+            raise UnusableError(Problem(self._place_of(node), loc, text))
         if id(node) in self._open:
             raise UnusableError(Problem(self._place_of(node), loc, "an alias that contains itself"))
         self._open.add(id(node))
