@@ -42,17 +42,17 @@ class Training:
 
     def wait_for(self, condition: Callable[[], Any], what: str) -> Any:
         """Waits until the condition gives something true, while the training is alive."""
-        while not (found := condition()):
+        while not (value := condition()):
             if self.process.poll() is not None:
                 sys.exit(f"the training ended with {self.process.returncode} while the demo waited for {what}")
             if time.monotonic() - self.begun > LIMIT_SECONDS:
                 self.process.kill()
                 sys.exit(f"the demo waited too long for {what}")
             time.sleep(0.02)
-        return found
+        return value
 
     def step(self) -> int:
-        """The step that the training is at, as `holdfast status` would tell it."""
+        """Returns the step that the training is at, as `holdfast status` would tell it."""
         try:
             return int(json.loads((self.output_dir / ".holdfast/status.json").read_text())["step"])
         except (OSError, ValueError):
@@ -99,16 +99,16 @@ def main() -> None:
 
 
 def answer(run: Path) -> dict[str, Any] | None:
-    """The answer to whoever touched the trigger file, if there is one already."""
-    for event in reversed((run / "events.jsonl").read_text().splitlines()):
-        found: dict[str, Any] = json.loads(event)
-        if found["event"] == "saved" and "trigger_file" in found["doors"]:
-            return found
+    """Returns the answer to whoever touched the trigger file, if there is one already."""
+    for line in reversed((run / "events.jsonl").read_text().splitlines()):
+        event: dict[str, Any] = json.loads(line)
+        if event["event"] == "saved" and "trigger_file" in event["doors"]:
+            return event
     return None
 
 
 def report(saved: dict[str, Any], answered: float, killed_at: int, seconds: float) -> int:
-    """Prints the table; 0 if both runs ended the same."""
+    """Prints the table; returns 0 if both runs ended the same."""
     steps, losses, digests = zip(*map(outcome, (INTERRUPTED, UNINTERRUPTED)), strict=True)
     same = steps[0] == steps[1] and losses[0] == losses[1] and digests[0] == digests[1]
     rows = [
@@ -131,7 +131,7 @@ def report(saved: dict[str, Any], answered: float, killed_at: int, seconds: floa
 
 
 def outcome(run: Path) -> tuple[int, list[float], str]:
-    """What a finished run came to: its steps, every loss that it logged, the sha256 of its model."""
+    """Returns what a finished run came to: its steps, every loss that it logged, the sha256 of its model."""
     last = max(run.glob("checkpoint-*/trainer_state.json"), key=lambda path: int(path.parent.name.split("-")[1]))
     state = json.loads(last.read_text())
     losses = [entry[key] for entry in state["log_history"] for key in ("loss", "eval_loss") if key in entry]
@@ -139,7 +139,7 @@ def outcome(run: Path) -> tuple[int, list[float], str]:
 
 
 def sha(data: bytes) -> str:
-    """The sha256 of some bytes."""
+    """Returns the sha256 of some bytes."""
     return hashlib.sha256(data).hexdigest()
 
 

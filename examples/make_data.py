@@ -1,4 +1,4 @@
-"""Writes what the examples train on: text that every Python has, and a tiny model to train.
+"""Writes the data that the examples train on: text that every Python has, and a tiny model to train.
 
     python examples/make_data.py [--out examples/data]
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def modules() -> list[tuple[str, str]]:
-    """Names and texts of the standard library's top-level modules, in an order that the seed and the names decide."""
+    """Returns names and texts of the standard library's modules, in an order that the seed and the names decide."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     paths = sorted(path for path in folder.glob("*.py") if not path.name.startswith("_"))
     random.Random(SEED).shuffle(paths)
@@ -79,7 +79,7 @@ def modules() -> list[tuple[str, str]]:
 
 
 def selection(sources: list[tuple[str, str]]) -> list[str]:
-    """The texts to pretrain on: no module is a large part of the whole, and none so small that it teaches nothing."""
+    """Returns the texts to pretrain on: none is a large part of the whole, or so small that it teaches nothing."""
     chosen: list[str] = []
     room = TEXT_BYTES
     for _, source in sources:
@@ -90,9 +90,9 @@ def selection(sources: list[tuple[str, str]]) -> list[str]:
 
 
 def functions(sources: list[tuple[str, str]]) -> list[dict[str, str]]:
-    """Documented functions as pairs: the docstring and the signature are asked about, the body is the answer."""
-    found = (pair for module, source in sources for pair in _pairs(module, source))
-    pairs = list(islice(found, FUNCTIONS))
+    """Returns documented functions as pairs: docstring and signature are asked about, the body is the answer."""
+    documented = (pair for module, source in sources for pair in _pairs(module, source))
+    pairs = list(islice(documented, FUNCTIONS))
     random.Random(SEED).shuffle(pairs)
     return pairs
 

@@ -1,9 +1,14 @@
-from typing import Any
+import inspect
+from collections.abc import Mapping
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
 
-from holdfast.settings import DynamicCheckpoint
+from holdfast.errors import ConfigError
+from holdfast.loop.checkpointer import Checkpointer
+from holdfast.settings import DEFAULTS, DynamicCheckpoint, Settings, SettingsKwargs, validated
+from holdfast.train.config.fields import TrainConfig
 
 
 def test_the_documented_defaults() -> None:
@@ -27,8 +32,8 @@ def test_the_documented_defaults() -> None:
     ids=str,
 )
 def test_what_is_valid_is_taken_as_it_is(settings: dict[str, Any]) -> None:
-    found = DynamicCheckpoint(**settings).model_dump()
-    assert {key: found[key] for key in settings} == settings
+    taken = DynamicCheckpoint(**settings).model_dump()
+    assert {key: taken[key] for key in settings} == settings
 
 
 @pytest.mark.parametrize(
@@ -85,3 +90,54 @@ def test_a_trigger_file_is_a_plain_name_that_nothing_of_ours_has(name: str) -> N
 def test_settings_do_not_change_while_training_runs() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         DynamicCheckpoint().enabled = True
+
+
+def test_the_keyword_arguments_are_the_settings_as_a_caller_may_write_them() -> None:
+    may_be_text = dict.fromkeys(("staging_memory", "save_rate_limit"), int | str | None)
+    types = get_type_hints(Settings) | may_be_text | {"dynamic_checkpoint": Mapping[str, Any] | None}
+    assert get_type_hints(SettingsKwargs) == {name: types[name] for name in Settings.model_fields}
+
+
+def test_a_checkpointer_lists_each_with_its_type_and_default() -> None:
+    types = get_type_hints(Checkpointer.__init__)
+    defaults = {name: part.default for name, part in inspect.signature(Checkpointer).parameters.items()}
+    for name, kind in get_type_hints(SettingsKwargs).items():
+        assert types[name] == kind, name
+        assert defaults[name] == (None if name == "dynamic_checkpoint" else getattr(DEFAULTS, name)), name
+    assert validated() == DEFAULTS
+
+
+def test_a_configuration_inherits_each_and_declares_none_again() -> None:
+    again = set(Settings.model_fields) & inspect.get_annotations(TrainConfig).keys()
+    assert again == {"dynamic_checkpoint"}, "the trigger file alone has another default in a YAML: off"
+    assert issubclass(TrainConfig, Settings)
+
+
+def test_a_checkpointer_points_to_their_description_and_names_each() -> None:
+    assert Checkpointer.__doc__ is not None and "holdfast.settings.Settings" in Checkpointer.__doc__
+    for name in Settings.model_fields:
+        assert name in Checkpointer.__doc__
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("save_minutes", 0, "Input should be greater than 0"),
+        ("save_rate_limit", 0, "Input should be greater than or equal to 1"),
+        ("staging_memory", "much", "Input should be a valid integer"),
+        ("save_io_priority", "high", "Input should be 'normal', 'low' or 'idle'"),
+        ("save_step", 5, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_setting_that_is_wrong_is_named(name: str, value: Any, said: str) -> None:
+    arguments: Any = {name: value}
+    with pytest.raises(ConfigError, match=f"^{name}: {said}") as raised:
+        validated(**arguments)
+    assert raised.value.hint == "docs/configuration.md describes each setting"
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GB", 2 * 10**9), ("512 MiB", 512 * 2**20), ("1.5k", 1500), ("7", 7), (" 3 tib ", 3 * 2**40)]
+)
+def test_a_size_may_be_text(text: str, size: int) -> None:
+    assert validated(staging_memory=text, save_rate_limit=text) == Settings(staging_memory=size, save_rate_limit=size)

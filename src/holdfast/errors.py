@@ -1,4 +1,4 @@
-"""Everything that Holdfast raises.
+"""Everything that Holdfast raises, and every exit code of its own: here, and for users in `docs/cli.md`.
 
     HoldfastError                       exit code 1
       ConfigError                       2   the configuration cannot be used
@@ -24,6 +24,8 @@ Each message says what happened and to what; `hint` says what to do next.
 
 from collections.abc import Sequence
 
+FAILED = 1
+"""The exit code of whatever failed and has no code of its own."""
 STOPPED_AFTER_SAVE = 75
 """The exit code of a stop with a good save: EX_TEMPFAIL of sysexits.h, come back later."""
 DIFFERENT = 1
@@ -39,11 +41,11 @@ class HoldfastError(Exception):
     """The base of every error of Holdfast.
 
     Args:
-        message: What happened, and to what.
-        hint: What to do next; shown on a line of its own.
+        message: The event, and the thing that it happened to.
+        hint: The next thing to do; shown on a line of its own.
     """
 
-    exit_code = 1
+    exit_code = FAILED
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -61,7 +63,7 @@ class ConfigError(HoldfastError):
 
 
 class UnsupportedError(HoldfastError):
-    """What was asked for is not something that this version can do."""
+    """Something was asked for that this version cannot do."""
 
     exit_code = 2
 
@@ -113,8 +115,8 @@ class TornError(SaveError):
 
     Args:
         names: The tensors that were seen to change.
-        at_rest: Whether training stood still meanwhile, so that another try would end alike. None: whoever reads the
-            state knows.
+        at_rest: True where training stood still meanwhile, so that another try would end alike. None: whoever reads
+            the state knows.
     """
 
     def __init__(self, names: Sequence[str], at_rest: bool | None = None) -> None:
@@ -136,7 +138,7 @@ class CheckpointError(HoldfastError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """What is on disk is not what was written. `problems` names each difference."""
+    """Something on disk is not what was written. `problems` names each difference."""
 
     exit_code = 3
 

@@ -1,12 +1,30 @@
-"""The settings that ask for saves and keep them, validated. `docs/configuration.md` describes each for a user."""
+"""The settings that ask for saves and keep them: the one place of their types, defaults, checks and meaning.
+
+`TrainConfig` inherits them as keys of the YAML, `attach` takes them as `SettingsKwargs`, and `Checkpointer`, which also
+takes arbitrary names, lists them with the types of `SettingsKwargs` and the values of `DEFAULTS`. Tests compare all of
+these with each other and with `docs/configuration.md`.
+"""
 
 import re
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from holdfast.errors import ConfigError
 from holdfast.store import names
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?")
+
+
+def _as_bytes(value: object) -> object:
+    """Returns a number of bytes for text like `2GB` or `512 MiB`; anything else as it is."""
+    size = _BYTES.fullmatch(value.strip().lower()) if isinstance(value, str) else None
+    return int(float(size[1]) * _UNITS[size[2]]) if size else value
+
+
+Priority = Literal["normal", "low", "idle"]
 
 
 class DynamicCheckpoint(BaseModel):
@@ -15,16 +33,16 @@ class DynamicCheckpoint(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = False
-    """Whether the trigger file is looked at. Signals and commands work either way."""
+    """Looks at the trigger file. Signals and commands work either way."""
 
     check_interval: int = Field(default=100, ge=0)
-    """Look at the trigger file every N optimizer steps. 0 looks all the time and serves at the next boundary."""
+    """Looks at the trigger file every N optimizer steps. 0 looks all the time and serves at the next boundary."""
 
     trigger_file_path: str = "axolotl_checkpoint.save"
     """The name of the trigger file inside `output_dir`."""
 
     keep: int | None = Field(default=None, ge=1)
-    """How many on-demand checkpoints are kept; the oldest go first. Unset keeps all of them."""
+    """The number of on-demand checkpoints that are kept; the oldest go first. Unset keeps all of them."""
 
     @field_validator("trigger_file_path")
     @classmethod
@@ -38,59 +56,68 @@ class DynamicCheckpoint(BaseModel):
         return name
 
 
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?")
-
-
-def as_bytes(value: object) -> object:
-    """A number of bytes from text like `2GB` or `512 MiB`; anything else as it is."""
-    found = _BYTES.fullmatch(value.strip().lower()) if isinstance(value, str) else None
-    return int(float(found[1]) * _UNITS[found[2]]) if found else value
-
-
 class Settings(BaseModel):
-    """How a training is saved, whatever asks for it. `docs/configuration.md` describes each for a user."""
+    """The settings of a training's saves, whatever asks for them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint(enabled=True, check_interval=0)
-    """The trigger file."""
+    """The trigger file. Unset, it is on and served at once; in a configuration's YAML it is off."""
 
-    save_minutes: float | None = Field(default=None, gt=0)
-    """Save when this many minutes have passed since the last save."""
+    save_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Saves when so many minutes have passed since the last save."""
 
     save_on_exception: bool = True
-    """Whether an exception that leaves the loop is preceded by a save of the last boundary."""
+    """Saves the last boundary before an exception ends the training."""
 
-    stop_grace_seconds: float = Field(default=25.0, gt=0)
-    """From a stop to the end of the process at the latest, even when the loop does not come back."""
+    stop_grace_seconds: Annotated[float, Field(gt=0)] = 25.0
+    """The time from a stop to the end of the process at the latest, even when the loop does not come back."""
 
-    rank_timeout_seconds: float = Field(default=30.0, gt=0)
-    """How long a rank that is not heard of is waited for, before a save is given up without it."""
+    rank_timeout_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """The time for which a rank that is not heard of is waited for, before a save is given up without it."""
 
-    staging_memory: int | None = Field(default=None, ge=0)
-    """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
+    staging_memory: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_as_bytes)] = None
+    """The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what is free."""
 
-    save_rate_limit: int | None = Field(default=None, gt=0)
-    """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes."""
+    save_rate_limit: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_as_bytes)] = None
+    """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes.
 
-    save_io_priority: Literal["normal", "low", "idle"] = "normal"
-    """The priority of saves at the disk, as `ionice` has it: the last of its best-effort class, or its idle class."""
+    Training that waits for a save, and a stop, do not wait for the limit.
+    """
 
-    @field_validator("staging_memory", "save_rate_limit", mode="before")
-    @classmethod
-    def _bytes(cls, value: object) -> object:
-        return as_bytes(value)
+    save_io_priority: Priority = "normal"
+    """The priority of saves at the disk, as `ionice` has it.
+
+    `low` is the last of its best-effort class, `idle` its idle class. It works where writes pass the page cache by and
+    the disk's scheduler knows priorities (BFQ does).
+    """
 
 
-def validated(**given: Any) -> Settings:
-    """The settings from keyword arguments; None leaves one at its default.
+DEFAULTS = Settings()
+"""The settings of a training that sets none."""
+
+
+class SettingsKwargs(TypedDict, total=False):
+    """The settings as keyword arguments of Python. `Settings` says what each means."""
+
+    dynamic_checkpoint: Mapping[str, Any] | None
+    save_minutes: float | None
+    save_on_exception: bool
+    stop_grace_seconds: float
+    rank_timeout_seconds: float
+    staging_memory: int | str | None
+    save_rate_limit: int | str | None
+    save_io_priority: Priority
+
+
+def validated(**settings: Unpack[SettingsKwargs]) -> Settings:
+    """Returns the settings that keyword arguments give; None leaves one at its default.
 
     Raises:
         ConfigError: One line for each setting that is wrong.
     """
     try:
-        return Settings.model_validate({name: value for name, value in given.items() if value is not None})
+        return Settings.model_validate({name: value for name, value in settings.items() if value is not None})
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError(problems, hint="docs/configuration.md describes each setting") from error

@@ -14,6 +14,7 @@ from helpers.museum import EXHIBITS
 from helpers.serving import training
 from helpers.support import RESUMABLE, commit_checkpoint, holdfast, holdfast_begun, tell
 from helpers.waiting import wait_until
+from holdfast import errors
 from holdfast.cli.app import app
 from holdfast.errors import HoldfastError
 
@@ -78,11 +79,18 @@ def subclasses(kind: type[HoldfastError]) -> list[type[HoldfastError]]:
     return [kind, *(inner for below in kind.__subclasses__() for inner in subclasses(below))]
 
 
-def test_every_error_has_its_documented_exit_code() -> None:
+def test_every_error_has_its_exit_code() -> None:
     assert {kind.__name__: kind.exit_code for kind in subclasses(HoldfastError)} == CODES
+    tree = re.findall(r"^ +(\w+) +(?:exit code )?(\d+)(?:   .*)?$", errors.__doc__ or "", re.MULTILINE)
+    assert {name: int(code) for name, code in tree} == {name: CODES[name] for name, _ in tree}
+    assert CODES.keys() - {"RunError", "CheckpointError"} <= {name for name, _ in tree}
+
+
+def test_the_page_has_the_exit_codes_of_errors_and_no_others() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     documented = {int(code) for row in re.findall(r"^\| ([0-9, ]+) \|", page, re.MULTILINE) for code in row.split(",")}
-    assert set(CODES.values()) <= documented
+    signals = {errors.ended_by_signal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
+    assert documented == {0, *CODES.values(), errors.DIFFERENT, errors.STOPPED_AFTER_SAVE, *signals}
 
 
 def test_exit_code_0_1_2_3_4_5(tmp_path: Path) -> None:

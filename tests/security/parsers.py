@@ -22,7 +22,7 @@ from holdfast.run.directory import RunDirectory
 from holdfast.run.request import Answer, MalformedError, Request
 from holdfast.store import manifest
 from holdfast.store.manifest import ManifestError
-from holdfast.train.config import yaml as yaml_source
+from holdfast.train.config import yaml as config_yaml
 
 # What is printed of a file that was refused: a line or two, not the file.
 MOST_SAID = 2000
@@ -119,7 +119,7 @@ def _status(data: bytes) -> None:
 def _yaml(data: bytes) -> None:
     path = _run(alive=False).root / "config.yml"
     path.write_bytes(data)
-    found = yaml_source.read(path)
+    found = config_yaml.read(path)
     assert all(line.text.isprintable() for line in found.problems)
 
 

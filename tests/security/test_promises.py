@@ -8,7 +8,7 @@ from holdfast.layouts.safetensors import header as tensor_headers
 from holdfast.resume import choose as resuming
 from holdfast.run import request
 from holdfast.store import manifest
-from holdfast.train.config import yaml as yaml_source
+from holdfast.train.config import yaml as config_yaml
 
 PAGE = " ".join((Path(__file__).parents[2] / "SECURITY.md").read_text().split())
 
@@ -18,9 +18,9 @@ LIMITS = {
     "levels of a manifest": (manifest._MOST_LEVELS, r"files, (\d+) levels", 1),
     "header of tensors": (tensor_headers._MOST_HEADER_BYTES, r"headers of at most (\d+) MB", 10**6),
     "JSON": (MOST_JSON_BYTES, r"JSON of a checkpoint \| at most (\d+) MiB", 1 << 20),
-    "YAML": (yaml_source.LARGEST, r"safe loader, at most (\d+) KiB", 1 << 10),
-    "levels of YAML": (yaml_source._DEEPEST, r"KiB, (\d+) levels", 1),
-    "values of YAML": (yaml_source._MOST_VALUES, r"levels, ([\d,]+) values", 1),
+    "YAML": (config_yaml.MOST_BYTES, r"safe loader, at most (\d+) KiB", 1 << 10),
+    "levels of YAML": (config_yaml.MOST_LEVELS, r"KiB, (\d+) levels", 1),
+    "values of YAML": (config_yaml.MOST_VALUES, r"levels, ([\d,]+) values", 1),
     "trigger file": (request.MOST_LABEL_BYTES, r"at most (\d+) KiB are read", 1 << 10),
     "torch": (resuming._SAFE_TORCH[1], r"only with torch 2\.(\d+) or newer", 1),
 }

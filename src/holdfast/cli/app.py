@@ -1,4 +1,4 @@
-"""The command line: its verbs, and what becomes of errors. Described in `docs/cli.md`."""
+"""Runs the command line: its verbs, and what becomes of errors. Described in `docs/cli.md`."""
 
 import functools
 import json
@@ -11,7 +11,7 @@ import typer
 
 from holdfast import __version__
 from holdfast.cli import diff, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
-from holdfast.errors import HoldfastError, ended_by_signal
+from holdfast.errors import ConfigError, HoldfastError, ended_by_signal
 
 app = typer.Typer(
     name="holdfast",
@@ -23,7 +23,7 @@ app = typer.Typer(
 
 
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
-    """Ctrl+C ends a verb with 130, as it ends every program of a shell; a failing disk is one line, not a traceback."""
+    """Ends a verb with 130 at Ctrl+C, as shells have it, and makes one line of a failing disk's error."""
 
     @functools.wraps(verb)
     def wrapped(**options: Any) -> None:
@@ -83,7 +83,7 @@ def _tell(error: HoldfastError) -> int:
     if "--json" in sys.argv:
         print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
     else:
-        print(f"holdfast: {error}" if error.exit_code != 2 else str(error), file=sys.stderr)
+        print(f"holdfast: {error}" if error.exit_code != ConfigError.exit_code else str(error), file=sys.stderr)
         if error.hint:
             print(f"  {error.hint}", file=sys.stderr)
     return error.exit_code

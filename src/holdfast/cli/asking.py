@@ -1,4 +1,4 @@
-"""What `save` and `stop` share: a request through the run directory, and the wait for its answer."""
+"""Asks for a save, as `save` and `stop` do: through the run directory, and with a wait for the answer."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`holdfast diff A B`: what differs between two checkpoints, and by how much."""
+"""`holdfast diff A B`: the differences of two checkpoints, and how large they are."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,7 +12,7 @@ from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns
 from holdfast.cli.tensor_distance import distance
 from holdfast.errors import DIFFERENT, DamagedCheckpointError
-from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.layouts.whole_tensors import SHARD, Whole, gather
 from holdfast.store import files
@@ -28,19 +28,19 @@ def diff(
 ) -> None:
     """Tell which tensors of two checkpoints differ, and by how much, and which other files. Exit code 1 if any does."""
     with ExitStack() as opened:
-        one, other = _Side(a, opened), _Side(b, opened)
+        left, right = _Side(a, opened), _Side(b, opened)
         try:
-            tensors = list(_tensors(one, other))
+            tensors = list(_tensors(left, right))
         except HeaderError as error:
             raise DamagedCheckpointError(f"a file has changed while it was read: {error}") from error
-    others = list(_files(one, other))
-    unlike = [found for found in tensors if found["state"] != "same"]
-    unlike_others = [found for found in others if found["state"] != "same"]
+    others = list(_files(left, right))
+    unlike = [tensor for tensor in tensors if tensor["state"] != "same"]
+    unlike_others = [file for file in others if file["state"] != "same"]
     if json:
         as_json(
             {
-                "a": str(one.path),
-                "b": str(other.path),
+                "a": str(left.path),
+                "b": str(right.path),
                 "same": not (unlike or unlike_others),
                 "tensors": {"same": len(tensors) - len(unlike), "different": unlike},
                 "files": {"same": len(others) - len(unlike_others), "different": unlike_others},
@@ -48,7 +48,7 @@ def diff(
         )
     else:
         if unlike:
-            columns(("FILE", "TENSOR", "DIFFERENCE"), [(t["file"], t["name"], _told(t)) for t in unlike])
+            columns(("FILE", "TENSOR", "DIFFERENCE"), [(t["file"], t["name"], _difference(t)) for t in unlike])
         if unlike_others:
             columns(("OTHER FILE", "DIFFERENCE"), [(file["file"], file["state"]) for file in unlike_others])
         print(f"tensors: {len(tensors) - len(unlike)} the same, {len(unlike)} not")
@@ -60,8 +60,8 @@ def diff(
 class _Side:
     """One of the two checkpoints, verified: its files, and its tensors by their file and name."""
 
-    def __init__(self, given: Path, opened: ExitStack) -> None:
-        self.path, manifest = naming.checkpoint(given)
+    def __init__(self, path: Path, opened: ExitStack) -> None:
+        self.path, manifest = naming.checkpoint(path)
         report = verify(self.path)
         if not report.good:
             raise DamagedCheckpointError(
@@ -78,62 +78,62 @@ class _Side:
                 continue
             fd = self.opened[file.path] = opened.enter_context(files.open_inside(folder, file.path))
             try:
-                headers[file.path] = tensor_headers.read(fd)
+                headers[file.path] = header.read(fd)
             except HeaderError as error:
                 raise DamagedCheckpointError(f"{self.path / file.path}: {error}") from error
         try:
-            found = gather(manifest, headers)
+            tensors = gather(manifest, headers)
         except HeaderError as error:
             raise DamagedCheckpointError(f"{self.path}: {error}") from error
         # A model that is cut into more files, or fewer, is the same model.
-        self.tensors = {(SHARD.sub("", tensor.file), tensor.name): tensor for tensor in found}
+        self.tensors = {(SHARD.sub("", tensor.file), tensor.name): tensor for tensor in tensors}
 
     def where(self, tensor: Whole) -> list[object]:
-        """Equal for two tensors that have the same place in the same files, and need not be read."""
+        """Returns the place of a tensor; two that have the same place in the same files need not be read."""
         return [(self.files[piece.file], piece.tensor, piece.offset) for piece in tensor.pieces]
 
 
-def _tensors(one: _Side, other: _Side) -> Iterator[dict[str, Any]]:
-    for key in sorted(one.tensors.keys() | other.tensors.keys()):
-        told: dict[str, Any] = {"file": key[0], "name": key[1]}
-        if key not in other.tensors or key not in one.tensors:
-            yield told | {"state": "only in A" if key in one.tensors else "only in B"}
+def _tensors(left: _Side, right: _Side) -> Iterator[dict[str, Any]]:
+    for key in sorted(left.tensors.keys() | right.tensors.keys()):
+        tensor: dict[str, Any] = {"file": key[0], "name": key[1]}
+        if key not in right.tensors or key not in left.tensors:
+            yield tensor | {"state": "only in A" if key in left.tensors else "only in B"}
             continue
-        here, there = one.tensors[key], other.tensors[key]
+        here, there = left.tensors[key], right.tensors[key]
         if (here.dtype, here.shape) != (there.dtype, there.shape):
             kinds = {"a": _kind(here), "b": _kind(there)}
-            yield told | {"state": "another type or shape", **kinds}
+            yield tensor | {"state": "another type or shape", **kinds}
             continue
         apart = None
-        if one.where(here) != other.where(there):
-            a, b = partial(here.read, one.opened), partial(there.read, other.opened)
+        if left.where(here) != right.where(there):
+            a, b = partial(here.read, left.opened), partial(there.read, right.opened)
             apart = distance(a, b, here.dtype, here.bytes)
         if apart is None:
-            yield told | {"state": "same"}
+            yield tensor | {"state": "same"}
         else:
-            yield told | {"state": "differs", "greatest": apart.greatest, "relative": apart.relative}
+            yield tensor | {"state": "differs", "greatest": apart.greatest, "relative": apart.relative}
 
 
-def _files(one: _Side, other: _Side) -> Iterator[dict[str, Any]]:
-    for path in sorted(one.files.keys() | other.files.keys()):
+def _files(left: _Side, right: _Side) -> Iterator[dict[str, Any]]:
+    for path in sorted(left.files.keys() | right.files.keys()):
         if path.endswith(_ENDING):
             continue
-        if path not in other.files or path not in one.files:
-            yield {"file": path, "state": "only in A" if path in one.files else "only in B"}
+        if path not in right.files or path not in left.files:
+            yield {"file": path, "state": "only in A" if path in left.files else "only in B"}
         else:
-            yield {"file": path, "state": "same" if one.files[path] == other.files[path] else "differs"}
+            yield {"file": path, "state": "same" if left.files[path] == right.files[path] else "differs"}
 
 
 def _kind(tensor: Whole) -> dict[str, Any]:
     return {"dtype": tensor.dtype, "shape": tensor.shape}
 
 
-def _told(found: dict[str, Any]) -> str:
-    if "a" in found:
-        kinds = (f"{kind['dtype']} {list(kind['shape'])}" for kind in (found["a"], found["b"]))
+def _difference(tensor: dict[str, Any]) -> str:
+    if "a" in tensor:
+        kinds = (f"{kind['dtype']} {list(kind['shape'])}" for kind in (tensor["a"], tensor["b"]))
         return " in A, ".join(kinds) + " in B"
-    if found["state"] != "differs":
-        return str(found["state"])
-    if found["greatest"] is None:
+    if tensor["state"] != "differs":
+        return str(tensor["state"])
+    if tensor["greatest"] is None:
         return "differs; nothing here counts with its type"
-    return f"at most {found['greatest']:.3g}, relative {found['relative']:.3g}"
+    return f"at most {tensor['greatest']:.3g}, relative {tensor['relative']:.3g}"

@@ -16,9 +16,9 @@ def export(
 ) -> None:
     """Write a checkpoint's plain weights. Never overwrites a file."""
     path, _ = naming.checkpoint(checkpoint)
-    from holdfast.layouts import export as exporting
+    from holdfast.layouts.export import export as export_weights
 
-    written = exporting.export(path, target)
+    written = export_weights(path, target)
     if json:
         as_json({"files": [str(file) for file in written]})
     else:

@@ -1,4 +1,4 @@
-"""`holdfast inspect CHECKPOINT`: what a checkpoint is, without loading it."""
+"""`holdfast inspect CHECKPOINT`: the facts of a checkpoint, without loading it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +11,7 @@ import typer
 from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns, size
 from holdfast.errors import DamagedCheckpointError
-from holdfast.layouts.safetensors import header as tensor_headers
+from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError, Tensor
 from holdfast.layouts.whole_tensors import Whole, gather
 from holdfast.store import files
@@ -44,20 +44,20 @@ def inspect(
 
 
 def _headers(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
-    """The tensors of each file that holds some, and a line for each file that cannot be read."""
-    found, problems = {}, []
+    """Returns the tensors of each file that holds some, and a line for each file that cannot be read."""
+    headers, problems = {}, []
     with files.open_folder(path) as folder:
         for file in manifest.files:
             if not file.path.endswith(".safetensors"):
                 continue
             try:
                 with files.open_inside(folder, file.path) as fd:
-                    found[file.path] = tensor_headers.read(fd)
+                    headers[file.path] = header.read(fd)
             except HeaderError as error:
                 problems.append(f"{file.path}: {error}")
             except OSError as error:
                 problems.append(f"{file.path}: cannot be read: {error.strerror or error}")
-    return found, problems
+    return headers, problems
 
 
 def _show(path: Path, manifest: Manifest, tensors: Sequence[Whole], pinned: bool | None) -> None:
@@ -66,11 +66,11 @@ def _show(path: Path, manifest: Manifest, tensors: Sequence[Whole], pinned: bool
     print()
     columns(("FILE", "SIZE"), [(file.path, size(file.size)) for file in manifest.files])
     for name, group in groupby(tensors, lambda tensor: tensor.file):
-        held = list(group)
-        print(f"\n{shown(name)}: {len(held)} tensors, {size(sum(tensor.bytes for tensor in held))}")
-        rows = [(one.name, one.dtype, "x".join(map(str, one.shape)) or "scalar", size(one.bytes)) for one in held]
+        whole = list(group)
+        print(f"\n{shown(name)}: {len(whole)} tensors, {size(sum(tensor.bytes for tensor in whole))}")
+        rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "scalar", size(t.bytes)) for t in whole]
         if manifest.tensors:
-            pieces = [(*row, str(len(one.pieces))) for row, one in zip(rows, held, strict=True)]
+            pieces = [(*row, str(len(tensor.pieces))) for row, tensor in zip(rows, whole, strict=True)]
             columns(("TENSOR", "TYPE", "SHAPE", "SIZE", "PIECES"), pieces)
         else:
             columns(("TENSOR", "TYPE", "SHAPE", "SIZE"), rows)
@@ -99,7 +99,7 @@ def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[st
     return facts + [(str(name), str(value)) for name, value in manifest.versions.items()]
 
 
-def _described(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor]]) -> dict[str, Any]:
+def _described(path: Path, manifest: Manifest, headers: Mapping[str, list[Tensor]]) -> dict[str, Any]:
     return {
         "path": str(path),
         **{key: value for key, value in asdict(manifest).items() if key not in ("files", "tensors")},
@@ -108,7 +108,7 @@ def _described(path: Path, manifest: Manifest, tensors: Mapping[str, list[Tensor
         "files": [asdict(file) for file in manifest.files],
         "pieces": manifest.tensors,
         "tensors": {
-            file: [{"name": one.name, "dtype": one.dtype, "shape": one.shape, "bytes": one.bytes} for one in held]
-            for file, held in tensors.items()
+            file: [{"name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.bytes} for t in tensors]
+            for file, tensors in headers.items()
         },
     }

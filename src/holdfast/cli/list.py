@@ -21,14 +21,14 @@ def list_checkpoints(
     """List a run's checkpoints: step, when, size, who asked. Reads manifests alone; `verify` reads every byte."""
     if not run.is_dir():
         raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
-    found = catalog.entries(run)
+    entries = catalog.entries(run)
     pinned = pinned_in(run)
     if json:
-        as_json({"run": str(run), "checkpoints": [_described(entry, pinned) for entry in found]})
-    elif not found:
+        as_json({"run": str(run), "checkpoints": [_described(entry, pinned) for entry in entries]})
+    elif not entries:
         print(f"no checkpoint in {run} yet")
     else:
-        columns(_HEAD, [_row(entry, pinned) for entry in found])
+        columns(_HEAD, [_row(entry, pinned) for entry in entries])
 
 
 def _described(entry: Entry, pinned: frozenset[str] | None) -> dict[str, Any]:

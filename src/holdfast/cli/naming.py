@@ -1,4 +1,4 @@
-"""Which checkpoint a path on the command line means, and which are pinned."""
+"""Finds the checkpoint that a path on the command line means, and the pinned ones."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def checkpoint(path: Path) -> tuple[Path, Manifest]:
 
 
 def pinned_in(run: Path) -> frozenset[str] | None:
-    """The pins; None for who may look at the checkpoints and not into the private directory."""
+    """Returns the pins; None for who may look at the checkpoints and not into the private directory."""
     try:
         return pins.pinned(run)
     except PermissionError:

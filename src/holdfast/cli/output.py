@@ -1,4 +1,4 @@
-"""How the verbs print: columns for people, JSON for scripts."""
+"""Prints what the verbs have to say: columns for people, JSON for scripts."""
 
 import json
 import math
@@ -23,7 +23,7 @@ def as_json(content: Mapping[str, Any]) -> None:
 
 
 def _strict(value: Any) -> Any:
-    """JSON has no NaN, which a loss may be."""
+    """Replaces NaN, which a loss may be and JSON does not have, by null."""
     if isinstance(value, Mapping):
         return {key: _strict(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -32,7 +32,7 @@ def _strict(value: Any) -> Any:
 
 
 def size(count: int) -> str:
-    """Bytes for people."""
+    """Returns a number of bytes for people."""
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -42,7 +42,7 @@ def size(count: int) -> str:
 
 
 def ago(then: float) -> str:
-    """How long ago a moment was, for people."""
+    """Returns how long ago a moment was, for people."""
     seconds = max(0.0, time.time() - then)
     for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= length:

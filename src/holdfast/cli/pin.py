@@ -29,21 +29,21 @@ def pin(checkpoints: Checkpoints, json: Json = False) -> None:
 
 
 def _is_there(path: Path, attempt: str) -> bool:
-    """Whether a checkpoint is there now that its pin is; who deletes it from here on sees the pin in time."""
-    found = [catalog.read(path), *catalog.entries(path.parent)]  # a new one of the same step may have taken the name
-    return any(entry.manifest is not None and entry.manifest.attempt == attempt for entry in found)
+    """Tells whether a checkpoint is there now that its pin is; who deletes it from here on sees the pin in time."""
+    entries = [catalog.read(path), *catalog.entries(path.parent)]  # a new one of the same step may have taken the name
+    return any(entry.manifest is not None and entry.manifest.attempt == attempt for entry in entries)
 
 
 def in_their_runs(checkpoints: list[Path]) -> list[tuple[Path, str]]:
-    """The checkpoints' paths and attempts; all are found before anything is done to one.
+    """Returns the checkpoints' paths and attempts; all are found before anything is done to any.
 
     Raises:
         RunNotFoundError: One is not there, or in no run directory.
         CheckpointError: One has no manifest that says which it is.
     """
-    found = []
-    for given in checkpoints:
-        path, manifest = naming.checkpoint(given)
+    meant = []
+    for name in checkpoints:
+        path, manifest = naming.checkpoint(name)
         RunDirectory(path.parent).open()
-        found.append((path, manifest.attempt))
-    return found
+        meant.append((path, manifest.attempt))
+    return meant

@@ -33,8 +33,8 @@ def prune(
         raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
     if not run.is_dir():
         raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
-    keep = RetentionPolicy(0, 0, every=keep_every, last=keep_last)
-    verdicts = _judge(run, keep)
+    policy = RetentionPolicy(0, 0, every=keep_every, last=keep_last)
+    verdicts = _judge(run, policy)
     going = [verdict.entry for verdict in verdicts if verdict.kept is None]
     if not json:
         _show(run, verdicts, going)
@@ -43,7 +43,7 @@ def prune(
     if going and not dry_run:
         if not yes and not _agreed():
             raise HoldfastError("nothing was deleted")
-        deleted, problems = _delete(run, keep, {_attempt(entry) for entry in going})
+        deleted, problems = _delete(run, policy, {_attempt(entry) for entry in going})
     if json:
         described = [_described(verdict, deleted) for verdict in verdicts]
         as_json({"run": str(run), "dry_run": dry_run, "checkpoints": described, "problems": problems})
@@ -55,22 +55,22 @@ def prune(
         raise HoldfastError("; ".join(problems), hint="the others are deleted; to go on, do the same again")
 
 
-def _judge(run: Path, keep: RetentionPolicy) -> list[Verdict]:
-    """What goes and what stays as of now; a run that is alive saves and deletes all the time."""
+def _judge(run: Path, policy: RetentionPolicy) -> list[Verdict]:
+    """Returns a verdict on each checkpoint as of now; a run that is alive saves and deletes all the time."""
     directory = RunDirectory(run)
     if directory.control.exists():
         directory.open()
-    found = catalog.entries(run)
-    why = needed(directory, found)
-    verdicts = retention.judge(found, identity_of(directory, found), keep, protected=why)
+    entries = catalog.entries(run)
+    why = needed(directory, entries)
+    verdicts = retention.judge(entries, identity_of(directory, entries), policy, protected=why)
     return [replace(v, kept=why[v.entry.path]) if v.kept == retention.NEEDED else v for v in verdicts]
 
 
-def _delete(run: Path, keep: RetentionPolicy, agreed: set[str]) -> tuple[list[str], list[str]]:
-    """Deletes what was agreed to and still may go, by whatever name it has by now. Gives attempts, and problems."""
+def _delete(run: Path, policy: RetentionPolicy, agreed: set[str]) -> tuple[list[str], list[str]]:
+    """Deletes what was agreed to and still may go, by whatever name it has by now. Returns attempts, and problems."""
     directory = RunDirectory(run)
     deleted, problems = [], []
-    for verdict in reversed(_judge(run, keep)):
+    for verdict in reversed(_judge(run, policy)):
         entry = verdict.entry
         if verdict.kept is not None or _attempt(entry) not in agreed:
             continue

@@ -1,4 +1,4 @@
-"""`holdfast status RUN`: what a run is doing right now."""
+"""`holdfast status RUN`: the state of a run right now."""
 
 import json as json_library
 import time
@@ -90,18 +90,20 @@ def _failures(known: dict[str, Any], *, alive: bool) -> list[str]:
 
 
 def _ranks(known: dict[str, Any]) -> list[str]:
-    """A line for each rank; of many, for those that lag behind."""
-    found, step, rate = known.get("ranks", []), known.get("step", 0), known.get("rate") or 0.0
+    """Returns a line for each rank; of many, for those that lag behind."""
+    ranks, step, rate = known.get("ranks", []), known.get("step", 0), known.get("rate") or 0.0
     lines = []
-    for one in found:
+    for rank in ranks:
         # Each tells where it stands once a second.
-        lags = one["age"] > _SILENT_SECONDS or one["step"] + 1 + 2 * rate < step
-        if lags or len(found) <= _MOST_RANKS:
-            held = ", held for a save" if one["held"] else ""
-            said = f"step {one['step']}, {one['phase']}{held}, heard of {one['age']:g} s ago on {shown(one['host'])}"
-            lines.append(f"rank {one['rank']:<6} {said}{', LAGS' if lags else ''}")
-    if len(found) > _MOST_RANKS:
-        lines.insert(0, f"ranks       {len(found) + 1}, {len(lines)} of them lag behind")
+        lags = rank["age"] > _SILENT_SECONDS or rank["step"] + 1 + 2 * rate < step
+        if lags or len(ranks) <= _MOST_RANKS:
+            waits = ", held for a save" if rank["held"] else ""
+            where = (
+                f"step {rank['step']}, {rank['phase']}{waits}, heard of {rank['age']:g} s ago on {shown(rank['host'])}"
+            )
+            lines.append(f"rank {rank['rank']:<6} {where}{', LAGS' if lags else ''}")
+    if len(ranks) > _MOST_RANKS:
+        lines.insert(0, f"ranks       {len(ranks) + 1}, {len(lines)} of them lag behind")
     return lines
 
 

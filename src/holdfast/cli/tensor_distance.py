@@ -1,41 +1,41 @@
-"""How far apart two tensors of one type and shape are, read piece by piece from their files."""
+"""Measures how far apart two tensors of one type and shape are, read piece by piece from their files."""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 Reader = Callable[[int, int], bytearray]
-"""Gives bytes of a tensor: from where, and how many."""
+"""Returns bytes of a tensor: from an offset on, so many."""
 
 _PIECE = 16 << 20  # bytes, a multiple of every element's
 
 
 @dataclass(frozen=True)
 class Distance:
-    """`greatest` is the greatest absolute difference of two elements, `relative` the norm of A - B over that of A.
-
-    None of a type that torch does not count with.
-    """
+    """The distance of two tensors, A and B. None of a type that torch does not count with."""
 
     greatest: float | None
+    """The greatest absolute difference of two elements."""
+
     relative: float | None
+    """The norm of A - B over that of A."""
 
 
 def distance(a: Reader, b: Reader, dtype: str, size: int) -> Distance | None:
     """Compares two tensors of one type and size in bytes. None where their bytes are the same."""
-    found = None
+    total = None
     for at in range(0, size, _PIECE):
         count = min(_PIECE, size - at)
         here, there = a(at, count), b(at, count)
-        if found is None and here != there:
-            found = _Sum(dtype)
+        if total is None and here != there:
+            total = _Sum(dtype)
             # What came before was the same in both, and counts for the norm.
             for before in range(0, at, _PIECE):
                 known = a(before, _PIECE)
-                found.add(known, known)
-        if found is not None:
-            found.add(here, there)
-    return None if found is None else found.distance()
+                total.add(known, known)
+        if total is not None:
+            total.add(here, there)
+    return None if total is None else total.distance()
 
 
 class _Sum:

@@ -22,8 +22,8 @@ def verify(
     if not path.is_dir():
         raise RunNotFoundError(f"there is no directory {path}", hint="give an output_dir, or a checkpoint in one")
     path = path.resolve()  # a link to a checkpoint, or `.` in one, has not its name
-    one = names.step_of(path.name) is not None or (path / names.MANIFEST).exists()
-    paths = [path] if one else [entry.path for entry in catalog.entries(path)]
+    is_checkpoint = names.step_of(path.name) is not None or (path / names.MANIFEST).exists()
+    paths = [path] if is_checkpoint else [entry.path for entry in catalog.entries(path)]
     if not paths:
         raise RunNotFoundError(f"there is no checkpoint in {path}", hint=f"see what there is: ls -a {path}")
     reports = [_say(check(each), quiet=json) for each in paths]
@@ -40,16 +40,16 @@ def verify(
 
 
 def _problems(report: Report) -> list[str]:
-    """What is wrong with a checkpoint: with its files, or with others that would be read in their place."""
+    """Returns what is wrong with a checkpoint: with its files, or with others that would be read in their place."""
     return [*report.problems, *(transformers.strangers(report.unlisted) if _is_for_a_trainer(report) else [])]
 
 
 def _notices(report: Report) -> list[str]:
     read = transformers.would_be_read(report.unlisted) if _is_for_a_trainer(report) else []
-    found = [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
+    notices = [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
     if (manifest := report.entry.manifest) is not None and manifest.not_finite:
-        found.append(f"it holds NaN or infinity in {names.shown(in_short(manifest.not_finite))}, as training had it")
-    return found
+        notices.append(f"it holds NaN or infinity in {names.shown(in_short(manifest.not_finite))}, as training had it")
+    return notices
 
 
 def _is_for_a_trainer(report: Report) -> bool:

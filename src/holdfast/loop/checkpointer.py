@@ -18,7 +18,7 @@ from holdfast.loop.restore import load_into
 from holdfast.loop.subject import LoopState
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Request, clean_label
-from holdfast.settings import validated
+from holdfast.settings import DEFAULTS, Priority, validated
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.registry import parts_of
 from holdfast.store.retention import RetentionPolicy
@@ -40,7 +40,6 @@ class Checkpointer:
         output_dir: The run directory.
         data: What `batches` goes through: a DataLoader, or any iterable that can be gone through again.
         save_steps: Save every so many steps.
-        save_minutes: Save when so many minutes have passed since the last save.
         save_total_limit: How many scheduled checkpoints are kept; the oldest go first. None keeps all.
         keep_every: Keep those whose step is a multiple of this for good.
         resume: What to go on from. `auto`: the newest good checkpoint in `output_dir`, or a start from zero where there
@@ -52,18 +51,8 @@ class Checkpointer:
             so that the code after it does not take the training for finished; `return` goes on.
         say: Takes each line for the user. Unset, they go to `logging.getLogger("holdfast")`, and are printed where no
             handler of the application would take them.
-        dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
-            served at once.
-        save_on_exception: Whether an exception that leaves the `with` block is preceded by a save of the last boundary.
-        stop_grace_seconds: From a stop to the end of the process at the latest, even when the loop does not come back.
-        staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
-            is free.
-        rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
-        save_rate_limit: The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk
-            takes. Training that waits for a save, and a stop, do not wait for the limit.
-        save_io_priority: The priority of saves at the disk, as `ionice` has it: `low` is the last of its best-effort
-            class, `idle` its idle class. It works where writes pass the page cache by and the disk's scheduler knows
-            priorities (BFQ does).
+        dynamic_checkpoint, save_minutes, save_on_exception, stop_grace_seconds, staging_memory, rank_timeout_seconds,
+        save_rate_limit, save_io_priority: As `holdfast.settings.Settings` describes them.
         **parts: What is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module, optimizer, random
             generator, or object with `state_dict` and `load_state_dict`.
 
@@ -88,12 +77,12 @@ class Checkpointer:
         on_stop: Literal["exit", "return"] = "exit",
         say: Callable[[str], None] | None = None,
         dynamic_checkpoint: Mapping[str, Any] | None = None,
-        save_on_exception: bool = True,
-        stop_grace_seconds: float = 25.0,
+        save_on_exception: bool = DEFAULTS.save_on_exception,
+        stop_grace_seconds: float = DEFAULTS.stop_grace_seconds,
         staging_memory: int | str | None = None,
-        rank_timeout_seconds: float = 30.0,
+        rank_timeout_seconds: float = DEFAULTS.rank_timeout_seconds,
         save_rate_limit: int | str | None = None,
-        save_io_priority: Literal["normal", "low", "idle"] = "normal",
+        save_io_priority: Priority = DEFAULTS.save_io_priority,
         **parts: Any,
     ) -> None:
         settings = validated(

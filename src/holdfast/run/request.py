@@ -6,13 +6,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from holdfast.store import names
 from holdfast.store.manifest import in_short
 
 Door = Literal["trigger_file", "signal", "command", "python", "schedule", "exception"]
-_DOORS = ("trigger_file", "signal", "command", "python", "schedule", "exception")
 
 MOST_LABEL_BYTES = 4096
 MOST_BYTES = 64 << 10
@@ -131,7 +130,7 @@ def decode_request(data: bytes) -> Request:
         MalformedError: It is not a request.
     """
     content = _object(data)
-    if content.get("door") not in _DOORS or not names.is_token(str(content.get("id"))):
+    if content.get("door") not in get_args(Door) or not names.is_token(str(content.get("id"))):
         raise MalformedError("it names no door, or no identity")
     kinds: dict[str, Any] = {"stop": bool, "label": str, "why": str, "asked_at": (int, float), "pid": int}
     _check(content, kinds | {"door": str, "id": str})

@@ -1,4 +1,4 @@
-"""What a run trains on: rows of token ids, and labels that say which of them count.
+"""The data that a run trains on: rows of token ids, and labels that say which of them count.
 
 `datasets` reads and caches, the tokenizer and its chat template make the tokens, TRL packs them. A row is never longer
 than `sequence_len`: texts are split, pairs and conversations are cut, and what was cut is counted and said. The
@@ -33,7 +33,7 @@ def load(config: "TrainConfig", tokenizer: Any, say: Callable[[str], None] = _lo
     """Reads and prepares the data sets of `config`.
 
     Args:
-        config: Its `datasets`, and how their rows become sequences.
+        config: The `datasets`, and the keys by which their rows become sequences.
         tokenizer: As `model.load_tokenizer` gives it.
         say: Takes one line on each data set: what it holds, and what of it was cut or left out.
 
@@ -87,7 +87,7 @@ def _prepare(source: "DatasetConfig", config: "TrainConfig", tokenizer: Any, say
         desc=f"Tokenizing {source.path}",
         **_cached(config, raw, recipe),
     )
-    rows = _told_apart(source, config, raw, rows, say)
+    rows = _only_learnt(source, config, raw, rows, say)
     if source.type != "pretrain":
         return rows
     from trl import pack_dataset
@@ -95,7 +95,9 @@ def _prepare(source: "DatasetConfig", config: "TrainConfig", tokenizer: Any, say
     return pack_dataset(rows, config.sequence_len, "wrapped", _cached(config, rows, [config.sequence_len, "wrapped"]))
 
 
-def _told_apart(source: "DatasetConfig", config: "TrainConfig", raw: Any, rows: Any, say: Callable[[str], None]) -> Any:
+def _only_learnt(
+    source: "DatasetConfig", config: "TrainConfig", raw: Any, rows: Any, say: Callable[[str], None]
+) -> Any:
     """Leaves out the rows that nothing could be learnt from, and says what was cut, split and left out."""
     import numpy as np
 
@@ -107,14 +109,14 @@ def _told_apart(source: "DatasetConfig", config: "TrainConfig", raw: Any, rows: 
             f"datasets: {source.path!r} holds nothing to learn from in its {len(raw)} rows",
             hint=f"No token that counts lies in the first {config.sequence_len} of a row (`sequence_len`).",
         )
-    said = [f"{len(raw)} examples of {source.path}, {len(learnt)} rows"]
+    facts = [f"{len(raw)} examples of {source.path}, {len(learnt)} rows"]
     if cut.any():
-        said.append(
+        facts.append(
             f"{np.count_nonzero(cut)} were longer than sequence_len {config.sequence_len}, {cut.sum()} tokens cut off"
         )
     if len(learnt) < len(rows):
-        said.append(f"{len(rows) - len(learnt)} held nothing to learn from and were left out")
-    say(f"data: {'; '.join(said)}")
+        facts.append(f"{len(rows) - len(learnt)} held nothing to learn from and were left out")
+    say(f"data: {'; '.join(facts)}")
     if len(learnt) < len(rows):
         rows = rows.select(learnt, keep_in_memory=True)
     return rows.remove_columns(["cut", "learnt"])
@@ -129,7 +131,7 @@ def _packed(rows: Any, config: "TrainConfig") -> Any:
 
 
 def _cached(config: "TrainConfig", source: Any, recipe: list[Any]) -> dict[str, Any]:
-    """Where `map` keeps what it makes of `source` by `recipe`, and finds it again.
+    """Returns the options by which `map` keeps what it makes of `source` by `recipe`, and finds it again.
 
     `datasets` would make a key of its own by pickling the tokenizer, whose pickle changes when it is used.
     """
@@ -143,10 +145,10 @@ def _cached(config: "TrainConfig", source: Any, recipe: list[Any]) -> dict[str, 
 
 
 def _identity(tokenizer: Any) -> list[Any]:
-    """What decides the tokens that `tokenizer` makes."""
+    """Returns everything that decides the tokens that `tokenizer` makes."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = json.loads(backend.to_str()) if backend is not None else {"vocabulary": tokenizer.get_vocab()}
-    # How the last call cut and padded; ours do neither.
+    # These say how the last call cut and padded; ours do neither.
     state.pop("truncation", None)
     state.pop("padding", None)
     return [type(tokenizer).__name__, tokenizer.name_or_path, tokenizer.special_tokens_map, state]

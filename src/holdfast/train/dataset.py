@@ -56,7 +56,7 @@ def read(source: "DatasetConfig") -> Any:
 
 
 def _verbatim(source: "DatasetConfig", kinds: set[str | None]) -> dict[str, Any]:
-    """What makes the readers of `datasets` hand over a text as it was written."""
+    """Returns the options that make the readers of `datasets` hand over a text as it was written."""
     kinds = kinds - {None}
     if kinds == {"text"}:
         return {"sample_by": "document"}  # by line, it would drop the line breaks
@@ -71,7 +71,7 @@ def check_columns(source: "DatasetConfig", raw: Any) -> None:
     """Refuses a data set that lacks what its type needs, or that is empty.
 
     Raises:
-        HoldfastError: It does.
+        HoldfastError: A column is missing, or there is no row.
     """
     wanted = _TEXT_COLUMNS.get(source.type) or (source.field_messages or "messages",)
     missing = [column for column in wanted if column not in raw.column_names]

@@ -85,11 +85,11 @@ def load(config: "TrainConfig", tokenizer: Any, precision: Precision) -> Any:
 
 
 def chat_template(named: str | None, tokenizer: Any) -> str:
-    """The text of a chat template.
+    """Returns the text of a chat template.
 
     Args:
         named: `tokenizer_default` or None for the tokenizer's own, `chatml`, the path of a Jinja file, or Jinja itself.
-        tokenizer: Whose own it may be.
+        tokenizer: The tokenizer whose own it may be.
     """
     if named is None or named == "tokenizer_default":
         own = tokenizer.chat_template
@@ -113,7 +113,7 @@ def chat_template(named: str | None, tokenizer: Any) -> str:
 
 
 def marked_template(template: str, tokenizer: Any) -> str:
-    """`template` with markers around what the assistant says. Where it has none, TRL has them for many models."""
+    """Returns `template` with markers around what the assistant says: its own, or TRL's for many models."""
     if template == CHATML:
         return _CHATML_MARKED
     from trl.chat_template_utils import get_training_chat_template, has_generation_markers
@@ -176,20 +176,20 @@ def _with_adapter(config: "TrainConfig", model: Any) -> Any:
         with _loading("the adapter", config.lora_model_dir, key="lora_model_dir"):
             return PeftModel.from_pretrained(model, config.lora_model_dir, is_trainable=True)
     targets = config.lora_target_modules
-    given = {
+    options = {
         "r": config.lora_r,
         "lora_alpha": config.lora_alpha,
         "target_modules": list(targets) if isinstance(targets, tuple) else targets,
         "modules_to_save": list(config.lora_modules_to_save or ()),
     }
     if config.lora_target_linear:
-        given["target_modules"] = "all-linear"  # peft's word for every linear layer but the last
+        options["target_modules"] = "all-linear"  # peft's word for every linear layer but the last
     set_seed(config.random_seed)
     try:
         lora = LoraConfig(
             task_type="CAUSAL_LM",
             lora_dropout=config.lora_dropout,
-            **{name: value for name, value in given.items() if value},
+            **{name: value for name, value in options.items() if value},
         )
         return get_peft_model(model, lora)
     except ValueError as error:

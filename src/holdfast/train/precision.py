@@ -1,4 +1,4 @@
-"""Which number formats a training computes in, on the machine at hand.
+"""Chooses the number formats that a training computes in, on the machine at hand.
 
 `auto` means what is fast here: bf16 where the hardware has it, fp16 on older NVIDIA cards, fp32 elsewhere. A processor
 without bf16 instructions only emulates them, and is slower for it: on two such cores a matrix product took five times
@@ -22,14 +22,14 @@ _NATIVE_BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 @dataclass(frozen=True)
 class Machine:
-    """What decides about number formats on one machine."""
+    """The properties of a machine that decide about number formats."""
 
     name: str
     """The accelerator, as a person would call it, or `this CPU`."""
 
     cuda: bool
     bf16: bool
-    """Whether bf16 is native: neither emulated by the driver nor by the processor."""
+    """True where bf16 is native: neither emulated by the driver nor by the processor."""
 
     tf32: bool
 
@@ -41,16 +41,16 @@ class Precision:
     bf16: bool
     fp16: bool
     tf32: bool | None
-    """None leaves the libraries' own setting alone: there is nothing to set."""
+    """The setting of TF32. None leaves the libraries' own alone: there is nothing to set."""
 
     cuda: bool
-    """Whether the training runs on a CUDA device."""
+    """True where the training runs on a CUDA device."""
 
     sentence: str
-    """What was chosen and why, for a person."""
+    """The choice and its reason, for a person."""
 
     def frozen_dtype(self) -> "torch.dtype":
-        """The format of weights that are not trained. Trained weights are fp32: an exact resume needs their masters."""
+        """Returns the format of weights that are not trained. Trained ones are fp32: an exact resume needs masters."""
         import torch
 
         if self.bf16:
@@ -81,7 +81,7 @@ def choose(config: "TrainConfig", machine: Machine | None = None) -> Precision:
 
     Args:
         config: `bf16` and `tf32` are `auto` or a bool, `fp16` is a bool or unset.
-        machine: Where the training will run; by default, here.
+        machine: The machine that the training will run on; by default, this one.
 
     Raises:
         ConfigError: The configuration asks for a format that the machine does not have, or for two at once.

@@ -1,4 +1,4 @@
-"""Examples made into rows: token ids, and labels that say which of them are learnt.
+"""Makes rows of examples: token ids, and labels that say which of them are learnt.
 
 The tokenizer and its chat template make the tokens. A row is never longer than `sequence_len`: texts are split, pairs
 and conversations are cut, and how much was cut is counted.
@@ -34,19 +34,19 @@ _ALPACA_WITH_INPUT = (
 
 
 class _Row(NamedTuple):
-    """What one example became, or one piece of it."""
+    """The row that an example, or a piece of it, became."""
 
     input_ids: list[int]
     labels: list[int]
     cut: int = 0
-    """How many tokens did not fit and were left away."""
+    """The number of tokens that did not fit and were left away."""
 
 
 Maker = Callable[[dict[str, Any]], Iterable[_Row]]
 
 
 def maker(source: "DatasetConfig", config: "TrainConfig", tokenizer: Any, template: str | None) -> Maker:
-    """What makes the rows of one example of `source`. `template` is the chat template, where its type needs one."""
+    """Returns the maker of rows for `source`. `template` is the chat template, where its type needs one."""
     limit = config.sequence_len
     if source.type == "completion":
         return partial(_pieces, tokenizer=tokenizer, limit=limit)
@@ -61,7 +61,7 @@ def maker(source: "DatasetConfig", config: "TrainConfig", tokenizer: Any, templa
 
 
 def template_of(source: "DatasetConfig", config: "TrainConfig", tokenizer: Any) -> str:
-    """The chat template of `source`, with marks around what the assistant says unless everything is learnt."""
+    """Returns the chat template of `source`, with marks around what the assistant says unless everything is learnt."""
     template = model.chat_template(source.chat_template, tokenizer)  # the run's own is the tokenizer's by now
     return template if config.train_on_inputs else model.marked_template(template, tokenizer)
 
@@ -73,8 +73,8 @@ def make_rows(
 
     Args:
         batch: The examples, a list for each column.
-        numbers: Their places in the data set, for messages.
-        make: Makes the rows of one example.
+        numbers: The places of the examples in the data set, for messages.
+        make: The maker of the rows of one example.
         columns: The columns to hand over.
         name: The data set, for messages.
 
@@ -97,7 +97,7 @@ def make_rows(
 
 
 def _pieces(example: dict[str, Any], *, tokenizer: Any, limit: int | None) -> Iterator[_Row]:
-    """A text, ended, in as many pieces as it needs."""
+    """Gives a text, ended, in as many pieces as it needs."""
     text = _text(example, "text")
     if not text:
         yield _Row([], [])
@@ -111,7 +111,7 @@ def _pieces(example: dict[str, Any], *, tokenizer: Any, limit: int | None) -> It
 
 
 def _pair(example: dict[str, Any], *, tokenizer: Any, limit: int, whole: bool) -> Iterator[_Row]:
-    """An instruction and its answer, which alone is learnt unless `whole`."""
+    """Gives an instruction and its answer, which alone is learnt unless `whole`."""
     parts = {name: _text(example, name) for name in ("instruction", "input", "output")}
     prompt = (_ALPACA_WITH_INPUT if parts["input"] else _ALPACA).format(**parts)
     ids = _tokens(prompt + _ended(parts["output"], tokenizer), tokenizer)
@@ -125,7 +125,7 @@ def _pair(example: dict[str, Any], *, tokenizer: Any, limit: int, whole: bool) -
 def _conversation(
     example: dict[str, Any], *, tokenizer: Any, limit: int, template: str | None, column: str, whole: bool
 ) -> Iterator[_Row]:
-    """Messages through the chat template; what the assistant says alone is learnt unless `whole`."""
+    """Gives messages through the chat template; what the assistant says alone is learnt unless `whole`."""
     from trl import maybe_convert_to_chatml
 
     messages = maybe_convert_to_chatml({"messages": example[column] or []})["messages"]

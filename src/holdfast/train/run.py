@@ -1,4 +1,4 @@
-"""`holdfast train`, from the configuration's file to the process's exit code."""
+"""Runs `holdfast train`, from the configuration's file to the process's exit code."""
 
 import logging
 import os
@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.engine.engine import Engine
-from holdfast.errors import UnsupportedError
+from holdfast.errors import FAILED, UnsupportedError
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.export import copy_model
 from holdfast.ranks import launcher
-from holdfast.settings import Settings
 from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
@@ -25,7 +24,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     Args:
         path: The configuration's file.
         overrides: `KEY=VALUE` for keys that the command line sets.
-        resume: What to resume from; None leaves it to the configuration.
+        resume: The checkpoint to resume: `auto`, `true` or a path. None leaves it to the configuration.
 
     Raises:
         HoldfastError: The configuration is wrong, the run is busy, or there is nothing to resume from.
@@ -38,10 +37,10 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     with Screen() as screen:
         for notice in () if rank else loaded.notices:
             screen.say(notice)
-        keep = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
+        policy = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
-        with Engine(root, _settings(config), keep, wanted, layout.NAME, screen.say) as engine:
+        with Engine(root, config, policy, wanted, layout.NAME, screen.say) as engine:
             if not rank:
                 _announce(engine, screen)
             trainer = _trainer(config, engine, screen)
@@ -51,7 +50,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
             if not rank:
                 _leave_model(trainer, engine, screen)
         if engine.stop_requested and not rank:
-            saved = engine.exit_code != 1
+            saved = engine.exit_code != FAILED
             screen.say("stopped after a good save" if saved else "stopped, and the last save FAILED: see above")
             again = f"holdfast train {path}" if engine.world_size == 1 else "the same command,"
             screen.say(f"to go on: {again} --resume auto")
@@ -59,16 +58,12 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
 
 
 def _join() -> int:
-    """Joins the processes that the launcher started; the rank of this one. The trainer goes on with what is set up."""
+    """Joins the processes that the launcher started, for the trainer too, and returns the rank of this one."""
     import torch
     from accelerate import PartialState
 
     rank: int = PartialState(cpu=not torch.cuda.is_available()).process_index
     return rank
-
-
-def _settings(config: TrainConfig) -> Settings:
-    return Settings(**{name: getattr(config, name) for name in Settings.model_fields})
 
 
 def _announce(engine: Engine, screen: Screen) -> None:

@@ -1,4 +1,4 @@
-"""What `holdfast train` shows: a progress bar on a terminal, plain lines elsewhere."""
+"""The screen of `holdfast train`: a progress bar on a terminal, plain lines elsewhere."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ class Screen:
         self._console.print(text)
 
     def begin(self, step: int, max_steps: int) -> None:
-        """Training begins."""
+        """Starts the progress bar."""
         if not self._console.is_terminal:
             return
         columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[state]}"))
@@ -44,12 +44,12 @@ class Screen:
         self._bar.start()
 
     def step(self, status: Status) -> None:
-        """A step was taken."""
+        """Shows the step that was taken."""
         if self._bar is not None:
             self._bar.update(self._task, completed=status.step, state=describe(status))
 
     def log(self, logs: dict[str, Any], status: Status) -> None:
-        """The trainer has something to log. The line begins as plain transformers' does, which people grep for."""
+        """Prints what the trainer logs. The line begins as plain transformers' does, which people grep for."""
         shown = {key: _rounded(value) for key, value in logs.items()}
         self.say(str({**shown, "steps_per_second": status.rate or 0.0}))
 
@@ -82,7 +82,7 @@ class LogToScreen(logging.Handler):
 
 
 def describe(status: Status) -> str:
-    """The state of training in a few words: loss, rate, last checkpoint, what is pending."""
+    """Returns the state of training in a few words: loss, rate, last checkpoint, what is pending."""
     parts = [f"loss {status.loss:.4f}"] if status.loss is not None else []
     parts += [f"{status.rate:.2f} steps/s"] if status.rate else []
     parts += [f"saved step {status.last_checkpoint['step']}"] if status.last_checkpoint else ["nothing saved yet"]

@@ -1,4 +1,4 @@
-"""`holdfast train --nproc N`: the same training in N processes of this machine, started by torchrun."""
+"""Runs `holdfast train --nproc N`: the same training in N processes of this machine, started by torchrun."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from holdfast.errors import STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
+from holdfast.errors import FAILED, STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
 from holdfast.ranks import launcher
 from holdfast.run.directory import RunDirectory
 from holdfast.store import files
@@ -26,10 +26,10 @@ def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: s
     """Trains, and returns the exit code that one process would have.
 
     Args:
-        count: How many processes.
+        count: The number of processes.
         path: The configuration's file.
         overrides: `KEY=VALUE` for keys that the command line sets.
-        resume: What to resume from; None leaves it to the configuration.
+        resume: The checkpoint to resume: `auto`, `true` or a path. None leaves it to the configuration.
 
     Raises:
         ConfigError: The configuration is wrong. Nothing was started.
@@ -46,13 +46,13 @@ def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: s
     with _Signals() as signals:
         # A session of its own: a terminal's Ctrl+C comes to the ranks through us alone.
         torchrun = subprocess.Popen(command(count, path, overrides, resume), start_new_session=True)
-        signals.to(torchrun.pid)
+        signals.pass_on_to(torchrun.pid)
         code = torchrun.wait()
     return outcome(_events(directory.journal, begun), code, signals.ended_by)
 
 
 def command(count: int, path: Path, overrides: Sequence[str], resume: str | None) -> list[str]:
-    """The command line that trains in several processes."""
+    """Returns the command line that trains in several processes."""
     options = [part for override in overrides for part in ("--set", override)]
     options += [] if resume is None else ["--resume", resume]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -60,23 +60,25 @@ def command(count: int, path: Path, overrides: Sequence[str], resume: str | None
 
 
 def outcome(events: Sequence[Mapping[str, Any]], code: int, signalled: int | None) -> int:
-    """The exit code that `docs/cli.md` promises.
+    """Returns the exit code that `docs/cli.md` promises.
 
     Args:
-        events: What the journal got from this training.
+        events: The events that this training added to the journal.
         code: torchrun's own exit code: 1 for whatever a rank ended with.
         signalled: The signal to end that was passed on, if any.
     """
     ends = [event for event in events if event.get("event") == "end"]
     if not ends:
         if any(event.get("event") == "start" for event in events):
-            return 1
-        return ended_by_signal(signalled) if signalled else code if code > 0 else 1
-    how, said = ends[-1].get("outcome"), ends[-1].get("code")
+            return FAILED
+        return ended_by_signal(signalled) if signalled else code if code > 0 else FAILED
+    how, ended_with = ends[-1].get("outcome"), ends[-1].get("code")
     if how == "finished":
-        return 0 if code == 0 or signalled else 1
+        return 0 if code == 0 or signalled else FAILED
     # Ranks say 0 after a good save, because torchrun takes anything else for a failure.
-    return STOPPED_AFTER_SAVE if said == 0 else said if isinstance(said, int) else 1
+    if ended_with == 0:
+        return STOPPED_AFTER_SAVE
+    return ended_with if isinstance(ended_with, int) else FAILED
 
 
 class _Signals:
@@ -102,8 +104,8 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def to(self, torchrun: int) -> None:
-        """From now on there is somebody to pass them on to."""
+    def pass_on_to(self, torchrun: int) -> None:
+        """Passes signals on to the processes of `torchrun` from now on, and those that came before."""
         self._torchrun = torchrun
         while self._early:
             self._pass_on(torchrun, self._early.pop(0))
@@ -135,8 +137,8 @@ def _journal_bytes(journal: Path) -> int:
 
 
 def _events(journal: Path, begun: int) -> list[dict[str, Any]]:
-    """What was added to a journal that had so many bytes."""
-    found = []
+    """Returns the events that were added to a journal that had so many bytes."""
+    events = []
     with suppress(OSError), files.open_regular(journal) as fd:
         os.lseek(fd, begun, os.SEEK_SET)
         with open(fd, encoding="utf-8", errors="replace", closefd=False) as lines:
@@ -144,5 +146,5 @@ def _events(journal: Path, begun: int) -> list[dict[str, Any]]:
                 with suppress(ValueError):
                     event = json.loads(line)
                     if isinstance(event, dict):
-                        found.append(event)
-    return found
+                        events.append(event)
+    return events

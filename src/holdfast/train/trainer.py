@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` as a configuration means it: model, data and settings put together. Nothing is hand-made here.
+"""Builds TRL's `SFTTrainer` as a configuration means it: model, data and settings. Nothing is hand-made here.
 
 `_settings` is the one place where TRL's defaults are overridden, and says why for each.
 """
@@ -71,7 +71,7 @@ def _arguments(config: "TrainConfig", chosen: precision.Precision, rows: int, fl
 
 
 def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, flat: bool) -> dict[str, Any]:
-    saving, evaluating = config.saving, config.evaluating
+    saves, evaluations = config.save_schedule, config.eval_schedule
     settings: dict[str, Any] = {
         "output_dir": config.output_dir,
         # What the configuration says, under the names that transformers has for it.
@@ -88,8 +88,8 @@ def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, fla
         "max_grad_norm": 1.0 if config.max_grad_norm is None else config.max_grad_norm,
         "seed": config.random_seed,
         "max_length": config.sequence_len,
-        "save_strategy": saving.strategy,
-        "eval_strategy": evaluating.strategy,
+        "save_strategy": saves.strategy,
+        "eval_strategy": evaluations.strategy,
         "logging_steps": config.logging_steps or _logging_steps(config, rows),
         # TRL turns bf16 on wherever it is not told otherwise, which a processor without it pays for with its speed.
         "bf16": chosen.bf16,
@@ -116,22 +116,22 @@ def _settings(config: "TrainConfig", chosen: precision.Precision, rows: int, fla
         # A PEFT model hides what its labels are called; saying so spares a warning.
         "label_names": ["labels"],
     }
-    if saving.strategy == "steps":
-        settings["save_steps"] = saving.steps
-    if evaluating.strategy == "steps":
-        settings["eval_steps"] = evaluating.steps
+    if saves.strategy == "steps":
+        settings["save_steps"] = saves.steps
+    if evaluations.strategy == "steps":
+        settings["eval_steps"] = evaluations.steps
     return settings
 
 
 def _logging_steps(config: "TrainConfig", rows: int) -> int:
-    """How often Axolotl logs when it is not told: 200 times in a run, and at least every ten steps."""
+    """Returns how often Axolotl logs when nothing says so: 200 times in a run, and at least every ten steps."""
     per_epoch = math.ceil(math.ceil(rows / config.micro_batch_size) / config.gradient_accumulation_steps)
     steps = config.max_steps or math.ceil(per_epoch * config.num_epochs)
     return max(1, min(steps // 200, 10))
 
 
 def _is_flattened(network: Any) -> bool:
-    """Whether a batch of packed rows is better handed over as one long row.
+    """Tells whether a batch of packed rows is better handed over as one long row.
 
     TRL always does it, for attention that works on examples of varying length. Any other computes, and throws away,
     what each token of the batch has to say to each other: on a processor a step of 8 x 128 tokens took two and a half

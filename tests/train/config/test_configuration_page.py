@@ -84,9 +84,10 @@ def test_all_44_keys_of_axolotl_are_there() -> None:
 
 def test_every_field_says_what_it_is() -> None:
     """A string literal stands under each field of each group of keys."""
-    folder = Path(__file__).parents[3] / "src" / "holdfast" / "train" / "config"
-    for file in ("fields.py", "schedule.py"):
-        lines = (folder / file).read_text(encoding="utf-8").splitlines()
+    package = Path(__file__).parents[3] / "src" / "holdfast"
+    for file in ("settings.py", "train/config/fields.py", "train/config/schedule.py"):
+        models, _, _ = (package / file).read_text(encoding="utf-8").partition("class SettingsKwargs")
+        lines = models.splitlines()
         for number, line in enumerate(lines):
             if re.match(r"    [a-z_0-9]+: ", line):
                 assert lines[number + 1].startswith('    """'), line

@@ -208,6 +208,9 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 READ_AS: list[tuple[str, str, Any]] = [
     ("learning_rate: 2e-4", "learning_rate", 2e-4),
+    ("save_minutes: 5e-1", "save_minutes", 0.5),
+    ("stop_grace_seconds: 6e1", "stop_grace_seconds", 60.0),
+    ("rank_timeout_seconds: 6e1", "rank_timeout_seconds", 60.0),
     ("learning_rate: 1", "learning_rate", 1.0),
     ("weight_decay: '0.1'", "weight_decay", 0.1),
     ("save_strategy: no", "save_strategy", "no"),

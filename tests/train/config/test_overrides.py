@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from holdfast.train.config import overrides
-from holdfast.train.config import yaml as yaml_source
+from holdfast.train.config import yaml as config_yaml
 from holdfast.train.config.yaml import Source
 
 FILE = """\
@@ -22,7 +22,7 @@ special_tokens: {pad_token: x}
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     monkeypatch.chdir(tmp_path)
     Path("config.yml").write_text(FILE)
-    return yaml_source.read(Path("config.yml"))
+    return config_yaml.read(Path("config.yml"))
 
 
 SET: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -63,12 +63,12 @@ def test_a_setting_goes_over_the_file(source: Source, settings: list[str], chang
 
 def test_a_value_that_was_set_is_located_at_its_setting(source: Source) -> None:
     overrides.apply(source, ["special_tokens={bos_token: y}", "datasets.2.path=c", "learning_rate=x"])
-    assert source.say(("learning_rate",), "bad").text == "--set learning_rate: bad"
+    assert source.message(("learning_rate",), "bad").text == "--set learning_rate: bad"
     for key in ("bos_token", "pad_token"):
-        said = source.say(("special_tokens", key), "bad").text
+        said = source.message(("special_tokens", key), "bad").text
         assert said == f"--set special_tokens: special_tokens.{key}: bad"
-    assert source.say(("datasets", 2, "type"), "missing").text == "--set datasets.2.path: datasets.2.type: missing"
-    assert source.say(("datasets", 1, "type"), "missing").text == "config.yml:6: datasets.1.type: missing"
+    assert source.message(("datasets", 2, "type"), "missing").text == "--set datasets.2.path: datasets.2.type: missing"
+    assert source.message(("datasets", 1, "type"), "missing").text == "config.yml:6: datasets.1.type: missing"
 
 
 REFUSED = {

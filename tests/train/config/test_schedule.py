@@ -38,23 +38,23 @@ SAVING: list[tuple[dict[str, Any], Schedule]] = [
 
 @pytest.mark.parametrize(("keys", "schedule"), SAVING)
 def test_when_checkpoints_are_saved(keys: dict[str, Any], schedule: Schedule) -> None:
-    assert config(**keys).saving == schedule
+    assert config(**keys).save_schedule == schedule
 
 
 @pytest.mark.parametrize(("keys", "schedule"), SAVING)
 def test_evaluation_follows_the_same_rules_where_data_is_held_out(keys: dict[str, Any], schedule: Schedule) -> None:
     keys = {key.replace("saves", "evals").replace("save", "eval"): value for key, value in keys.items()}
-    assert config(**keys, val_set_size=0.1).evaluating == schedule
-    assert config(**keys).evaluating == NEVER
+    assert config(**keys, val_set_size=0.1).eval_schedule == schedule
+    assert config(**keys).eval_schedule == NEVER
 
 
 def test_no_evaluations_per_epoch_turn_evaluation_off() -> None:
-    assert config(evals_per_epoch=0, val_set_size=0.1).evaluating == NEVER
+    assert config(evals_per_epoch=0, val_set_size=0.1).eval_schedule == NEVER
 
 
 @given(st.integers(1, 1000), st.floats(0.01, 1000))
 def test_saves_per_epoch_are_a_share_that_transformers_takes_for_one(saves: int, epochs: float) -> None:
-    schedule = config(saves_per_epoch=saves, num_epochs=epochs).saving
+    schedule = config(saves_per_epoch=saves, num_epochs=epochs).save_schedule
     assume(schedule != EPOCH)
     assert schedule.steps is not None
     assert 0 < schedule.steps < 1

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.errors import ConfigError
-from holdfast.train.config import yaml as yaml_source
+from holdfast.train.config import yaml as config_yaml
 from holdfast.train.config.yaml import Source
 
 
 def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> Source:
     monkeypatch.chdir(tmp_path)
     Path("config.yml").write_bytes(text.encode() if isinstance(text, str) else text)
-    return yaml_source.read(Path("config.yml"))
+    return config_yaml.read(Path("config.yml"))
 
 
 def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> list[str]:
@@ -73,8 +73,8 @@ def test_each_value_has_the_line_of_its_key_or_of_itself_in_a_list(
 
 def test_what_is_missing_is_located_at_what_should_hold_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = read(tmp_path, monkeypatch, "\ndatasets:\n  - path: a\n")
-    assert source.say(("datasets", 0, "type"), "missing").text == "config.yml:3: datasets.0.type: missing"
-    assert source.say(("seed",), "missing").text == "config.yml:2: seed: missing"
+    assert source.message(("datasets", 0, "type"), "missing").text == "config.yml:3: datasets.0.type: missing"
+    assert source.message(("seed",), "missing").text == "config.yml:2: seed: missing"
 
 
 GATHERED = {
@@ -189,7 +189,7 @@ def test_aliases_that_multiply_are_stopped(tmp_path: Path, monkeypatch: pytest.M
 def test_the_name_is_the_path_as_it_was_given(tmp_path: Path) -> None:
     path = tmp_path / "none.yml"
     with pytest.raises(ConfigError) as caught:
-        yaml_source.read(path)
+        config_yaml.read(path)
     assert caught.value.problems == [f"{path}: no such file"]
     assert caught.value.exit_code == 2
 
@@ -198,7 +198,7 @@ def test_a_directory_is_no_configuration(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     Path("config.yml").mkdir()
     with pytest.raises(ConfigError) as caught:
-        yaml_source.read(Path("config.yml"))
+        config_yaml.read(Path("config.yml"))
     assert caught.value.problems == ["config.yml: is a directory"]
 
 
@@ -207,7 +207,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     Path("config.yml").touch(mode=0o000)
     with pytest.raises(ConfigError) as caught:
-        yaml_source.read(Path("config.yml"))
+        config_yaml.read(Path("config.yml"))
     assert caught.value.problems == ["config.yml: permission denied"]
 
 
@@ -215,7 +215,7 @@ def test_a_path_through_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     Path("config.yml").touch()
     with pytest.raises(ConfigError) as caught:
-        yaml_source.read(Path("config.yml/x"))
+        config_yaml.read(Path("config.yml/x"))
     assert caught.value.problems == ["config.yml/x: not a directory"]
 
 
@@ -224,14 +224,14 @@ def test_a_pipe_is_read_as_a_shell_gives_it(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=("a: 1\n",))
     writer.start()
-    assert yaml_source.read(pipe).values == {"a": 1}
+    assert config_yaml.read(pipe).values == {"a": 1}
     writer.join()
 
 
 def test_a_file_name_with_a_line_break_stays_on_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        yaml_source.read(Path("a\nb.yml"))
+        config_yaml.read(Path("a\nb.yml"))
     assert caught.value.problems == ["a b.yml: no such file"]
 
 
@@ -249,7 +249,7 @@ def test_whatever_yaml_can_write_is_read_as_the_safe_loader_reads_it(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "written.yml"
     path.write_text(yaml.safe_dump(values, default_flow_style=flow, allow_unicode=False), encoding="utf-8")
-    source = yaml_source.read(path)
+    source = config_yaml.read(path)
     if not source.problems:
         assert source.values == values
     else:

@@ -1,10 +1,10 @@
 """`attach(trainer)`: saves on demand, and commits, for `transformers.Trainer` and its subclasses."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
@@ -18,24 +18,17 @@ from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.integrations.trainer.writer import interceptors
 from holdfast.layouts import transformers as layout
 from holdfast.resume.choose import ResumePoint
-from holdfast.settings import Settings, validated
+from holdfast.settings import Settings, SettingsKwargs, validated
 from holdfast.store.retention import RetentionPolicy
 
 
 def attach(
     trainer: Trainer,
     *,
-    dynamic_checkpoint: Mapping[str, Any] | None = None,
-    save_minutes: float | None = None,
     keep_every: int | None = None,
-    save_on_exception: bool = True,
-    stop_grace_seconds: float = 25.0,
-    staging_memory: int | str | None = None,
-    rank_timeout_seconds: float = 30.0,
-    save_rate_limit: int | str | None = None,
-    save_io_priority: Literal["normal", "low", "idle"] = "normal",
     on_stop: Literal["exit", "return"] = "exit",
     engine: Engine | None = None,
+    **settings: Unpack[SettingsKwargs],
 ) -> Trainer:
     """Makes a trainer save on demand without stopping, commit its checkpoints, and resume from verified ones.
 
@@ -43,24 +36,12 @@ def attach(
 
     Args:
         trainer: A `transformers.Trainer` or a subclass, before `train`.
-        dynamic_checkpoint: The trigger file's settings, as `docs/configuration.md` has them. Unset, the file is on and
-            served at once.
-        save_minutes: Save when so many minutes have passed since the last save.
         keep_every: Keep the checkpoints whose step is a multiple of this, whatever `save_total_limit` says.
-        save_on_exception: Whether an exception that ends the training is preceded by a save of the last boundary.
-        stop_grace_seconds: From a stop to the end of the process at the latest, even when a step does not end.
-        staging_memory: The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what
-            is free.
-        rank_timeout_seconds: How long a rank that is not heard of is waited for, before a save is given up without it.
-        save_rate_limit: The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk
-            takes. Training that waits for a save, and a stop, do not wait for the limit.
-        save_io_priority: The priority of saves at the disk, as `ionice` has it: `low` is the last of its best-effort
-            class, `idle` its idle class. It works where writes pass the page cache by and the disk's scheduler knows
-            priorities (BFQ does).
         on_stop: What `train` does after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
         engine: One that is open already; its settings hold.
+        **settings: As `holdfast.settings.Settings` describes them.
 
     Returns:
         The same trainer.
@@ -70,17 +51,8 @@ def attach(
         UnsupportedError: This trainer saves in a way that this version cannot commit.
     """
     _require_supported(trainer)
-    settings = validated(
-        dynamic_checkpoint=dynamic_checkpoint,
-        save_minutes=save_minutes,
-        save_on_exception=save_on_exception,
-        stop_grace_seconds=stop_grace_seconds,
-        staging_memory=staging_memory,
-        rank_timeout_seconds=rank_timeout_seconds,
-        save_rate_limit=save_rate_limit,
-        save_io_priority=save_io_priority,
-    )
-    keep = RetentionPolicy(trainer.args.save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+    checked = validated(**settings)
+    keep = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
     trainer_secrets.keep(trainer.args)
     inner, push_to_hub = trainer.train, trainer.push_to_hub
 
@@ -97,7 +69,7 @@ def attach(
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
         output = TrainOutput(0, float("nan"), {})
         with (
-            _opened(trainer, settings, keep, resume_from_checkpoint, engine) as opened,
+            _opened(trainer, checked, keep, resume_from_checkpoint, engine) as opened,
             interceptors(),
             StepHooks(trainer, opened),
         ):

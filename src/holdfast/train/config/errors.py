@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the words of somebody who writes YAML."""
+"""Words the errors of pydantic for somebody who writes YAML."""
 
 import datetime
 import re
@@ -29,14 +29,14 @@ _BOUNDS = {
 
 
 def describe(error: "ErrorDetails", known: Iterable[str], *, present: bool) -> str:
-    """Says what is wrong with a value.
+    """Returns what is wrong with a value.
 
     Args:
-        error: What pydantic says.
+        error: The error as pydantic has it.
         known: The keys that there are beside this one.
-        present: Whether the key is there.
+        present: True where the key is there.
     """
-    kind, found, details = error["type"], error["input"], error.get("ctx", {})
+    kind, value, details = error["type"], error["input"], error.get("ctx", {})
     if kind == "missing":
         return "required key has no value" if present else "required key is missing"
     if kind == "extra_forbidden":
@@ -44,17 +44,17 @@ def describe(error: "ErrorDetails", known: Iterable[str], *, present: bool) -> s
     if kind == "value_error":
         return one_line(str(details["error"]))
     if kind == "literal_error":
-        return one_of(re.findall(r"'([^']*)'", details["expected"]), found)
+        return one_of(re.findall(r"'([^']*)'", details["expected"]), value)
     if kind in _BOUNDS:
         detail, words = _BOUNDS[kind]
-        return f"must be {words} {details[detail]:.15g}, found {shown(found)}"
+        return f"must be {words} {details[detail]:.15g}, found {shown(value)}"
     if kind in ("too_short", "string_too_short"):
         return "must not be empty"
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, found {shown(found)}{_hint(kind, found)}"
-    return f"{one_line(error['msg'])}, found {shown(found)}"
+        return f"expected {_EXPECTED[kind]}, found {shown(value)}{_hint(kind, value)}"
+    return f"{one_line(error['msg'])}, found {shown(value)}"
 
 
-def _hint(kind: str, found: Any) -> str:
-    quotable = isinstance(found, bool | int | float | datetime.date)
+def _hint(kind: str, value: Any) -> str:
+    quotable = isinstance(value, bool | int | float | datetime.date)
     return " (in quotes it would be text)" if kind == "string_type" and quotable else ""

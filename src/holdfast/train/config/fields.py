@@ -1,18 +1,17 @@
-"""Every key of `holdfast train config.yml`, with its type, its default and what it means.
+"""Every key of `holdfast train config.yml`, with its type, its default and its meaning.
 
 `docs/configuration.md` lists the same keys for users; a test compares the two.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
-from holdfast.settings import DynamicCheckpoint, as_bytes
+from holdfast.settings import DynamicCheckpoint, Settings
 from holdfast.train.config.schedule import ScheduleFields
 from holdfast.train.config.types import (
     AutoOrBool,
     Count,
-    CountOrZero,
     Fields,
     OffloadOrBool,
     OneOrMoreTexts,
@@ -25,10 +24,11 @@ from holdfast.train.config.types import (
     Text,
     TextOrTexts,
     Texts,
+    as_number,
     as_tuple,
 )
 
-_SEED_UNLESS_SAID = 42
+_DEFAULT_SEED = 42
 
 
 class DatasetConfig(Fields):
@@ -38,7 +38,7 @@ class DatasetConfig(Fields):
     """A local file or directory, a name on the hub, or a file format of `datasets` such as `json` with `data_files`."""
 
     type: Literal["completion", "chat_template", "alpaca", "pretrain"]
-    """How a row becomes text to train on."""
+    """The way in which a row becomes text to train on."""
 
     split: Text | None = None
     """The split to take. Unset takes `train`."""
@@ -72,8 +72,11 @@ class SpecialTokens(Fields):
     """Stands for what the tokenizer does not know."""
 
 
-class TrainConfig(ScheduleFields):
-    """The configuration of a training run. What is counted in steps or epochs is declared in `ScheduleFields`."""
+class TrainConfig(Settings, ScheduleFields):
+    """The configuration of a training run.
+
+    The settings of its saves are declared in `Settings`, what is counted in steps or epochs in `ScheduleFields`.
+    """
 
     # What is trained, on what, and where the result goes.
 
@@ -81,39 +84,26 @@ class TrainConfig(ScheduleFields):
     """The model to start from: a local directory or a name on the hub."""
 
     reinit_weights: bool = False
-    """Build the model from its configuration with fresh weights, instead of loading the weights."""
+    """Builds the model from its configuration with fresh weights, instead of loading the weights."""
 
     datasets: Annotated[tuple[DatasetConfig, ...], BeforeValidator(as_tuple), Field(min_length=1)]
-    """What is trained on."""
+    """The data sets that are trained on."""
 
     output_dir: PathText = "./model-out"
-    """Where checkpoints and the final model go: the run directory."""
+    """The run directory, into which checkpoints and the final model go."""
 
     dataset_prepared_path: PathText | None = None
-    """Where prepared data is kept between runs."""
+    """The directory in which prepared data is kept between runs."""
 
     # On-demand saving.
 
     dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint()
-    """Saving on demand through a trigger file."""
+    """Saving on demand through a trigger file: off where the file does not turn it on."""
 
-    save_on_exception: bool = True
-    """Save the last boundary before an exception ends the training."""
-
-    stop_grace_seconds: Positive = 25.0
-    """From a stop to the end of the process at the latest, even in the middle of a step."""
-
-    rank_timeout_seconds: Positive = 30.0
-    """How long a process that is not heard of is waited for, before a save is given up without it."""
-
-    staging_memory: Annotated[CountOrZero | None, BeforeValidator(as_bytes)] = None
-    """The most host memory that snapshots may use, in bytes or as text like `2GB`. Unset: a quarter of what is free."""
-
-    save_rate_limit: Annotated[Count | None, BeforeValidator(as_bytes)] = None
-    """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes."""
-
-    save_io_priority: Literal["normal", "low", "idle"] = "normal"
-    """The priority of saves at the disk."""
+    @field_validator("save_minutes", "stop_grace_seconds", "rank_timeout_seconds", mode="before")
+    @classmethod
+    def _number_of_yaml(cls, value: object) -> object:
+        return as_number(value)
 
     # How rows become batches.
 
@@ -121,13 +111,13 @@ class TrainConfig(ScheduleFields):
     """The longest sequence, in tokens."""
 
     sample_packing: bool | None = None
-    """Put several short examples into one sequence."""
+    """Puts several short examples into one sequence."""
 
     pad_to_sequence_len: bool | None = None
-    """Fill every batch up to `sequence_len`."""
+    """Fills every batch up to `sequence_len`."""
 
     train_on_inputs: bool = False
-    """Train on the prompt as well as on the answer."""
+    """Trains on the prompt as well as on the answer."""
 
     chat_template: Text | None = None
     """The chat template. Unset takes the tokenizer's own."""
@@ -150,21 +140,21 @@ class TrainConfig(ScheduleFields):
     """The optimizer, by the name that transformers has for it."""
 
     lr_scheduler: Scheduler = "cosine"
-    """How the learning rate changes, by the name that transformers has for it."""
+    """The schedule of the learning rate, by the name that transformers has for it."""
 
     weight_decay: PositiveOrZero = 0.0
     """The weight decay."""
 
     max_grad_norm: PositiveOrZero | None = None
-    """Clip gradients to this norm; 0 does not clip. Unset takes transformers' default, 1.0."""
+    """Clips gradients to this norm; 0 does not clip. Unset takes transformers' default, 1.0."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    """Where the random numbers start. Unset acts as 42."""
+    """The start of the random numbers. Unset acts as 42."""
 
     # LoRA.
 
     adapter: Literal["lora", "qlora"] | None = None
-    """Train an adapter and leave the model's own weights as they are. Unset trains all weights."""
+    """Trains an adapter and leaves the model's own weights as they are. Unset trains all weights."""
 
     lora_r: Count | None = None
     """The rank of the adapter."""
@@ -179,7 +169,7 @@ class TrainConfig(ScheduleFields):
     """The modules that get an adapter: a list of names, or one text that PEFT takes as a pattern."""
 
     lora_target_linear: bool | None = None
-    """Give every linear layer an adapter."""
+    """Gives every linear layer an adapter."""
 
     lora_modules_to_save: Texts | None = None
     """Modules that are trained in full and saved with the adapter."""
@@ -190,22 +180,22 @@ class TrainConfig(ScheduleFields):
     # How it is computed.
 
     load_in_4bit: bool = False
-    """Load the model's own weights in 4 bits."""
+    """Loads the model's own weights in 4 bits."""
 
     load_in_8bit: bool = False
-    """Load the model's own weights in 8 bits."""
+    """Loads the model's own weights in 8 bits."""
 
     bf16: AutoOrBool = "auto"
-    """Compute in bfloat16. `auto` does so where the hardware has it, and chooses float16 on older NVIDIA cards."""
+    """Computes in bfloat16. `auto` does so where the hardware has it, and chooses float16 on older NVIDIA cards."""
 
     fp16: bool | None = None
-    """Compute in float16 with a gradient scaler."""
+    """Computes in float16 with a gradient scaler."""
 
     tf32: AutoOrBool = "auto"
-    """Let matrix products use TF32. `auto` does so where the device has it."""
+    """Lets matrix products use TF32. `auto` does so where the device has it."""
 
     gradient_checkpointing: OffloadOrBool = False
-    """Compute activations again in the backward pass to save memory; `offload` also keeps the rest in host memory."""
+    """Computes activations again in the backward pass to save memory; `offload` also keeps the rest in host memory."""
 
     attn_implementation: Text | None = None
     """The implementation of attention, by the name that transformers has for it."""
@@ -217,5 +207,5 @@ class TrainConfig(ScheduleFields):
 
     @property
     def random_seed(self) -> int:
-        """Where the random numbers start."""
-        return _SEED_UNLESS_SAID if self.seed is None else self.seed
+        """The start of the random numbers: 42 where no seed is set."""
+        return _DEFAULT_SEED if self.seed is None else self.seed

@@ -1,10 +1,10 @@
-"""The configuration of `holdfast train config.yml`: read, checked as a whole, and every problem told at once.
+"""Loads the configuration of `holdfast train`: reads it, checks it as a whole, and names every problem at once.
 
-Where things are: the keys in `fields` and `schedule`, their kinds in `field_types`, what they mean to each other in
-`rules`, paths that must exist in `local_paths`, YAML and line numbers in `yaml_source`.
+Where things are: the keys in `fields`, `schedule` and `holdfast.settings`, their kinds in `types`, what they mean to
+each other in `rules`, paths that must exist in `paths`, YAML and line numbers in `yaml`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -14,14 +14,12 @@ from pydantic import BaseModel, ValidationError
 
 from holdfast.errors import ConfigError
 from holdfast.settings import DynamicCheckpoint
-from holdfast.train.config import paths as local_paths
-from holdfast.train.config import rules
-from holdfast.train.config import yaml as yaml_source
+from holdfast.train.config import paths, rules, yaml
 from holdfast.train.config.errors import describe
 from holdfast.train.config.fields import DatasetConfig, SpecialTokens, TrainConfig
 from holdfast.train.config.overrides import apply
 from holdfast.train.config.schedule import Schedule
-from holdfast.train.config.yaml import Line, Source
+from holdfast.train.config.yaml import Message, Source
 
 __all__ = ["DatasetConfig", "Loaded", "Schedule", "SpecialTokens", "TrainConfig", "load"]
 
@@ -55,7 +53,7 @@ class Loaded:
     """The keys that were given and have no effect in any configuration."""
 
     notices: tuple[str, ...]
-    """What the user should be told, a line each."""
+    """Lines for the user, about what does not do what it seems to."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -63,35 +61,38 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     Args:
         path: The YAML file.
-        overrides: What the command line sets over it, each `KEY=VALUE`.
+        overrides: Keys that the command line sets over it, each `KEY=VALUE`.
 
     Raises:
         ConfigError: The configuration cannot be used. It holds one line for each problem.
     """
-    source = yaml_source.read(path)
+    source = yaml.read(path)
     apply(source, overrides)
-    given = _without_empty(source.values)
-    ignored = tuple(key for key in given if _is_ignored(key) and given[key] is not None)
-    values = {key: given[key] for key in given if key == "plugins" or not (_is_ignored(key) or key in REFUSED)}
+    filled = _without_empty(source.values)
+    ignored = tuple(key for key in filled if _is_ignored(key) and filled[key] is not None)
+    values = {key: filled[key] for key in filled if key == "plugins" or not (_is_ignored(key) or key in REFUSED)}
 
-    problems = [*source.problems, *_refused(given, source)]
-    problems += [source.say(loc, text) for loc, text in local_paths.problems(values)]
+    problems = [*source.problems, *_refused(filled, source)]
+    problems += [source.message(loc, text) for loc, text in paths.problems(values)]
     config, wrong, errors = _validated(values, source)
     problems += errors
     contradictions = rules.contradictions(config, config.model_fields_set)
-    problems += [_told(found, source) for found in contradictions if not wrong & set(found.keys)]
+    problems += [_message(finding, source) for finding in contradictions if not wrong & set(finding.keys)]
     if problems:
-        raise ConfigError([line.text for line in sorted(dict.fromkeys(problems), key=attrgetter("order"))])
+        raise ConfigError(_in_order(dict.fromkeys(problems)))
 
-    told = [_told(found, source) for found in rules.notices(config, config.model_fields_set)]
-    notices = [line.text for line in sorted(told, key=attrgetter("order"))]
+    notices = _in_order(_message(finding, source) for finding in rules.notices(config, config.model_fields_set))
     if ignored:
         notices.insert(0, f"{source.name}: accepted for Axolotl's sake, no effect here: {', '.join(ignored)}")
     return Loaded(config, ignored, tuple(notices))
 
 
+def _in_order(messages: Iterable[Message]) -> list[str]:
+    return [message.text for message in sorted(messages, key=attrgetter("order"))]
+
+
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out the keys that nothing follows: they have their defaults. Unknown ones stay, to be told of."""
+    """Leaves out the keys that nothing follows: they have their defaults. Unknown ones stay, to be refused."""
     kept = _filled(values, TrainConfig)
     for key, model in _PARTS.items():
         if isinstance(kept.get(key), dict):
@@ -109,17 +110,16 @@ def _is_ignored(key: str) -> bool:
     return key in IGNORED or key.startswith("wandb_")
 
 
-def _refused(values: dict[str, Any], source: Source) -> Iterator[Line]:
+def _refused(values: dict[str, Any], source: Source) -> Iterator[Message]:
     for key, why in REFUSED.items():
         if values.get(key):
-            yield source.say((key,), f"{why}; leave the key out")
+            yield source.message((key,), f"{why}; leave the key out")
 
 
-def _validated(values: dict[str, Any], source: Source) -> tuple[TrainConfig, set[str], list[Line]]:
-    """The configuration, the keys that are wrong, and what is wrong with them.
+def _validated(values: dict[str, Any], source: Source) -> tuple[TrainConfig, set[str], list[Message]]:
+    """Returns the configuration, the keys that are wrong, and a line about each of those.
 
-    Where keys are wrong the configuration is a stand-in without them, so that what the others mean to each other can
-    be told at the same time.
+    Where keys are wrong the configuration is a stand-in without them, so that the rules can look at the others.
     """
     wrong = {str(loc[0]) for loc in source.unread}
     try:
@@ -131,7 +131,7 @@ def _validated(values: dict[str, Any], source: Source) -> tuple[TrainConfig, set
     return TrainConfig.model_validate(_STAND_IN | others, strict=True), wrong, lines
 
 
-def _field_errors(error: ValidationError, source: Source) -> Iterator[Line]:
+def _field_errors(error: ValidationError, source: Source) -> Iterator[Message]:
     for details in error.errors():
         loc = details["loc"]
         # Of a value that could not even be read, enough has been said.
@@ -142,8 +142,8 @@ def _field_errors(error: ValidationError, source: Source) -> Iterator[Line]:
             continue
         model = _PARTS.get(str(loc[0]))
         known = model.model_fields if model else [*TrainConfig.model_fields, *IGNORED]
-        yield source.say(loc, describe(details, known, present=loc in source.places))
+        yield source.message(loc, describe(details, known, present=loc in source.places))
 
 
-def _told(found: rules.Finding, source: Source) -> Line:
-    return source.say((found.keys[0],), found.text)
+def _message(finding: rules.Finding, source: Source) -> Message:
+    return source.message((finding.keys[0],), finding.text)

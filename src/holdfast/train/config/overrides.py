@@ -1,12 +1,12 @@
-"""What the command line sets: `--set dynamic_checkpoint.check_interval=10`, over what the file says."""
+"""Puts what the command line sets over the file: `--set dynamic_checkpoint.check_interval=10`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from holdfast.train.config import yaml as yaml_source
+from holdfast.train.config import yaml
 from holdfast.train.config.wording import Loc, dotted, shown
-from holdfast.train.config.yaml import Expansion, Problem, Source, UnusableError
+from holdfast.train.config.yaml import Constructor, Problem, Source, UnusableError
 
 
 def apply(source: Source, settings: Sequence[str]) -> None:
@@ -23,30 +23,30 @@ def apply(source: Source, settings: Sequence[str]) -> None:
                 raise UnusableError(Problem(shown_key, (), "expected KEY=VALUE"))
             _set(source, key, text)
         except UnusableError as error:
-            _, loc, said = error.problem
-            source.problems.append(source.say_at(shown_key, loc, said))
+            _, loc, text = error.problem
+            source.problems.append(source.message_at(shown_key, loc, text))
 
 
 def _set(source: Source, key: str, text: str) -> None:
     container, last, loc = _slot(source, key)
-    node = yaml_source.compose(text)
+    node = yaml.compose(text)
     _forget(source, loc)
-    expansion = Expansion(place=dotted((key,)), at=loc)
-    value = expansion.value(node) if node is not None else None
+    constructor = Constructor(place=dotted((key,)), at=loc)
+    value = constructor.construct(node) if node is not None else None
     _put(container, last, value)
-    source.take(expansion)
+    source.take_over(constructor)
     source.places[loc] = dotted((key,))
 
 
 def _slot(source: Source, key: str) -> tuple[Any, str | int, Loc]:
-    """What holds the value of `key`, its key or index there, and its location. Makes what is missing on the way."""
+    """Returns the container of the value of `key`, its key or index there, and its location; makes what is missing."""
     container: Any = source.values
     loc: Loc = ()
     parts = key.split(".")
     for part, following in pairwise(parts):
         step = _step(container, part, loc)
         loc = (*loc, step)
-        inner = _held(container, step)
+        inner = _item(container, step)
         if inner is None:
             inner = [] if following.isdecimal() else {}
             _put(container, step, inner)
@@ -63,13 +63,13 @@ def _step(container: Any, part: str, loc: Loc) -> str | int:
         case list() if part in map(str, range(len(container) + 1)):
             return int(part)
         case list():
-            said = f"{dotted(loc)} is a list; {shown(part)} is not an index from 0 to {len(container)}"
+            text = f"{dotted(loc)} is a list; {shown(part)} is not an index from 0 to {len(container)}"
         case _:
-            said = f"{dotted(loc)} is {shown(container)}, which holds nothing further"
-    raise UnusableError(Problem("", (), said))
+            text = f"{dotted(loc)} is {shown(container)}, which holds nothing further"
+    raise UnusableError(Problem("", (), text))
 
 
-def _held(container: Any, step: Any) -> Any:
+def _item(container: Any, step: Any) -> Any:
     if isinstance(container, list):
         return container[step] if step < len(container) else None
     return container.get(step)

@@ -1,4 +1,4 @@
-"""Files and directories that a configuration names and that must be there. Looks, and makes nothing.
+"""Looks for the files and directories that a configuration names and that must be there. Makes nothing.
 
 It takes the values as the file has them, so that a wrong path is reported beside whatever else is wrong.
 """
@@ -14,7 +14,7 @@ _DATA_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 
 
 def problems(values: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
-    """What is wrong with the local paths in a configuration. Relative ones are relative to the current directory."""
+    """Gives a line about each local path that cannot be used. Relative ones are relative to the current directory."""
     for key in ("base_model", "lora_model_dir"):
         if _is_path(values.get(key)):
             yield from _directory((key,), values[key])
@@ -39,7 +39,7 @@ def _directory(loc: Loc, path: str) -> Iterator[tuple[Loc, str]]:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a value is written as a path, and so is no name on the hub."""
+    """Tells whether a value is written as a path, and so is no name on the hub."""
     return isinstance(value, str) and value.startswith((".", "/", "~"))
 
 

@@ -1,4 +1,4 @@
-"""What keys mean to each other: which contradict, which need another, which have no effect beside another."""
+"""The rules between keys: which contradict, which need another, which have no effect beside another."""
 
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from holdfast.train.config import choices
 from holdfast.train.config.fields import TrainConfig
-from holdfast.train.config.schedule import STEPS_UNLESS_SAID
+from holdfast.train.config.schedule import DEFAULT_STEPS
 
 
 @dataclass(frozen=True)
@@ -15,23 +15,23 @@ class Finding:
 
     Args:
         keys: The keys it follows from. It is said of the first.
-        text: What to say.
+        text: The line about it.
     """
 
     keys: tuple[str, ...]
     text: str
 
 
-def contradictions(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
-    """What keeps these keys from being used together.
+def contradictions(config: TrainConfig, keys: AbstractSet[str]) -> Iterator[Finding]:
+    """Finds what keeps keys from being used together.
 
     Args:
         config: The configuration.
-        given: The keys that were given a value; the others have their defaults.
+        keys: The keys that were given a value; the others have their defaults.
     """
-    yield from _excluded(given)
+    yield from _excluded(keys)
     yield from _saving(config)
-    yield from _evaluation(config, given)
+    yield from _evaluation(config)
     yield from _adapter(config)
     yield from _quantization(config)
     if config.bf16 is True and config.fp16:
@@ -43,22 +43,22 @@ def contradictions(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Fin
         )
 
 
-def notices(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
-    """What a user should know of keys that do not do what they seem to."""
-    if "dynamic_checkpoint" in given and not config.dynamic_checkpoint.enabled:
+def notices(config: TrainConfig, keys: AbstractSet[str]) -> Iterator[Finding]:
+    """Finds the keys that do not do what they seem to, for a user to know."""
+    if "dynamic_checkpoint" in keys and not config.dynamic_checkpoint.enabled:
         yield Finding(
             ("dynamic_checkpoint",),
             "there but not enabled: the trigger file is not looked at; 'enabled: true' turns it on",
         )
     for prefix, per_epoch in (("save", "saves_per_epoch"), ("eval", "evals_per_epoch")):
-        said = given & {f"{prefix}_steps", per_epoch}
-        if getattr(config, f"{prefix}_strategy") == "steps" and not said:
-            yield Finding((f"{prefix}_strategy",), f"acts every {STEPS_UNLESS_SAID} steps: {prefix}_steps is not given")
-    if config.saving.strategy == "no" and not config.save_minutes and "save_total_limit" in given:
+        counted = keys & {f"{prefix}_steps", per_epoch}
+        if getattr(config, f"{prefix}_strategy") == "steps" and not counted:
+            yield Finding((f"{prefix}_strategy",), f"acts every {DEFAULT_STEPS} steps: {prefix}_steps is not given")
+    if config.save_schedule.strategy == "no" and not config.save_minutes and "save_total_limit" in keys:
         yield Finding(("save_total_limit",), "no effect: nothing is saved on schedule with save_strategy: no")
     if config.evals_per_epoch and not config.val_set_size:
         yield Finding(("evals_per_epoch",), "no effect: val_set_size is 0, so there is nothing to evaluate on")
-    if config.max_steps and "num_epochs" in given:
+    if config.max_steps and "num_epochs" in keys:
         yield Finding(
             ("num_epochs",),
             "max_steps decides when the run ends; num_epochs only scales saves_per_epoch, evals_per_epoch",
@@ -69,14 +69,14 @@ def notices(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
     yield from _idle_lora(config)
 
 
-def _excluded(given: AbstractSet[str]) -> Iterator[Finding]:
-    for one, other in (
+def _excluded(keys: AbstractSet[str]) -> Iterator[Finding]:
+    for key, other in (
         ("save_steps", "saves_per_epoch"),
         ("eval_steps", "evals_per_epoch"),
         ("warmup_ratio", "warmup_steps"),
     ):
-        if {one, other} <= given:
-            yield Finding((one, other), f"cannot be given together with {other}")
+        if {key, other} <= keys:
+            yield Finding((key, other), f"cannot be given together with {other}")
 
 
 def _saving(config: TrainConfig) -> Iterator[Finding]:
@@ -85,7 +85,7 @@ def _saving(config: TrainConfig) -> Iterator[Finding]:
             yield Finding((key, "save_strategy"), f"needs save_strategy: steps, which is {config.save_strategy!r}")
 
 
-def _evaluation(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Finding]:
+def _evaluation(config: TrainConfig) -> Iterator[Finding]:
     for key, value in (("eval_steps", config.eval_steps), ("evals_per_epoch", config.evals_per_epoch)):
         if value and config.eval_strategy in ("no", "epoch"):
             yield Finding((key, "eval_strategy"), f"needs eval_strategy: steps, which is {config.eval_strategy!r}")
@@ -97,7 +97,7 @@ def _evaluation(config: TrainConfig, given: AbstractSet[str]) -> Iterator[Findin
             yield Finding(("eval_steps", "val_set_size"), nothing)
         if config.eval_strategy in ("steps", "epoch"):
             yield Finding(("eval_strategy", "val_set_size"), nothing)
-    if config.lr_scheduler in choices.SCHEDULERS_THAT_WATCH_THE_LOSS and config.evaluating.strategy == "no":
+    if config.lr_scheduler in choices.SCHEDULERS_THAT_WATCH_THE_LOSS and config.eval_schedule.strategy == "no":
         yield Finding(
             ("lr_scheduler", "val_set_size", "eval_strategy", "eval_steps", "evals_per_epoch"),
             f"{config.lr_scheduler!r} follows the loss of evaluations, and there are none",

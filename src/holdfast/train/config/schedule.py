@@ -1,4 +1,4 @@
-"""How long a run is, how it warms up, and when it saves and evaluates: the keys, and what they come to together."""
+"""The length of a run, its warm-up, its saves and its evaluations: the keys, and what they come to together."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -15,18 +15,18 @@ from holdfast.train.config.types import (
     Strategy,
 )
 
-STEPS_UNLESS_SAID = 500
-"""What the strategy `steps` means where nothing says how many: transformers' own default."""
+DEFAULT_STEPS = 500
+"""The steps of the strategy `steps` where no key says how many: transformers' own default."""
 
-_SCHEDULED_KEPT_UNLESS_SAID = 4
+_DEFAULT_KEPT = 4
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When something recurring happens, in the terms of transformers' `save_strategy` and `save_steps`."""
+    """The times of something recurring, in the terms of transformers' `save_strategy` and `save_steps`."""
 
     strategy: Literal["no", "steps", "epoch"]
-    """When it happens."""
+    """Every so many steps, at the end of every epoch, or never."""
 
     steps: int | float | None
     """With the strategy `steps`: every so many optimizer steps, or, below 1, that share of the run. Otherwise None."""
@@ -36,10 +36,10 @@ class ScheduleFields(Fields):
     """Everything about a run that is counted in steps or epochs."""
 
     num_epochs: Positive = 1.0
-    """How many times the data is gone through."""
+    """The number of times that the data is gone through."""
 
     max_steps: Count | None = None
-    """End after this many optimizer steps, whatever `num_epochs` says."""
+    """Ends after this many optimizer steps, whatever `num_epochs` says."""
 
     warmup_ratio: Share | None = None
     """The share of the run over which the learning rate rises to its full value."""
@@ -48,25 +48,22 @@ class ScheduleFields(Fields):
     """The number of optimizer steps over which the learning rate rises to its full value."""
 
     logging_steps: Count | None = None
-    """Log the loss every N optimizer steps. Unset, the trainer chooses."""
+    """Logs the loss every N optimizer steps. Unset, the trainer chooses."""
 
     save_strategy: Strategy | None = None
-    """When checkpoints are saved on schedule. Unset: `steps` with `save_steps` or `saves_per_epoch`, else `epoch`."""
+    """The schedule of saves. Unset: `steps` with `save_steps` or `saves_per_epoch`, else `epoch`."""
 
     save_steps: Steps | None = None
-    """Save every N optimizer steps, or, below 1, each time that share of the run has passed."""
+    """Saves every N optimizer steps, or, below 1, each time that share of the run has passed."""
 
     saves_per_epoch: Count | None = None
-    """Save this many times in each of the `num_epochs` epochs."""
-
-    save_minutes: Positive | None = None
-    """Save when so many minutes have passed since the last save."""
+    """Saves this many times in each of the `num_epochs` epochs."""
 
     save_total_limit: Count | None = None
-    """How many scheduled checkpoints are kept; the oldest go first. Unset acts as 4."""
+    """The number of scheduled checkpoints that are kept; the oldest go first. Unset acts as 4."""
 
     keep_every: Count | None = None
-    """Keep the checkpoints whose step is a multiple of this, whatever the limits say."""
+    """Keeps the checkpoints whose step is a multiple of this, whatever the limits say."""
 
     resume_from_checkpoint: Resume | None = None
     """`auto` or true resumes the newest good checkpoint in `output_dir`; a path resumes the checkpoint there."""
@@ -75,32 +72,32 @@ class ScheduleFields(Fields):
     """The same as `resume_from_checkpoint: auto`."""
 
     val_set_size: ShareOrCount = 0.0
-    """How much of the data is held out for evaluation."""
+    """The part of the data that is held out for evaluation."""
 
     eval_strategy: Strategy | None = None
-    """When the held-out data is evaluated. Unset: `steps` with `eval_steps` or `evals_per_epoch`, else `epoch`."""
+    """The schedule of evaluations. Unset: `steps` with `eval_steps` or `evals_per_epoch`, else `epoch`."""
 
     eval_steps: Steps | None = None
-    """Evaluate every N optimizer steps, or, below 1, each time that share of the run has passed."""
+    """Evaluates every N optimizer steps, or, below 1, each time that share of the run has passed."""
 
     evals_per_epoch: CountOrZero | None = None
-    """Evaluate this many times in each of the `num_epochs` epochs; 0 turns evaluation off."""
+    """Evaluates this many times in each of the `num_epochs` epochs; 0 turns evaluation off."""
 
     @property
-    def saving(self) -> Schedule:
-        """When checkpoints are saved on schedule."""
+    def save_schedule(self) -> Schedule:
+        """The schedule of saves, whichever keys give it."""
         return self._schedule(self.save_strategy, self.save_steps, self.saves_per_epoch)
 
     @property
-    def evaluating(self) -> Schedule:
-        """When the held-out data is evaluated: never where none is held out."""
+    def eval_schedule(self) -> Schedule:
+        """The schedule of evaluations: never where no data is held out."""
         if not self.val_set_size or self.evals_per_epoch == 0:
             return Schedule("no", None)
         return self._schedule(self.eval_strategy, self.eval_steps, self.evals_per_epoch)
 
     @property
     def held_out(self) -> int | float:
-        """What is held out for evaluation: a number of examples (int), a share of the data (float below 1), or 0."""
+        """The data held out for evaluation: a number of examples (int), a share of the data (float below 1), or 0."""
         return self.val_set_size if 0 < self.val_set_size < 1 else int(self.val_set_size)
 
     @property
@@ -110,12 +107,12 @@ class ScheduleFields(Fields):
 
     @property
     def scheduled_kept(self) -> int:
-        """How many scheduled checkpoints are kept."""
-        return self.save_total_limit or _SCHEDULED_KEPT_UNLESS_SAID
+        """The number of scheduled checkpoints that are kept."""
+        return self.save_total_limit or _DEFAULT_KEPT
 
     @property
     def resume(self) -> str | bool | None:
-        """What is resumed, as `resuming.choose` takes it: `auto`, true, a path, or nothing."""
+        """The checkpoint to resume, as `Engine` takes it: `auto`, true, a path, or nothing."""
         return self.resume_from_checkpoint or ("auto" if self.auto_resume_from_checkpoints else None)
 
     def _schedule(
@@ -129,4 +126,4 @@ class ScheduleFields(Fields):
             return Schedule("steps", share) if share < 1 else Schedule("epoch", None)
         if steps is None and strategy is None:
             return Schedule("epoch", None)
-        return Schedule("steps", steps or STEPS_UNLESS_SAID)
+        return Schedule("steps", steps or DEFAULT_STEPS)

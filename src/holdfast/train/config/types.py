@@ -15,7 +15,8 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
+    """Returns the number that text says; anything else as it is, to be refused in its turn."""
     # YAML 1.1 reads 2e-4 as text; only 2.0e-4 is a number to it.
     try:
         return float(value) if isinstance(value, str) else value
@@ -24,7 +25,7 @@ def _number(value: Any) -> Any:
 
 
 def as_tuple(value: Any) -> Any:
-    """A list as the tuple that a frozen model holds; anything else as it is, to be refused in its turn."""
+    """Returns a list as the tuple that a frozen model holds; anything else as it is, to be refused in its turn."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -60,7 +61,7 @@ def _no_is_a_word(value: Any) -> Any:
 
 
 def _steps(value: Any) -> Any:
-    number = _number(value)
+    number = as_number(value)
     if isinstance(number, int | float) and not isinstance(number, bool):
         if 0 < number < 1:
             return float(number)
@@ -82,7 +83,7 @@ def _resume(value: Any) -> Any:
 
 
 def home_expanded(path: str) -> str:
-    """A path with a leading `~` replaced by the home directory it stands for; any other as it is."""
+    """Returns a path with a leading `~` replaced by the home directory that it stands for; any other as it is."""
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
@@ -106,9 +107,9 @@ TextOrTexts = Annotated[
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0), BeforeValidator(_number)]
-PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(_number)]
-Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(as_number)]
+PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(as_number)]
+Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(as_number)]
 Steps = Annotated[
     int | float, BeforeValidator(_steps), WithJsonSchema({"words": "whole number ≥ 1, or share of the run < 1"})
 ]
@@ -116,7 +117,7 @@ ShareOrCount = Annotated[
     float,
     Field(ge=0),
     AfterValidator(_share_or_count),
-    BeforeValidator(_number),
+    BeforeValidator(as_number),
     WithJsonSchema({"words": "share of the data < 1, or whole number of examples"}),
 ]
 

@@ -1,4 +1,4 @@
-"""How keys and values are written in a message: on one line, short, and in the words of somebody who writes YAML."""
+"""Writes keys and values into messages: on one line, short, and in the words of somebody who writes YAML."""
 
 import datetime
 import difflib
@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable
 
 Loc = tuple[str | int, ...]
-"""Where a value lies in a configuration: the keys and list indices that lead to it, outermost first."""
+"""The location of a value in a configuration: the keys and list indices that lead to it, outermost first."""
 
 _LONGEST = 60
 _SHORTEST_HINT = 2
 
 
 def shown(value: object) -> str:
-    """A value as a message names it: `'two'`, `3`, `true`, `a list`, `nothing`."""
+    """Returns a value as a message names it: `'two'`, `3`, `true`, `a list`, `nothing`."""
     match value:
         case None:
             return "nothing"
@@ -34,12 +34,12 @@ def shown(value: object) -> str:
 
 
 def dotted(loc: Loc) -> str:
-    """A location as a message names it: `datasets.0.type`."""
+    """Returns a location as a message names it: `datasets.0.type`."""
     return ".".join(_plain(str(part)) for part in loc)
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """`, did you mean 'type'?` where one of `known` resembles `word` or begins with it, and nothing where none does."""
+    """Returns `, did you mean 'type'?` where one of `known` resembles `word` or begins with it, otherwise nothing."""
     if not isinstance(word, str) or len(word) < _SHORTEST_HINT:
         return ""
     options = list(known)
@@ -49,13 +49,13 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
 
 
 def one_of(options: Iterable[str], value: object) -> str:
-    """What is said of a value that is none of the options."""
+    """Returns what is said of a value that is none of the options."""
     known = list(options)
     return f"expected one of {', '.join(known)}, found {shown(value)}{did_you_mean(value, known)}"
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks."""
+    """Returns text without line breaks."""
     return " ".join(text.split())
 
 
@@ -64,5 +64,5 @@ def _plain(key: str) -> str:
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:
-    """Text that repeats what anybody may have written, and so may be of any length, cut to so many characters."""
+    """Returns text cut to so many characters: it repeats what anybody may have written, and may be of any length."""
     return text if len(text) <= longest else f"{text[: longest - 4]} ..."
