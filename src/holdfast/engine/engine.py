@@ -23,6 +23,7 @@ from holdfast.engine.saver import Saver
 from holdfast.engine.session import Session
 from holdfast.engine.shutdown import Shutdown
 from holdfast.engine.stop import Stop
+from holdfast.errors import FAILED
 from holdfast.log import RunLog
 from holdfast.ranks.channel import Channel, joined
 from holdfast.ranks.heartbeat import Heartbeat
@@ -113,7 +114,7 @@ class Engine:
         try:
             self._run_last_hooks(error)
         finally:
-            self.run.close(outcome, 1 if failed else self.exit_code)
+            self.run.close(outcome, FAILED if failed else self.exit_code)
             self._stop.over()
         return is_stop
 
@@ -137,7 +138,7 @@ class Engine:
         """The exit code that tells how training ended: 0, 75 after a stop with a good save, 1 after one without."""
         if not self.stop_requested:
             return 0
-        return stopped_after_save() if self._stop.saved else 1
+        return stopped_after_save() if self._stop.saved else FAILED
 
     @property
     def last_answer(self) -> Answer | None:

@@ -15,7 +15,7 @@ from holdfast.engine.saver import Saver
 from holdfast.engine.session import Session
 from holdfast.engine.stop import LEAVING_SECONDS, Stop
 from holdfast.engine.worker_deaths import WorkerDeaths, is_death_of_one
-from holdfast.errors import ended_by_signal
+from holdfast.errors import FAILED, ended_by_signal
 from holdfast.ranks.launcher import stopped_after_save
 from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Request
@@ -181,7 +181,7 @@ class Shutdown:
         if saved:
             why = f"the loop did not end {limit}; leaving after a good save"
             self.leave(stopped_after_save(), why, leaving)
-        code = 1 if saved is False or self._number is None else ended_by_signal(self._number)
+        code = FAILED if saved is False or self._number is None else ended_by_signal(self._number)
         why = f"no checkpoint was saved {limit}; earlier ones are intact"
         self.leave(code, "; ".join(filter(None, (why, self._unsaved()))), leaving)
 
