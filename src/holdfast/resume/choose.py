@@ -182,7 +182,7 @@ def why_not_resumable(report: Report, layout: str) -> list[str]:
         lacking, strangers = native.missing(found, manifest.world_size), []
     else:
         lacking = transformers.missing(found, weights_only=False, world_size=manifest.world_size)
-        strangers = transformers.strangers(report.unlisted)
+        strangers = list(transformers.why_refused(report.unlisted).values())
     return [*(f"it lacks {name}, without which nothing can be resumed" for name in lacking), *strangers]
 
 

@@ -63,7 +63,7 @@ def write_new(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Writes all of `data`. The system takes a short write for no error (seen at a file-size limit), so we loop."""
     view = memoryview(data)
     while view:

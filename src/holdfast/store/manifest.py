@@ -250,14 +250,19 @@ def strict_json(data: bytes | str) -> Any:
     Raises:
         ValueError: It is not that.
     """
-    return json.loads(data, object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant)
+    return json.loads(data, object_pairs_hook=reject_duplicate_keys, parse_constant=_no_constant)
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds a JSON object from its pairs, for `json.loads`.
+
+    Raises:
+        ValueError: A key appears twice.
+    """
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise ValueError("a key appears twice")
-    return found
+    return content
 
 
 def _no_constant(text: str) -> None:

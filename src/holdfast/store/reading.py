@@ -190,7 +190,7 @@ def _targets(opened: _Open, offset: int, size: int) -> list[Target]:
     return found
 
 
-def small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
+def read_small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
     """Reads a small file in one piece. Gives its bytes, and what is wrong with them.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.engine.engine import Engine
 from holdfast.errors import FAILED, UnsupportedError
 from holdfast.layouts import transformers as layout
-from holdfast.layouts.export import copy_model
+from holdfast.layouts.transformers import copy_model
 from holdfast.ranks import launcher
 from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
