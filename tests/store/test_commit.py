@@ -72,7 +72,7 @@ def test_files_are_listed_by_name_with_size_and_digest_folders_included(tmp_path
     stage(attempt.directory, {"b": b"", "a": b"abc", "folder/inner/.metadata": b"x"})
     sealed = attempt.seal(digest.of_descriptor)
     assert [(file.path, file.size) for file in sealed] == [("a", 3), ("b", 0), ("folder/inner/.metadata", 1)]
-    assert sealed[0].xxh3_128 == "06b05ab6733a618578af5f94892f3950", "what xxhsum -H2 says of 'abc'"
+    assert sealed[0].digests == "06b05ab6733a618578af5f94892f3950", "what xxhsum -H2 says of 'abc'"
 
 
 def test_whatever_the_writer_left_is_its_owners_alone(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from holdfast.store import grid, names
+from holdfast.store import digest, grid, names
 
 FORMAT = "holdfast-checkpoint"
 VERSION = 1
@@ -20,10 +20,6 @@ MOST_NAMED = 20
 _MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
-_DIGITS = 32
-_DIGESTS = re.compile(rf"([0-9a-f]{{{_DIGITS}}})*")
-BLOCK_BYTES = 4 << 20
-"""How much of a file one of its digests is of."""
 
 
 class ManifestError(ValueError):
@@ -32,17 +28,16 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a checkpoint: its path inside, its size in bytes, and the xxh3_128 of each `BLOCK_BYTES` of it."""
+    """One file of a checkpoint: its path inside, its size in bytes, and its digests."""
 
     path: str
     size: int
-    xxh3_128: str
+    digests: str
     """The digests of all blocks, one after the other: a part can be read and proved. Without bytes it has one."""
 
-    def expected(self, offset: int) -> str:
-        """The digest of the block that begins at an offset."""
-        first = offset // BLOCK_BYTES * _DIGITS
-        return self.xxh3_128[first : first + _DIGITS]
+    def as_json(self) -> dict[str, Any]:
+        """Returns the manifest's entry for the file."""
+        return {"path": self.path, "size": self.size, digest.NAME: self.digests}
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,8 @@ class Manifest:
         return data
 
     def _body(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
+        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, files=(), tensors={}))}
+        content["files"] = [file.as_json() for file in self.files]
         del content["tensors"]
         if not self.not_finite:
             del content["not_finite"]
@@ -182,24 +178,21 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
         raise ManifestError(f"the manifest lists {len(listed)} files")
     files = []
     for item in listed:
-        if not isinstance(item, dict) or set(item) != {"path", "size", "xxh3_128"}:
+        if not isinstance(item, dict) or set(item) != {"path", "size", digest.NAME}:
             raise ManifestError("the manifest lists something that is no file")
-        path, size, digests = item["path"], item["size"], item["xxh3_128"]
+        path, size, digests = item["path"], item["size"], item[digest.NAME]
         if not isinstance(path, str) or not names.is_relative_path(path) or path == names.MANIFEST:
             raise ManifestError(f"the manifest lists a file under a name that is not allowed: {names.quoted(path)}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
             raise ManifestError(f"the manifest gives {path} no size")
-        if not _are_digests(digests, -(-size // BLOCK_BYTES) or 1):
-            raise ManifestError(f"the manifest does not give {path} a digest for each {BLOCK_BYTES >> 20} MiB of it")
+        if not digest.fit(digests, size):
+            block = f"{digest.BLOCK_BYTES / 2**20:g} MiB"
+            raise ManifestError(f"the manifest does not give {path} a digest for each {block} of it")
         files.append(File(path, size, digests))
     # Two names that differ in case alone are one file on some file systems.
     if len({file.path.casefold() for file in files}) != len(files):
         raise ManifestError("the manifest lists a file twice")
     return tuple(files)
-
-
-def _are_digests(value: Any, count: int) -> bool:
-    return isinstance(value, str) and len(value) == count * _DIGITS and _DIGESTS.fullmatch(value) is not None
 
 
 def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import xxhash
-
-from holdfast.store import files
-from holdfast.store.manifest import BLOCK_BYTES, File
+from holdfast.store import digest, files
+from holdfast.store.digest import BLOCK_BYTES
+from holdfast.store.manifest import File
 from holdfast.store.range_reading import Target, read_range
 
 READERS = 4
@@ -163,16 +162,16 @@ class _Reader:
 def _read(unit: _Unit, block: memoryview) -> None:
     """Brings a unit to where it belongs, and digests its bytes from there."""
     opened, source = unit.opened, unit.opened.source
-    found = xxhash.xxh3_128()
+    block_digest = digest.new()
     try:
         for view in read_range(opened.cached, opened.direct, unit.offset, unit.size, unit.targets, block):
-            found.update(view)
+            block_digest.update(view)
     except EOFError:
         source.problem = changed(source.file)
     except OSError as error:
         source.problem = unreadable(source.file, error)
     else:
-        if found.hexdigest() != source.file.expected(unit.offset):
+        if block_digest.hexdigest() != digest.at(source.file.digests, unit.offset):
             source.problem = changed(source.file)
 
 
@@ -204,7 +203,7 @@ def read_small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
         return b"", unreadable(file, error)
     if len(data) != file.size:
         return data, size_problem(file, len(data))
-    return data, None if xxhash.xxh3_128_hexdigest(data) == file.xxh3_128 else changed(file)
+    return data, None if digest.of_bytes(data) == file.digests else changed(file)
 
 
 def size_problem(file: File, size: int) -> str:
