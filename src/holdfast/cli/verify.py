@@ -7,7 +7,7 @@ import typer
 
 from holdfast.cli.output import as_json
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
-from holdfast.layouts import layout
+from holdfast.layouts.layout import BY_NAME
 from holdfast.store import catalog, names
 from holdfast.store.manifest import in_short
 from holdfast.store.verify import Report
@@ -55,8 +55,8 @@ def _notices(report: Report) -> list[str]:
 def _refused(report: Report) -> dict[str, str]:
     """Returns the unlisted files that bar a resume, each with a line that says why."""
     manifest = report.entry.manifest
-    known = None if manifest is None else layout.named(manifest.layout)
-    return {} if known is None else known.why_refused(report.unlisted)
+    layout = None if manifest is None else BY_NAME.get(manifest.layout)
+    return {} if layout is None else layout.why_refused(report.unlisted)
 
 
 def _say(report: Report, *, quiet: bool) -> Report:

@@ -5,7 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from holdfast.errors import DamagedCheckpointError, UnsupportedError
-from holdfast.layouts import layout
+from holdfast.layouts.layout import BY_NAME
 from holdfast.store import files, names
 from holdfast.store.verify import verify
 
@@ -35,8 +35,8 @@ def export(checkpoint: Path, target: Path) -> list[Path]:
     staging = target / names.staging(manifest.run, manifest.step, uuid4().hex)
     files.make_directory(staging)
     try:
-        if (known := layout.named(manifest.layout)) is not None:
-            known.leave_weights(report, staging)
+        if (layout := BY_NAME.get(manifest.layout)) is not None:
+            layout.leave_weights(report, staging)
         return _move(staging, target)
     finally:
         files.remove_tree(staging)

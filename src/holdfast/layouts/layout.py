@@ -59,9 +59,5 @@ TRANSFORMERS = Layout(
 )
 """A Trainer's checkpoint."""
 
-_BY_NAME = {layout.name: layout for layout in (NATIVE, TRANSFORMERS)}
-
-
-def named(name: str) -> Layout | None:
-    """Returns the layout of a name; None for one that this version does not know."""
-    return _BY_NAME.get(name)
+BY_NAME = {layout.name: layout for layout in (NATIVE, TRANSFORMERS)}
+"""The layouts that this version knows. A manifest may name another."""

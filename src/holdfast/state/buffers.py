@@ -105,7 +105,7 @@ def differing_from_rank0(tensors: Mapping[str, torch.Tensor], rank0: Mapping[str
         tensors: Those of this process, by name.
         rank0: The digests that `digests` gave in rank 0.
     """
-    return {name: tensors[name] for name, digest in digests(tensors).items() if rank0.get(name) != digest}
+    return {name: tensors[name] for name, own in digests(tensors).items() if rank0.get(name) != own}
 
 
 class _Watch:

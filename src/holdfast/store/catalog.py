@@ -24,7 +24,7 @@ class Entry:
         return not os.path.lexists(self.path / names.MANIFEST) and (self.path / "trainer_state.json").is_file()
 
     @property
-    def stranger(self) -> int | None:
+    def other_owner(self) -> int | None:
         """The user that it belongs to, where that is neither this one nor root.
 
         Whoever may write into a run directory can put a checkpoint there, with a manifest that fits and says anything.
@@ -104,5 +104,5 @@ def read(path: Path) -> Entry:
 
 def next_sequence(found: list[Entry]) -> int:
     """The number of the next commit in this directory; it only ever grows, across resumes and branches."""
-    ours = [entry.manifest.sequence for entry in found if entry.manifest and entry.stranger is None]
+    ours = [entry.manifest.sequence for entry in found if entry.manifest and entry.other_owner is None]
     return 1 + max(ours, default=0)

@@ -174,8 +174,8 @@ def _why_left_alone(entry: Entry, run: str) -> str | None:
         return "made by plain transformers" if entry.foreign else f"damaged: {entry.problem}"
     if entry.manifest.run != run:
         return "of another run"
-    if entry.stranger is not None:
-        return f"of another user (uid {entry.stranger})"
+    if entry.other_owner is not None:
+        return f"of another user (uid {entry.other_owner})"
     problems = verify(entry.path, full=False).problems
     return f"damaged: {problems[0]}" if problems else None
 
