@@ -42,7 +42,7 @@ class File:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is, and what it consists of."""
+    """The content of a manifest: the identity of a checkpoint, its history and its files."""
 
     layout: str
     run: str
@@ -62,7 +62,7 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """The bytes of all files that the manifest lists."""
+        """The size of all files that the manifest lists, in bytes."""
         return sum(file.size for file in self.files)
 
     @property
@@ -71,7 +71,7 @@ class Manifest:
         return hashlib.sha256(self._body()).hexdigest()
 
     def encode(self) -> bytes:
-        """The bytes of the manifest file. Its last line but one is the sha256 of all lines before it.
+        """Returns the bytes of the manifest file. Its last line but one is the sha256 of all lines before it.
 
         Raises:
             ManifestError: They are more than any reader takes.
@@ -199,8 +199,8 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
     if not isinstance(parts, dict) or not all(isinstance(tensors, dict) for tensors in parts.values()):
         raise ManifestError("the manifest's 'tensors' are of the wrong kind")
     for part, tensors in parts.items():
-        for name, told in tensors.items():
-            if problem := grid.problem(told, paths):
+        for name, entry in tensors.items():
+            if problem := grid.problem(entry, paths):
                 raise ManifestError(
                     f"the manifest's 'tensors' are wrong about {names.quoted(name)} of {names.quoted(part)}: {problem}"
                 )
@@ -208,29 +208,29 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
 
 
 def _is_deep(value: Any, most: int) -> bool:
-    """Whether JSON is nested in more levels than that. Looks at one level after the other: it could be very deep."""
+    """Tells whether JSON is nested in more than `most` levels. Goes level by level: it could be very deep."""
     level = [value]
     for _ in range(most):
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list | tuple)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-    return any(isinstance(one, dict | list | tuple) for one in level)
+    return any(isinstance(inner, dict | list | tuple) for inner in level)
 
 
 def _one_a_line(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """JSON with a line for each tensor: with one for each number it would be three times as long."""
+    """Returns JSON with a line for each tensor: with one for each number it would be three times as long."""
     lines = []
     for part, tensors in parts.items():
-        inner = [f"      {json.dumps(name)}: {json.dumps(told, allow_nan=False)}" for name, told in tensors.items()]
+        inner = [f"      {json.dumps(name)}: {json.dumps(entry, allow_nan=False)}" for name, entry in tensors.items()]
         lines.append(f"    {json.dumps(part)}: {{\n" + ",\n".join(inner) + "\n    }")
     return "{\n" + ",\n".join(lines) + "\n  }"
 
 
 def in_short(not_finite: Sequence[str]) -> str:
-    """What a manifest's `not_finite` names, for people: the first, and how many more."""
+    """Returns a manifest's `not_finite` for people: the first name, and the number of others."""
     first, *others = not_finite
     if not others:
         return first
