@@ -17,23 +17,23 @@ FLOORS = {
     "errors": 1,
     "log": 1,
     "store": 2,
-    "state": 2,
-    "settings": 3,
-    "run": 3,
-    "capture": 3,
-    "layouts": 3,
-    "doors": 4,
-    "ranks": 4,
-    "resume": 5,
-    "engine": 6,
-    "loop": 7,
-    "integrations": 7,
-    "train": 8,
-    "cli": 9,
+    "state": 3,
+    "settings": 4,
+    "run": 4,
+    "capture": 4,
+    "layouts": 4,
+    "doors": 5,
+    "ranks": 5,
+    "resume": 6,
+    "engine": 7,
+    "loop": 8,
+    "integrations": 8,
+    "train": 9,
+    "cli": 10,
 }
 # These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
 FACES = {"__init__", "__main__"}
-COMMIT_CORE = ("files", "names", "grid", "manifest", "commit")
+COMMIT_CORE = ("files", "names", "grid", "digest", "manifest", "commit")
 WITHOUT_TORCH = ("store", "run", "doors", "layouts", "cli")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "safetensors", "numpy"}
 
@@ -136,7 +136,8 @@ def test_a_circle_is_seen_over_any_number_of_steps() -> None:
 @pytest.mark.parametrize("name", COMMIT_CORE)
 def test_the_commit_core_imports_the_standard_library_and_itself_alone(name: str) -> None:
     core = {f"holdfast.store.{other}" for other in COMMIT_CORE}
-    for module, line in imports(SOURCE / "store" / f"{name}.py"):
+    # The digest's own package comes with the first digest that is taken; the core is handed the function that takes it.
+    for module, line in imports(SOURCE / "store" / f"{name}.py", inside_functions=name != "digest"):
         own = any(module.startswith(f"{other}.") or module == other for other in core)
         assert own or module.split(".")[0] in sys.stdlib_module_names, f"{name}.py:{line}: imports {module}"
 

@@ -7,7 +7,6 @@ import torch
 from helpers.parts import content
 from holdfast.capture.chunks import Sources
 from holdfast.capture.nonfinite import NonFiniteScan, TensorRanges
-from holdfast.capture.staging import BLOCK_BYTES
 from holdfast.layouts import native
 from holdfast.layouts.image import Image
 from holdfast.layouts.safetensors import writing
@@ -15,6 +14,7 @@ from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.part import Stored
+from holdfast.store.digest import BLOCK_BYTES
 
 BAD = (float("nan"), float("inf"), -float("inf"))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e5m2, torch.float8_e4m3fn)

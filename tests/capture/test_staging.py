@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from helpers.waiting import wait_until
-from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Block, Pool
+from holdfast.capture.staging import RING_BLOCKS, Block, Pool
 from holdfast.capture.staging_budget import StagingBudget
+from holdfast.store.digest import BLOCK_BYTES
 
 RING = RING_BLOCKS * BLOCK_BYTES
 

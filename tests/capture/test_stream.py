@@ -11,10 +11,11 @@ import torch
 
 from helpers.parts import raw
 from helpers.waiting import wait_until
-from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
+from holdfast.capture.staging import RING_BLOCKS, Pool
 from holdfast.capture.stream import Stream
 from holdfast.capture.throttle import Throttle
 from holdfast.errors import TornError
+from holdfast.store.digest import BLOCK_BYTES
 
 
 @dataclass

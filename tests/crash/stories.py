@@ -13,6 +13,7 @@ from helpers.support import RUN
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
 from holdfast.engine import save as saving
+from holdfast.layouts.layout import BY_NAME
 from holdfast.resume.choose import select_checkpoint
 from holdfast.run.request import Request
 from holdfast.run.run import Run
@@ -57,7 +58,7 @@ def snapshot(step: int) -> Snapshot:
 
 def resume(top: Path) -> Run:
     """A start that goes on from the newest good checkpoint."""
-    select_checkpoint(top / RUN_FOLDER, "auto", LAYOUT, lambda line: None)
+    select_checkpoint(top / RUN_FOLDER, "auto", BY_NAME[LAYOUT], lambda line: None)
     return Run.open(top / RUN_FOLDER, continues=RUN)
 
 
@@ -86,7 +87,7 @@ def opens(recorder: Recorder) -> None:
     """A start alone: what a dead process left is swept."""
     root = recorder.top / RUN_FOLDER
     there = catalog.entries(root) if root.is_dir() else []
-    chosen = select_checkpoint(root, "auto", LAYOUT, lambda line: None)
+    chosen = select_checkpoint(root, "auto", BY_NAME[LAYOUT], lambda line: None)
     assert (chosen.path if chosen else None) == (there[0].path if there else None), "a start takes not the newest"
     resume(recorder.top)
 

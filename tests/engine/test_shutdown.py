@@ -19,7 +19,7 @@ from holdfast.engine.session import Session
 from holdfast.engine.shutdown import Shutdown
 from holdfast.engine.stop import Stop
 from holdfast.log import RunLog
-from holdfast.resume.open_run import Opened, Resumption
+from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.settings import DynamicCheckpoint
@@ -68,7 +68,7 @@ def shutdown(session: Session, queue: SlowQueue) -> Iterator[Shutdown]:
     from holdfast.capture.boundary import Boundary
 
     session.gate.reach(Boundary(1, "update", number=1), shut=False)
-    origin = Resumption(Opened(session.run, None), None, None, "native", print)
+    origin = Resumption(session.run, None, None)
     saver = Saver(session, queue, RetentionPolicy(None, None), Alone(session))
     made = Shutdown(session, queue, saver, origin, among_ranks=False)
     made.start()

@@ -9,8 +9,8 @@ import torch
 from holdfast.layouts import native, native_reading
 from holdfast.layouts.image import Image
 from holdfast.state.part import Part, Stored
-from holdfast.store.digest import Digester
-from holdfast.store.manifest import BLOCK_BYTES, File
+from holdfast.store import digest
+from holdfast.store.manifest import File
 
 
 def content(image: Image) -> bytes:
@@ -65,10 +65,7 @@ def listed(directory: Path, path: str) -> File:
 
 def digests_of(data: bytes) -> str:
     """The digests that a file of these bytes has."""
-    digester = Digester()
-    for begin in range(0, len(data), BLOCK_BYTES):
-        digester.update([data[begin : begin + BLOCK_BYTES]], begin)
-    return digester.digests()
+    return digest.of_bytes(data)
 
 
 def move(old: Sequence[Part], new: Iterable[Part], directory: Path) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from helpers.support import RESUMABLE, commit_checkpoint, content_of, dies_at, succeeds_in_child
-from holdfast.layouts.export import copy_model
+from holdfast.layouts.transformers import copy_model
 
 MODEL = {
     "model.safetensors": b"weights",

@@ -11,7 +11,7 @@ from helpers.parts import same
 from helpers.shards import Grids, committed, held, local, place, written
 from helpers.support import content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, SaveError, UnsupportedError
-from holdfast.layouts import export, native, native_reading
+from holdfast.layouts import export, native, native_reading, native_weights
 from holdfast.layouts import pieces as assembly
 from holdfast.state.part import SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
@@ -228,7 +228,7 @@ def test_what_a_rank_had_of_its_own_comes_back_to_it_alone() -> None:
         "model.json",
         "own.aside-00001-of-00002.safetensors",
     ]
-    assert native.differ(paths) == ["ema", "model"]
+    assert native.differing_parts(paths) == ["ema", "model"]
 
 
 def test_a_rank_whose_generators_are_missing_is_named() -> None:
@@ -328,11 +328,15 @@ def test_the_ranges_are_those_of_pytorchs_planner(seed: int) -> None:
                 (str(item.storage_index.index), *map(tuple, (item.storage_offsets, item.lengths, item.dest_offsets)))
                 for item in create_read_items_for_chunk_list("w", known, mine)
             }
-            ours = assembly.reads("w", pieces, wanted)
+            ours = assembly.reads(pieces, wanted)
             assert {(file, one.begin, one.lengths, one.place) for file, one in ours} == theirs
 
 
-def test_export_writes_what_one_process_would_have_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("together", [0, 100, 64 << 20])
+def test_export_writes_what_one_process_would_have_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    monkeypatch.setattr(native_weights, "_TOGETHER_BYTES", together)
     stored = Stored({"s": torch.tensor([0.0, 1.5]).to_sparse()}, MODEL, {"head": "uneven"})
     alone = committed(tmp_path, [("model", STATE, stored)], {}, 1, 1)
     export.export(alone, tmp_path / "alone")

@@ -86,7 +86,7 @@ def test_what_a_sharded_checkpoint_lacks_is_missed_by_name() -> None:
     ],
 )
 def test_what_a_trainer_would_read_if_it_met_it(name: str) -> None:
-    assert transformers.would_be_read([name]) == [name]
+    assert list(transformers.why_refused([name])) == [name]
 
 
 @pytest.mark.parametrize(
@@ -104,4 +104,4 @@ def test_what_a_trainer_would_read_if_it_met_it(name: str) -> None:
     ],
 )
 def test_what_a_trainer_never_reads(name: str) -> None:
-    assert transformers.would_be_read([name]) == []
+    assert transformers.why_refused([name]) == {}

@@ -20,7 +20,7 @@ from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.run import lease, request
 from holdfast.run.directory import RunDirectory
 from holdfast.run.request import Answer, MalformedError, Request
-from holdfast.store import manifest
+from holdfast.store import digest, manifest
 from holdfast.store.manifest import ManifestError
 from holdfast.train.config import yaml as config_yaml
 
@@ -148,7 +148,7 @@ _MANIFEST = {
     "versions": {"torch": "2.13.0"},
     "files": [
         {"path": "model-00000-of-00002.safetensors", "size": 1, "xxh3_128": "c" * 32},
-        {"path": "large", "size": manifest.BLOCK_BYTES + 1, "xxh3_128": "d" * 64},
+        {"path": "large", "size": digest.BLOCK_BYTES + 1, "xxh3_128": "d" * 64},
     ],
     "tensors": {
         "model": {

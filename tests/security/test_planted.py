@@ -7,6 +7,7 @@ import pytest
 
 from helpers.support import RESUMABLE, RUN, commit_checkpoint, content_of
 from holdfast.errors import NoCheckpointError, UnsupportedError
+from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.resume.choose import select_checkpoint
 from holdfast.store import catalog, retention
 from holdfast.store.retention import RetentionPolicy
@@ -28,10 +29,10 @@ def test_security_s16_what_another_user_put_there_is_not_resumed_from_unless_it_
     said: list[str] = []
     ours = commit_checkpoint(tmp_path, 7)
     theirs = planted(tmp_path)
-    found = select_checkpoint(tmp_path, "auto", "transformers", said.append)
+    found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, said.append)
     assert found is not None and found.path == ours
     assert said == ["skipped checkpoint-9: of another user (uid 12345): name it to resume from it"]
-    found = select_checkpoint(tmp_path, str(theirs), "transformers", said.append)
+    found = select_checkpoint(tmp_path, str(theirs), TRANSFORMERS, said.append)
     assert found is not None and found.path == theirs
 
 
@@ -39,7 +40,7 @@ def test_security_s16_nothing_but_what_another_user_put_there_is_an_error(tmp_pa
     """The only checkpoint belongs to another user."""
     planted(tmp_path)
     with pytest.raises(NoCheckpointError, match="none of the 1 checkpoints"):
-        select_checkpoint(tmp_path, "auto", "transformers", print)
+        select_checkpoint(tmp_path, "auto", TRANSFORMERS, print)
 
 
 def test_security_s16_s19_what_another_user_put_there_takes_no_checkpoint_of_ours_away(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_security_s16_what_another_user_put_there_does_not_use_up_the_numbers_of
     commit_checkpoint(tmp_path, 7)
     planted(tmp_path, sequence=2**63 - 1)
     after = commit_checkpoint(tmp_path, 10)
-    found = select_checkpoint(tmp_path, "auto", "transformers", print)
+    found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, print)
     assert found is not None and found.path == after
 
 
@@ -87,6 +88,6 @@ def test_security_s02_a_strangers_checkpoint_that_would_be_unpickled_is_refused(
         (path / name).write_bytes(data)
     before = content_of(tmp_path)
     with pytest.raises(UnsupportedError, match=f"reading {unpickled} runs what is in it") as raised:
-        select_checkpoint(tmp_path, str(path), "transformers", print)
+        select_checkpoint(tmp_path, str(path), TRANSFORMERS, print)
     assert raised.value.exit_code == 2 and raised.value.hint
     assert content_of(tmp_path) == before

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from holdfast.capture.staging import BLOCK_BYTES, Pool
+from holdfast.capture.staging import Pool
 from holdfast.store import blocks
 from holdfast.store.blocks import BlockFile, takes_direct_writes
+from holdfast.store.digest import BLOCK_BYTES
 
 LARGE = 3 << 20
 # Sizes around what one descriptor is worth, and with every kind of end.

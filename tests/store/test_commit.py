@@ -39,7 +39,7 @@ def publish(attempt: Attempt, fence: Callable[[], None] = lambda: None) -> Publi
 def test_a_commit_makes_one_directory_that_verifies_and_holds_what_was_staged(tmp_path: Path) -> None:
     attempt = staged(tmp_path)
     published = publish(attempt)
-    assert published == Published(tmp_path / "checkpoint-7", durable=True, superseded=None)
+    assert published == Published(tmp_path / "checkpoint-7", durable=True)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-7"]
     report = verify(published.path)
     assert report.good and not report.notices
@@ -72,7 +72,7 @@ def test_files_are_listed_by_name_with_size_and_digest_folders_included(tmp_path
     stage(attempt.directory, {"b": b"", "a": b"abc", "folder/inner/.metadata": b"x"})
     sealed = attempt.seal(digest.of_descriptor)
     assert [(file.path, file.size) for file in sealed] == [("a", 3), ("b", 0), ("folder/inner/.metadata", 1)]
-    assert sealed[0].xxh3_128 == "06b05ab6733a618578af5f94892f3950", "what xxhsum -H2 says of 'abc'"
+    assert sealed[0].digests == "06b05ab6733a618578af5f94892f3950", "what xxhsum -H2 says of 'abc'"
 
 
 def test_whatever_the_writer_left_is_its_owners_alone(tmp_path: Path) -> None:
@@ -207,9 +207,9 @@ def test_a_name_that_is_taken_is_given_up_by_the_earlier_checkpoint_which_stays_
     before = commit_checkpoint(tmp_path, 7, {**RESUMABLE, "model.safetensors": b"earlier"})
     token = decode((before / "MANIFEST.json").read_bytes()).attempt
     published = publish(staged(tmp_path))
-    assert published.superseded == tmp_path / f"superseded-7-{token}"
-    assert published.superseded is not None and verify(published.superseded).good and verify(published.path).good
-    assert (published.superseded / "model.safetensors").read_bytes() == b"earlier"
+    superseded = tmp_path / f"superseded-7-{token}"
+    assert verify(superseded).good and verify(published.path).good
+    assert (superseded / "model.safetensors").read_bytes() == b"earlier"
     assert (published.path / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -228,10 +228,9 @@ def test_nothing_that_has_the_name_is_replaced(tmp_path: Path, kind: str) -> Non
         (taken / "MANIFEST.json").write_bytes(b"{}")
     before = content_of(tmp_path)
     published = publish(staged(tmp_path))
-    assert verify(published.path).good and published.superseded is not None
-    kept = {
-        name.replace(published.superseded.name, "checkpoint-7"): data for name, data in content_of(tmp_path).items()
-    }
+    (superseded,) = tmp_path.glob("superseded-7-*")
+    assert verify(published.path).good
+    kept = {name.replace(superseded.name, "checkpoint-7"): data for name, data in content_of(tmp_path).items()}
     assert {name: kept[name] for name in before if "MANIFEST" not in name} == {
         name: data for name, data in before.items() if "MANIFEST" not in name
     }
@@ -241,9 +240,9 @@ def test_fault_17_46_a_published_checkpoint_is_never_written_to_again(tmp_path: 
     """A step is committed twice; the files of the first are compared by inode and time."""
     before = commit_checkpoint(tmp_path, 7)
     inodes = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before.iterdir()}
-    published = publish(staged(tmp_path))
-    assert published.superseded is not None
-    assert {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in published.superseded.iterdir()} == inodes
+    publish(staged(tmp_path))
+    (superseded,) = tmp_path.glob("superseded-7-*")
+    assert {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in superseded.iterdir()} == inodes
 
 
 def test_discard_leaves_nothing_and_may_be_repeated(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.support import fuzzed, manifest
-from holdfast.store.manifest import BLOCK_BYTES, File, Manifest, ManifestError, decode
+from holdfast.store.digest import BLOCK_BYTES
+from holdfast.store.manifest import File, Manifest, ManifestError, decode
 
 FILES = (File("a", 1, "0" * 32), File("folder/b.bin", 0, "f" * 32))
 SHARDS = tuple(File(f"m-{rank:05}-of-00002.safetensors", 9, "0" * 32) for rank in range(2))
@@ -257,7 +258,7 @@ def cut(**changes: Any) -> bytes:
 
 
 def pieces(told: Any) -> bytes:
-    files = [{"path": file.path, "size": file.size, "xxh3_128": file.xxh3_128} for file in SHARDS]
+    files = [{"path": file.path, "size": file.size, "xxh3_128": file.digests} for file in SHARDS]
     return changed(files=files, tensors={"m": {"w": told}})
 
 

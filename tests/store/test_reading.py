@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from helpers.parts import digests_of
+from helpers.parts import digests_of, listed
 from holdfast.store import files, range_reading, reading
-from holdfast.store.manifest import BLOCK_BYTES, File
+from holdfast.store.digest import BLOCK_BYTES
+from holdfast.store.manifest import File
 from holdfast.store.reading import Source, Span
 
 DIRECT, CACHED = "direct", "cached"
@@ -232,3 +233,14 @@ def test_an_error_in_one_of_the_threads_ends_the_reading(tmp_path: Path, monkeyp
     monkeypatch.setattr(reading, "_targets", fail)
     with pytest.raises(MemoryError):
         read(tmp_path, [source(tmp_path / "f", data)[0]])
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1, 2 * BLOCK_BYTES + 9])
+def test_a_small_file_is_proved_in_one_piece_also_where_it_has_several_blocks(tmp_path: Path, size: int) -> None:
+    data = written(tmp_path / "f", size)
+    file = listed(tmp_path, "f")
+    with files.open_folder(tmp_path) as folder:
+        assert reading.read_small(folder, file, 1 << 30) == (data, None)
+        if size:
+            (tmp_path / "f").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+            assert reading.read_small(folder, file, 1 << 30)[1] == "f: its bytes have changed since it was written"

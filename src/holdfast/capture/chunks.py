@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from holdfast.capture.staging import BLOCK_BYTES
+from holdfast.store.digest import BLOCK_BYTES
 
 # Smaller ones are copied without letting go of the interpreter: to get it back can take longer than the copy.
 _SMALL_BYTES = 64 << 10

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-# The size that a file's digests are of: a block is digested as it is.
-BLOCK_BYTES = 4 << 20
+from holdfast.store.digest import BLOCK_BYTES  # a block is digested as it is
+
 # A save uses no more while training does not wait for it: the disk sets the pace of the copies, and they stay cached.
 RING_BLOCKS = 6
 # Nobody who waits for a block is woken when training comes to the gate; the disk gives one back about as often.

@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from holdfast.capture.staging import BLOCK_BYTES, RING_BLOCKS, Pool
+from holdfast.capture.staging import RING_BLOCKS, Pool
+from holdfast.store.digest import BLOCK_BYTES
 
 # The limit and the use of a container, by the two versions of control groups; its own are mounted at their root.
 _CGROUPS = (

@@ -105,7 +105,7 @@ def _described(path: Path, manifest: Manifest, headers: Mapping[str, list[Tensor
         **{key: value for key, value in asdict(manifest).items() if key not in ("files", "tensors")},
         "bytes": manifest.size,
         "digest": manifest.sha256,
-        "files": [asdict(file) for file in manifest.files],
+        "files": [file.as_json() for file in manifest.files],
         "pieces": manifest.tensors,
         "tensors": {
             file: [{"name": t.name, "dtype": t.dtype, "shape": t.shape, "bytes": t.bytes} for t in tensors]

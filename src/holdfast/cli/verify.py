@@ -7,7 +7,7 @@ import typer
 
 from holdfast.cli.output import as_json
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
-from holdfast.layouts import transformers
+from holdfast.layouts.layout import BY_NAME
 from holdfast.store import catalog, names
 from holdfast.store.manifest import in_short
 from holdfast.store.verify import Report
@@ -40,21 +40,23 @@ def verify(
 
 
 def _problems(report: Report) -> list[str]:
-    """Returns what is wrong with a checkpoint: with its files, or with others that would be read in their place."""
-    return [*report.problems, *(transformers.strangers(report.unlisted) if _is_for_a_trainer(report) else [])]
+    """Returns the problems of a checkpoint: of its files, and of others that would be read in their place."""
+    return [*report.problems, *_refused(report).values()]
 
 
 def _notices(report: Report) -> list[str]:
-    read = transformers.would_be_read(report.unlisted) if _is_for_a_trainer(report) else []
-    notices = [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in read]
+    refused = _refused(report)
+    notices = [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in refused]
     if (manifest := report.entry.manifest) is not None and manifest.not_finite:
         notices.append(f"it holds NaN or infinity in {names.shown(in_short(manifest.not_finite))}, as training had it")
     return notices
 
 
-def _is_for_a_trainer(report: Report) -> bool:
+def _refused(report: Report) -> dict[str, str]:
+    """Returns the unlisted files that bar a resume, each with a line that says why."""
     manifest = report.entry.manifest
-    return manifest is not None and manifest.layout == transformers.NAME
+    layout = None if manifest is None else BY_NAME.get(manifest.layout)
+    return {} if layout is None else layout.why_refused(report.unlisted)
 
 
 def _say(report: Report, *, quiet: bool) -> Report:

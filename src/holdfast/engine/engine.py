@@ -24,12 +24,12 @@ from holdfast.engine.session import Session
 from holdfast.engine.shutdown import Shutdown
 from holdfast.engine.stop import Stop
 from holdfast.errors import FAILED
+from holdfast.layouts.layout import Layout
 from holdfast.log import RunLog
 from holdfast.ranks.channel import Channel, joined
 from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.launcher import stopped_after_save
-from holdfast.resume import open_run
-from holdfast.resume.open_run import Opened, Resumption
+from holdfast.resume.open_run import open_run
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
 from holdfast.settings import Settings
@@ -58,16 +58,15 @@ class Engine:
         settings: Settings,
         policy: RetentionPolicy,
         resume: str | bool | None,
-        layout: str,
+        layout: Layout,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.settings = settings
         self.log = RunLog(say)
         self.channel = joined(settings.rank_timeout_seconds)
         self.log.rank = self.rank
-        opened = _open(self.channel, output_dir, resume, layout, self.log)
-        self.run = opened.run
-        self.origin = Resumption(opened, self.channel, resume, layout, self.log.info)
+        self.origin = open_run(self.channel, output_dir, resume, layout, self.log.info)
+        self.run = self.origin.run
         wake = threading.Event()
         self.gate = Gate(wake)
         self._status: StatusFile = self.run.status
@@ -269,14 +268,6 @@ class Engine:
     def _end_schedule(self) -> None:
         if self._minutes is not None:
             self._minutes.end()
-
-
-def _open(channel: Channel | None, root: Path, resume: str | bool | None, layout: str, log: RunLog) -> Opened:
-    if channel is None:
-        return open_run.open_single(root, resume, layout, log.info)
-    if channel.rank == 0:
-        return open_run.open_rank0(channel, root, resume, layout, log.info)
-    return open_run.open_follower(channel, root)
 
 
 def _saver_of_rank(

@@ -203,7 +203,7 @@ class Follower:
             return Record(error=str(error) or type(error).__name__)
         written = sum(file.size for file in sealed)
         budget.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
-        files = tuple((file.path, file.size, file.xxh3_128) for file in sealed)
+        files = tuple((file.path, file.size, file.digests) for file in sealed)
         return Record(files, snapshot.tensors(), snapshot.boundary.manifest_entry, snapshot.not_finite())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:

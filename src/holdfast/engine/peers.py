@@ -17,6 +17,7 @@ from holdfast.engine.batch import Batch
 from holdfast.engine.session import Session
 from holdfast.errors import RanksError, SaveError
 from holdfast.layouts import native
+from holdfast.layouts.layout import BY_NAME
 from holdfast.ranks.agreement import Decision, Offer
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Coordinator, Record
@@ -178,7 +179,7 @@ class RankZero:
         return replace(
             own,
             write=write,
-            estimated_bytes=own.estimated_bytes * (size if own.layout == native.NAME else 1),
+            estimated_bytes=own.estimated_bytes * (size if BY_NAME[own.layout].every_rank_writes else 1),
             world_size=size,
             tensors=lambda: _merged([own.tensors(), *(record.tensors for record in others)]),
             others=lambda: [record.boundary for record in others],

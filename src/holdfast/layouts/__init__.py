@@ -1,1 +1,1 @@
-"""Which files a checkpoint consists of."""
+"""The layouts: the files that a checkpoint consists of."""

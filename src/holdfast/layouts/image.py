@@ -1,4 +1,4 @@
-"""Files of a checkpoint to be, as they will look, and its JSON read back, which may have been written by anybody."""
+"""The files of a checkpoint to be, and its JSON read back, which may have been written by anybody."""
 
 import json
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Image:
     """A file to be.
 
     Args:
-        path: Where it goes inside the checkpoint.
+        path: Its path inside the checkpoint.
         pieces: Its content in order: bytes, or a tensor whose elements' bytes go there, in the order of its indices.
     """
 
@@ -29,12 +29,12 @@ class Image:
 
     @property
     def size(self) -> int:
-        """The bytes of the file."""
+        """The size of the file in bytes."""
         return sum(len(piece) if isinstance(piece, bytes) else piece.nbytes for piece in self.pieces)
 
 
 def json_image(path: str, content: Any) -> Image:
-    """The file of some JSON.
+    """Returns the file of some JSON.
 
     Raises:
         UnsupportedError: It would be larger than any reader takes.
@@ -62,7 +62,7 @@ def read_json(path: Path) -> Any:
 
 
 def decode_json(data: bytes, path: Path) -> Any:
-    """The JSON of a file's bytes; `path` is what to call it.
+    """Returns the JSON of a file's bytes; `path` is for messages.
 
     Raises:
         CheckpointError: It is no JSON, or a key is there twice.

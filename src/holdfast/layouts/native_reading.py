@@ -1,4 +1,4 @@
-"""A checkpoint of the native layout on its way into memory, of which one process reads what it needs."""
+"""A checkpoint of the native layout on its way into memory, of which one process reads the ranges that it needs."""
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts import image, native
 from holdfast.layouts.image import decode_json
-from holdfast.layouts.pieces import reads, require_shape, room, wanted_place
-from holdfast.layouts.safetensors.reading import TensorFile
+from holdfast.layouts.pieces import PiecesReader
 from holdfast.state.part import RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.store import files, reading
@@ -19,21 +18,23 @@ from holdfast.store.manifest import File
 if TYPE_CHECKING:
     import torch
 
-TensorRanges = Callable[[str, str, tuple[int, ...]], ShardRange | None]
-"""For a part, a tensor's name and its whole shape, which range this process needs; None for all of it."""
+NeededRange = Callable[[str, str, tuple[int, ...]], ShardRange | None]
+"""For a part, a tensor's name and its whole shape: the range that this process needs; None for all of it."""
 
 
 class NativeReading:
-    """What one process needs of a checkpoint: known, compared and given its places before any tensor is read.
+    """One process's reading of a checkpoint: known, compared and given its places before any tensor is read.
 
     Args:
         directory: The checkpoint.
         folder: It, open.
-        listed: What its manifest lists; no other file is read.
-        tensors: What its manifest says of tensors in pieces.
+        listed: The files that its manifest lists; no other file is read.
+        tensors: The manifest's entries for tensors in pieces.
         rank: The number of this process.
-        own: Whether this process takes back what it had other values of than rank 0: when as many processes go on.
-        places: Which ranges are needed. Where it speaks of another whole shape, all is given. None: everything whole.
+        own: Whether this process takes back the tensors of which it had other values than rank 0: when as many
+            processes go on.
+        places: The ranges that are needed. Where it speaks of another whole shape, all is given. None: everything
+            whole.
         memory: Live tensors by part and name, which are read into where they fit. All else goes to memory of its own.
 
     Raises:
@@ -49,7 +50,7 @@ class NativeReading:
         tensors: native.Tensors,
         rank: int = 0,
         own: bool = False,
-        places: TensorRanges | None = None,
+        places: NeededRange | None = None,
         memory: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
     ) -> None:
         self._directory = directory
@@ -58,16 +59,16 @@ class NativeReading:
         self._tensors = tensors
         self._places = places
         self._memory = memory or {}
-        self._files: dict[str, TensorFile] = {}
+        self._reader = PiecesReader(directory, folder, self._listed)
         self._taken: list[tuple[int, int]] = []
         native.refuse_unknown_pieces(self._listed, tensors)
         content = self._read_json(native.names_of_json(self._listed, rank))
         self.extra: dict[str, Any] = {name: content.pop(name) for name in RESERVED if name in content}
-        """What belongs to no part."""
+        """The JSON that belongs to no part, by name."""
         self.stored: dict[str, Stored] = {
             part: self._part(part, rest, native.own_path(part, rank) if own else "") for part, rest in content.items()
         }
-        """What the checkpoint holds of each part. Its tensors have their values once `read` has returned."""
+        """The checkpoint's content, by part. Its tensors have their values once `read` has returned."""
 
     def read(self, *, through_cache: bool = False) -> None:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.
@@ -76,117 +77,104 @@ class NativeReading:
             through_cache: Whether other processes of this machine read the same files.
 
         Raises:
-            DamagedCheckpointError: The bytes are not those that were written. What they went into is worth nothing.
+            DamagedCheckpointError: The bytes are not those that were written. The tensors they went into are worthless.
         """
-        sources = [file.source() for file in self._files.values()]
-        reading.read(self._folder, sources, through_cache=through_cache)
-        problems = [source.problem for source in sources if source.problem is not None]
-        if not problems:
-            problems = [problem for file in self._files.values() if (problem := file.finish()) is not None]
-        if problems:
-            raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
+        self._reader.read(through_cache=through_cache)
 
     def _read_json(self, wanted: Mapping[str, str]) -> dict[str, Any]:
-        found, problems = {}, []
+        content, problems = {}, []
         for name, stem in wanted.items():
             file = self._listed[stem + native.REST]
-            data, problem = reading.small(self._folder, file, image.MOST_JSON_BYTES)
+            data, problem = reading.read_small(self._folder, file, image.MOST_JSON_BYTES)
             if problem is not None:
                 problems.append(problem)
             else:
-                found[name] = decode_json(data, self._directory / file.path)
+                content[name] = decode_json(data, self._directory / file.path)
         if problems:
             raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
-        return found
-
-    def _file(self, path: str) -> TensorFile:
-        if path not in self._files:
-            self._files[path] = TensorFile(self._folder, self._listed[path], self._directory / path)
-        return self._files[path]
+        return content
 
     def _part(self, part: str, rest: Any, own: str) -> Stored:
-        told = dict(self._tensors.get(part) or self._of_one_process(part))
+        entries = dict(self._tensors.get(part) or self._entries_of_one_process(part))
         # Each of the files says all of them.
         first = next(
-            (entry["pieces"][0]["file"] for name, entry in told.items() if not name.startswith(SIDECAR_PREFIX)), None
+            (entry["pieces"][0]["file"] for name, entry in entries.items() if not name.startswith(SIDECAR_PREFIX)), None
         )
-        metadata = {} if first is None else self._file(first).metadata
+        metadata = {} if first is None else self._reader.file(first).metadata
         if own in self._listed:
-            told |= self._whole_in(own)
+            entries |= self._whole_entries(own)
         tensors = LoadedTensors()
-        for name, entry in told.items():
-            tensors[name], is_live = self._tensor(part, name, entry, plain=entry["pieces"][0]["file"] == own)
+        for name, entry in entries.items():
+            inside = name if entry["pieces"][0]["file"] == own else name.removeprefix(SIDECAR_PREFIX)
+            tensors[name], is_live = self._reader.plan(
+                name,
+                entry["pieces"],
+                self._place(part, name, tuple(entry["shape"])),
+                inside,
+                lambda lengths, dtype, name=name: self._live(part, name, lengths, dtype),  # type: ignore[misc]
+            )
             if not is_live:
                 tensors.free.add(name)
-        return Stored(tensors, rest, {name: kept for name, kept in metadata.items() if name != "format"})
+        return Stored(tensors, rest, {name: first for name, first in metadata.items() if name != "format"})
 
-    def _of_one_process(self, part: str) -> dict[str, Any]:
-        """What a manifest would say of a part that one process wrote."""
-        found = {}
+    def _entries_of_one_process(self, part: str) -> dict[str, Any]:
+        """Returns the entries that a manifest would have for a part that one process wrote."""
+        entries = {}
         for ending, prefix in native.ENDINGS.items():
             if part + ending in self._listed:
-                found.update({prefix + name: entry for name, entry in self._whole_in(part + ending).items()})
-        return found
+                entries.update({prefix + name: entry for name, entry in self._whole_entries(part + ending).items()})
+        return entries
 
-    def _whole_in(self, path: str) -> dict[str, Any]:
-        file = self._file(path)
+    def _whole_entries(self, path: str) -> dict[str, Any]:
+        file = self._reader.file(path)
         shapes = {name: file.shape(name) or () for name in sorted([*file.dense, *file.sparse])}
         return {
             name: {"shape": shape, "pieces": [{"file": path, "offset": [0] * len(shape), "lengths": shape}]}
             for name, shape in shapes.items()
         }
 
-    def _tensor(self, part: str, name: str, entry: Mapping[str, Any], *, plain: bool) -> tuple["torch.Tensor", bool]:
-        """Where a tensor goes, and whether that is live memory."""
-        place = wanted_place(
-            name, tuple(entry["shape"]), lambda name, shape: self._places and self._places(part, name, shape)
-        )
-        inside = name if plain else name.removeprefix(SIDECAR_PREFIX)
-        pieces = [(self._file(file), read) for file, read in reads(name, entry["pieces"], place)]
-        for file, read in pieces:
-            require_shape(file.file.path, inside, read.piece, file.shape(inside))
-        if inside in pieces[0][0].sparse:  # always whole
-            return pieces[0][0].sparse[inside], False
-        dtypes = {file.dense[inside].dtype if inside in file.dense else None for file, _ in pieces}
-        dtype = pieces[0][0].dense[inside].dtype
-        if len(dtypes) > 1:
-            raise DamagedCheckpointError(f"{self._directory}: the pieces of {name!r} are of several dtypes")
-        live = self._live(part, name, place.lengths, dtype)
-        tensor = room(name, place.lengths, dtype) if live is None else live
-        for file, read in pieces:
-            into = tensor
-            for dimension, (begin, length) in enumerate(zip(read.place, read.lengths, strict=True)):
-                into = into.narrow(dimension, begin, length)
-            file.bring(inside, read.begin, read.lengths, into)
-        return tensor, live is not None
+    def _place(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange:
+        needed = self._places(part, name, shape) if self._places is not None else None
+        return needed if needed is not None and needed.shape == shape else ShardRange.whole(shape)
 
     def _live(self, part: str, name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor | None":
-        """The live memory for a tensor, if it can be read into as it is, and no other tensor is."""
-        found = self._memory.get(part, {}).get(name)
-        if found is None or found.dtype != dtype or tuple(found.shape) != lengths or not _is_plain(found):
+        """Returns the live memory for a tensor, if it can be read into as it is, and no other tensor is."""
+        tensor = self._memory.get(part, {}).get(name)
+        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != lengths or not _is_plain(tensor):
             return None
-        begin, end = found.data_ptr(), found.data_ptr() + found.nbytes
+        begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
         at = bisect_right(self._taken, (begin, end))
         if any(first < end and begin < last for first, last in self._taken[max(0, at - 1) : at + 1]):
             return None
         insort(self._taken, (begin, end))
-        return found.detach()
+        return tensor.detach()
 
 
 @contextmanager
-def opened(directory: Path, listed: Sequence[File], tensors: native.Tensors, **what: Any) -> Iterator[NativeReading]:
+def opened(directory: Path, listed: Sequence[File], tensors: native.Tensors, **options: Any) -> Iterator[NativeReading]:
     """Opens a checkpoint for `NativeReading`, once: whatever has its name later, these are the files that are read."""
+    with open_checkpoint(directory) as folder:
+        yield NativeReading(directory, folder, listed, tensors, **options)
+
+
+@contextmanager
+def open_checkpoint(directory: Path) -> Iterator[int]:
+    """Opens the directory of a checkpoint.
+
+    Raises:
+        DamagedCheckpointError: That cannot be done.
+    """
     with ExitStack() as opening:
         try:
             folder = opening.enter_context(files.open_folder(directory))
         except OSError as error:
             problem = f"it cannot be opened: {error.strerror or error}"
             raise DamagedCheckpointError(f"{directory}: {problem}", [problem]) from error
-        yield NativeReading(directory, folder, listed, tensors, **what)
+        yield folder
 
 
 def _is_plain(tensor: "torch.Tensor") -> bool:
-    """Whether the bytes of a tensor lie in host memory, in the order of its indices, and are what they say."""
+    """Tells whether a tensor's bytes lie in host memory, in the order of its indices, and mean what they say."""
     import torch
 
     return (

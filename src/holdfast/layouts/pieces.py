@@ -1,7 +1,8 @@
-"""Tensors put together from the pieces that several processes wrote. Of each file that alone is read which is wanted.
+"""Tensors put together from the pieces that several processes wrote. Of each file only the wanted ranges are read.
 
-What two boxes share is found here and not by the planner of `torch.distributed.checkpoint`: it gives the same (a test
-compares them), and to import it takes a second and a half, which a resume of one process and the verbs would pay too.
+The intersections of boxes are computed here and not by the planner of `torch.distributed.checkpoint`: it gives the same
+(a test compares them), and to import it takes a second and a half, which a resume of one process and the verbs would
+pay too.
 """
 
 import ctypes
@@ -12,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
-from holdfast.layouts.safetensors.reading import Opened, opened
-from holdfast.state.part import SIDECAR_PREFIX
+from holdfast.layouts.safetensors.reading import TensorFile
 from holdfast.state.sharding import ShardRange
+from holdfast.store import reading
+from holdfast.store.manifest import File
 
 if TYPE_CHECKING:
     import torch
 
-_HUGE = 2 << 20
+    LiveMemory = Callable[[tuple[int, ...], torch.dtype], torch.Tensor | None]
 
-Wanted = Callable[[str, tuple[int, ...]], ShardRange | None]
-"""Which range of a tensor, of a name and a whole shape, a process needs; None for all of it."""
+_HUGE = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -30,62 +31,113 @@ class Read:
     """One range to read of one piece.
 
     Args:
-        name: The tensor.
-        begin: Where the range begins in the piece, along each dimension.
-        lengths: How long it is there.
-        place: Where it goes in what is wanted.
+        begin: The range's beginning in the piece, along each dimension.
+        lengths: Its lengths.
+        place: Its beginning in the tensor that is put together.
         piece: The shape of the piece.
     """
 
-    name: str
     begin: tuple[int, ...]
     lengths: tuple[int, ...]
     place: tuple[int, ...]
     piece: tuple[int, ...]
 
 
-def assemble(directory: Path, told: Mapping[str, Mapping[str, Any]], wanted: Wanted) -> dict[str, "torch.Tensor"]:
-    """Reads what is wanted of some tensors. What lies in one piece is the file's memory.
+class PiecesReader:
+    """The tensor files of one checkpoint. Ranges of tensors are planned first, then read together.
 
     Args:
         directory: The checkpoint.
-        told: What its manifest says of the tensors.
-        wanted: Which ranges. Where it speaks of another whole shape than there is, the tensor is given whole: whoever
-            asks was told the shape, and has to say that it does not fit.
-
-    Raises:
-        CheckpointError: A file is not what the manifest says.
+        folder: It, open.
+        listed: The files that its manifest lists, by path.
     """
-    plan: dict[str, list[Read]] = {}
-    lengths: dict[str, tuple[int, ...]] = {}
-    for name, entry in told.items():
-        place = wanted_place(name, tuple(entry["shape"]), wanted)
-        lengths[name] = place.lengths
-        for file, read in reads(name, entry["pieces"], place):
-            plan.setdefault(file, []).append(read)
-    found: dict[str, torch.Tensor] = {}
-    for file, planned in plan.items():
-        with opened(directory / file) as source:
-            shapes = source.shapes()
-            for read in planned:
-                part = _take(source, shapes, file, read)
-                if read.lengths == lengths[read.name]:
-                    found[read.name] = part
-                    continue
-                if read.name not in found:
-                    found[read.name] = room(read.name, lengths[read.name], part.dtype)
-                if found[read.name].dtype != part.dtype:
-                    raise DamagedCheckpointError(f"{directory}: the pieces of {read.name!r} are of several dtypes")
-                into = found[read.name]
-                for dimension, (begin, length) in enumerate(zip(read.place, read.lengths, strict=True)):
-                    into = into.narrow(dimension, begin, length)
-                into.copy_(part)
-    return {name: found[name] for name in told}
+
+    def __init__(self, directory: Path, folder: int, listed: Mapping[str, File]) -> None:
+        self._directory = directory
+        self._folder = folder
+        self._listed = listed
+        self._files: dict[str, TensorFile] = {}
+
+    def file(self, path: str) -> TensorFile:
+        """Returns a file of tensors; its header is read and checked once.
+
+        Raises:
+            DamagedCheckpointError: It is not what the manifest says.
+            CheckpointError: It is no file of tensors.
+        """
+        if path not in self._files:
+            self._files[path] = TensorFile(self._folder, self._listed[path], self._directory / path)
+        return self._files[path]
+
+    def plan(
+        self,
+        name: str,
+        pieces: Sequence[Mapping[str, Any]],
+        place: ShardRange,
+        inside: str | None = None,
+        live: "LiveMemory | None" = None,
+    ) -> "tuple[torch.Tensor, bool]":
+        """Plans to read a range of a tensor.
+
+        Args:
+            name: The tensor, for messages.
+            pieces: The manifest's entries for its pieces.
+            place: The range.
+            inside: Its name in the files, where that is another one.
+            live: Called with the range's shape and dtype; returns live memory to read it into, or None.
+
+        Returns:
+            The tensor, which has its values once `read` has returned, and whether it is live memory.
+
+        Raises:
+            DamagedCheckpointError: A file holds another thing than the manifest says.
+            CheckpointError: The tensor does not fit into memory.
+        """
+        inside = inside or name
+        parts = [(self.file(path), read) for path, read in reads(pieces, place)]
+        for file, read in parts:
+            require_shape(file.file.path, inside, read.piece, file.shape(inside))
+        first = parts[0][0]
+        if inside in first.sparse:  # always whole
+            return first.sparse[inside], False
+        dtype = first.dense[inside].dtype
+        if any(inside not in file.dense or file.dense[inside].dtype != dtype for file, _ in parts):
+            raise DamagedCheckpointError(f"{self._directory}: the pieces of {name!r} are of several dtypes")
+        memory = live(place.lengths, dtype) if live is not None else None
+        tensor = new_memory(name, place.lengths, dtype) if memory is None else memory
+        for file, read in parts:
+            into = tensor
+            for dimension, (begin, length) in enumerate(zip(read.place, read.lengths, strict=True)):
+                into = into.narrow(dimension, begin, length)
+            file.bring(inside, read.begin, read.lengths, into)
+        return tensor, memory is not None
+
+    def read(self, *, through_cache: bool = False) -> None:
+        """Reads all that was planned since the last time, several files and blocks at a time, and digests it.
+
+        Args:
+            through_cache: Whether other processes of this machine read the same files.
+
+        Raises:
+            DamagedCheckpointError: The bytes are not those that were written. The tensors they went into are worthless.
+        """
+        sources = [file.source() for file in self._files.values()]
+        reading.read(self._folder, sources, through_cache=through_cache)
+        problems = [source.problem for source in sources if source.problem is not None]
+        if not problems:
+            problems = [problem for file in self._files.values() if (problem := file.finish()) is not None]
+        if problems:
+            raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
 
 
-def reads(name: str, pieces: Sequence[Mapping[str, Any]], place: ShardRange) -> list[tuple[str, Read]]:
-    """The ranges of pieces that make up a place, each with its file; nothing of the first where the place is empty."""
-    found = []
+def reads(pieces: Sequence[Mapping[str, Any]], place: ShardRange) -> list[tuple[str, Read]]:
+    """Returns the ranges of pieces that make up a place, each with its file; an empty one of the first if it is empty.
+
+    Args:
+        pieces: The manifest's entries for a tensor's pieces.
+        place: The range that is put together.
+    """
+    parts = []
     for piece in pieces:
         offset, lengths = tuple(piece["offset"]), tuple(piece["lengths"])
         begin = tuple(map(max, offset, place.offset))
@@ -94,42 +146,29 @@ def reads(name: str, pieces: Sequence[Mapping[str, Any]], place: ShardRange) -> 
             inside = tuple(first - start for first, start in zip(begin, offset, strict=True))
             into = tuple(first - start for first, start in zip(begin, place.offset, strict=True))
             size = tuple(last - first for first, last in zip(begin, end, strict=True))
-            found.append((piece["file"], Read(name, inside, size, into, lengths)))
-    if not found:  # the piece still says of which dtype nothing is
+            parts.append((piece["file"], Read(inside, size, into, lengths)))
+    if not parts:  # the piece still says of which dtype nothing is
         piece, zeros = pieces[0], (0,) * len(place.lengths)
         nothing = tuple(map(min, place.lengths, piece["lengths"]))
-        found.append((piece["file"], Read(name, zeros, nothing, zeros, tuple(piece["lengths"]))))
-    return found
+        parts.append((piece["file"], Read(zeros, nothing, zeros, tuple(piece["lengths"]))))
+    return parts
 
 
-def require_shape(file: str, name: str, told: tuple[int, ...], there: tuple[int, ...] | None) -> None:
-    """Compares what the manifest tells of a piece with what its file has.
+def require_shape(file: str, name: str, listed: tuple[int, ...], present: tuple[int, ...] | None) -> None:
+    """Compares the shape that the manifest gives a piece with the one that its file has.
 
     Raises:
-        DamagedCheckpointError: It lies.
+        DamagedCheckpointError: They differ.
     """
-    if told != there:
-        is_there = "is not" if there is None else f"has the shape {list(there)}"
+    if listed != present:
+        is_there = "is not" if present is None else f"has the shape {list(present)}"
         raise DamagedCheckpointError(
-            f"the manifest says that {file} holds {list(told)} of {name!r}, which {is_there} there"
+            f"the manifest says that {file} holds {list(listed)} of {name!r}, which {is_there} there"
         )
 
 
-def wanted_place(name: str, shape: tuple[int, ...], wanted: Wanted) -> ShardRange:
-    """The range that is read of a tensor."""
-    place = wanted(name, shape)
-    return place if place is not None and place.shape == shape else ShardRange.whole(shape)
-
-
-def _take(source: Opened, shapes: Mapping[str, tuple[int, ...]], file: str, read: Read) -> "torch.Tensor":
-    own = read.name.removeprefix(SIDECAR_PREFIX)
-    require_shape(file, own, read.piece, shapes.get(own))
-    # A sparse one, which is always whole, has no ranges.
-    return source.take(own) if read.lengths == read.piece else source.take(own, read.begin, read.lengths)
-
-
-def room(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
-    """Memory for a tensor.
+def new_memory(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
+    """Returns memory for a tensor, with no values yet.
 
     Raises:
         CheckpointError: There is not so much.
@@ -140,11 +179,11 @@ def room(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Te
         tensor = torch.empty(lengths, dtype=dtype)
     except RuntimeError as error:
         raise CheckpointError(f"{name!r}, of the shape {list(lengths)}, does not fit into memory: {error}") from error
-    _in_huge_pages(tensor)
+    _use_huge_pages(tensor)
     return tensor
 
 
-def _in_huge_pages(tensor: "torch.Tensor") -> None:
+def _use_huge_pages(tensor: "torch.Tensor") -> None:
     """Has memory that nobody has touched come in large pages: in small ones that takes longer than to read into it.
 
     Where the system has none, it stays as it is.

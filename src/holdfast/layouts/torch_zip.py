@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 _PROTOCOL = 2  # torch's default
-# In the zip: what follows an entry's data, and an entry of its directory, each with its checksum so many bytes on.
+# In the zip: the record after an entry's data, and an entry of its directory, each with the offset of its checksum.
 _AFTER, _ENTRY = (b"PK\x07\x08", 4), (b"PK\x01\x02", 16)
-# How a pickle of a dictionary ends whose last value is None, and one of anything.
+# The ends of a pickle of a dictionary whose last value is None, and of any pickle.
 _NONE_AND_END, _END = b"Nu.", b"."
 _HEAD_BYTES = 2
 
@@ -37,11 +37,11 @@ class OptimizerFile:
         self._skeleton: _Skeleton | None = None
 
     def image(self, path: str, content: Mapping[str, Any], scratch: Path) -> Image:
-        """The file that `torch.save(content, path)` would write.
+        """Returns the file that `torch.save(content, path)` would write.
 
         Args:
-            path: Where it goes inside the checkpoint.
-            content: What the optimizer's `state_dict` gives. Its tensors are not copied.
+            path: Its path inside the checkpoint.
+            content: The optimizer's `state_dict`. Its tensors are not copied.
             scratch: A file that may be made and is removed again; it has the size of the result, and no blocks on disk.
         """
         form, storages = _form_of(content)
@@ -49,10 +49,10 @@ class OptimizerFile:
             between = self._skeleton.with_groups(content["param_groups"])
             if between is not None:
                 return _woven(path, between, storages)
-        found = _image(path, content, scratch)
+        image = _image(path, content, scratch)
         self._form = form
-        self._skeleton = _skeleton_of(content, found, len(storages)) if storages else None
-        return found
+        self._skeleton = _skeleton_of(content, image, len(storages)) if storages else None
+        return image
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class _Skeleton:
     """A file of `torch.save` without its storages.
 
     Args:
-        between: What comes before, between and after them.
-        begin: Where the pickle is, in the first of these.
+        between: The bytes before, between and after them.
+        begin: The offset of the pickle in the first of these.
         pickled: The pickle, up to the groups.
-        memo: What the pickler knew there.
-        length: How long the whole pickle is.
+        memo: The pickler's memo at that point.
+        length: The length of the whole pickle in bytes.
     """
 
     between: Sequence[bytes]
@@ -74,26 +74,26 @@ class _Skeleton:
     length: int
 
     def with_groups(self, groups: Any) -> Sequence[bytes] | None:
-        """The skeleton with other groups; None where they take another place, or hold tensors."""
+        """Returns the skeleton with other groups; None where they take another place, or hold tensors."""
         content = self.pickle(groups)
         if content is None or len(content) != self.length:
             return None
         first, last = bytearray(self.between[0]), bytearray(self.between[-1])
         end = self.begin + self.length
         first[self.begin : end] = content
-        sum_of = zlib.crc32(content).to_bytes(4, "little")
-        first[end + _AFTER[1] : end + _AFTER[1] + 4] = sum_of
+        checksum = zlib.crc32(content).to_bytes(4, "little")
+        first[end + _AFTER[1] : end + _AFTER[1] + 4] = checksum
         entry = last.index(_ENTRY[0]) + _ENTRY[1]
-        last[entry : entry + 4] = sum_of
+        last[entry : entry + 4] = checksum
         return [bytes(first), *self.between[1:-1], bytes(last)]
 
     def pickle(self, groups: Any) -> bytes | None:
-        """The whole pickle with these groups; None where they hold tensors."""
+        """Returns the whole pickle with these groups; None where they hold tensors."""
         stream = io.BytesIO()
         pickler = _Numbering(stream)
         pickler.memo = self.memo
         pickler.dump(groups)
-        if pickler.found:
+        if pickler.storages:
             return None
         return self.pickled + stream.getvalue()[_HEAD_BYTES : -len(_END)] + _NONE_AND_END[1:]
 
@@ -103,16 +103,16 @@ class _Numbering(pickle.Pickler):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream, protocol=_PROTOCOL)
-        self.found: dict[int, tuple[str, Any]] = {}
+        self.storages: dict[int, tuple[str, Any]] = {}
 
     def persistent_id(self, obj: Any) -> Any:
-        """What stands for a storage."""
+        """Returns the tuple that stands for a storage, as `pickle` asks for it."""
         import torch
 
         if not isinstance(obj, torch.storage.TypedStorage | torch.UntypedStorage):
             return None
         storage = obj if isinstance(obj, torch.UntypedStorage) else obj._untyped_storage
-        number = self.found.setdefault(storage._cdata, (str(len(self.found)), storage))[0]
+        number = self.storages.setdefault(storage._cdata, (str(len(self.storages)), storage))[0]
         if isinstance(obj, torch.UntypedStorage):
             return number  # it has a number; what torch writes for it no optimizer has
         kind = getattr(torch, obj._pickle_storage_type())  # type: ignore[no-untyped-call]
@@ -121,7 +121,7 @@ class _Numbering(pickle.Pickler):
 
 
 def _skeleton_of(content: Mapping[str, Any], image: Image, storages: int) -> _Skeleton | None:
-    """What can be used again of a file that torch has made; None where it is not made as expected."""
+    """Returns the skeleton of a file that torch has made; None where it is not made as expected."""
     between = [piece for piece in image.pieces if isinstance(piece, bytes)]
     stream = io.BytesIO()
     pickler = _Numbering(stream)
@@ -132,35 +132,35 @@ def _skeleton_of(content: Mapping[str, Any], image: Image, storages: int) -> _Sk
     if whole is None or not pickled.endswith(_NONE_AND_END) or len(between) != storages + 1:
         return None
     begin, end = between[0].find(whole), between[0].find(whole) + len(whole)
-    sum_of = zlib.crc32(whole).to_bytes(4, "little")
+    checksum = zlib.crc32(whole).to_bytes(4, "little")
     entry = between[-1].find(_ENTRY[0])
     if (
         begin < 0
-        or between[0][end : end + 8] != _AFTER[0] + sum_of
-        or between[-1][entry + _ENTRY[1] : entry + _ENTRY[1] + 4] != sum_of
+        or between[0][end : end + 8] != _AFTER[0] + checksum
+        or between[-1][entry + _ENTRY[1] : entry + _ENTRY[1] + 4] != checksum
     ):
         return None
     return _Skeleton(between, begin, pickled[: -len(_NONE_AND_END)], memo, len(whole))
 
 
 def _without_tensors(memo: Mapping[int, tuple[int, Any]]) -> dict[int, tuple[int, Any]]:
-    """What a pickler knows: as many things, but of them the text alone, which is all that groups could share."""
-    known = [(number, one if isinstance(one, str) else object()) for number, one in memo.values()]
-    return {id(one): (number, one) for number, one in known}
+    """Returns a pickler's memo, as long as it is, with its text alone, which is all that groups could share."""
+    entries = [(number, value if isinstance(value, str) else object()) for number, value in memo.values()]
+    return {id(value): (number, value) for number, value in entries}
 
 
 def _form_of(content: Mapping[str, Any]) -> tuple[Any, list["torch.UntypedStorage"]]:
-    """All that the skeleton tells of a state but its groups, and its storages, in their order. None for an odd one."""
+    """Returns all that the skeleton tells of a state but its groups, and its storages in order. None for an odd one."""
     import torch
 
     if list(content) != ["state", "param_groups"]:
         return None, []
     form: list[Any] = []
     storages: dict[int, tuple[int, torch.UntypedStorage]] = {}
-    for parameter, held in content["state"].items():
-        if type(held) is not dict:
+    for parameter, values in content["state"].items():
+        if type(values) is not dict:
             return None, []
-        for name, value in held.items():
+        for name, value in values.items():
             if type(value) is not torch.Tensor or value.layout != torch.strided or not value.nbytes:
                 return None, []
             storage = value.untyped_storage()
@@ -216,7 +216,7 @@ def _as_bytes(storage: "torch.UntypedStorage") -> "torch.Tensor":
 
 
 def _storages_in_order(content: Any) -> list["torch.UntypedStorage"]:
-    """The storages in the order in which torch numbers them: as a pickler comes by them."""
+    """Returns the storages in the order in which torch numbers them: as a pickler comes by them."""
 
     class Nowhere:
         def write(self, data: Any) -> int:
@@ -224,4 +224,4 @@ def _storages_in_order(content: Any) -> list["torch.UntypedStorage"]:
 
     pickler = _Numbering(Nowhere())
     pickler.dump(content)
-    return [storage for _, storage in pickler.found.values()]
+    return [storage for _, storage in pickler.storages.values()]

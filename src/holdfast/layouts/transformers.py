@@ -1,4 +1,4 @@
-"""The transformers layout: the files that plain `Trainer` writes, resumes from, and would read if it found them.
+"""The transformers layout: the files that plain `Trainer` writes, resumes from, and would read if they were there.
 
 Read off transformers 5.23, `trainer.py`: `_save_checkpoint`, `_load_from_checkpoint`, `_load_optimizer_and_scheduler`,
 `_load_rng_state`.
@@ -6,8 +6,10 @@ Read off transformers 5.23, `trainer.py`: `_save_checkpoint`, `_load_from_checkp
 
 from collections.abc import Iterable
 from fnmatch import fnmatch
+from pathlib import Path
 
-from holdfast.store.names import shown
+from holdfast.store import files, names
+from holdfast.store.verify import Report
 
 NAME = "transformers"
 
@@ -19,7 +21,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "adapter_model.bin",
 )
-# What a checkpoint's large files are in. Trainers read their own form alone.
+# The forms that a checkpoint's large files can have. Trainers read their own form alone.
 PLAIN = "no sharding of its own"
 FSDP = "FSDP"
 DEEPSPEED = "DeepSpeed"
@@ -52,53 +54,91 @@ _LOOKED_FOR = (
 )
 
 
+# The files that are of use to the training alone.
+_TRAINING = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", names.MANIFEST)
+
+
 def random_files(world_size: int) -> list[str]:
-    """The files of the random state, in the order of the processes that train together."""
+    """Returns the files of the random state, in the order of the processes that train together."""
     return ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
 
 
-def form(found: Iterable[str]) -> str:
-    """Which of the forms a checkpoint with these files has."""
-    names = set(found)
-    if _DEEPSPEED_LATEST in names and any(_matches(name, "global_step*/*") for name in names):
+def form(paths: Iterable[str]) -> str:
+    """Returns the form of a checkpoint with these files: `PLAIN`, `FSDP` or `DEEPSPEED`."""
+    present = set(paths)
+    if _DEEPSPEED_LATEST in present and any(_matches(path, "global_step*/*") for path in present):
         return DEEPSPEED
-    return FSDP if names.intersection(_FSDP_WEIGHTS) else PLAIN
+    return FSDP if present.intersection(_FSDP_WEIGHTS) else PLAIN
 
 
-def missing(found: Iterable[str], *, weights_only: bool, world_size: int = 1) -> list[str]:
-    """What a checkpoint lacks that it must have to be resumed from.
+def missing(paths: Iterable[str], world_size: int = 1, *, weights_only: bool = False) -> list[str]:
+    """Returns the files that a checkpoint lacks and must have to be resumed from.
 
     Args:
-        found: The paths of its files.
+        paths: The paths of its files.
+        world_size: The number of processes that wrote it, as its manifest says. Of many files of theirs, some are
+            named.
         weights_only: Whether the user asked for weights alone (`save_only_model`), which cannot be resumed.
-        world_size: How many processes wrote it, as its manifest says. Of many files of theirs, some are named.
     """
-    names = set(found)
-    several = random_files(min(world_size, len(names) + 2))  # more than there are files cannot all be there
+    present = set(paths)
+    several = random_files(min(world_size, len(present) + 2))  # more than there are files cannot all be there
     wanted = ["trainer_state.json"] if weights_only else [*RESUMABLE, *several]
-    kind = form(names)
+    kind = form(present)
     if kind == DEEPSPEED:
-        return [name for name in wanted if name not in names and name not in _IN_DEEPSPEEDS_FOLDER]
-    if kind == FSDP and names.intersection(_FSDP_OPTIMIZER):
-        names.add("optimizer.pt")
-    absent = [name for name in wanted if name not in names]
-    return absent if kind == FSDP or names.intersection(WEIGHTS) else ["the weights", *absent]
+        return [path for path in wanted if path not in present and path not in _IN_DEEPSPEEDS_FOLDER]
+    if kind == FSDP and present.intersection(_FSDP_OPTIMIZER):
+        present.add("optimizer.pt")
+    absent = [path for path in wanted if path not in present]
+    return absent if kind == FSDP or present.intersection(WEIGHTS) else ["the weights", *absent]
 
 
-def would_be_read(unlisted: Iterable[str]) -> list[str]:
-    """Those files that the manifest does not list and that a Trainer would read if it met them."""
-    return [name for name in unlisted if any(_matches(name, pattern) for pattern in _LOOKED_FOR)]
+def why_refused(unlisted: Iterable[str]) -> dict[str, str]:
+    """Returns those files that the manifest does not list and that a Trainer would read if it met them.
+
+    Args:
+        unlisted: The paths of the files that the manifest does not list.
+
+    Returns:
+        For each such file a line that says why a checkpoint that holds it cannot be resumed from.
+    """
+    return {
+        path: f"it holds {names.shown(path)}, which its manifest does not list and a Trainer would read"
+        for path in unlisted
+        if any(_matches(path, pattern) for pattern in _LOOKED_FOR)
+    }
 
 
-def strangers(unlisted: Iterable[str]) -> list[str]:
-    """A line for each such file: why a checkpoint that holds it cannot be resumed from."""
-    return [
-        f"it holds {shown(name)}, which its manifest does not list and a Trainer would read"
-        for name in would_be_read(unlisted)
-    ]
+def leave_weights(report: Report, target: Path) -> None:
+    """Copies the model's files of a good checkpoint into an existing directory; none that the manifest does not list.
+
+    Args:
+        report: The checkpoint, verified and good.
+        target: The directory; nothing in it has the name of a model's file.
+    """
+    copy_model(report.entry.path, target)
+    for path in report.unlisted:
+        (target / path).unlink(missing_ok=True)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def copy_model(source: Path, target: Path) -> None:
+    """Copies the model's files from a checkpoint, each by write and rename, so that none is ever half there.
+
+    Args:
+        source: A directory in the transformers layout.
+        target: An existing directory. Files of the same names are replaced, others left alone.
+    """
+    folders = {target}
+    for path in sorted(source.rglob("*")):
+        if path.is_file() and path.name not in _TRAINING and not path.name.startswith("rng_state"):
+            destination = target / path.relative_to(source)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            files.copy(path, destination)
+            folders.add(destination.parent)
+    for folder in sorted(folders, reverse=True):
+        files.sync_directory(folder)
+
+
+def _matches(path: str, pattern: str) -> bool:
     # Folder by folder: fnmatch's own `*` goes over `/`, and a model that a callback merged into a folder is never read.
-    parts, patterns = name.split("/"), pattern.split("/")
+    parts, patterns = path.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch, parts, patterns))

@@ -13,7 +13,7 @@ import torch
 from holdfast.engine.engine import Engine
 from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError, Stopped
-from holdfast.layouts import native
+from holdfast.layouts.layout import NATIVE
 from holdfast.loop.restore import load_into
 from holdfast.loop.subject import LoopState
 from holdfast.resume.choose import ResumePoint
@@ -100,7 +100,7 @@ class Checkpointer:
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         found = parts_of({name: part for name, part in parts.items() if name not in generators})
         keep = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
-        self._engine = Engine(Path(output_dir), settings, keep, resume, native.NAME, say)
+        self._engine = Engine(Path(output_dir), settings, keep, resume, NATIVE, say)
         chosen = self._engine.origin.chosen
         self._data = None if data is None else DataCursor(data)
         protected = [chosen.path] if chosen else []
@@ -246,7 +246,9 @@ class Checkpointer:
         engine, how = self._engine, {"strict": self._strict, "replay": self._replay}
         while True:
             try:
-                return load_into(self._state, chosen, **how, say=engine.announce, settle=engine.origin.has_read)
+                return load_into(
+                    self._state, chosen, **how, say=engine.announce, settle=engine.origin.barrier_after_read
+                )
             except DamagedCheckpointError as error:
                 chosen = engine.origin.fall_back(error)
                 self._state.spare(chosen.path)

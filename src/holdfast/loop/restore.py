@@ -73,7 +73,7 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
         where, redistribution = f", {state.data.where}", state.data.redistribution
     set_random_state()
     if now != then:
-        differing = native.differ(file.path for file in manifest.files)
+        differing = native.differing_parts(file.path for file in manifest.files)
         changes = [
             *([redistribution] if redistribution else []),
             *(

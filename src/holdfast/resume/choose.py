@@ -1,4 +1,4 @@
-"""Which checkpoint a training goes on from. To be read from top to bottom."""
+"""The selection of the checkpoint that a training goes on from. To be read from top to bottom."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
-from holdfast.layouts import native, transformers
+from holdfast.layouts.layout import Layout
 from holdfast.store import catalog, retention
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.names import shown
@@ -17,19 +17,18 @@ Say = Callable[[str], None]
 # torch.load with weights_only was unsafe before (CVE-2025-32434, CVE-2026-24747), and a foreign checkpoint is a pickle.
 _SAFE_TORCH = (2, 10)
 
-
 _HALF_READ = "what this process holds may be overwritten in part, and is no state to train from"
 _TAKE_ANOTHER = "resume from another one: resume_from_checkpoint: auto takes the newest good one"
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """The checkpoint to go on from. `manifest` is None for one that plain transformers made.
+    """The checkpoint to go on from.
 
     Args:
-        path: Where it is.
-        manifest: What it is.
-        passed_over: Newer ones that were not taken, and what was said of them.
+        path: Its directory.
+        manifest: Its manifest; None for one that plain transformers made.
+        passed_over: Newer ones that were not taken; the user was told why.
     """
 
     path: Path
@@ -37,43 +36,43 @@ class ResumePoint:
     passed_over: tuple[Path, ...] = field(default=(), compare=False)
 
     def continues(self, root: Path) -> str | None:
-        """The identity of the run that goes on in `root`; None where the checkpoint is from elsewhere."""
+        """Returns the identity of the run that goes on in `root`; None where the checkpoint is from elsewhere."""
         here = self.path.resolve().parent == root.resolve()
         return self.manifest.run if self.manifest is not None and here else None
 
 
-def select_checkpoint(root: Path, wanted: str | bool | None, layout: str, say: Say) -> ResumePoint | None:
-    """Finds the checkpoint that `resume_from_checkpoint` means.
+def select_checkpoint(root: Path, wanted: str | bool | None, layout: Layout, say: Say) -> ResumePoint | None:
+    """Selects the checkpoint that `resume_from_checkpoint` means.
 
     Args:
         root: The run directory.
         wanted: `auto`: the newest good one, or none if there is nothing; True: the newest good one, which must exist;
             a path: that one; None or False: none.
         layout: The layout that this training reads.
-        say: Prints a line for the user: what was chosen, what was skipped and why.
+        say: Prints a line for the user: the choice, and each one that was skipped, with the reason.
 
     Raises:
         NoCheckpointError: There is none that could be used.
         DamagedCheckpointError: The one that was named is damaged.
     """
     if wanted is None or wanted is False:
-        _warn_of_what_is_there(root, say)
+        _tell_of_earlier_training(root, say)
         return None
     if wanted is True or wanted == "auto":
         return _newest_good(root, layout, say, required=wanted is True)
     return _named(Path(wanted).expanduser().resolve(), layout, say)  # a link to a checkpoint is a way to name it
 
 
-def fall_back(
-    chosen: ResumePoint, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: str, say: Say
+def select_older(
+    damaged: ResumePoint, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: Layout, say: Say
 ) -> ResumePoint:
-    """Finds another checkpoint, after the one that was chosen turned out to be damaged while it was read.
+    """Selects another checkpoint, after the selected one turned out to be damaged while it was read.
 
     Args:
-        chosen: That one.
-        problems: What is wrong with it.
+        damaged: That one.
+        problems: Its problems.
         root: The run directory.
-        wanted: What was asked for, as for `select_checkpoint`.
+        wanted: The user's wish, as for `select_checkpoint`.
         layout: The layout that this training reads.
         say: Prints a line for the user.
 
@@ -82,21 +81,21 @@ def fall_back(
         DamagedCheckpointError: It was named, so that no other will do.
     """
     if wanted is not True and wanted != "auto":
-        raise _refused(chosen.path, problems, f"{_HALF_READ}; {_TAKE_ANOTHER}")
-    say(f"skipped {chosen.path.name}: {'; '.join(problems)}")
+        raise _refused(damaged.path, problems, f"{_HALF_READ}; {_TAKE_ANOTHER}")
+    say(f"skipped {damaged.path.name}: {'; '.join(problems)}")
     try:
-        found = _newest_good(root, layout, say, required=True, passed_over=(*chosen.passed_over, chosen.path))
+        older = _newest_good(root, layout, say, required=True, passed_over=(*damaged.passed_over, damaged.path))
     except NoCheckpointError as error:
         raise NoCheckpointError(f"{error}; {_HALF_READ}", hint=error.hint) from error
-    assert found is not None
-    return found
+    assert older is not None
+    return older
 
 
 def _newest_good(
-    root: Path, layout: str, say: Say, *, required: bool, passed_over: tuple[Path, ...] = ()
+    root: Path, layout: Layout, say: Say, *, required: bool, passed_over: tuple[Path, ...] = ()
 ) -> ResumePoint | None:
-    found = _entries(root)
-    if not found:
+    entries = _entries(root)
+    if not entries:
         if required:
             raise NoCheckpointError(
                 f"there is no checkpoint in {root} to resume from",
@@ -106,51 +105,83 @@ def _newest_good(
         return None
     skipped = list(passed_over)
     # What has no manifest has no place in the order either, and could be the newest: it is named, whatever is chosen.
-    for entry in sorted(found, key=lambda entry: entry.manifest is not None):
+    for entry in sorted(entries, key=lambda entry: entry.manifest is not None):
         if entry.path in passed_over:
             continue
-        if entry.stranger is not None:
-            say(f"skipped {entry.path.name}: of another user (uid {entry.stranger}): name it to resume from it")
-            skipped.append(entry.path)
-            continue
-        report = _look(entry.path, layout)
-        problems = why_not_resumable(report, layout)
-        if not problems and entry.manifest is not None:
-            for notice in report.notices:
-                say(f"{entry.path.name}: {notice}")
-            _tell_of_numbers(entry.path, entry.manifest, found, say)
-            return ResumePoint(entry.path, entry.manifest, tuple(skipped))
-        reason = "made by plain transformers: name it to resume from it" if entry.foreign else "; ".join(problems)
+        if (reason := _why_not_taken_unasked(entry)) is None:
+            report = _inspect(entry.path, layout)
+            problems = why_not_resumable(report, layout)
+            if not problems and entry.manifest is not None:
+                _tell_of_notices(entry.path, report, say)
+                _tell_of_numbers(entry.path, entry.manifest, entries, say)
+                return ResumePoint(entry.path, entry.manifest, tuple(skipped))
+            reason = "; ".join(problems)
         say(f"skipped {entry.path.name}: {reason}")
         skipped.append(entry.path)
-    named = ", ".join(path.name for path in skipped)
+    names = ", ".join(path.name for path in skipped)
     raise NoCheckpointError(
-        f"none of the {len(skipped)} checkpoints in {root} can be resumed from: {named}",
+        f"none of the {len(skipped)} checkpoints in {root} can be resumed from: {names}",
         hint=f"look with: holdfast verify {root}; to start from zero all the same, choose another output_dir",
     )
 
 
-def _named(path: Path, layout: str, say: Say) -> ResumePoint:
+def _why_not_taken_unasked(entry: catalog.Entry) -> str | None:
+    """Returns the reason why a checkpoint is resumed from only where the user names it; None where there is none."""
+    if entry.other_owner is not None:
+        return f"of another user (uid {entry.other_owner}): name it to resume from it"
+    return "made by plain transformers: name it to resume from it" if entry.foreign else None
+
+
+def _named(path: Path, layout: Layout, say: Say) -> ResumePoint:
     if not path.is_dir():
         raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
     entry = catalog.read(path)
-    if entry.foreign and layout == transformers.NAME:
+    if entry.foreign and layout.takes_foreign:
         _require_safe_torch(path)
         _require_no_pickles(path)
         say(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
         return ResumePoint(path, None)
-    report = _look(path, layout)
+    report = _inspect(path, layout)
     if problems := why_not_resumable(report, layout):
         raise _refused(path, problems, _TAKE_ANOTHER)
-    for notice in report.notices:
-        say(f"{path.name}: {notice}")
+    _tell_of_notices(path, report, say)
     if entry.manifest is not None and entry.manifest.not_finite:
         _tell_of_numbers(path, entry.manifest, _entries(path.parent), say)
     return ResumePoint(path, entry.manifest)
 
 
+def _inspect(path: Path, layout: Layout) -> Report:
+    """Checks all of a checkpoint that its loading will not check."""
+    if layout.is_digested_while_loading:
+        return verify(path, full=False)
+    return verify(path, through_cache=True)
+
+
+def why_not_resumable(report: Report, layout: Layout) -> list[str]:
+    """Returns the reasons why a training that reads `layout` cannot resume from a checkpoint; none if it can."""
+    manifest = report.entry.manifest
+    if manifest is None or not report.good:
+        return list(report.problems)
+    if manifest.layout != layout.name:
+        return [f"its layout is {manifest.layout!r}, and this training reads {layout.name!r}"]
+    missing = layout.missing([file.path for file in manifest.files], manifest.world_size)
+    return [
+        *(f"it lacks {path}, without which nothing can be resumed" for path in missing),
+        *layout.why_refused(report.unlisted).values(),
+    ]
+
+
+def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
+
+
+def _tell_of_notices(path: Path, report: Report, say: Say) -> None:
+    for notice in report.notices:
+        say(f"{path.name}: {notice}")
+
+
 def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], say: Say) -> None:
-    """Whoever resumes goes on exactly from where training was, also from where it had gone wrong."""
+    """Says that the state went wrong: a resume goes on exactly from it all the same."""
     if not manifest.not_finite:
         return
     finite = retention.newest_finite(beside, manifest.run)
@@ -158,32 +189,12 @@ def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.En
     say(f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}")
 
 
-def _look(path: Path, layout: str) -> Report:
-    """What can be known of a checkpoint before it is loaded."""
-    if layout == native.NAME:
-        return verify(path, full=False)  # its bytes are digested as they are loaded
-    return verify(path, through_cache=True)
-
-
-def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
-
-
-def why_not_resumable(report: Report, layout: str) -> list[str]:
-    """Why a checkpoint cannot be resumed from by a training that reads `layout`; empty if it can."""
-    manifest = report.entry.manifest
-    if manifest is None or not report.good:
-        return list(report.problems)
-    if manifest.layout != layout:
-        return [f"its layout is {manifest.layout!r}, and this training reads {layout!r}"]
-    found = [file.path for file in manifest.files]
-    if layout == native.NAME:
-        # What the manifest does not list is never read.
-        lacking, strangers = native.missing(found, manifest.world_size), []
-    else:
-        lacking = transformers.missing(found, weights_only=False, world_size=manifest.world_size)
-        strangers = transformers.strangers(report.unlisted)
-    return [*(f"it lacks {name}, without which nothing can be resumed" for name in lacking), *strangers]
+def _tell_of_earlier_training(root: Path, say: Say) -> None:
+    if entries := _entries(root):
+        say(
+            f"{root} holds {len(entries)} checkpoints of earlier training; this one starts from zero and keeps them."
+            " To go on from the newest: --resume auto"
+        )
 
 
 def _require_safe_torch(path: Path) -> None:
@@ -196,20 +207,12 @@ def _require_safe_torch(path: Path) -> None:
 
 
 def _require_no_pickles(path: Path) -> None:
-    """Plain files are read with `weights_only`. What torch.distributed.checkpoint and DeepSpeed wrote is unpickled."""
-    found = [*path.glob("*/.metadata"), *path.glob("global_step*/*")]
-    if found:
+    """Refuses a checkpoint of torch.distributed.checkpoint or DeepSpeed: it is unpickled, without `weights_only`."""
+    pickles = [*path.glob("*/.metadata"), *path.glob("global_step*/*")]
+    if pickles:
         raise UnsupportedError(
-            f"{path} has no manifest, and reading {shown(found[0].relative_to(path).as_posix())} runs what is in it",
+            f"{path} has no manifest, and reading {shown(pickles[0].relative_to(path).as_posix())} runs what is in it",
             hint="resume from a checkpoint of this form that Holdfast wrote, or start anew from the weights",
-        )
-
-
-def _warn_of_what_is_there(root: Path, say: Say) -> None:
-    if found := _entries(root):
-        say(
-            f"{root} holds {len(found)} checkpoints of earlier training; this one starts from zero and keeps them."
-            " To go on from the newest: --resume auto"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where things lie in a run directory, and whether it may be trusted."""
+"""The paths in a run directory, and the check that it may be trusted."""
 
 import json
 import os
@@ -18,36 +18,36 @@ class RunDirectory:
 
     @property
     def control(self) -> Path:
-        """The private directory that processes meet in."""
+        """The private directory in which processes meet."""
         return self.root / names.CONTROL
 
     @property
     def requests(self) -> Path:
-        """What was asked and not yet answered, one file each."""
+        """The requests that are not answered yet, one file each."""
         return self.control / "requests"
 
     @property
     def answers(self) -> Path:
-        """What became of requests, one file each."""
+        """The answers to requests, one file each."""
         return self.control / "answers"
 
     @property
     def lease(self) -> Path:
-        """Who trains the run."""
+        """The lease: the process that trains the run."""
         return self.control / "lease.json"
 
     @property
     def status(self) -> Path:
-        """What the run is doing, rewritten every second."""
+        """The status of the run, rewritten every second."""
         return self.control / "status.json"
 
     @property
     def journal(self) -> Path:
-        """What happened, one line each."""
+        """The journal of the run, one event a line."""
         return self.root / names.JOURNAL
 
     def create(self) -> None:
-        """Makes what is missing.
+        """Makes the directories that are missing.
 
         Raises:
             RunError: The place cannot be used: not a directory, not ours, open to others, or not writable.
@@ -82,10 +82,10 @@ class RunDirectory:
     def _check_private(self) -> None:
         for path in (self.control, self.requests, self.answers):
             try:
-                found = path.lstat()
+                status = path.lstat()
             except OSError as error:
                 raise RunError(f"{path} cannot be looked at: {error.strerror or error}") from error
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise RunError(
                     f"{path} is not a private directory of this user",
                     hint="whoever can write there could ask for saves; remove it, or chmod 700 it if it is yours",

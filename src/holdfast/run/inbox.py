@@ -14,7 +14,7 @@ from holdfast.store import files, names
 # Answers are kept for askers that come back late; the oldest beyond this many go when a run starts.
 _ANSWERS_KEPT = 1000
 _POLL_SECONDS = 0.05
-# What `files.read` raises of something that is no file of ours, and never will be. Other errors may pass.
+# The errors of `files.read` for something that is no file of ours, and never will be. Other errors may pass.
 _NO_FILE = (errno.EINVAL, errno.EFBIG, errno.ELOOP, errno.ENXIO)
 
 
@@ -30,11 +30,11 @@ class Inbox:
         files.replace(self._file(request.id), request.encode())
 
     def pending(self) -> tuple[list[Request], list[tuple[str, str]]]:
-        """The requests without an answer, oldest first; and the files that are none, each with the reason.
+        """Returns the requests without an answer, oldest first; and the files that are none, each with the reason.
 
         Each is reported once. A file that is no request is removed; one that cannot be read at the moment is not.
         """
-        found, broken = [], []
+        requests, broken = [], []
         for path in self._directory.requests.glob("*.json"):
             if not names.is_token(path.stem):
                 continue
@@ -42,7 +42,7 @@ class Inbox:
                 request = decode_request(files.read(path, limit=MOST_BYTES))
                 if request.id != path.stem:
                     raise MalformedError("its identity is not its name")
-                found.append(request)
+                requests.append(request)
             except FileNotFoundError:
                 continue
             except (OSError, MalformedError) as error:
@@ -52,7 +52,7 @@ class Inbox:
                 if isinstance(error, MalformedError) or error.errno in _NO_FILE:
                     with suppress(OSError):
                         path.unlink()
-        return sorted(found, key=lambda request: (request.asked_at, request.id)), broken
+        return sorted(requests, key=lambda request: (request.asked_at, request.id)), broken
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Answers a request: the answer first, durably, then the request's file goes."""
@@ -60,7 +60,7 @@ class Inbox:
         self._file(request.id).unlink(missing_ok=True)
 
     def answer_to(self, request: str) -> Answer | None:
-        """The answer to the request of that id, if there is one already."""
+        """Returns the answer to the request of that id, if there is one already."""
         path = self._directory.answers / f"{request}.json"
         try:
             return decode_answer(files.read(path, limit=MOST_BYTES))

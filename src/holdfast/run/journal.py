@@ -31,7 +31,7 @@ class Journal:
                 self._whole = False
 
     def _torn(self) -> bool:
-        """Whether a crash or a full disk cut the last line off."""
+        """Tells whether a crash or a full disk cut the last line off."""
         try:
             with files.open_regular(self._path) as fd:
                 size = os.fstat(fd).st_size

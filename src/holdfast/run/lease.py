@@ -1,4 +1,4 @@
-"""Who trains a run: at most one process. A second start on a live run is refused; a dead one is taken over."""
+"""The lease of a run, which one process trains: a second start is refused on a live run, and takes over a dead one."""
 
 import fcntl
 import json
@@ -58,7 +58,7 @@ class Lease:
         Raises:
             RunBusyError: Another process that is alive holds it.
         """
-        with _alone(directory):
+        with _locked(directory):
             last = _certainly(directory)
             if last is not None and is_alive(directory, last):
                 where = f"process {last.pid}" + ("" if last.host == socket.gethostname() else f" on {last.host}")
@@ -90,19 +90,19 @@ class Lease:
 
     def release(self) -> None:
         """Gives the lease back, so that the next start need not look whether this process is alive."""
-        with _alone(self._directory):
+        with _locked(self._directory):
             now = read(self._directory)
             if now is not None and now.token == self.holder.token:
                 files.replace(self._directory.lease, json.dumps({**asdict(now), "released": True}, indent=1).encode())
 
 
 def read(directory: RunDirectory) -> Holder | None:
-    """Who holds or held the lease; None where nobody ever did, or it cannot be read."""
+    """Returns the process that holds or held the lease; None where none ever did, or it cannot be read."""
     return _holder(directory.read_json(directory.lease))
 
 
 def _certainly(directory: RunDirectory) -> Holder | None:
-    """Who holds the lease, for whoever decides by it: one that a failing disk does not show is not one that is gone."""
+    """Returns the holder, for decisions: raises where a failing disk does not show a lease, which is not gone then."""
     try:
         data = files.read(directory.lease, limit=1 << 20)
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _holder(content: object) -> Holder | None:
 
 
 def is_alive(directory: RunDirectory, holder: Holder) -> bool:
-    """Whether the holder's process still runs: by looking at it on this host, by its heartbeat on another."""
+    """Tells whether the holder's process still runs: by looking at it on this host, by its heartbeat on another."""
     if holder.released:
         return False
     if holder.host == socket.gethostname():
@@ -134,7 +134,7 @@ def is_alive(directory: RunDirectory, holder: Holder) -> bool:
 
 
 def heartbeat(directory: RunDirectory) -> float:
-    """When the run was last heard of, in seconds since the epoch: its status is rewritten every second.
+    """Returns the time of the last sign of life, in seconds since the epoch: the status is rewritten every second.
 
     A run that has only just begun has a new lease, and maybe the status of the run before.
     """
@@ -158,7 +158,7 @@ def _boot() -> str:
 
 
 def _start_of(pid: int) -> float | None:
-    """When a process was started, in whatever unit the system counts; None where it runs no more.
+    """Returns the time at which a process was started, in the system's own unit; None where it runs no more.
 
     The kernel counts ticks since it started, which no change of the clock moves; psutil's seconds since the epoch do
     move, and serve where there is no /proc.
@@ -178,8 +178,8 @@ def _start_of(pid: int) -> float | None:
 
 
 @contextmanager
-def _alone(directory: RunDirectory) -> Iterator[None]:
-    """One process at a time looks at the lease and changes it."""
+def _locked(directory: RunDirectory) -> Iterator[None]:
+    """Keeps other processes from looking at the lease and changing it."""
     fd = os.open(directory.control / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Which checkpoints a run still needs, as far as another process can tell."""
+"""The checkpoints that a run still needs, as far as another process can tell."""
 
 import json
 import os
@@ -18,21 +18,21 @@ _MOST_STATE_BYTES = 1 << 30
 _MOST_LINE_BYTES = 1 << 20
 
 
-def identity_of(directory: RunDirectory, found: Sequence[Entry]) -> str:
-    """The run that was trained here last; without a lease, that of the newest checkpoint."""
+def identity_of(directory: RunDirectory, entries: Sequence[Entry]) -> str:
+    """Returns the run that was trained here last; without a lease, that of the newest checkpoint."""
     holder = lease.read(directory)
-    return holder.run if holder is not None else next((e.manifest.run for e in found if e.manifest), "")
+    return holder.run if holder is not None else next((e.manifest.run for e in entries if e.manifest), "")
 
 
-def needed(directory: RunDirectory, found: Sequence[Entry]) -> dict[Path, str]:
-    """The checkpoints that must stay whatever the rule is, and why.
+def needed(directory: RunDirectory, entries: Sequence[Entry]) -> dict[Path, str]:
+    """Returns the checkpoints that must stay whatever the rule is, each with the reason.
 
     Raises:
         DamagedCheckpointError: The newest one does not tell which is the best, as it should.
     """
     why: dict[Path, str] = {}
-    run = identity_of(directory, found)
-    ours = [entry for entry in found if entry.manifest is not None and entry.manifest.run == run]
+    run = identity_of(directory, entries)
+    ours = [entry for entry in entries if entry.manifest is not None and entry.manifest.run == run]
     newest = next((entry for entry in ours if verify(entry.path, full=False).good), None)
     best = None if newest is None else _best_step(newest)
     parents = set(_parents(directory, newest))
@@ -45,7 +45,7 @@ def needed(directory: RunDirectory, found: Sequence[Entry]) -> dict[Path, str]:
 
 
 def _best_step(newest: Entry) -> int | None:
-    """The step of the checkpoint that a Trainer holds for the best; its directory may have been moved since."""
+    """Returns the step of the checkpoint that a Trainer holds for the best; its directory may have been moved since."""
     if newest.manifest is None or all(file.path != _STATE for file in newest.manifest.files):
         return None
     try:
@@ -60,7 +60,7 @@ def _best_step(newest: Entry) -> int | None:
 
 
 def _parents(directory: RunDirectory, newest: Entry | None) -> Iterator[str]:
-    """What a live run was resumed from: by its newest checkpoint, or by the journal, where it has none yet."""
+    """Yields the attempts that a live run was resumed from: by its newest checkpoint, and by the journal."""
     holder = lease.read(directory)
     if holder is None or not lease.is_alive(directory, holder):
         return

@@ -1,4 +1,4 @@
-"""A request and its answer: what was asked, by whom and why; what became of it."""
+"""A request and its answer, and the files that they are read from and written to."""
 
 import json
 import os
@@ -29,15 +29,15 @@ class MalformedError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked.
+    """A request for a save.
 
     Args:
         door: The way it came in.
         stop: Whether training should end after the save; otherwise it goes on.
-        label: What the asker wants the checkpoint to be known for; never part of a path.
-        why: What set it off, for people: `SIGTERM`, `axolotl_checkpoint.save`, `holdfast save`.
+        label: The asker's name for the checkpoint; never part of a path.
+        why: The event that set it off, for people: `SIGTERM`, `axolotl_checkpoint.save`, `holdfast save`.
         id: Its identity.
-        asked_at: Seconds since the epoch.
+        asked_at: The time, in seconds since the epoch.
         pid: The process that asked.
     """
 
@@ -50,11 +50,11 @@ class Request:
     pid: int = field(default_factory=os.getpid)
 
     def encode(self) -> bytes:
-        """The bytes of the request's file."""
+        """Returns the bytes of the request's file."""
         return json.dumps(asdict(self), indent=1).encode()
 
     def reason(self) -> dict[str, Any]:
-        """What a manifest says of the request."""
+        """Returns the manifest's entry for the request."""
         return {
             "id": self.id,
             "door": self.door,
@@ -66,7 +66,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request.
+    """The answer to a request.
 
     Args:
         saved: Whether there is a durable checkpoint.
@@ -75,11 +75,11 @@ class Answer:
         bytes: The size of its files.
         seconds: From the beginning of the save to its durable end.
         digest: The sha256 that ends its manifest.
-        error: Why not, otherwise.
+        error: The reason, where not `saved`.
         durable: False where the file system cannot promise that names survive a power cut.
         answered_at: Seconds since the epoch.
         not_finite: Tensors that hold NaN or infinity and should not, as the manifest names them.
-        finite: Where there are such: the name of the newest checkpoint without; empty if there is none.
+        finite: The name of the newest checkpoint without such, where there are any; empty if there is none.
     """
 
     saved: bool
@@ -95,14 +95,14 @@ class Answer:
     finite: str = ""
 
     def encode(self, request: str) -> Data:
-        """The bytes of the answer's file, for the request of that id."""
+        """Returns the bytes of the answer's file, for the request of that id."""
         content = {"request": request, **asdict(self), "error": self.error[:_MOST_ERROR]}
         if not self.not_finite:
             del content["not_finite"], content["finite"]
         return json.dumps(content, indent=1).encode()
 
     def line(self, trigger: str) -> str:
-        """One line to print and to grep for."""
+        """Returns one line to print and to grep for."""
         if self.saved:
             return (
                 f"checkpoint saved step={self.step} path={self.path} bytes={self.bytes}"
@@ -118,7 +118,7 @@ class Answer:
 
 
 def clean_label(data: bytes) -> str:
-    """A label from bytes that anybody may have written: text of one line, without control characters, at most 4 KiB."""
+    """Returns a label from bytes that anybody may have written: one printable line, of 4 KiB at most."""
     text = data[:MOST_LABEL_BYTES].decode("utf-8", errors="replace")
     return _one_line(text)
 

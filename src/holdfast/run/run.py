@@ -21,14 +21,14 @@ class Run:
     """One open run.
 
     Args:
-        directory: Where it is.
+        directory: Its directory.
         lease: The right to publish there.
-        inbox: What is asked of it.
-        journal: What has happened.
-        status: What it is doing.
+        inbox: The requests to it.
+        journal: The record of its events.
+        status: Its status, for other processes.
         parent: The attempt that it was resumed from, if any.
         left_over: The ids of the requests that an earlier process left unanswered.
-        rank: Which of the processes that train it this is. Rank 0 alone publishes, and writes the status.
+        rank: The number of this process among those that train it. Rank 0 alone publishes, and writes the status.
     """
 
     directory: RunDirectory
@@ -80,20 +80,20 @@ class Run:
 
     @classmethod
     def join(cls, root: Path, holder: Holder, parent: str | None, rank: int) -> "Run":
-        """The same run, for a process that trains it together with the one that opened it.
+        """Joins an open run, in a process that trains it together with the one that opened it.
 
         Args:
             root: The run directory.
-            holder: What rank 0 says of its lease.
+            holder: The holder of the lease, as rank 0 tells it.
             parent: The attempt that the training is resumed from.
-            rank: Which rank this is.
+            rank: The rank of this process.
 
         Raises:
             RunError: Rank 0's run is not in this directory.
         """
         directory = RunDirectory(root)
-        found = read(directory)
-        if found is None or found.token != holder.token:
+        present = read(directory)
+        if present is None or present.token != holder.token:
             raise RunError(
                 f"rank {rank} on {socket.gethostname()} does not see in {root} the run that rank 0 has opened there",
                 hint="output_dir must be one directory for all ranks, on storage that all hosts share",
@@ -113,7 +113,7 @@ class Run:
         return self.lease.holder.run
 
     def go_on_from(self, parent: str) -> None:
-        """The checkpoint that it was opened to go on from is damaged: it goes on from another."""
+        """Notes that the run goes on from another checkpoint, because that with which it was opened is damaged."""
         self.parent = parent
         if not self.rank:
             self.journal.write("fell_back", parent=parent)

@@ -1,4 +1,4 @@
-"""What a run is doing right now, for other processes to read."""
+"""The status of a run, for other processes to read."""
 
 import json
 import threading
@@ -30,20 +30,20 @@ class Status:
     failed_saves: int = 0
     last_failure: str = ""
     failing_since: float | None = None
-    """When the first of the saves failed that no good one has followed; None while saving works."""
+    """The time of the first failed save that no good one has followed; None while saving works."""
     next_try_at: float | None = None
-    """When a save that failed is tried again."""
+    """The time at which a save that failed is tried again."""
     capture: str = "live"
     """`live`, or why snapshots are taken at boundaries only."""
     copied_buffers: dict[str, int] = field(default_factory=dict)
     """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
     staging_bytes: int = 0
     writes: str = ""
-    """How files are written: `direct`, past the page cache, or `buffered`; empty before the first save."""
+    """The way in which files are written: `direct`, past the page cache, or `buffered`; empty before the first save."""
     held_seconds: float = 0.0
-    """How long training has waited at the gate in all."""
+    """The time that training has waited at the gate in all."""
     ranks: tuple[dict[str, Any], ...] = ()
-    """Where the other ranks stand, in a training of several processes."""
+    """The states of the other ranks, in a training of several processes."""
     written_at: float = field(default=0.0)
 
 
@@ -60,12 +60,12 @@ class StatusFile:
 
     @property
     def now(self) -> Status:
-        """The status as it is."""
+        """The status as of now."""
         with self._lock:
             return self._caught_up()
 
     def beat(self, step: int) -> None:
-        """Training has come to a step. The first call is where the rate is counted from.
+        """Notes that training has come to a step. The rate is counted from the first call on.
 
         Cheap enough for every boundary: step and rate are put into the status when somebody looks at it.
         """
@@ -85,7 +85,7 @@ class StatusFile:
             files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)
 
     def _caught_up(self) -> Status:
-        """The status with the last beat in it. Called with the lock held."""
+        """Returns the status with the last beat in it. Called with the lock held."""
         beat = self._beat
         if beat is not None and self._rate is not None:
             self._status = replace(self._status, step=beat[0], rate=self._rate.at(*beat))
@@ -99,7 +99,7 @@ class Rate:
         self._since = self._before = (time.monotonic(), step)
 
     def at(self, step: int, now: float) -> float | None:
-        """The rate when `step` was done; None where there is nothing to go by yet."""
+        """Returns the rate when `step` was done; None where there is nothing to go by yet."""
         if now - self._since[0] > _RATE_SECONDS:
             self._before, self._since = self._since, (now, step)
         begun, first = self._before

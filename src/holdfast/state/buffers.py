@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import xxhash
 
 from holdfast.state.module_tensors import TensorSlot
 from holdfast.state.sharding import local_of
+from holdfast.store import digest
 
 # In all. On a device one kernel copies them, beside the training.
 _COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
@@ -105,7 +105,7 @@ def differing_from_rank0(tensors: Mapping[str, torch.Tensor], rank0: Mapping[str
         tensors: Those of this process, by name.
         rank0: The digests that `digests` gave in rank 0.
     """
-    return {name: tensors[name] for name, digest in digests(tensors).items() if rank0.get(name) != digest}
+    return {name: tensors[name] for name, own in digests(tensors).items() if rank0.get(name) != own}
 
 
 class _Watch:
@@ -137,6 +137,5 @@ def _window(tensor: torch.Tensor, begin: int, size: int) -> "ctypes.Array[ctypes
 
 def _digest(tensor: torch.Tensor) -> str:
     plain = tensor.detach().cpu().contiguous()
-    digest = xxhash.xxh3_128(f"{plain.dtype} {list(plain.shape)}".encode())
-    digest.update(ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b"")
-    return digest.hexdigest()
+    data = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
+    return digest.of([f"{plain.dtype} {list(plain.shape)}".encode(), data])

@@ -16,11 +16,11 @@ from typing import Protocol
 from holdfast.store import files
 from holdfast.store.digest import Digester
 
-# What direct writes are aligned to, in memory and in the file: no disk has larger sectors.
+# The alignment of direct writes, in memory and in the file: no disk has larger sectors.
 _PAGE = 4096
 # Below this, a second descriptor costs more than the cache does.
 _WORTH_BYTES = 1 << 20
-# What a file system answers that has no direct writes, or not at that place or size.
+# The answers of a file system that has no direct writes, or not at that place or size.
 _REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 _DIRECT = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def takes_direct_writes(directory: Path) -> bool:
-    """Whether the file system of a directory takes writes that pass the page cache by. Makes a file there to find out.
+    """Tells whether the file system of a directory takes writes past the page cache. Makes a file there to find out.
 
     Raises:
         OSError: Nothing can be written there at all.
@@ -71,8 +71,8 @@ class BlockFile:
     """A new file of a checkpoint, open for writing until the context ends. Its name is synced with its attempt.
 
     Args:
-        path: Where; nothing may have that name yet.
-        size: How many bytes it will have. The room for them is taken now.
+        path: Its path; nothing may have that name yet.
+        size: The number of bytes that it will have. The room for them is taken now.
         direct: Whether the file system takes direct writes.
 
     Raises:
@@ -102,11 +102,11 @@ class BlockFile:
             os.close(self._direct)
 
     def digest(self, parts: Iterable[memoryview], offset: int) -> list[int]:
-        """Takes the digest of a block that is to be written at `offset`: see `Digester.update`."""
+        """Takes the digest of a block that is to be written at `offset`, as `Digester.update` does."""
         return self._digester.update(parts, offset)
 
     def digests(self) -> str:
-        """The digests of all that has come to `digest`."""
+        """Returns the digests of all that has come to `digest`."""
         return self._digester.digests()
 
     def write(self, data: memoryview, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoints a run directory holds, in the order of their commits: not by name, not by clock."""
+"""The checkpoints of a run directory, in the order of their commits: not by name, not by clock."""
 
 import os
 from collections.abc import Callable
@@ -20,12 +20,12 @@ class Entry:
 
     @property
     def foreign(self) -> bool:
-        """Whether it may have been made by plain transformers, which writes no manifest."""
+        """Tells whether it may have been made by plain transformers, which writes no manifest."""
         return not os.path.lexists(self.path / names.MANIFEST) and (self.path / "trainer_state.json").is_file()
 
     @property
-    def stranger(self) -> int | None:
-        """The user that it belongs to, where that is neither this one nor root.
+    def other_owner(self) -> int | None:
+        """The user id of its owner, where that is neither this user nor root.
 
         Whoever may write into a run directory can put a checkpoint there, with a manifest that fits and says anything.
         """
@@ -37,7 +37,7 @@ class Entry:
 
 
 class Catalog:
-    """The checkpoints of one run directory, for who asks again and again.
+    """The checkpoints of one run directory, for those who ask again and again.
 
     Nobody writes into a checkpoint, so a manifest is read once, as long as its file is the same. Where the pieces of
     tensors lie, which is most of it and of no account here, is not kept.
@@ -48,7 +48,7 @@ class Catalog:
         self._known: dict[Path, tuple[tuple[int, ...], Entry]] = {}
 
     def entries(self) -> list[Entry]:
-        """What `entries` finds, without the manifests' `tensors`."""
+        """Returns what the function `entries` does, without the manifests' `tensors`."""
         before, self._known = self._known, {}
 
         def look(path: Path) -> Entry:
@@ -70,19 +70,19 @@ class Catalog:
 
 
 def entries(root: Path, look: Callable[[Path], Entry] | None = None) -> list[Entry]:
-    """All checkpoints of a run directory, the newest commit first; those without a manifest come last, by step.
+    """Returns all checkpoints of a run directory, the newest commit first; those without a manifest last, by step.
 
     Args:
         root: The run directory.
-        look: How one is read, where not by `read`.
+        look: Reads one checkpoint; `read` by default.
     """
-    found = []
+    listed = []
     with os.scandir(root) as listing:
         for item in listing:
             if names.step_of(item.name) is not None and item.is_dir(follow_symlinks=False):
-                found.append((look or read)(Path(root, item.name)))
-    found.sort(key=lambda e: e.path.name)  # so that a copy under another name always comes after its original
-    return sorted(found, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
+                listed.append((look or read)(Path(root, item.name)))
+    listed.sort(key=lambda e: e.path.name)  # so that a copy under another name always comes after its original
+    return sorted(listed, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
 
 
 def read(path: Path) -> Entry:
@@ -102,7 +102,7 @@ def read(path: Path) -> Entry:
     return Entry(path, manifest.step, manifest, None)
 
 
-def next_sequence(found: list[Entry]) -> int:
-    """The number of the next commit in this directory; it only ever grows, across resumes and branches."""
-    ours = [entry.manifest.sequence for entry in found if entry.manifest and entry.stranger is None]
+def next_sequence(present: list[Entry]) -> int:
+    """Returns the number of the next commit in this directory; it only ever grows, across resumes and branches."""
+    ours = [entry.manifest.sequence for entry in present if entry.manifest and entry.other_owner is None]
     return 1 + max(ours, default=0)

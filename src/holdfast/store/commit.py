@@ -18,11 +18,10 @@ Digest = Callable[[int], str]
 
 @dataclass(frozen=True)
 class Published:
-    """What a commit made. `durable` is False where the file system cannot sync a directory's names."""
+    """A published checkpoint. `durable` is False where the file system cannot sync a directory's names."""
 
     path: Path
     durable: bool
-    superseded: Path | None
 
 
 def seal_files(directory: Path, known: Mapping[str, str], digest: Digest) -> tuple[File, ...]:
@@ -39,7 +38,7 @@ def seal_files(directory: Path, known: Mapping[str, str], digest: Digest) -> tup
     for path in known:
         if not names.is_relative_path(path):
             raise OSError(f"a checkpoint cannot hold a file of this name: {path!r}")
-    sealed = tuple(_seal(directory / path, path, digest, found or None) for path, found in sorted(known.items()))
+    sealed = tuple(_seal(directory / path, path, digest, digests or None) for path, digests in sorted(known.items()))
     files.sync_directory(directory)
     return sealed
 
@@ -71,9 +70,9 @@ class Attempt:
             OSError: Something could not be read or synced, is neither file nor directory, or has a forbidden name.
         """
         sealed = []
-        for folder, folders, found in os.walk(self.directory, topdown=False, onerror=_raise):
+        for folder, folders, others in os.walk(self.directory, topdown=False, onerror=_raise):
             links = [name for name in folders if Path(folder, name).is_symlink()]  # os.walk takes them for folders
-            for name in sorted((*found, *links)):
+            for name in sorted((*others, *links)):
                 path = Path(folder, name)
                 relative = path.relative_to(self.directory).as_posix()
                 if not names.is_relative_path(relative):
@@ -99,7 +98,7 @@ class Attempt:
         files.sync_directory(self.directory)
         fence()
         target = self.root / names.checkpoint(self.step)
-        moved = self._make_way(target)
+        self._make_way(target)
         files.rename_new(self.directory, target)
         try:
             durable = files.sync_directory(self.root)
@@ -107,25 +106,24 @@ class Attempt:
             raise OSError(
                 error.errno, f"{target} is there, but may not survive a power cut: {error.strerror}"
             ) from error
-        return Published(target, durable, moved)
+        return Published(target, durable)
 
     def discard(self) -> None:
         """Removes what was staged, as far as that is possible; the next start sweeps what is left."""
         with suppress(OSError):
             files.remove_tree(self.directory)
 
-    def _make_way(self, target: Path) -> Path | None:
-        """A checkpoint that has the name already keeps its content under another one. Nothing is replaced."""
+    def _make_way(self, target: Path) -> None:
+        """Renames a checkpoint that has the name already: it keeps its content under another one."""
         if not os.path.lexists(target):
-            return None
+            return
         moved = self.root / names.superseded(self.step, _attempt_of(target) or uuid.uuid4().hex)
         files.rename_new(target, moved)
         files.sync_directory(self.root)
-        return moved
 
 
 def _raise(error: OSError) -> None:
-    """What `os.walk` is told to do with a folder that it cannot list. It would leave it out."""
+    """Raises the error of a folder that `os.walk` cannot list, and would leave out."""
     raise error
 
 

@@ -20,9 +20,9 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STAGED = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-# What file systems answer that cannot sync a directory at all (SMB, some FUSE). EIO is not among them: that is a loss.
+# The answers of file systems that cannot sync a directory at all (SMB, some FUSE). Not EIO: that is a loss.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
-# What renameat2 answers where the kernel or the file system has no RENAME_NOREPLACE.
+# The answers of renameat2 where the kernel or the file system has no RENAME_NOREPLACE.
 _NO_SUCH_RENAME = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -63,7 +63,7 @@ def write_new(path: Path, data: bytes) -> None:
         os.close(fd)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Writes all of `data`. The system takes a short write for no error (seen at a file-size limit), so we loop."""
     view = memoryview(data)
     while view:
@@ -80,8 +80,8 @@ def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copies a file's content to `target` in one step, synced; the rename is made durable by syncing the directory."""
-    with open_regular(source) as found, _replacing(target, durable=True) as fd:
-        while part := os.read(found, 1 << 20):
+    with open_regular(source) as origin, _replacing(target, durable=True) as fd:
+        while part := os.read(origin, 1 << 20):
             write_all(fd, part)
 
 
@@ -156,8 +156,8 @@ def open_staged(path: Path) -> Iterator[int]:
     """
     fd = os.open(path, _STAGED)
     try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise OSError(errno.EINVAL, "is not a plain file with one name", str(path))
         os.fchmod(fd, 0o600)
         os.fsync(fd)
@@ -245,6 +245,6 @@ def remove_tree(path: Path) -> None:
 
 
 def free_space(path: Path) -> tuple[int, int]:
-    """The bytes and inodes that an ordinary user may still take; -1 inodes where the file system has no count."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else -1
+    """Returns the bytes and inodes that an ordinary user may still take; -1 inodes where nobody counts them."""
+    system = os.statvfs(path)
+    return system.f_bavail * system.f_frsize, system.f_favail if system.f_files else -1

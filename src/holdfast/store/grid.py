@@ -1,4 +1,4 @@
-"""Where the pieces of tensors lie, as ranks and manifests tell it, and whether that can be. Format: `docs/format.md`.
+"""The pieces of tensors as ranks and manifests describe them, and the rules for that. Format: `docs/format.md`.
 
 Standard library alone.
 """
@@ -13,16 +13,16 @@ from holdfast.store import names
 _MOST_DIMENSIONS = 64  # torch's own limit
 
 
-def problem(told: Any, paths: set[str] | None = None) -> str:
-    """What is wrong with what is said of one tensor's pieces; empty if nothing is.
+def problem(entry: Any, paths: set[str] | None = None) -> str:
+    """Returns the problem of an entry for one tensor; empty if there is none.
 
     Args:
-        told: Its `shape` and `pieces`. It may have been written by anybody.
+        entry: Its `shape` and `pieces`. It may have been written by anybody.
         paths: The files that there are; None where that is not known yet.
     """
-    if not isinstance(told, dict) or set(told) != {"shape", "pieces"} or not _counts(told["shape"]):
+    if not isinstance(entry, dict) or set(entry) != {"shape", "pieces"} or not _counts(entry["shape"]):
         return "it is not described by a shape and pieces"
-    shape, pieces = told["shape"], told["pieces"]
+    shape, pieces = entry["shape"], entry["pieces"]
     if not isinstance(pieces, list) or not pieces:
         return "it has no pieces"
     for piece in pieces:
@@ -36,13 +36,13 @@ def problem(told: Any, paths: set[str] | None = None) -> str:
         if any(begin + length > most for begin, length, most in zip(offset, lengths, shape, strict=True)):
             return f"its piece in {file} lies outside of it"
     if not _fill(shape, [(tuple(piece["offset"]), piece["lengths"]) for piece in pieces]):
-        there = sum(math.prod(piece["lengths"]) for piece in pieces)
-        return f"its {len(pieces)} pieces, {there:,} values in all, do not fill its shape {shape} once, as a grid"
+        count = sum(math.prod(piece["lengths"]) for piece in pieces)
+        return f"its {len(pieces)} pieces, {count:,} values in all, do not fill its shape {shape} once, as a grid"
     return ""
 
 
 def _fill(shape: Sequence[int], pieces: Sequence[tuple[tuple[int, ...], Sequence[int]]]) -> bool:
-    """Whether pieces are the cells of a grid, all of them, each once. That is what ranks write, and quick to check."""
+    """Tells whether pieces are the cells of a grid, each once. That is what ranks write, and quick to check."""
     if 0 in shape:
         return len(pieces) == 1
     ends = []

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from holdfast.store import grid, names
+from holdfast.store import digest, grid, names
 
 FORMAT = "holdfast-checkpoint"
 VERSION = 1
@@ -20,10 +20,6 @@ MOST_NAMED = 20
 _MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
-_DIGITS = 32
-_DIGESTS = re.compile(rf"([0-9a-f]{{{_DIGITS}}})*")
-BLOCK_BYTES = 4 << 20
-"""How much of a file one of its digests is of."""
 
 
 class ManifestError(ValueError):
@@ -32,22 +28,21 @@ class ManifestError(ValueError):
 
 @dataclass(frozen=True)
 class File:
-    """One file of a checkpoint: its path inside, its size in bytes, and the xxh3_128 of each `BLOCK_BYTES` of it."""
+    """One file of a checkpoint: its path inside, its size in bytes, and its digests."""
 
     path: str
     size: int
-    xxh3_128: str
+    digests: str
     """The digests of all blocks, one after the other: a part can be read and proved. Without bytes it has one."""
 
-    def expected(self, offset: int) -> str:
-        """The digest of the block that begins at an offset."""
-        first = offset // BLOCK_BYTES * _DIGITS
-        return self.xxh3_128[first : first + _DIGITS]
+    def as_json(self) -> dict[str, Any]:
+        """Returns the manifest's entry for the file."""
+        return {"path": self.path, "size": self.size, digest.NAME: self.digests}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is, and what it consists of."""
+    """The content of a manifest: the identity of a checkpoint, its history and its files."""
 
     layout: str
     run: str
@@ -67,7 +62,7 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """The bytes of all files that the manifest lists."""
+        """The size of all files that the manifest lists, in bytes."""
         return sum(file.size for file in self.files)
 
     @property
@@ -76,7 +71,7 @@ class Manifest:
         return hashlib.sha256(self._body()).hexdigest()
 
     def encode(self) -> bytes:
-        """The bytes of the manifest file. Its last line but one is the sha256 of all lines before it.
+        """Returns the bytes of the manifest file. Its last line but one is the sha256 of all lines before it.
 
         Raises:
             ManifestError: They are more than any reader takes.
@@ -88,7 +83,8 @@ class Manifest:
         return data
 
     def _body(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, tensors={}))}
+        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, files=(), tensors={}))}
+        content["files"] = [file.as_json() for file in self.files]
         del content["tensors"]
         if not self.not_finite:
             del content["not_finite"]
@@ -182,15 +178,16 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
         raise ManifestError(f"the manifest lists {len(listed)} files")
     files = []
     for item in listed:
-        if not isinstance(item, dict) or set(item) != {"path", "size", "xxh3_128"}:
+        if not isinstance(item, dict) or set(item) != {"path", "size", digest.NAME}:
             raise ManifestError("the manifest lists something that is no file")
-        path, size, digests = item["path"], item["size"], item["xxh3_128"]
+        path, size, digests = item["path"], item["size"], item[digest.NAME]
         if not isinstance(path, str) or not names.is_relative_path(path) or path == names.MANIFEST:
             raise ManifestError(f"the manifest lists a file under a name that is not allowed: {names.quoted(path)}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
             raise ManifestError(f"the manifest gives {path} no size")
-        if not _are_digests(digests, -(-size // BLOCK_BYTES) or 1):
-            raise ManifestError(f"the manifest does not give {path} a digest for each {BLOCK_BYTES >> 20} MiB of it")
+        if not digest.fit(digests, size):
+            block = f"{digest.BLOCK_BYTES / 2**20:g} MiB"
+            raise ManifestError(f"the manifest does not give {path} a digest for each {block} of it")
         files.append(File(path, size, digests))
     # Two names that differ in case alone are one file on some file systems.
     if len({file.path.casefold() for file in files}) != len(files):
@@ -198,16 +195,12 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
     return tuple(files)
 
 
-def _are_digests(value: Any, count: int) -> bool:
-    return isinstance(value, str) and len(value) == count * _DIGITS and _DIGESTS.fullmatch(value) is not None
-
-
 def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
     if not isinstance(parts, dict) or not all(isinstance(tensors, dict) for tensors in parts.values()):
         raise ManifestError("the manifest's 'tensors' are of the wrong kind")
     for part, tensors in parts.items():
-        for name, told in tensors.items():
-            if problem := grid.problem(told, paths):
+        for name, entry in tensors.items():
+            if problem := grid.problem(entry, paths):
                 raise ManifestError(
                     f"the manifest's 'tensors' are wrong about {names.quoted(name)} of {names.quoted(part)}: {problem}"
                 )
@@ -215,29 +208,29 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
 
 
 def _is_deep(value: Any, most: int) -> bool:
-    """Whether JSON is nested in more levels than that. Looks at one level after the other: it could be very deep."""
+    """Tells whether JSON is nested in more than `most` levels. Goes level by level: it could be very deep."""
     level = [value]
     for _ in range(most):
         level = [
             inner
-            for one in level
-            if isinstance(one, dict | list | tuple)
-            for inner in (one.values() if isinstance(one, dict) else one)
+            for outer in level
+            if isinstance(outer, dict | list | tuple)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
-    return any(isinstance(one, dict | list | tuple) for one in level)
+    return any(isinstance(inner, dict | list | tuple) for inner in level)
 
 
 def _one_a_line(parts: Mapping[str, Mapping[str, Any]]) -> str:
-    """JSON with a line for each tensor: with one for each number it would be three times as long."""
+    """Returns JSON with a line for each tensor: with one for each number it would be three times as long."""
     lines = []
     for part, tensors in parts.items():
-        inner = [f"      {json.dumps(name)}: {json.dumps(told, allow_nan=False)}" for name, told in tensors.items()]
+        inner = [f"      {json.dumps(name)}: {json.dumps(entry, allow_nan=False)}" for name, entry in tensors.items()]
         lines.append(f"    {json.dumps(part)}: {{\n" + ",\n".join(inner) + "\n    }")
     return "{\n" + ",\n".join(lines) + "\n  }"
 
 
 def in_short(not_finite: Sequence[str]) -> str:
-    """What a manifest's `not_finite` names, for people: the first, and how many more."""
+    """Returns a manifest's `not_finite` for people: the first name, and the number of others."""
     first, *others = not_finite
     if not others:
         return first
@@ -250,14 +243,19 @@ def strict_json(data: bytes | str) -> Any:
     Raises:
         ValueError: It is not that.
     """
-    return json.loads(data, object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant)
+    return json.loads(data, object_pairs_hook=reject_duplicate_keys, parse_constant=_no_constant)
 
 
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds a JSON object from its pairs, for `json.loads`.
+
+    Raises:
+        ValueError: A key appears twice.
+    """
+    content = dict(pairs)
+    if len(content) != len(pairs):
         raise ValueError("a key appears twice")
-    return found
+    return content
 
 
 def _no_constant(text: str) -> None:

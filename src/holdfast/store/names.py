@@ -1,4 +1,4 @@
-"""Which names may appear on disk. Nothing that comes from outside becomes part of a path without passing here.
+"""The names that may appear on disk. Nothing that comes from outside becomes part of a path without passing here.
 
 Standard library alone: the commit core stands on this.
 """
@@ -35,12 +35,12 @@ def is_component(name: str) -> bool:
 
 
 def shown(text: str) -> str:
-    """How text that anybody may have written is printed: what would move a cursor, or is no text at all, is escaped."""
+    """Escapes text that anybody may have written, for printing: where it would move a cursor, or is no text at all."""
     return text if text.isprintable() else ascii(text)
 
 
 def quoted(value: Any) -> str:
-    """How a value that anybody may have written is quoted in a message: escaped, and not at length."""
+    """Quotes a value that anybody may have written, for a message: escaped, and not at length."""
     return _BRIEFLY.repr(value)
 
 
@@ -63,27 +63,27 @@ def is_reserved(name: str) -> bool:
 
 
 def checkpoint(step: int) -> str:
-    """The final name of a checkpoint of `step`, as transformers has it."""
+    """Returns the final name of a checkpoint of `step`, as transformers has it."""
     return f"checkpoint-{step}"
 
 
 def superseded(step: int, attempt: str) -> str:
-    """The name that a checkpoint takes when another of the same step needs its place."""
+    """Returns the name that a checkpoint takes when another of the same step needs its place."""
     return f"superseded-{step}-{attempt}"
 
 
 def staging(run: str, step: int, attempt: str) -> str:
-    """The name of a directory that is being written. No tool takes it for a checkpoint."""
+    """Returns the name of a directory that is being written. No tool takes it for a checkpoint."""
     return f".tmp-{run}-{step}-{attempt}"
 
 
 def trash(token: str) -> str:
-    """The name that a directory takes when it is about to be deleted."""
+    """Returns the name that a directory takes when it is about to be deleted."""
     return f".trash-{token}"
 
 
 def temporary(name: str, pid: int) -> str:
-    """The name under which a process writes what is to replace the file `name`."""
+    """Returns the name under which a process writes what is to replace the file `name`."""
     return f".{name}.{pid}.new"
 
 
@@ -103,7 +103,7 @@ def is_temporary(name: str) -> bool:
 
 
 def step_of(name: str) -> int | None:
-    """The step that a checkpoint's directory name speaks of; None where it is no such name."""
+    """Returns the step that a checkpoint's directory name speaks of; None where it is no such name."""
     if _CHECKPOINT.fullmatch(name) or _SUPERSEDED.fullmatch(name):
         return int(name.split("-")[1])
     return None

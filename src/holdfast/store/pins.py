@@ -1,4 +1,4 @@
-"""Which checkpoints are never to be deleted.
+"""Pins: the checkpoints that are never to be deleted.
 
 A published checkpoint is never opened for writing, so a pin is an empty file in the run's private directory. Its name
 is the checkpoint's attempt, which stays when the checkpoint is renamed. Standard library alone.
@@ -12,7 +12,7 @@ from holdfast.store import files, names
 
 
 def pinned(root: Path) -> frozenset[str]:
-    """The attempts that are pinned in a run directory.
+    """Returns the attempts that are pinned in a run directory.
 
     Raises:
         OSError: They cannot be read. Whoever wants to delete something then may not.

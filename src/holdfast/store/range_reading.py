@@ -8,26 +8,26 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 
-_PAGE = 4096  # what direct reads are aligned to: no disk has larger sectors
+_PAGE = 4096  # the alignment of direct reads: no disk has larger sectors
 _MOST_VIEWS = 1000  # of one call; the system takes 1024
-# What a file system answers that has no direct reads, or no way to tell what is cached.
+# The answers of a file system that has no direct reads, or no way to tell what is cached.
 _REFUSED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 Target = tuple[int, memoryview]
-"""From which byte of the range on, and into what."""
+"""The first byte in the range, and the memory that the bytes go to."""
 
 
 def read_range(
     cached: int, direct: int | None, offset: int, size: int, targets: Sequence[Target], block: memoryview
 ) -> list[memoryview]:
-    """Reads a range of a file, and gives its bytes in their order, to be digested from where they are.
+    """Reads a range of a file. Returns its bytes in their order, to be digested from where they are.
 
     Args:
         cached: The open file.
         direct: The same, opened to be read past the page cache; None where that cannot be.
-        offset: Where the range begins. It is a multiple of the page's size, or nothing is read past the cache.
-        size: How long it is.
-        targets: What of it goes where.
+        offset: The beginning of the range. It is a multiple of the page's size, or nothing is read past the cache.
+        size: Its length.
+        targets: The memory that parts of it go to, in order.
         block: Aligned memory that holds as much.
 
     Raises:
@@ -47,7 +47,7 @@ def read_range(
 
 
 def is_cached(fd: int, offset: int, size: int) -> bool:
-    """Whether the system has a range in memory, as far as its two ends show."""
+    """Tells whether the system has a range in memory, as far as its two ends show."""
     try:
         ends = (offset, offset + size - 1)
         return all(os.preadv(fd, [bytearray(1)], end, os.RWF_NOWAIT) for end in ends)
@@ -60,7 +60,7 @@ def is_cached(fd: int, offset: int, size: int) -> bool:
 
 
 def _directly(fd: int, offset: int, size: int, block: memoryview) -> int:
-    """Reads a range past the cache. Gives how much of it came: the file system may refuse, or give less."""
+    """Reads a range past the cache. Returns the number of bytes that came: the file system may refuse, or give less."""
     got = 0
     aligned = -(-size // _PAGE) * _PAGE
     while got < size and got % _PAGE == 0:
@@ -77,14 +77,14 @@ def _directly(fd: int, offset: int, size: int, block: memoryview) -> int:
 
 
 def _in_place(targets: Sequence[Target], size: int, block: memoryview) -> list[memoryview]:
-    """All bytes of a range in their order, each where it belongs; what belongs nowhere goes to the block."""
-    found, at = [], 0
+    """Returns views of all bytes of a range in order: of where they belong, or of the block."""
+    views, at = [], 0
     for begin, into in targets:
         if at < begin:
-            found.append(block[at:begin])
-        found.append(into)
+            views.append(block[at:begin])
+        views.append(into)
         at = begin + len(into)
-    return [*found, block[at:size]] if at < size else found
+    return [*views, block[at:size]] if at < size else views
 
 
 def _fill(fd: int, views: Sequence[memoryview], offset: int) -> None:

@@ -3,7 +3,7 @@
 What is in the page cache is read through it, straight into place. What is not comes past it, through blocks of a few
 megabytes: to fill the cache on the way costs as much as the reading itself.
 
-Standard library and xxhash.
+Standard library, and the digest's.
 """
 
 import itertools
@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import xxhash
-
-from holdfast.store import files
-from holdfast.store.manifest import BLOCK_BYTES, File
+from holdfast.store import digest, files
+from holdfast.store.digest import BLOCK_BYTES
+from holdfast.store.manifest import File
 from holdfast.store.range_reading import Target, read_range
 
 READERS = 4
@@ -26,7 +25,7 @@ READERS = 4
 
 @dataclass(frozen=True)
 class Span:
-    """Where a range of a file goes: bytes that may be written, as many as the range has."""
+    """A range of a file, and the memory that it goes to, of as many bytes."""
 
     offset: int
     into: memoryview
@@ -37,19 +36,19 @@ class Source:
     """A file that is read, whole or as far as some of it is wanted.
 
     Args:
-        file: What the manifest says of it.
-        spans: What of it goes where, in the order of their offsets. The blocks that hold it are read, and digested
-            whole; None: all are, and nothing goes anywhere.
+        file: The manifest's entry for it.
+        spans: The ranges that are wanted, in the order of their offsets. The blocks that hold them are read, and
+            digested whole; None: all are, and nothing goes anywhere.
     """
 
     file: File
     spans: Sequence[Span] | None = None
     problem: str | None = field(default=None, init=False)
-    """What is wrong with it."""
+    """The problem of the file, once it was read; None where there is none."""
 
 
 def read(folder: int, sources: Sequence[Source], *, through_cache: bool = False) -> None:
-    """Reads files, and leaves in each source what is wrong with it. What arrived of such a one is worth nothing.
+    """Reads files, and leaves in each source its problem, if any. What arrived of such a one is worth nothing.
 
     Args:
         folder: The open directory of the checkpoint.
@@ -93,7 +92,7 @@ class _Open:
 
 @dataclass(frozen=True)
 class _Unit:
-    """One block of a file, and what of it goes where."""
+    """One block of a file, and the memory that parts of it go to."""
 
     opened: _Open
     offset: int
@@ -113,22 +112,22 @@ class _Reader:
 
     def run(self) -> None:
         blocks = sum(source.file.size for source in self._sources) // BLOCK_BYTES
-        helpers = [
+        others = [
             threading.Thread(target=self._guarded, name=f"holdfast-load-{number}", daemon=True)
             for number in range(1, min(READERS, blocks))
         ]
-        for helper in helpers:
-            helper.start()
+        for other in others:
+            other.start()
         self._guarded()
-        for helper in helpers:
-            helper.join()
+        for other in others:
+            other.join()
         for opened in self._opened:
             opened.close()
         if self._error is not None:
             raise self._error
 
     def _cut(self) -> Iterator[_Unit]:
-        """The blocks of all files. They are not listed: a manifest may claim any size."""
+        """Yields the blocks of all files. They are not listed: a manifest may claim any size."""
         for source in self._sources:
             opened = _Open(self._folder, source, self._through_cache)
             self._opened.append(opened)
@@ -161,42 +160,42 @@ class _Reader:
 
 
 def _read(unit: _Unit, block: memoryview) -> None:
-    """Brings a unit to where it belongs, and digests its bytes from there."""
+    """Reads a unit to where it belongs, and digests its bytes from there."""
     opened, source = unit.opened, unit.opened.source
-    found = xxhash.xxh3_128()
+    block_digest = digest.new()
     try:
         for view in read_range(opened.cached, opened.direct, unit.offset, unit.size, unit.targets, block):
-            found.update(view)
+            block_digest.update(view)
     except EOFError:
         source.problem = changed(source.file)
     except OSError as error:
         source.problem = unreadable(source.file, error)
     else:
-        if found.hexdigest() != source.file.expected(unit.offset):
+        if block_digest.hexdigest() != digest.at(source.file.digests, unit.offset):
             source.problem = changed(source.file)
 
 
 def _targets(opened: _Open, offset: int, size: int) -> list[Target]:
-    """Where the bytes of a block go: from which of them on, and into what."""
-    found = []
+    """Returns the memory that parts of a block go to, each with the first byte there."""
+    targets = []
     first = max(0, bisect_right(opened.starts, offset) - 1)
     for span in itertools.islice(opened.source.spans or (), first, None):
         begin = max(span.offset, offset)
         end = min(span.offset + len(span.into), offset + size)
         if begin < end:
-            found.append((begin - offset, span.into[begin - span.offset : end - span.offset]))
+            targets.append((begin - offset, span.into[begin - span.offset : end - span.offset]))
         elif span.offset >= offset + size:
             break
-    return found
+    return targets
 
 
-def small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
-    """Reads a small file in one piece. Gives its bytes, and what is wrong with them.
+def read_small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
+    """Reads a small file in one piece. Returns its bytes, and their problem, if any.
 
     Args:
         folder: The open directory of the checkpoint.
-        file: What the manifest says of it.
-        limit: How many bytes are read at most.
+        file: The manifest's entry for it.
+        limit: The most bytes that are read.
     """
     try:
         data = files.read(file.path, limit=limit, folder=folder)
@@ -204,21 +203,21 @@ def small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
         return b"", unreadable(file, error)
     if len(data) != file.size:
         return data, size_problem(file, len(data))
-    return data, None if xxhash.xxh3_128_hexdigest(data) == file.xxh3_128 else changed(file)
+    return data, None if digest.of_bytes(data) == file.digests else changed(file)
 
 
 def size_problem(file: File, size: int) -> str:
-    """What is said of a file of another size."""
+    """Returns the problem of a file of another size."""
     return f"{file.path}: is {size:,} bytes long, was written with {file.size:,}"
 
 
 def unreadable(file: File, error: OSError) -> str:
-    """What is said of a file that cannot be read."""
+    """Returns the problem of a file that cannot be read."""
     if isinstance(error, FileNotFoundError):
         return f"{file.path}: is missing"
     return f"{file.path}: cannot be read: {error.strerror or error}"
 
 
 def changed(file: File) -> str:
-    """What is said of a file of another digest."""
+    """Returns the problem of a file of another digest."""
     return f"{file.path}: its bytes have changed since it was written"

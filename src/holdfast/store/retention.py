@@ -1,4 +1,4 @@
-"""What is deleted, and how: validity goes first, and the last good checkpoint never."""
+"""Deletion: which checkpoints go, and the order in which they do: validity first, the last good one never."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ NEEDED = "still needed"
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Which checkpoints are kept: those that any of these rules speaks for.
+    """The rules by which checkpoints are kept: each that any of them speaks for.
 
     Args:
         scheduled: The newest so many of those that only the schedule asked for (`save_total_limit`); None: all.
@@ -43,7 +43,7 @@ class RetentionPolicy:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of a checkpoint: `kept` says why it stays; None where it goes."""
+    """The decision on a checkpoint: `kept` says why it stays; None where it goes."""
 
     entry: Entry
     kept: str | None
@@ -53,28 +53,28 @@ class StillWantedError(OSError):
     """A checkpoint that was to be deleted was pinned, or gave its name to another, at the last moment. It is there."""
 
 
-def judge(found: Sequence[Entry], run: str, keep: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Verdict]:
-    """Says of each checkpoint whether it stays, and why.
+def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Verdict]:
+    """Decides for each checkpoint whether it stays, and why.
 
     Only what verifies (names and sizes) counts as kept or goes; another run's checkpoints, damaged ones, pinned ones,
     and those in `protected` are left alone. The newest good checkpoint never goes, nor the newest that holds no NaN or
     infinity where none should be: a training that went wrong saves as often as one that did not.
 
     Args:
-        found: The catalog, newest commit first.
+        entries: The catalog, newest commit first.
         run: The identity of the run that asks.
-        keep: The rules.
+        policy: The rules.
         protected: Checkpoints that something still needs: the one this run resumed from, the best one.
 
     Raises:
         OSError: The pins cannot be read.
     """
-    pinned = pins.pinned(found[0].path.parent) if found else frozenset()
+    pinned = pins.pinned(entries[0].path.parent) if entries else frozenset()
     safe = {path.resolve() for path in protected}
-    kept = {entry.path: why for entry in found if (why := _why_left_alone(entry, run)) is not None}
-    good = [entry for entry in found if entry.path not in kept]
+    kept = {entry.path: why for entry in entries if (why := _why_left_alone(entry, run)) is not None}
+    good = [entry for entry in entries if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
-    by_rule = _by_rule(good, keep)
+    by_rule = _by_rule(good, policy)
     for entry in good:
         if entry is good[0]:
             kept[entry.path] = "the newest good one"
@@ -86,22 +86,22 @@ def judge(found: Sequence[Entry], run: str, keep: RetentionPolicy, protected: It
             kept[entry.path] = NEEDED
         elif entry.path in by_rule:
             kept[entry.path] = by_rule[entry.path]
-    return [Verdict(entry, kept.get(entry.path)) for entry in found]
+    return [Verdict(entry, kept.get(entry.path)) for entry in entries]
 
 
-def newest_finite(found: Sequence[Entry], run: str) -> Entry | None:
-    """The newest good checkpoint of a run that holds no NaN or infinity where none should be; None if there is none.
+def newest_finite(entries: Sequence[Entry], run: str) -> Entry | None:
+    """Returns the newest good checkpoint of a run that holds no NaN or infinity where none should be; None without one.
 
     Args:
-        found: The catalog, newest commit first.
+        entries: The catalog, newest commit first.
         run: The identity of the run.
     """
-    return next((entry for entry in found if _is_finite(entry) and _why_left_alone(entry, run) is None), None)
+    return next((entry for entry in entries if _is_finite(entry) and _why_left_alone(entry, run) is None), None)
 
 
-def surplus(found: Sequence[Entry], run: str, keep: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Path]:
-    """The checkpoints that go, oldest commit first. The arguments are those of `judge`."""
-    return [verdict.entry.path for verdict in reversed(judge(found, run, keep, protected)) if verdict.kept is None]
+def surplus(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Path]:
+    """Returns the checkpoints that go, oldest commit first. The arguments are those of `judge`."""
+    return [verdict.entry.path for verdict in reversed(judge(entries, run, policy, protected)) if verdict.kept is None]
 
 
 def delete(root: Path, path: Path, attempt: str | None = None) -> None:
@@ -114,7 +114,7 @@ def delete(root: Path, path: Path, attempt: str | None = None) -> None:
     Args:
         root: The run directory.
         path: The checkpoint.
-        attempt: Which checkpoint is meant, for who cannot know that no other has its name by now.
+        attempt: The attempt of the checkpoint that is meant, where another may have its name by now.
 
     Raises:
         StillWantedError: It is pinned, or is another one than was meant.
@@ -160,7 +160,7 @@ def sweep(root: Path) -> list[str]:
 
 
 def _is_pinned(root: Path, doomed: Path) -> bool:
-    """Whether a crash came between the two looks of `delete`, and in between somebody had pinned the checkpoint."""
+    """Tells whether somebody pinned a checkpoint between the two looks of a `delete` that crashed there."""
     manifest = catalog.read(doomed).manifest
     return manifest is not None and manifest.attempt in pins.pinned(root) and verify(doomed, full=False).good
 
@@ -174,24 +174,24 @@ def _why_left_alone(entry: Entry, run: str) -> str | None:
         return "made by plain transformers" if entry.foreign else f"damaged: {entry.problem}"
     if entry.manifest.run != run:
         return "of another run"
-    if entry.stranger is not None:
-        return f"of another user (uid {entry.stranger})"
+    if entry.other_owner is not None:
+        return f"of another user (uid {entry.other_owner})"
     problems = verify(entry.path, full=False).problems
     return f"damaged: {problems[0]}" if problems else None
 
 
-def _by_rule(good: Sequence[Entry], keep: RetentionPolicy) -> dict[Path, str]:
-    """The checkpoints that a rule speaks for, and which."""
-    found: dict[Path, str] = {}
-    for kind, wanted, limit in (("scheduled", True, keep.scheduled), ("on-demand", False, keep.on_demand)):
+def _by_rule(good: Sequence[Entry], policy: RetentionPolicy) -> dict[Path, str]:
+    """Returns the checkpoints that a rule speaks for, each with the reason."""
+    kept: dict[Path, str] = {}
+    for kind, wanted, limit in (("scheduled", True, policy.scheduled), ("on-demand", False, policy.on_demand)):
         why = f"all {kind} ones stay" if limit is None else f"one of the last {limit} {kind} ones"
         alike = [entry for entry in good if _only_scheduled(entry) is wanted]
-        found.update((entry.path, why) for entry in alike[:limit])
-    if keep.every is not None:
-        why = f"its step is a multiple of {keep.every}"
-        found.update((entry.path, why) for entry in good if entry.step % keep.every == 0)
-    found.update((entry.path, f"one of the last {keep.last}") for entry in good[: keep.last])
-    return found
+        kept.update((entry.path, why) for entry in alike[:limit])
+    if policy.every is not None:
+        why = f"its step is a multiple of {policy.every}"
+        kept.update((entry.path, why) for entry in good if entry.step % policy.every == 0)
+    kept.update((entry.path, f"one of the last {policy.last}") for entry in good[: policy.last])
+    return kept
 
 
 def _only_scheduled(entry: Entry) -> bool:
@@ -220,7 +220,7 @@ def _give_back(root: Path, doomed: Path, path: Path) -> None:
 
 
 def _remove(doomed: Path) -> None:
-    """Removes what has no name any more. The sweep of a run that starts may be at it too, and takes files away."""
+    """Removes a checkpoint that has lost its name. The sweep of a run that starts may be removing files of it too."""
     while os.path.lexists(doomed):
         with suppress(FileNotFoundError):
             files.remove_tree(doomed)

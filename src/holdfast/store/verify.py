@@ -1,4 +1,4 @@
-"""Whether a checkpoint is what its manifest says."""
+"""Verification: a checkpoint compared with its manifest."""
 
 import os
 from contextlib import suppress
@@ -13,7 +13,7 @@ from holdfast.store.reading import Source
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. Without problems the checkpoint is good; notices are worth a word and no more."""
+    """The result of a verification. Without problems the checkpoint is good; notices are worth a word and no more."""
 
     entry: Entry
     problems: tuple[str, ...]
@@ -22,7 +22,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether the checkpoint can be resumed from."""
+        """Tells whether the checkpoint can be resumed from."""
         return not self.problems
 
 
@@ -31,8 +31,8 @@ def verify(path: Path, *, full: bool = True, through_cache: bool = False) -> Rep
 
     Args:
         path: The checkpoint's directory.
-        full: Reads every byte and compares digests. False looks at names and sizes alone.
-        through_cache: Whether somebody is about to read the files again, and finds them in the page cache.
+        full: Whether every byte is read and digests are compared; otherwise names and sizes alone are.
+        through_cache: Whether the files are read into the page cache, for somebody who is about to read them again.
     """
     entry = read(path)
     if entry.manifest is None:
@@ -64,11 +64,11 @@ def _problem(folder: int, file: File) -> str | None:
 
 
 def _all_files(path: Path) -> set[str]:
-    """All that lies below a checkpoint; behind a link to a directory one level, which is as far as a Trainer looks."""
-    found: set[Path] = set()
+    """Returns all files below a checkpoint; behind a link to a directory one level, as far as a Trainer looks."""
+    paths: set[Path] = set()
     for folder, folders, others in os.walk(path):
-        found.update(Path(folder, name) for name in others)
+        paths.update(Path(folder, name) for name in others)
         for link in (Path(folder, name) for name in folders if Path(folder, name).is_symlink()):
             with suppress(OSError):
-                found.update(list(link.iterdir()) or [link])
-    return {one.relative_to(path).as_posix() for one in found}
+                paths.update(list(link.iterdir()) or [link])
+    return {file.relative_to(path).as_posix() for file in paths}

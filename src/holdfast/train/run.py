@@ -10,8 +10,8 @@ from typing import Any
 
 from holdfast.engine.engine import Engine
 from holdfast.errors import FAILED, UnsupportedError
-from holdfast.layouts import transformers as layout
-from holdfast.layouts.export import copy_model
+from holdfast.layouts.layout import TRANSFORMERS
+from holdfast.layouts.transformers import copy_model
 from holdfast.ranks import launcher
 from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
@@ -40,7 +40,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
         policy = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
-        with Engine(root, config, policy, wanted, layout.NAME, screen.say) as engine:
+        with Engine(root, config, policy, wanted, TRANSFORMERS, screen.say) as engine:
             if not rank:
                 _announce(engine, screen)
             trainer = _trainer(config, engine, screen)

@@ -5,10 +5,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from helpers.parts import content, same
+from helpers.parts import content, listed, same
 from holdfast.errors import CheckpointError, UnsupportedError
+from holdfast.layouts.pieces import PiecesReader
 from holdfast.layouts.safetensors import writing as tensor_file
-from holdfast.layouts.safetensors.reading import opened
+from holdfast.state.sharding import ShardRange
+from holdfast.store import files
 
 PLAIN = sorted((dtype for dtype in safetensors.torch._TYPES.values() if dtype is not None), key=str)
 NOTED = [torch.complex128, torch.complex32, torch.float8_e8m0fnu]
@@ -27,8 +29,20 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with opened(path) as file:
-        return {name: file.take(name) for name in file.shapes()}, file.metadata
+    with files.open_folder(path.parent) as folder:
+        reader = PiecesReader(path.parent, folder, {path.name: listed(path.parent, path.name)})
+        file = reader.file(path.name)
+        shapes = {name: file.shape(name) or () for name in [*file.dense, *file.sparse]}
+        tensors = {
+            name: reader.plan(name, whole_piece(path.name, shape), ShardRange.whole(shape))[0]
+            for name, shape in shapes.items()
+        }
+        reader.read()
+        return tensors, file.metadata
+
+
+def whole_piece(path: str, shape: tuple[int, ...]) -> list[dict[str, object]]:
+    return [{"file": path, "offset": [0] * len(shape), "lengths": list(shape)}]
 
 
 @pytest.mark.parametrize("dtype", PLAIN, ids=str)

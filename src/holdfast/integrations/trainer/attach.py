@@ -17,6 +17,7 @@ from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.integrations.trainer.writer import interceptors
 from holdfast.layouts import transformers as layout
+from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.resume.choose import ResumePoint
 from holdfast.settings import Settings, SettingsKwargs, validated
 from holdfast.store.retention import RetentionPolicy
@@ -92,7 +93,7 @@ def _opened(
     if given is not None:
         yield given
         return
-    with Engine(Path(trainer.args.output_dir), settings, keep, resume, layout.NAME) as opened:
+    with Engine(Path(trainer.args.output_dir), settings, keep, resume, TRANSFORMERS) as opened:
         yield opened
 
 

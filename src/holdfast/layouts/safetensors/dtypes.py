@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import torch
 
 NOTES = "holdfast"
-"""The key of the header's metadata that says what the tensors were which the format cannot hold."""
+"""The key of the header's metadata under which the notes are."""
 
 # The names of a sparse tensor's components: as torch's constructors take them.
 COMPONENTS = {
@@ -21,7 +21,7 @@ COMPONENTS = {
 
 @cache
 def codes() -> dict[str, "torch.dtype"]:
-    """The dtypes that the installed library reads, by the format's names for them."""
+    """Returns the dtypes that the installed library reads, by the format's names for them."""
     import safetensors.torch
 
     return {code: dtype for code, dtype in safetensors.torch._TYPES.items() if dtype is not None}
@@ -29,5 +29,5 @@ def codes() -> dict[str, "torch.dtype"]:
 
 @cache
 def codes_by_dtype() -> dict["torch.dtype", str]:
-    """The format's names of the dtypes that the installed library writes."""
+    """Returns the format's names of the dtypes that the installed library writes."""
     return {dtype: code for code, dtype in codes().items()}

@@ -1,4 +1,4 @@
-"""What a safetensors file says of its tensors, read without any library: the verbs start in a tenth of its time.
+"""The header of a safetensors file, read without any library: the verbs start in a tenth of its time.
 
 The format: eight bytes, the length of the header, little-endian; the header, a JSON object; the tensors' bytes.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.store import names
+from holdfast.store.manifest import reject_duplicate_keys
 
 _MOST_HEADER_BYTES = 100_000_000  # the library's own limit
 _MOST_DIMENSIONS = 64  # torch's own limit
@@ -44,9 +45,9 @@ class Header:
     """The beginning of a file.
 
     Args:
-        text: Its bytes, up to where those of the tensors begin.
-        tensors: What it describes, by name.
-        metadata: What else it says.
+        text: Its bytes, up to those of the tensors.
+        tensors: The tensors that it describes, by name.
+        metadata: All else that it says.
     """
 
     text: bytes
@@ -55,7 +56,7 @@ class Header:
 
 
 def read(fd: int) -> list[Tensor]:
-    """What the header of an open file describes, by name. Raises what `header_of` raises."""
+    """Returns the tensors of an open file, ordered by name. Raises as `header_of` does."""
     return [tensor for _, tensor in sorted(header_of(fd).tensors.items())]
 
 
@@ -72,7 +73,7 @@ def header_of(fd: int) -> Header:
         raise HeaderError(f"its header is said to have {length:,} bytes, and the file has {size:,}")
     text = bytes(exactly(fd, 8 + length, 0))
     try:
-        header = json.loads(text[8:], object_pairs_hook=_reject_duplicate_keys)
+        header = json.loads(text[8:], object_pairs_hook=reject_duplicate_keys)
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"its header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
@@ -80,19 +81,19 @@ def header_of(fd: int) -> Header:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderError("its header has metadata that is not text")
-    found = {name: _tensor(name, told, 8 + length, size) for name, told in header.items()}
+    tensors = {name: _tensor(name, entry, 8 + length, size) for name, entry in header.items()}
     end = 8 + length
-    for tensor in sorted(found.values(), key=lambda tensor: (tensor.offset, tensor.bytes)):
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.bytes)):
         if tensor.offset != end:
             raise HeaderError(f"the bytes of {names.quoted(tensor.name)} do not begin where those before it end")
         end += tensor.bytes
     if end != size:
         raise HeaderError(f"it has {size - end:,} bytes that belong to no tensor")
-    return Header(text, found, metadata)
+    return Header(text, tensors, metadata)
 
 
 def exactly(fd: int, count: int, offset: int) -> bytearray:
-    """Reads so many bytes at a place.
+    """Reads `count` bytes at a place.
 
     Raises:
         HeaderError: The file ends before.
@@ -106,10 +107,10 @@ def exactly(fd: int, count: int, offset: int) -> bytearray:
     return data
 
 
-def _tensor(name: str, told: Any, start: int, size: int) -> Tensor:
-    if not isinstance(told, dict) or set(told) != {"dtype", "shape", "data_offsets"}:
+def _tensor(name: str, entry: Any, start: int, size: int) -> Tensor:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(f"its header describes {names.quoted(name)} in another way than the format has it")
-    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets):
         raise HeaderError(f"its header describes {names.quoted(name)} in another way than the format has it")
     if len(shape) > _MOST_DIMENSIONS or len(offsets) != 2:
@@ -124,10 +125,3 @@ def _tensor(name: str, told: Any, start: int, size: int) -> Tensor:
 
 def _counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
-
-
-def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key appears twice")
-    return found

@@ -1,7 +1,7 @@
 """A file in the safetensors format, to be filled from live tensors. Format: `docs/format.md`.
 
-What the format cannot hold goes in as plain tensors that share its memory, so that it can stream like the rest; a note
-in the header's metadata says what it was.
+A tensor that the format cannot hold goes in as plain tensors that share its memory, so that it can stream like the
+rest; a note in the header's metadata says what it was.
 """
 
 import json
@@ -21,12 +21,12 @@ _ALIGNMENT = 64
 
 
 def image(path: str, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None) -> Image:
-    """The safetensors file of some tensors. Nothing is copied.
+    """Returns the safetensors file of some tensors. Nothing is copied.
 
     Args:
-        path: Where it goes inside the checkpoint.
+        path: Its path inside the checkpoint.
         tensors: The tensors, by name.
-        metadata: What else the header says.
+        metadata: Further text for the header.
 
     Raises:
         UnsupportedError: A tensor is of a kind that cannot be written.
@@ -38,7 +38,7 @@ def image(path: str, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[st
 def arranged(
     path: str, tensors: Mapping[str, "torch.Tensor"], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, dict[str, "torch.Tensor"]]:
-    """The beginning of the file of `image`, and the plain tensors whose bytes follow, in their order.
+    """Returns the beginning of the file of `image`, and the plain tensors whose bytes follow, in their order.
 
     Raises:
         UnsupportedError: A tensor is of a kind that cannot be written.
@@ -50,25 +50,25 @@ def arranged(
         if name not in plain and _is_plain(tensor, code_of):
             plain[name] = tensor.detach()
             continue
-        for part, held in _plain(name, tensor.detach(), notes).items():
+        for part, component in _plain(name, tensor.detach(), notes).items():
             if part in plain:
                 raise UnsupportedError(f"{path} would hold two tensors of the name {part!r}; rename one of them")
-            plain[part] = held
-    said = {**(metadata or {}), **({NOTES: json.dumps(notes)} if notes else {})}
-    described = tuple([(name, code_of[one.dtype], tuple(one.shape), one.element_size()) for name, one in plain.items()])
-    head, order = _head(described, tuple(said.items()))
+            plain[part] = component
+    text = {**(metadata or {}), **({NOTES: json.dumps(notes)} if notes else {})}
+    described = tuple([(name, code_of[t.dtype], tuple(t.shape), t.element_size()) for name, t in plain.items()])
+    head, order = _head(described, tuple(text.items()))
     return head, {name: plain[name] for name in order}
 
 
 # It is the same from save to save, and to write it takes milliseconds that training could have had.
 @lru_cache(maxsize=16)
 def _head(
-    described: tuple[tuple[str, str, tuple[int, ...], int], ...], said: tuple[tuple[str, str], ...]
+    described: tuple[tuple[str, str, tuple[int, ...], int], ...], metadata: tuple[tuple[str, str], ...]
 ) -> tuple[bytes, tuple[str, ...]]:
-    """The beginning of a file, and the order of its tensors, from the name, dtype, shape and width of each."""
-    header: dict[str, Any] = {"__metadata__": dict(said)} if said else {}
+    """Returns the beginning of a file, and the order of its tensors, from the name, dtype, shape and width of each."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     # The library looks at a tensor's bytes in place, which its elements' width must divide.
-    ordered = sorted(described, key=lambda one: -one[3])
+    ordered = sorted(described, key=lambda entry: -entry[3])
     end = 0
     for name, code, shape, width in ordered:
         begin, end = end, end + math.prod(shape) * width
@@ -79,7 +79,7 @@ def _head(
 
 
 def _is_plain(tensor: "torch.Tensor", code_of: Mapping["torch.dtype", str]) -> bool:
-    """Whether it needs no look at all that could be special about it. Nearly all of a state is."""
+    """Tells whether it needs no look at all that could be special about it. Nearly all of a state is."""
     import torch
 
     usual = type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter
@@ -87,7 +87,7 @@ def _is_plain(tensor: "torch.Tensor", code_of: Mapping["torch.dtype", str]) -> b
 
 
 def _plain(name: str, tensor: "torch.Tensor", notes: dict[str, Any]) -> dict[str, "torch.Tensor"]:
-    """The plain tensors that stand for one; adds a note if it is not plain itself."""
+    """Returns the plain tensors that stand for a tensor; adds a note if it is not plain itself."""
     import torch
 
     layout = str(tensor.layout).removeprefix("torch.")
@@ -98,12 +98,12 @@ def _plain(name: str, tensor: "torch.Tensor", notes: dict[str, Any]) -> dict[str
         notes[name] = {"layout": layout, "shape": list(tensor.shape)}
         if layout == "sparse_coo":
             notes[name]["coalesced"] = tensor.is_coalesced()
-        found: dict[str, torch.Tensor] = {}
+        components: dict[str, torch.Tensor] = {}
         for component in COMPONENTS[layout]:
             # `indices()` refuses a tensor that is not coalesced.
             take = f"_{component}" if layout == "sparse_coo" else component
-            found |= _plain(f"{name}.{component}", getattr(tensor, take)().detach(), notes)
-        return found
+            components |= _plain(f"{name}.{component}", getattr(tensor, take)().detach(), notes)
+        return components
     if tensor.layout != torch.strided:
         raise UnsupportedError(f"{name} has the layout {layout}, which cannot be written to a file of tensors")
     if tensor.dtype in codes_by_dtype():

@@ -1,0 +1,106 @@
+"""The weights of a checkpoint in the native layout: one file for each model, as one process would have written it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.layouts.image import read_json
+from holdfast.layouts.native import REST, TENSORS
+from holdfast.layouts.native_reading import open_checkpoint
+from holdfast.layouts.pieces import PiecesReader
+from holdfast.layouts.safetensors.reading import bytes_of
+from holdfast.layouts.safetensors.writing import arranged
+from holdfast.state.part import SIDECAR_PREFIX
+from holdfast.state.sharding import ShardRange
+from holdfast.store import files
+from holdfast.store.manifest import Manifest
+from holdfast.store.verify import Report
+
+if TYPE_CHECKING:
+    import torch
+
+# Small tensors share blocks, which are read and digested whole: so many bytes of tensors are read together.
+_TOGETHER_BYTES = 64 << 20
+
+
+def leave_weights(report: Report, target: Path) -> None:
+    """Writes the weights of all models of a checkpoint into an existing directory.
+
+    Args:
+        report: The checkpoint, verified and good.
+        target: The directory; nothing in it has the name of a model's file.
+
+    Raises:
+        DamagedCheckpointError: A file was changed since.
+    """
+    checkpoint, manifest = report.entry.path, report.entry.manifest
+    assert manifest is not None
+    listed = {file.path for file in manifest.files}
+    for path in sorted(listed):
+        part = path.removesuffix(REST)
+        if part == path or "/" in path or not _is_model(checkpoint / path):
+            continue
+        entries = {
+            name: entry for name, entry in manifest.tensors.get(part, {}).items() if not name.startswith(SIDECAR_PREFIX)
+        }
+        if entries:
+            _join(checkpoint, manifest, entries, target / (part + TENSORS))
+        elif part not in manifest.tensors and part + TENSORS in listed:
+            files.copy(checkpoint / (part + TENSORS), target / (part + TENSORS))
+
+
+def _join(checkpoint: Path, manifest: Manifest, entries: Mapping[str, Mapping[str, Any]], target: Path) -> None:
+    """Writes a file from the pieces of its tensors, of which few at a time are in memory."""
+    with open_checkpoint(checkpoint) as folder:
+        reader = PiecesReader(checkpoint, folder, {file.path: file for file in manifest.files})
+        stand_ins = {name: _stand_in(reader, name, entry) for name, entry in entries.items()}
+        # Each of the files says all aliases.
+        metadata = reader.file(next(iter(entries.values()))["pieces"][0]["file"]).metadata
+        aliases = {name: first for name, first in sorted(metadata.items()) if name != "format"}
+        head, plain = arranged(target.name, stand_ins, {**aliases, "format": "pt"})
+        fd = files.open_new(target)
+        try:
+            files.write_all(fd, head)
+            for together in _in_turns(plain):
+                tensors = {
+                    name: reader.plan(name, entries[name]["pieces"], ShardRange.whole(entries[name]["shape"]))[0]
+                    for name in together
+                    if name in entries
+                }
+                reader.read()
+                for name, tensor in together.items():
+                    if name in tensors:
+                        tensor = arranged(target.name, {name: tensors.pop(name)})[1][name]
+                    files.write_all(fd, bytes_of(tensor.contiguous()) if tensor.nbytes else b"")
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _stand_in(reader: PiecesReader, name: str, entry: Mapping[str, Any]) -> "torch.Tensor":
+    """Returns a tensor of the whole shape and the dtype, and of no memory; a sparse one, which was read, as it is."""
+    import torch
+
+    file = reader.file(entry["pieces"][0]["file"])
+    if name in file.sparse:
+        return file.sparse[name]
+    return torch.empty((), dtype=file.dense[name].dtype).expand(entry["shape"])
+
+
+def _in_turns(tensors: Mapping[str, "torch.Tensor"]) -> Iterator[dict[str, "torch.Tensor"]]:
+    """Yields the tensors in their order, few at a time."""
+    together: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        if together and size + tensor.nbytes > _TOGETHER_BYTES:
+            yield together
+            together, size = {}, 0
+        together[name] = tensor
+        size += tensor.nbytes
+    yield together
+
+
+def _is_model(path: Path) -> bool:
+    rest = read_json(path)
+    return isinstance(rest, dict) and rest.get("kind") == "model"
