@@ -11,10 +11,10 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
-from holdfast.integrations.trainer import secrets as trainer_secrets
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.own_writer import form_of
+from holdfast.integrations.trainer.secrets import SaveWithoutSecrets
 from holdfast.integrations.trainer.writer import interceptors
 from holdfast.layouts import transformers as layout
 from holdfast.resume.choose import ResumePoint
@@ -53,7 +53,6 @@ def attach(
     _require_supported(trainer)
     checked = validated(**settings)
     keep = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
-    trainer_secrets.keep(trainer.args)
     inner, push_to_hub = trainer.train, trainer.push_to_hub
 
     @functools.wraps(push_to_hub)
@@ -82,6 +81,8 @@ def attach(
 
     trainer.train = train
     trainer.push_to_hub = push
+    if "_save" not in vars(trainer):
+        trainer._save = SaveWithoutSecrets(trainer)
     return trainer
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerState
 
+from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
 _OURS = (f"{names.CONTROL}/*", names.JOURNAL, "superseded-*", ".tmp-*", ".trash-*", ".*.new")
@@ -46,6 +47,7 @@ class Pushes:
         # Training may be further by now, and is not to be shown another step.
         stand_in = copy.copy(self._trainer)
         stand_in.state = state
+        stand_in.args = pickled_blank(self._trainer.args)
         try:
             with uploads_without_ours():
                 stand_in._push_from_checkpoint(str(checkpoint))

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from holdfast.errors import SaveError
+from holdfast.integrations.trainer.secrets import SaveWithoutSecrets, pickled_blank
 from holdfast.layouts import torch_zip as torch_file
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.image import Image
@@ -183,6 +184,8 @@ def stand_in_for(trainer: Trainer, recorded: "TrainerRecord", folder: Path) -> A
     stand_in = copy.copy(trainer)
     for name in REPLACED:
         stand_in.__dict__.pop(name, None)
+    if isinstance(vars(stand_in).get("_save"), SaveWithoutSecrets):
+        del stand_in._save  # the arguments below are to be pickled already
     state = copy.copy(recorded.state)
     state.log_history = state.log_history[: recorded.logged]
     state.total_flos += recorded.flos
@@ -211,7 +214,7 @@ def stand_in_for(trainer: Trainer, recorded: "TrainerRecord", folder: Path) -> A
 
 def _without_what_comes_after(args: TrainingArguments) -> TrainingArguments:
     """What is done with a finished checkpoint, pushing and rotating, is not the writer's business."""
-    only_written = copy.copy(args)
+    only_written = pickled_blank(args)
     only_written.push_to_hub = False
     only_written.save_total_limit = None
     return only_written
