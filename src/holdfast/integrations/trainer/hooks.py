@@ -1,9 +1,9 @@
 """Where a Trainer's step ends: the boundaries that are marked there, and what is done of a step after a resume.
 
-A step ends in two or three faces: the update; logging and evaluation; and, after an epoch's last step, what belongs to
+A step ends in two or three stages: the update; logging and evaluation; and, after an epoch's last step, what belongs to
 the end of the epoch. Each is a boundary. A scheduled save is taken at the last: nothing of the step is left to do, so
-plain transformers too resumes exactly. One on demand is taken of the last face that was reached; a resume does the rest
-of that step before the next. Read against transformers 5.23.
+plain transformers too resumes exactly. One on demand is taken of the last stage that was reached; a resume does the
+rest of that step before the next. Read against transformers 5.23.
 """
 
 import copy
@@ -151,7 +151,7 @@ class StepHooks:
             )
 
     def _remember(self, model: Any, trial: Any) -> None:
-        """In the place of the trainer's save, which is taken at the step's last face instead."""
+        """In the place of the trainer's save, which is taken at the step's last stage instead."""
         self._wanted = True
 
     def _end_of_step(
@@ -174,7 +174,7 @@ class StepHooks:
         again, self._last_step = step == self._last_step, step
         self._wanted |= control.should_save
         control.should_save = False
-        epoch_end = not again and self._another_face_follows()
+        epoch_end = not again and self._another_stage_follows()
         todo = Pending(
             control.should_log, control.should_evaluate, self._wanted, epoch_end, grad_norm, learning_rate, float(epoch)
         )
@@ -191,7 +191,7 @@ class StepHooks:
         if engine.stop_requested:
             trainer.control.should_training_stop = True
 
-    def _mark(self, face: str, pending: Pending, *, last_of_step: bool = False) -> None:
+    def _mark(self, stage: str, pending: Pending, *, last_of_step: bool = False) -> None:
         trainer, subject = self._trainer, self._subject
         assert subject is not None
         self._look_at_saves()
@@ -202,7 +202,7 @@ class StepHooks:
             self._wanted = False
         step = trainer.state.global_step
         self._engine.reach(
-            step, face=face, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
+            step, stage=stage, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
         )
 
     def _go_on(self, checkpoint: str | None) -> None:
@@ -267,7 +267,7 @@ class StepHooks:
             self._pushes.begin(Path(answer.path), then)
         trainer.control = trainer.callback_handler.on_save(trainer.args, then, trainer.control)
 
-    def _another_face_follows(self) -> bool:
+    def _another_stage_follows(self) -> bool:
         control, epoch = self._trainer.control, self._trainer.state.epoch
         return bool(control.should_training_stop or control.should_epoch_stop or epoch == int(epoch))
 
@@ -287,17 +287,17 @@ class StepHooks:
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
-    def __init__(self, faces: StepHooks) -> None:
-        self._faces = faces
+    def __init__(self, hooks: StepHooks) -> None:
+        self._hooks = hooks
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._faces.begin()
+        self._hooks.begin()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._faces.begin_step()
+        self._hooks.begin_step()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self._faces.log(logs or {})
+        self._hooks.log(logs or {})
 
 
 def _number(text: str | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What is recorded of a Trainer at each face: the small state, which changes between a boundary and the next update."""
+"""The record of a Trainer at each stage: the small state, which changes between a boundary and the next update."""
 
 import copy
 import time
@@ -45,7 +45,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class TrainerRecord:
-    """The small state of a trainer at one face."""
+    """The small state of a trainer at one stage."""
 
     state: TrainerState
     logged: int

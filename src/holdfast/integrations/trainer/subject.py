@@ -1,4 +1,4 @@
-"""The state of a Trainer, as the engine saves it: recorded at each face, and written by a stand-in of the trainer."""
+"""The state of a Trainer, as the engine saves it: recorded at each stage, and written by a stand-in of the trainer."""
 
 import copy
 from collections.abc import Hashable, Mapping, Sequence
