@@ -47,7 +47,7 @@ def _copy(args: TrainingArguments) -> TrainingArguments:
 
 
 class SaveWithoutSecrets:
-    """Replaces a trainer's `_save`, which runs on a copy of the trainer with arguments to be pickled.
+    """Replaces a trainer's `_save`: runs it on a copy of the trainer, whose arguments are pickled without secrets.
 
     Args:
         trainer: The trainer.
