@@ -249,7 +249,7 @@ class Checkpointer:
                 return load_into(self._state, chosen, **how, say=engine.announce, settle=engine.origin.has_read)
             except DamagedCheckpointError as error:
                 chosen = engine.origin.fall_back(error)
-                self._state.spare(chosen.path)
+                self._state.protect(chosen.path)
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:
