@@ -78,7 +78,7 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
         where, redistribution = f", {state.data.where}", state.data.redistribution
     set_random_state()
     if before != now:
-        notices.append(_of_another_number(manifest, now, redistribution))
+        notices.append(_world_size_notice(manifest, now, redistribution))
     elif redistribution:
         notices.append(f"data: {redistribution}")
     say(f"resumed from {chosen.path}: step {manifest.step}{where}")
@@ -162,7 +162,7 @@ def _does_not_fit(path: Path, misfits: list[str]) -> CheckpointError:
     )
 
 
-def _of_another_number(manifest: Manifest, now: int, redistribution: str) -> str:
+def _world_size_notice(manifest: Manifest, now: int, redistribution: str) -> str:
     """Says what is the same, and what is not, where another number of processes goes on."""
     differing = native.differ(file.path for file in manifest.files)
     changes = ["random numbers are others from here on"]
