@@ -90,11 +90,11 @@ def test_a_file_asks_once_for_a_save_and_is_gone(desk: Desk) -> None:
 
 
 def test_it_can_be_created_again_without_end(desk: Desk) -> None:
-    found = []
+    requests = []
     for _ in range(30):
         desk.path.touch()
-        found += desk.look()
-    assert len({request.id for request in found}) == 30 == len(desk.inbox.pending()[0])
+        requests += desk.look()
+    assert len({request.id for request in requests}) == 30 == len(desk.inbox.pending()[0])
 
 
 def test_its_text_becomes_the_label(desk: Desk) -> None:
@@ -294,4 +294,4 @@ def test_on_a_full_disk_it_still_asks_and_the_claim_stays_for_the_next_start(tmp
         (disk / "filler").unlink()
         again = Desk(full.root)
         again.recover()
-        assert [found.label for found in again.inbox.pending()[0]] == ["label"]
+        assert [request.label for request in again.inbox.pending()[0]] == ["label"]

@@ -1,4 +1,4 @@
-"""What a plain loop leaves behind, and settings that it refuses before it begins."""
+"""A plain loop: the things that it leaves behind, and the settings that it refuses before it begins."""
 
 import gc
 import multiprocessing

@@ -45,23 +45,23 @@ class Loop:
             self.ckpt.save(wait=True)
 
     def state(self) -> dict[str, torch.Tensor]:
-        held = {name: one.detach().clone() for name, one in self.model.named_parameters()}
-        for name, one in self.model.named_parameters():
-            held |= {f"{name}/{key}": value.clone() for key, value in self.optimizer.state[one].items()}
-        return held
+        tensors = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            tensors |= {f"{name}/{key}": value.clone() for key, value in self.optimizer.state[parameter].items()}
+        return tensors
 
 
 @pytest.fixture
 def states(tmp_path: Path) -> list[dict[str, torch.Tensor]]:
     """The states of three checkpoints in `tmp_path`, of the steps 1 to 3."""
-    found = []
+    saved = []
     loop = Loop(tmp_path)
     with loop.ckpt:
         loop.ckpt.resume()
         for _ in range(3):
             loop.train(1)
-            found.append(loop.state())
-    return found
+            saved.append(loop.state())
+    return saved
 
 
 def resumed(root: Path, **how: object) -> tuple[int, Loop]:
@@ -189,21 +189,21 @@ def test_the_weights_arrive_in_the_memory_where_they_were(
     tmp_path: Path, states: list[dict[str, torch.Tensor]]
 ) -> None:
     loop = Loop(tmp_path)
-    pointers = [one.data_ptr() for one in loop.model.parameters()]
+    pointers = [parameter.data_ptr() for parameter in loop.model.parameters()]
     with loop.ckpt:
         loop.ckpt.resume()
-    assert [one.data_ptr() for one in loop.model.parameters()] == pointers and same(loop.state(), states[2])
+    assert [parameter.data_ptr() for parameter in loop.model.parameters()] == pointers and same(loop.state(), states[2])
 
 
 def test_a_training_that_goes_back_keeps_the_memory_of_its_optimizer(
     tmp_path: Path, states: list[dict[str, torch.Tensor]]
 ) -> None:
     _, loop = resumed(tmp_path)
-    pointers = [one.data_ptr() for held in loop.optimizer.state.values() for one in held.values()]
+    pointers = [tensor.data_ptr() for moments in loop.optimizer.state.values() for tensor in moments.values()]
     first = str(tmp_path / "checkpoint-1")
     with Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer, resume=first, say=loop.said.append) as ckpt:
         assert ckpt.resume() == 1
-    assert [one.data_ptr() for held in loop.optimizer.state.values() for one in held.values()] == pointers
+    assert [tensor.data_ptr() for moments in loop.optimizer.state.values() for tensor in moments.values()] == pointers
     assert len(pointers) == 6 and same(loop.state(), states[0])
 
 
@@ -211,8 +211,8 @@ def test_state_that_a_checkpoint_has_otherwise_or_not_at_all_is_not_kept(
     tmp_path: Path, states: list[dict[str, torch.Tensor]]
 ) -> None:
     _, loop = resumed(tmp_path)
-    for held in loop.optimizer.state.values():
-        held.update(exp_avg=held["exp_avg"].double(), extra=torch.ones(3))
+    for moments in loop.optimizer.state.values():
+        moments.update(exp_avg=moments["exp_avg"].double(), extra=torch.ones(3))
     first = str(tmp_path / "checkpoint-1")
     with Checkpointer(tmp_path, model=loop.model, optimizer=loop.optimizer, resume=first, say=loop.said.append) as ckpt:
         ckpt.resume()

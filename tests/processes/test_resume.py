@@ -277,7 +277,7 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("at", "changes", "face"),
+    ("at", "changes", "stage"),
     [
         pytest.param(20, {"logging_steps": 4}, "update", id="mid-epoch"),
         pytest.param(
@@ -286,7 +286,7 @@ main()
     ],
 )
 def test_saved_in_an_evaluation_and_killed_there_ends_as_if_never_interrupted(
-    training: Training, tmp_path: Path, at: int, changes: dict[str, Any], face: str
+    training: Training, tmp_path: Path, at: int, changes: dict[str, Any], stage: str
 ) -> None:
     settings = {key: value for key, value in {**EXACT, **changes}.items() if value is not None}
     whole = Training(tmp_path / "whole", training.launcher, training.config)
@@ -294,7 +294,7 @@ def test_saved_in_an_evaluation_and_killed_there_ends_as_if_never_interrupted(
     ends = [whole.start(**settings)]
     process = training.start(**settings, program=IN_AN_EVALUATION.replace("AT", str(at)))
     assert process.wait() == -signal.SIGKILL, process.output
-    assert training.manifest(f"checkpoint-{at}")["boundary"]["face"] == face
+    assert training.manifest(f"checkpoint-{at}")["boundary"]["face"] == stage
     ends.append(training.start("--resume", "auto", **settings))
     assert [end.wait() for end in ends] == [0, 0], ends[-1].output
     assert outcome(training.run) == outcome(whole.run)

@@ -19,8 +19,8 @@ HABITS = st.builds(Habits, ahead=st.sampled_from([1, 2, 8]), boundary_mode=st.bo
 
 
 def faults_of(*kinds: str) -> st.SearchStrategy[list[Fault]]:
-    one = st.builds(Fault, st.sampled_from(kinds), st.integers(0, 9), st.floats(0, 12), st.floats(0.1, 20))
-    return st.lists(one, max_size=3)
+    fault = st.builds(Fault, st.sampled_from(kinds), st.integers(0, 9), st.floats(0, 12), st.floats(0.1, 20))
+    return st.lists(fault, max_size=3)
 
 
 def simulated(size: int, seed: int, *, faults: Sequence[Fault] = (), rounds: int = 4, **more: object) -> Simulation:
@@ -35,7 +35,7 @@ def simulated(size: int, seed: int, *, faults: Sequence[Fault] = (), rounds: int
 
 
 def longest_wait(simulation: Simulation, pace: float) -> float:
-    """How long a gate may be shut without a decision: the others' time, and a few operations."""
+    """The longest time that a gate may be shut without a decision: the others' time, and a few operations."""
     return (1.5 * SECONDS + 3 * OPERATION_SECONDS) * pace + sum(
         f.seconds for f in simulation.faults if f.kind == "stop"
     )
@@ -148,8 +148,8 @@ def test_a_gate_that_opens_before_the_decision_is_noticed() -> None:
 def test_a_rank_that_gives_up_without_claiming_is_noticed() -> None:
     def gives_up(number: int, rank: int, own: Offer, seconds: float) -> Steps:
         yield Put(offer_key(number, rank), own.encode())
-        found = yield Get((f"decision/{number}",), 0.1)
-        return Decision(None, "alone") if found is None else Decision(**json.loads(found[0]))
+        texts = yield Get((f"decision/{number}",), 0.1)
+        return Decision(None, "alone") if texts is None else Decision(**json.loads(texts[0]))
 
     with pytest.raises(AssertionError, match="different decisions"):
         for seed in range(20):

@@ -15,7 +15,7 @@ def test_a_store_that_is_gone_is_given_up_at_once_and_not_called_for_minutes() -
         channel = Channel(client, 1, 2, 30.0)
         channel.put("here", True)
     begun = time.monotonic()
-    for told in (channel, channel, Channel(client, 1, 2, 30.0)):
+    for asked in (channel, channel, Channel(client, 1, 2, 30.0)):
         with pytest.raises(RanksError, match="is gone"):
-            told.there(["here"])
+            asked.there(["here"])
     assert time.monotonic() - begun < 30

@@ -1,4 +1,4 @@
-"""What rank 0 knows of ranks that have told nothing yet, over a real store."""
+"""The knowledge that rank 0 has of ranks that have told nothing yet, over a real store."""
 
 import itertools
 import threading
@@ -79,7 +79,7 @@ def test_it_keeps_nobody_from_what_the_others_tell_and_ask(three: Three) -> None
     second.start()
     assert second.accept(Request("command", why="asked of rank 2"))
     wait_until(lambda: [request.why for request in three.asked] == ["asked of rank 2"], 30)
-    wait_until(lambda: [(one["rank"], one["step"]) for one in three.shown] == [(2, 2)], 30)
+    wait_until(lambda: [(rank["rank"], rank["step"]) for rank in three.shown] == [(2, 2)], 30)
     second.close()
 
 

@@ -15,7 +15,7 @@ class Boundary:
 
     Args:
         step: The number of optimizer steps taken, over all resumes.
-        face: The stage of a trainer at this step: `update` right after it, `logged` after logging and evaluation,
+        stage: The stage of a trainer at this step: `update` right after it, `logged` after logging and evaluation,
             `epoch_end` after what belongs to the end of an epoch.
         manifest_entry: The manifest's words on it: counters that a resume needs back. Values are JSON; floats are
             written as `float.hex` gives them, so that they return bit for bit, NaN included.
@@ -29,7 +29,7 @@ class Boundary:
     """
 
     step: int
-    face: str
+    stage: str
     manifest_entry: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
     recorded: Any = None
@@ -40,7 +40,7 @@ class Boundary:
 
     def record(self) -> dict[str, Any]:
         """Returns what the manifest says of the boundary."""
-        return {"face": self.face, **self.manifest_entry}
+        return {"face": self.stage, **self.manifest_entry}
 
 
 def of_rank(recorded: Mapping[str, Any], rank: int) -> Mapping[str, Any] | None:

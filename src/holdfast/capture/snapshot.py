@@ -164,7 +164,7 @@ class Snapshots:
         """Returns the snapshot of a boundary, which is taken when it is written. The gate must be shut."""
         subject = self._subject
         return Snapshot(
-            boundary=Boundary(boundary.step, boundary.face, subject.manifest_entry(boundary.recorded)),
+            boundary=Boundary(boundary.step, boundary.stage, subject.manifest_entry(boundary.recorded)),
             write=partial(self._write, boundary),
             layout=subject.layout,
             estimated_bytes=subject.estimated_bytes(),

@@ -1,1 +1,1 @@
-"""What makes requests."""
+"""The doors that requests come in through."""

@@ -9,7 +9,7 @@ class Minutes:
     """Asks for a save when enough time has passed since the last one, whoever had asked for that.
 
     Args:
-        minutes: How long.
+        minutes: The time between saves, in minutes.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -18,18 +18,18 @@ class Minutes:
         self._over = False
 
     def due(self) -> bool:
-        """Whether it is time."""
+        """Tells whether it is time."""
         return not self._over and self._since is not None and time.monotonic() - self._since >= self._minutes * 60
 
     def request(self) -> Request:
-        """The request; the clock begins anew."""
+        """Returns the request; the clock begins anew."""
         self.restart()
         return Request("schedule", why=f"save_minutes {self._minutes:g}")
 
     def end(self) -> None:
-        """Training is over, and leaves when what was asked until now is answered: the clock asks for nothing more."""
+        """Stops asking: training is over, and leaves when what was asked until now is answered."""
         self._over = True
 
     def restart(self) -> None:
-        """Training begins, or something was saved."""
+        """Begins to count anew: training begins, or something was saved."""
         self._since = time.monotonic()

@@ -177,13 +177,13 @@ class Engine:
         self._saver.start(self._snapshots, budget)
 
     def reach(
-        self, step: int, *, face: str = "update", last: bool = False, scheduled: str = "", look: bool = True
+        self, step: int, *, stage: str = "update", last: bool = False, scheduled: str = "", look: bool = True
     ) -> None:
         """Marks a boundary. Waits only while an earlier one is still being taken.
 
         Args:
             step: The step of the boundary.
-            face: How far a trainer has gone at this step.
+            stage: The progress of a trainer within this step.
             last: True where training ends here; every door is looked at once more.
             scheduled: The reason of the schedule for a save of this very boundary; empty when it wants none.
             look: True where it is worth looking at the trigger file: once a step.
@@ -200,7 +200,7 @@ class Engine:
             self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
             self._saver.stand_still(reason)
-        boundary = Boundary(step, face, {}, self._number, recorded, fingerprint, scheduled)
+        boundary = Boundary(step, stage, {}, self._number, recorded, fingerprint, scheduled)
         self._status.beat(step)
         asked = look and self._intake.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving)

@@ -1,1 +1,1 @@
-"""A plain PyTorch loop: what it holds, what of it is saved, and how that is put back."""
+"""A plain PyTorch loop: its state, the saving of it, and how it is put back."""

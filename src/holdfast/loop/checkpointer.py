@@ -251,7 +251,7 @@ class Checkpointer:
                 )
             except DamagedCheckpointError as error:
                 chosen = engine.origin.fall_back(error)
-                self._state.spare(chosen.path)
+                self._state.protect(chosen.path)
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:

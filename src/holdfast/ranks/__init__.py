@@ -1,1 +1,1 @@
-"""How the processes that train together agree on one boundary, without a collective."""
+"""The agreement of the processes that train together on one boundary, without a collective."""

@@ -1,4 +1,4 @@
-"""How ranks agree on the boundary that is saved: one call, one offer of each rank, one decision.
+"""The agreement of ranks on the boundary that is saved: one call, one offer of each rank, one decision.
 
 Here is the protocol alone, as generators that yield what they want done with the store and are sent what came of it. So
 the same lines run over torch's store (`channel.py`) and in a simulation of hundreds of ranks (`tests/ranks/`).
@@ -18,7 +18,7 @@ _NAMED = 8
 
 @dataclass(frozen=True)
 class Put:
-    """Set a key."""
+    """Sets a key."""
 
     key: str
     value: str
@@ -26,7 +26,7 @@ class Put:
 
 @dataclass(frozen=True)
 class Get:
-    """Wait for keys; the result is their values, or None when the time is up."""
+    """Waits for keys; the result is their values, or None when the time is up."""
 
     keys: tuple[str, ...]
     seconds: float
@@ -34,14 +34,14 @@ class Get:
 
 @dataclass(frozen=True)
 class Present:
-    """Which of the keys are there, without waiting."""
+    """Looks for keys without waiting; the result is those that are there."""
 
     keys: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Set a key that nobody has set yet; the result is what it holds then, whoever was first."""
+    """Sets a key that nobody has set yet; the result is what it holds then, whoever was first."""
 
     key: str
     value: str
@@ -57,69 +57,72 @@ class Offer:
 
     Args:
         boundary: Its number, which counts alike on all ranks.
-        last: Whether the rank can give no later one: its data has ended, or its training thread waits for this save.
+        last: The rank can give no later one: its data has ended, or its training thread waits for this save.
     """
 
     boundary: int
     last: bool = False
 
     def encode(self) -> str:
-        """As text for the store."""
+        """Returns it as text for the store."""
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What all ranks read, word for word: the boundary, or why there is none."""
+    """The decision that all ranks read, word for word: the boundary, or why there is none."""
 
     boundary: int | None
     why: str = ""
 
     def encode(self) -> str:
-        """As text for the store."""
+        """Returns it as text for the store."""
         return json.dumps(asdict(self))
 
 
 def coordinate(number: int, offers: Sequence[str], own: Offer, seconds: float) -> Steps:
-    """The coordinator's side, after the call: collects the offers of all ranks, and decides.
+    """Runs the coordinator's side, after the call: collects the offers of all ranks, and decides.
 
     Args:
-        number: Of this agreement; every one has its own.
-        offers: Where the other ranks put their offers.
+        number: The number of this agreement; every one has its own.
+        offers: The keys that the other ranks put their offers under.
         own: The coordinator's own offer.
-        seconds: How long it waits for the others.
+        seconds: The time that it waits for the others.
     """
-    answered: list[str] | None = yield Get(tuple(offers), seconds) if offers else Present(())
-    if answered is None:
+    texts: list[str] | None = yield Get(tuple(offers), seconds) if offers else Present(())
+    if texts is None:
         there = yield Present(tuple(offers))
         silent = [key.rpartition("/")[2] for key in offers if key not in there]
         if not silent:  # the last one came just now
-            answered = yield Get(tuple(offers), seconds)
+            texts = yield Get(tuple(offers), seconds)
         more = f" and {len(silent) - _NAMED} more" if len(silent) > _NAMED else ""
         decided = Decision(None, f"rank {', '.join(silent[:_NAMED])}{more} gave no answer within {seconds:g} s")
-    if answered is not None:
-        decided = decide([own, *(Offer(**json.loads(text)) for text in answered)])
+    if texts is not None:
+        decided = decide([own, *(Offer(**json.loads(text)) for text in texts)])
     won: str = yield Claim(decision_key(number), decided.encode())
     return Decision(**json.loads(won))
 
 
 def join(number: int, rank: int, own: Offer, seconds: float) -> Steps:
-    """Another rank's side, after the call: offers, and takes what was decided; without a decision there is none."""
+    """Runs another rank's side, after the call: offers, and takes what was decided.
+
+    Where no decision comes in time, there is no boundary for anybody.
+    """
     yield Put(offer_key(number, rank), own.encode())
     # Longer than the coordinator, which alone knows who is silent, and should be the first to give up.
     patience = 1.5 * seconds
-    found: list[str] | None = yield Get((decision_key(number),), patience)
-    if found is None:
+    texts: list[str] | None = yield Get((decision_key(number),), patience)
+    if texts is None:
         given_up = Decision(None, f"rank {rank} saw no decision within {patience:g} s")
-        found = [(yield Claim(decision_key(number), given_up.encode()))]
-    return Decision(**json.loads(found[0]))
+        texts = [(yield Claim(decision_key(number), given_up.encode()))]
+    return Decision(**json.loads(texts[0]))
 
 
 def decide(offers: Sequence[Offer]) -> Decision:
-    """The earliest boundary that every rank can give.
+    """Chooses the earliest boundary that every rank can give.
 
     Args:
-        offers: Of all ranks, in their order.
+        offers: The offers of all ranks, in their order.
     """
     wanted = max(offer.boundary for offer in offers)
     behind = [rank for rank, offer in enumerate(offers) if offer.last and offer.boundary < wanted]

@@ -1,4 +1,4 @@
-"""What ranks tell each other, over the store that torch.distributed already runs.
+"""The channel of ranks to each other, over the store that torch.distributed already runs.
 
 Every thread talks through a client of its own: a wait stalls whoever else uses the same one (seen: 2.8 s).
 """
@@ -34,9 +34,9 @@ class Channel:
 
     Args:
         store: The store of torch.distributed, or anything like it.
-        rank: Of this process.
-        size: How many ranks there are.
-        seconds: How long a silent rank is waited for.
+        rank: The rank of this process.
+        size: The number of ranks.
+        seconds: The time that a silent rank is waited for.
     """
 
     def __init__(self, store: Any, rank: int, size: int, seconds: float) -> None:
@@ -57,7 +57,7 @@ class Channel:
         return range(1, self.size)
 
     def put(self, key: str, content: Any) -> None:
-        """Tells something.
+        """Puts something under a key.
 
         Raises:
             RanksError: The store is gone.
@@ -65,43 +65,43 @@ class Channel:
         self._with_client(lambda client: client.set(key, json.dumps(content)), f"tell {key}")
 
     def get(self, key: str, seconds: float | None = None) -> Any:
-        """Waits for what another rank tells.
+        """Waits for what another rank puts under a key.
 
         Args:
-            key: What.
-            seconds: How long at most; None waits until the training ends.
+            key: The key.
+            seconds: The longest time to wait; None waits until the training ends.
 
         Raises:
             RanksError: The time is up, or the store is gone.
         """
-        found = self._wait((key,), seconds)
-        if found is None:
+        texts = self._wait((key,), seconds)
+        if texts is None:
             raise RanksError(
                 f"rank {self.rank} on {socket.gethostname()} waited {seconds:g} s for {key!r}, in vain",
                 hint="the rank that should have told it has stopped or is cut off",
             )
-        return json.loads(found[0])
+        return json.loads(texts[0])
 
     def there(self, keys: Sequence[str]) -> list[str]:
-        """Which of the keys are there, without waiting."""
-        found: list[str] = self._with_client(lambda client: [key for key in keys if client.check([key])], "look")
-        return found
+        """Returns which of the keys are there, without waiting."""
+        present: list[str] = self._with_client(lambda client: [key for key in keys if client.check([key])], "look")
+        return present
 
     def all_there(self, keys: Sequence[str]) -> bool:
-        """Whether all of the keys are there, without waiting."""
+        """Tells whether all of the keys are there, without waiting."""
         return not keys or self._with_client(lambda client: bool(client.check(list(keys))), "look")
 
     def all(self, keys: Sequence[str]) -> list[Any]:
-        """What was told under keys that are all there."""
+        """Returns what was put under keys that are all there."""
         if not keys:
             return []
         return [json.loads(text) for text in self._with_client(lambda client: client.multi_get(list(keys)), "read")]
 
     def wait_for_all(self, keys: Sequence[str], check: Callable[[], None]) -> list[Any]:
-        """Waits for what several ranks tell.
+        """Waits for what several ranks put under keys.
 
         Args:
-            keys: What.
+            keys: The keys.
             check: Called again and again; raises when there is nothing to wait for any more.
         """
         pause = threading.Event()
@@ -111,7 +111,7 @@ class Channel:
         return self.all(keys)
 
     def forget(self, keys: Sequence[str]) -> None:
-        """Takes back what was told."""
+        """Deletes keys."""
         self._with_client(lambda client: [client.delete_key(key) for key in keys], "forget")
 
     def agree(self, steps: Steps) -> Decision:
@@ -127,16 +127,16 @@ class Channel:
         assert self._agreements is not None
         self._agreements.put((steps, ended))
         try:
-            found = ended.get(timeout=_PATIENCE * self.seconds)
+            outcome = ended.get(timeout=_PATIENCE * self.seconds)
         except queue.Empty:
             self._agreements = None  # its thread may hang for minutes
             raise RanksError(
                 f"rank {self.rank}: the store of torch.distributed has not answered for {_PATIENCE * self.seconds:g} s",
                 hint="is the network between the ranks cut?",
             ) from None
-        if isinstance(found, RanksError):
-            raise found
-        return found
+        if isinstance(outcome, RanksError):
+            raise outcome
+        return outcome
 
     def prepare(self) -> None:
         """Connects the thread that agrees, before anybody waits: to look a host's name up may take 5 s (seen)."""
@@ -188,16 +188,16 @@ class Channel:
                 return None
             return [text.decode() for text in client.multi_get(list(keys))]
 
-        found: list[str] | None = self._with_client(wait, f"wait for {', '.join(keys[:3])}")
-        return found
+        texts: list[str] | None = self._with_client(wait, f"wait for {', '.join(keys[:3])}")
+        return texts
 
     def _with_client(self, use: Callable[[Any], Any], what: str) -> Any:
         if self._gone is not None:  # to look for it again would take minutes, and torch itself does not
             raise self._gone
-        client = getattr(self._clients, "one", None)
+        client = getattr(self._clients, "own", None)
         try:
             if client is None:
-                client = self._clients.one = self._connected()
+                client = self._clients.own = self._connected()
             return use(client)
         except HoldfastError:
             raise
@@ -210,7 +210,7 @@ class Channel:
             raise self._gone from error
 
     def _connected(self) -> Any:
-        """A client of this thread's own. torch would try for minutes to reach a server that is gone (seen)."""
+        """Returns a client of this thread's own. torch would try for minutes to reach a server that is gone (seen)."""
         made: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
         def connect() -> None:
@@ -230,10 +230,10 @@ class Channel:
 
 
 def joined(seconds: float) -> Channel | None:
-    """This process's place among the ranks; None where it trains alone.
+    """Returns this process's place among the ranks; None where it trains alone.
 
     Args:
-        seconds: How long a silent rank is waited for.
+        seconds: The time that a silent rank is waited for.
 
     Raises:
         RanksError: The launcher started several processes, and torch.distributed does not run yet.

@@ -30,16 +30,16 @@ _LONGEST_SECONDS = 3600.0
 
 @dataclass(frozen=True)
 class Record:
-    """What a rank wrote of a checkpoint, or why it did not.
+    """The record of what a rank wrote of a checkpoint, or why it did not.
 
     Args:
         files: Path, size in bytes and the digests of each of its files.
-        tensors: Which pieces of which tensors they hold.
-        boundary: What the manifest says of this rank's boundary.
+        tensors: The pieces of tensors that they hold.
+        boundary: The manifest's entry for this rank's boundary.
         not_finite: The tensors of which it wrote NaN or infinity.
         torn: The tensors that were written to meanwhile.
-        at_rest: Whether training stood still in this rank, so that another try would end alike.
-        error: What went wrong otherwise.
+        at_rest: True where training stood still in this rank, so that another try would end alike.
+        error: Any other failure, in words.
     """
 
     files: Sequence[tuple[str, int, str]] = ()
@@ -55,7 +55,7 @@ class Coordinator:
     """Leads the ranks through saves, one after the other.
 
     Args:
-        channel: To the other ranks.
+        channel: The channel to the other ranks.
         membership: Tells which ranks have not been heard of for too long.
     """
 
@@ -84,7 +84,7 @@ class Coordinator:
 
         Args:
             own: The earliest boundary that rank 0 can give; its gate is shut for it.
-            stop: Whether training ends after it.
+            stop: True where training ends after it.
             after: The number of a boundary that is of no use.
 
         Raises:
@@ -95,7 +95,7 @@ class Coordinator:
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
     def stage(self, directory: str, common: Mapping[str, Any]) -> None:
-        """Tells where to write.
+        """Tells all ranks the directory to write into.
 
         Args:
             directory: The name of the staging directory in the run directory.
@@ -144,7 +144,7 @@ class Coordinator:
         """Tells all ranks what became of the save.
 
         Args:
-            answer: None: nothing was answered, and it is tried again.
+            answer: The answer. None: nothing was answered, and it is tried again.
             requests: The ids of the requests that were answered.
         """
         if not self._staged:
@@ -172,7 +172,7 @@ class Coordinator:
             left = {rank for rank in left if not self._channel.there([ended_key(rank), done_key(rank)])}
 
     def others_are_done(self) -> bool:
-        """Whether all other ranks are done with their training.
+        """Tells whether all other ranks are done with their training.
 
         Raises:
             RanksError: One that is not has not been heard of for too long, or the store is gone.

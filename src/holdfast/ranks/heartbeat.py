@@ -25,7 +25,7 @@ class Heartbeat:
     """The doors of a rank that is not rank 0: whatever is asked here is passed on.
 
     Args:
-        channel: To rank 0.
+        channel: The channel to rank 0.
         status: Tells the rank's step and phase.
         gate: Tells its boundary, and whether training is blocked there.
         log: Takes a line for the user.

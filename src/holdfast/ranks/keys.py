@@ -1,13 +1,13 @@
-"""Every key of the store that ranks meet at while they train."""
+"""The keys of the store that ranks meet at while they train."""
 
 
 def call_key(number: int) -> str:
-    """Where the coordinator calls for an agreement."""
+    """Returns where the coordinator calls for an agreement."""
     return f"call/{number}"
 
 
 def offer_key(number: int, rank: int) -> str:
-    """Where a rank puts its offer."""
+    """Returns where a rank puts its offer."""
     return f"offer/{number}/{rank}"
 
 
@@ -17,27 +17,27 @@ def decision_key(number: int) -> str:
 
 
 def stage_key(number: int) -> str:
-    """Where ranks learn which directory they write into, or that there is none."""
+    """Returns where ranks learn which directory they write into, or that there is none."""
     return f"stage/{number}"
 
 
 def record_key(number: int, rank: int) -> str:
-    """Where a rank puts its record."""
+    """Returns where a rank puts its record."""
     return f"record/{number}/{rank}"
 
 
 def outcome_key(number: int) -> str:
-    """Where ranks learn what became of a save."""
+    """Returns where ranks learn what became of a save."""
     return f"outcome/{number}"
 
 
 def ended_key(rank: int) -> str:
-    """Where a rank says that it knows of the end."""
+    """Returns where a rank says that it knows of the end."""
     return f"ended/{rank}"
 
 
 def beat_key(rank: int) -> str:
-    """Where a rank tells it."""
+    """Returns where a rank puts its heartbeats."""
     return f"beat/{rank}"
 
 

@@ -28,7 +28,7 @@ class Membership:
     """Reads the heartbeats of the other ranks.
 
     Args:
-        channel: To the ranks.
+        channel: The channel to the ranks.
     """
 
     def __init__(self, channel: Channel) -> None:

@@ -7,8 +7,8 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from holdfast.integrations.trainer.interception import interceptors
 from holdfast.integrations.trainer.peft_card import BlankCard
-from holdfast.integrations.trainer.writer import interceptors
 
 
 def test_a_card_is_the_one_that_the_template_gives_however_often_it_is_asked_for() -> None:

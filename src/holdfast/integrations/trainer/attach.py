@@ -1,7 +1,7 @@
 """`attach(trainer)`: saves on demand, and commits, for `transformers.Trainer` and its subclasses."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -11,11 +11,11 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
-from holdfast.integrations.trainer import secrets as trainer_secrets
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
+from holdfast.integrations.trainer.interception import interceptors
 from holdfast.integrations.trainer.own_writer import form_of
-from holdfast.integrations.trainer.writer import interceptors
+from holdfast.integrations.trainer.secrets import SaveWithoutSecrets
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.resume.choose import ResumePoint
@@ -38,7 +38,7 @@ def attach(
     Args:
         trainer: A `transformers.Trainer` or a subclass, before `train`.
         keep_every: Keep the checkpoints whose step is a multiple of this, whatever `save_total_limit` says.
-        on_stop: What `train` does after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
+        on_stop: The end of `train` after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
         engine: One that is open already; its settings hold.
@@ -53,16 +53,24 @@ def attach(
     """
     _require_supported(trainer)
     checked = validated(**settings)
-    keep = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
-    trainer_secrets.keep(trainer.args)
-    inner, push_to_hub = trainer.train, trainer.push_to_hub
+    retention = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
+    trainer.train = _saving_train(trainer, checked, retention, engine, on_stop)
+    trainer.push_to_hub = _push_without_ours(trainer)
+    if "_save" not in vars(trainer):
+        trainer._save = SaveWithoutSecrets(trainer)
+    return trainer
 
-    @functools.wraps(push_to_hub)
-    def push(*args: Any, **kwargs: Any) -> Any:
-        with uploads_without_ours():
-            return push_to_hub(*args, **kwargs)
 
-    @functools.wraps(inner)
+def _saving_train(
+    trainer: Trainer,
+    settings: Settings,
+    retention: RetentionPolicy,
+    engine: Engine | None,
+    on_stop: Literal["exit", "return"],
+) -> Callable[..., TrainOutput]:
+    own = trainer.train
+
+    @functools.wraps(own)
     def train(
         resume_from_checkpoint: str | bool | None = None, trial: Any = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
@@ -70,30 +78,40 @@ def attach(
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
         output = TrainOutput(0, float("nan"), {})
         with (
-            _opened(trainer, checked, keep, resume_from_checkpoint, engine) as opened,
+            _open_engine(trainer, settings, retention, resume_from_checkpoint, engine) as running,
             interceptors(),
-            StepHooks(trainer, opened),
+            StepHooks(trainer, running),
         ):
-            chosen = opened.origin.chosen
+            chosen = running.origin.chosen
             _require_readable(trainer, chosen)
-            output = inner(None if chosen is None else str(chosen.path), None, *args, **kwargs)
-        if opened.stop_requested and on_stop == "exit":
-            raise Stopped(opened.exit_code)
+            output = own(None if chosen is None else str(chosen.path), None, *args, **kwargs)
+        if running.stop_requested and on_stop == "exit":
+            raise Stopped(running.exit_code)
         return output
 
-    trainer.train = train
-    trainer.push_to_hub = push
-    return trainer
+    return train
+
+
+def _push_without_ours(trainer: Trainer) -> Callable[..., Any]:
+    own = trainer.push_to_hub
+
+    @functools.wraps(own)
+    def push_to_hub(*args: Any, **kwargs: Any) -> Any:
+        with uploads_without_ours():
+            return own(*args, **kwargs)
+
+    return push_to_hub
 
 
 @contextmanager
-def _opened(
-    trainer: Trainer, settings: Settings, keep: RetentionPolicy, resume: str | bool | None, given: Engine | None
+def _open_engine(
+    trainer: Trainer, settings: Settings, retention: RetentionPolicy, resume: str | bool | None, engine: Engine | None
 ) -> Iterator[Engine]:
-    if given is not None:
-        yield given
+    """Opens an engine for the context, unless there is one that is open already."""
+    if engine is not None:
+        yield engine
         return
-    with Engine(Path(trainer.args.output_dir), settings, keep, resume, TRANSFORMERS) as opened:
+    with Engine(Path(trainer.args.output_dir), settings, retention, resume, TRANSFORMERS) as opened:
         yield opened
 
 
@@ -107,7 +125,7 @@ def _require_supported(trainer: Trainer) -> None:
 
 
 def _require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
-    """A trainer that meets a checkpoint of another form loads what it knows of it, and starts the rest from zero."""
+    """Refuses a checkpoint of another form: a trainer loads what it knows of it, and starts the rest from zero."""
     if chosen is None or chosen.manifest is None:
         return
     theirs = layout.form(file.path for file in chosen.manifest.files)

@@ -1,4 +1,4 @@
-"""What a Trainer forgets when it is resumed: the sums between two lines of its log, and those of the whole training.
+"""The counters that a Trainer forgets on resume: the sums between two lines of its log, and of the whole training.
 
 Without them the next logged loss, and the loss of the whole training, are others than they would have been. Read off
 transformers 5.23 (`_inner_training_loop` sets them anew) and TRL 1.16 (`SFTTrainer.log`).
@@ -28,7 +28,7 @@ class Counters:
     trl_tokens: float
 
     def encode(self) -> dict[str, Any]:
-        """The counters as JSON, floats in hexadecimal so that they return bit for bit."""
+        """Returns the counters as JSON, floats in hexadecimal so that they return bit for bit."""
         return {
             "tr_loss": float(self.tr_loss).hex(),
             "total_loss": float(self.total_loss).hex(),
@@ -41,7 +41,7 @@ class Counters:
 
 
 def record(trainer: Trainer, elapsed: float) -> Counters:
-    """Takes the counters.
+    """Records the counters.
 
     Args:
         trainer: The trainer, at a boundary.
@@ -59,14 +59,19 @@ def record(trainer: Trainer, elapsed: float) -> Counters:
     )
 
 
-def restore(trainer: Trainer, small: Mapping[str, Any]) -> float:
-    """Puts the counters back, right before the first step; returns the seconds of training that were before."""
-    trainer._tr_loss = torch.tensor(float.fromhex(small["tr_loss"]), device=trainer.args.device)
-    trainer._total_loss_scalar = float.fromhex(small["total_loss"])
-    trainer._globalstep_last_logged = small["last_logged_step"]
-    trainer._initial_global_step = small["initial_step"]
+def restore(trainer: Trainer, entry: Mapping[str, Any]) -> float:
+    """Puts the counters back, right before the first step; returns the seconds of training that were before.
+
+    Args:
+        trainer: The trainer.
+        entry: The output of `Counters.encode`.
+    """
+    trainer._tr_loss = torch.tensor(float.fromhex(entry["tr_loss"]), device=trainer.args.device)
+    trainer._total_loss_scalar = float.fromhex(entry["total_loss"])
+    trainer._globalstep_last_logged = entry["last_logged_step"]
+    trainer._initial_global_step = entry["initial_step"]
     if hasattr(trainer, "_metrics"):
-        for name, values in small["trl_metrics"].items():
+        for name, values in entry["trl_metrics"].items():
             trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
-        trainer._total_train_tokens = small["trl_tokens"]
-    return float(small["elapsed_seconds"])
+        trainer._total_train_tokens = entry["trl_tokens"]
+    return float(entry["elapsed_seconds"])

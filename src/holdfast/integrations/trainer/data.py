@@ -10,30 +10,33 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler
 
-from holdfast.state.data import loader as data_source
-from holdfast.state.rng import state as random_state
+from holdfast.state.data.loader import can_skip, is_plain
+from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
+
+SetRandomState = Callable[[Mapping[str, Any]], None]
+"""Sets the random state to the boundary's, but for the generators that it is given the states of."""
 
 
 class PrefetchState(NamedTuple):
-    """How far a loader has come in its epoch, and from which random states."""
+    """The progress of a loader in its epoch, and the random states from which it fetched."""
 
     batches: int
-    """Those handed out, and the one ahead of them."""
+    """The number of those handed out, and of the one ahead of them."""
     begin: RngRecord | None
     """The random state before the order of the epoch was drawn; None where none of the generators drew it."""
     before: RngRecord
     """The random state before the last of them was fetched."""
 
     def encode(self, now: RngRecord) -> dict[str, Any]:
-        """As JSON, without the generators that stand as they do at the boundary, which is most of them.
+        """Returns it as JSON, without the generators whose state is that of the boundary, which is most of them.
 
         Args:
             now: The random state of the boundary.
         """
         at_boundary = now.encode()
-        begin = None if self.begin is None else _others(self.begin, at_boundary)
-        return {"batches": self.batches, "begin": begin, "before": _others(self.before, at_boundary)}
+        begin = None if self.begin is None else _differing(self.begin, at_boundary)
+        return {"batches": self.batches, "begin": begin, "before": _differing(self.before, at_boundary)}
 
 
 class PrefetchTracker:
@@ -46,84 +49,87 @@ class PrefetchTracker:
     def __init__(self, loader: Any) -> None:
         base = getattr(loader, "base_dataloader", loader)
         self.why_not = _why_not(base)
-        """Why what is drawn for a batch cannot be drawn again; empty when it can."""
+        """The reason why what is drawn for a batch cannot be drawn again; empty where it can."""
         self._base = base
         self._batches = 0
         self._begin: RngRecord | None = None
         self._before: RngRecord | None = None
-        self._again: _Again | None = None
+        self._redraw: _Redraw | None = None
         if not self.why_not:
             # Attributes of a loader cannot be assigned to; a copy that skips batches takes this one along.
-            base.__dict__["batch_sampler"] = _Watched(base.batch_sampler, self)
+            base.__dict__["batch_sampler"] = _WatchedSampler(base.batch_sampler, self)
 
     def close(self) -> None:
         """Gives the loader back as it was."""
-        if isinstance(self._base.__dict__.get("batch_sampler"), _Watched):
+        if isinstance(self._base.__dict__.get("batch_sampler"), _WatchedSampler):
             self._base.__dict__["batch_sampler"] = self._base.batch_sampler.watched
 
     def record(self) -> PrefetchState | None:
-        """How far the loader is, as of now; None where it has not begun, or cannot be watched."""
+        """Returns how far the loader is, as of now; None where it has not begun, or cannot be watched."""
         return None if self._before is None else PrefetchState(self._batches, self._begin, self._before)
 
-    def draw_again(
-        self, fetched: Mapping[str, Any], stand: Callable[[Mapping[str, Any]], None], go_on: Callable[[], None]
-    ) -> None:
+    def redraw(self, fetched: Mapping[str, Any], set_random_state: SetRandomState, go_on: Callable[[], None]) -> None:
         """Has the next pass over the data, which skips what was trained on, draw what it drew before.
 
         Args:
-            fetched: What `PrefetchState.encode` gave.
-            stand: Sets the random state to the boundary's, but for the generators that it is given.
+            fetched: The output of `PrefetchState.encode`.
+            set_random_state: Called before each part that is drawn again.
             go_on: Called when the batch that was ahead is there, and before anything further is: sets the random state
                 of the boundary.
         """
-        self._again = _Again(fetched["batches"], fetched["begin"], fetched["before"], stand, go_on)
+        self._redraw = _Redraw(fetched["batches"], fetched["begin"], fetched["before"], set_random_state, go_on)
 
     def cancel(self) -> None:
-        """What was drawn before is not drawn again: training begins an epoch, or is at the boundary already."""
-        self._again = None
+        """Draws nothing again: training begins an epoch, or is at the boundary already."""
+        self._redraw = None
 
     def begin_pass(self) -> None:
-        """The loader begins an epoch."""
+        """Notes that the loader begins an epoch."""
         self._batches, self._begin, self._before = 0, None, None
 
     def before_indices(self) -> None:
-        """The loader is about to ask which samples are next."""
-        again = self._again
-        if again is not None and self._batches == again.batches:
+        """Notes that the loader is about to ask which samples are next."""
+        redraw = self._redraw
+        if redraw is not None and self._batches == redraw.batches:
             self.cancel()
-            again.go_on()
+            redraw.go_on()
         elif self._batches == 0:
-            if again is not None and again.begin is not None:
-                again.stand(again.begin)
-            self._begin = random_state.record()
+            if redraw is not None and redraw.begin is not None:
+                redraw.set_random_state(redraw.begin)
+            self._begin = rng_state.record()
 
     def after_indices(self) -> None:
-        """The loader knows which samples are next, and is about to fetch them."""
+        """Notes that the loader knows which samples are next, and is about to fetch them."""
         self._batches += 1
-        again = self._again
-        if again is not None and self._batches == again.batches:
-            again.stand(again.before)
-        if again is None or self._batches in (1, again.batches):
-            self._before = random_state.record()
+        redraw = self._redraw
+        if redraw is not None and self._batches == redraw.batches:
+            redraw.set_random_state(redraw.before)
+        if redraw is None or self._batches in (1, redraw.batches):
+            self._before = rng_state.record()
         if self._batches == 1 and self._begin is not None and self._before is not None:
-            drawn = _others(self._begin, self._before.encode())
+            drawn = _differing(self._begin, self._before.encode())
             self._begin = self._begin if drawn else None
 
 
-class _Again(NamedTuple):
+class _Redraw(NamedTuple):
     batches: int
     begin: Mapping[str, Any] | None
     before: Mapping[str, Any]
-    stand: Callable[[Mapping[str, Any]], None]
+    set_random_state: SetRandomState
     go_on: Callable[[], None]
 
 
-class _Watched(BatchSampler):
-    """A batch sampler in whose place it stands, whose every index is told of."""
+class _WatchedSampler(BatchSampler):
+    """A batch sampler that tells of every index that another one gives.
 
-    def __init__(self, watched: Any, fetching: PrefetchTracker) -> None:
+    Args:
+        watched: The other one.
+        tracker: Is told.
+    """
+
+    def __init__(self, watched: Any, tracker: PrefetchTracker) -> None:
         self.watched = watched
-        self._fetching = fetching
+        self._tracker = tracker
 
     def __getattr__(self, name: str) -> Any:
         if name == "watched":
@@ -131,36 +137,36 @@ class _Watched(BatchSampler):
         return getattr(self.watched, name)
 
     def __iter__(self) -> Iterator[Any]:
-        self._fetching.begin_pass()
+        self._tracker.begin_pass()
         # Some samplers draw as soon as they are asked for an iterator: that is not put off.
-        return _Pass(iter(self.watched), self._fetching)
+        return _Pass(iter(self.watched), self._tracker)
 
     def __len__(self) -> int:
         return len(self.watched)
 
 
 class _Pass:
-    def __init__(self, indices: Iterator[Any], fetching: PrefetchTracker) -> None:
+    def __init__(self, indices: Iterator[Any], tracker: PrefetchTracker) -> None:
         self._indices = indices
-        self._fetching = fetching
+        self._tracker = tracker
 
     def __iter__(self) -> "_Pass":
         return self
 
     def __next__(self) -> Any:
-        self._fetching.before_indices()
-        found = next(self._indices)
-        self._fetching.after_indices()
-        return found
+        self._tracker.before_indices()
+        indices = next(self._indices)
+        self._tracker.after_indices()
+        return indices
 
 
 def _why_not(base: Any) -> str:
-    if not data_source.is_plain(base) or base.batch_sampler is None:
+    if not is_plain(base) or base.batch_sampler is None:
         return f"a {type(base).__name__} fetches in its own way"
-    if not data_source.can_skip(base):
+    if not can_skip(base):
         return f"a {type(base.dataset).__name__} can only be gone through"
     return "that is drawn in loader processes" if base.num_workers else ""
 
 
-def _others(recorded: RngRecord, than: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: state for name, state in recorded.encode().items() if state != than[name]}
+def _differing(record: RngRecord, reference: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: state for name, state in record.encode().items() if state != reference[name]}

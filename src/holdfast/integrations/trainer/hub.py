@@ -1,4 +1,4 @@
-"""What a Trainer pushes to the hub: finished checkpoints and models, and nothing of what Holdfast keeps beside them.
+"""A Trainer's pushes to the hub: finished checkpoints and models, and nothing of what Holdfast keeps beside them.
 
 `_push_from_checkpoint` and `push_to_hub` upload all of `output_dir` but for `checkpoint-*` (transformers 5.23).
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerState
 
+from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
 _OURS = (f"{names.CONTROL}/*", names.JOURNAL, "superseded-*", ".tmp-*", ".trash-*", ".*.new")
@@ -41,16 +42,17 @@ class Pushes:
             state: The trainer's state as of the checkpoint, from which the hub's commit has its name.
         """
         if self._closed:
-            self._tell(checkpoint.name, RuntimeError("training has ended"))
+            self._report(checkpoint.name, RuntimeError("training has ended"))
             return
         # Training may be further by now, and is not to be shown another step.
         stand_in = copy.copy(self._trainer)
         stand_in.state = state
+        stand_in.args = pickled_blank(self._trainer.args)
         try:
             with uploads_without_ours():
                 stand_in._push_from_checkpoint(str(checkpoint))
         except Exception as error:  # noqa: BLE001 - the hub's trouble is not the training's
-            self._tell(checkpoint.name, error)
+            self._report(checkpoint.name, error)
         self._trainer.push_in_progress = in_progress = stand_in.push_in_progress
         begun = set() if in_progress is None else set(in_progress.jobs) - self._begun
         self._begun |= begun
@@ -60,39 +62,43 @@ class Pushes:
         """Begins no more pushes: nobody would see what becomes of them."""
         self._closed = True
 
-    def look(self) -> None:
-        """Tells of those that have failed. transformers itself does not."""
+    def report_failures(self) -> None:
+        """Says which have failed. transformers itself does not."""
         for job in [job for job in self._under_way if job.done()]:
             name = self._under_way.pop(job)
             if not job.cancelled() and (error := job.exception()) is not None:
-                self._tell(name, error)
+                self._report(name, error)
 
-    def _tell(self, name: str, error: BaseException) -> None:
+    def _report(self, name: str, error: BaseException) -> None:
         why = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
         self._log.warning(f"{name} was NOT pushed to the hub, and is here all the same: {why}")
 
 
 @contextmanager
 def uploads_without_ours() -> Iterator[None]:
-    """As long as this is open, what a Trainer uploads leaves out what is not the model's."""
+    """Leaves out of a Trainer's uploads what is not the model's, as long as the context is open."""
     from transformers import trainer as module
 
-    own = module.hf_api
-    module.hf_api = lambda: _Hub(own())
+    original = module.hf_api
+    module.hf_api = lambda: _Hub(original())
     try:
         yield
     finally:
-        module.hf_api = own
+        module.hf_api = original
 
 
 class _Hub:
-    """The hub's interface, but for the files that are left out of an upload."""
+    """The hub's interface, but for the files that are left out of an upload.
 
-    def __init__(self, own: Any) -> None:
-        self._own = own
+    Args:
+        api: The interface.
+    """
+
+    def __init__(self, api: Any) -> None:
+        self._api = api
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self._api, name)
 
-    def upload_folder(self, *, ignore_patterns: list[str] | None = None, **given: Any) -> Any:
-        return self._own.upload_folder(ignore_patterns=[*(ignore_patterns or []), *_OURS], **given)
+    def upload_folder(self, *, ignore_patterns: list[str] | None = None, **kwargs: Any) -> Any:
+        return self._api.upload_folder(ignore_patterns=[*(ignore_patterns or []), *_OURS], **kwargs)

@@ -11,15 +11,15 @@ from huggingface_hub import ModelCard, ModelCardData
 
 
 class BlankCard(ModelCard):
-    """Stands in the place of `ModelCard`, and remembers the one that nothing is known of yet."""
+    """Replaces `ModelCard`, and remembers the card of which nothing is known yet."""
 
     _text: ClassVar[str | None] = None
 
     @classmethod
-    def from_template(cls, card_data: ModelCardData, *given: Any, **named: Any) -> ModelCard:  # type: ignore[override]
-        """As `ModelCard.from_template`."""
-        if given or named or card_data.to_dict():  # type: ignore[no-untyped-call]
-            card: ModelCard = ModelCard.from_template(card_data, *given, **named)
+    def from_template(cls, card_data: ModelCardData, *args: Any, **kwargs: Any) -> ModelCard:  # type: ignore[override]
+        """Returns what `ModelCard.from_template` does."""
+        if args or kwargs or card_data.to_dict():  # type: ignore[no-untyped-call]
+            card: ModelCard = ModelCard.from_template(card_data, *args, **kwargs)
             return card
         if cls._text is None:
             cls._text = str(ModelCard.from_template(card_data))

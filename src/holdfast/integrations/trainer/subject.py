@@ -1,4 +1,4 @@
-"""The state of a Trainer, as the engine saves it: recorded at each face, and written by a stand-in of the trainer."""
+"""The state of a Trainer, as the engine saves it: recorded at each stage, and written by a stand-in of the trainer."""
 
 import copy
 from collections.abc import Hashable, Mapping, Sequence
@@ -12,7 +12,7 @@ from transformers import Trainer
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.snapshot import LiveSubject, why_not_live
-from holdfast.integrations.trainer import writer as trainer_writer
+from holdfast.integrations.trainer import writer
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
@@ -22,22 +22,22 @@ from holdfast.state.registry import parts_of
 
 
 class TrainerSubject(Recorder):
-    """What a trainer consists of.
+    """A trainer whose state is read from its live tensors.
 
     Args:
         trainer: The trainer, prepared for training.
-        fetching: Its loader, watched.
+        prefetch: Watches its loader.
         protected: The checkpoint that was resumed from, if any.
-        rank: Which of the processes that train together this is.
-        world_size: How many there are.
+        rank: The rank of this process.
+        world_size: The number of processes that train together.
     """
 
     layout = layout.NAME
 
     def __init__(
-        self, trainer: Trainer, fetching: PrefetchTracker, protected: Sequence[Path], rank: int = 0, world_size: int = 1
+        self, trainer: Trainer, prefetch: PrefetchTracker, protected: Sequence[Path], rank: int = 0, world_size: int = 1
     ) -> None:
-        super().__init__(trainer, fetching, protected, world_size)
+        super().__init__(trainer, prefetch, protected, world_size)
         self._rank = rank
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()
@@ -48,33 +48,34 @@ class TrainerSubject(Recorder):
         return self
 
     def parameters(self) -> list[torch.Tensor]:
-        """What the optimizer updates, and the frozen rest of the model."""
+        """Returns what the optimizer updates, and the frozen rest of the model."""
         return list(self._model.live().values())
 
     def structure(self) -> Hashable:
-        """Differs when `live` would give other tensors."""
+        """Returns something that differs when `live` would return other tensors."""
         return self._model.structure(), self._moments.structure()
 
     def live(self) -> dict[str, torch.Tensor]:
-        """The parameters and the optimizer's moments."""
+        """Returns the parameters and the optimizer's moments."""
         return {**self._model.live(), **self._live_moments()}
 
     def to_be_finite(self) -> dict[str, torch.Tensor]:
-        """All of that but large buffers of the model."""
-        held = self._model.live().items()
-        return {**{name: one for name, one in held if isinstance(one, torch.nn.Parameter)}, **self._live_moments()}
+        """Returns all of that but large buffers of the model."""
+        live = self._model.live().items()
+        weights = {name: tensor for name, tensor in live if isinstance(tensor, torch.nn.Parameter)}
+        return {**weights, **self._live_moments()}
 
     def copied_buffers(self) -> dict[str, int]:
-        """Large buffers of the model that were seen to change."""
+        """Returns the large buffers of the model that were seen to change."""
         assert isinstance(self._model, ModelPart)
         return self._model.moving_buffers
 
     def unreadable(self) -> str:
-        """Why the state can be read only while training stands still."""
+        """Says why the state can be read only while training stands still; empty where it can be read live."""
         return why_not_live(self.live())
 
     def record(self) -> TrainerRecord:
-        """The small state, as of now."""
+        """Records the small state, as of now."""
         return replace(
             super().record(),
             groups=[_without_parameters(group) for group in self._optimizer.param_groups],
@@ -84,36 +85,36 @@ class TrainerSubject(Recorder):
         )
 
     def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
-        """The large files to be; the small ones are written by the trainer's own writer right away."""
-        recorded: TrainerRecord = boundary.recorded
+        """Returns the large files-to-be; the small ones are written by the trainer's own writer right away."""
+        record: TrainerRecord = boundary.recorded
         if self._rank:
-            return [trainer_writer.random_image(recorded.random, self._rank, self._world_size)]
-        buffers = self._model.encode(recorded.buffers).tensors
+            return [writer.random_image(record.random, self._rank, self._world_size)]
+        buffers = self._model.encode(record.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
-        instead = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
-        return trainer_writer.write(
-            self._trainer, self._optimizer, recorded, instead, directory, self._optimizer_file, self._world_size
+        replaced = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
+        return writer.write(
+            self._trainer, self._optimizer, record, replaced, directory, self._optimizer_file, self._world_size
         )
 
     def layout_pieces(self) -> Mapping[str, Any]:
-        """None: one process writes all of the model."""
+        """Returns none: one process writes all of the model."""
         return {}
 
     def rank0_digests(self, recorded: TrainerRecord) -> Mapping[str, Any]:
-        """Returns nothing: a Trainer's model is saved by rank 0 alone, buffers included."""
+        """Returns none: a Trainer's model is saved by rank 0 alone, buffers included."""
         return {}
 
-    def _live_moments(self) -> dict[str, torch.Tensor]:
-        return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
-
     def estimated_bytes(self) -> int:
-        """The weights that are written, and the optimizer's state."""
+        """Returns the bytes of the weights that are written, and of the optimizer's state."""
         if self._rank:
             return 0
         written = list(self._model.live().values())
         if hasattr(self._trainer.model, "peft_config"):  # an adapter's base model is not written
             written = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return sum(t.nbytes for t in written) + sum(t.nbytes for t in self._moments.live().values())
+        return sum(tensor.nbytes for tensor in [*written, *self._moments.live().values()])
+
+    def _live_moments(self) -> dict[str, torch.Tensor]:
+        return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
 
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaler_state(trainer: Trainer) -> dict[str, Any] | None:
-    """The gradient scaler's state, its tensors cloned where they are: asking for their values waits for the device."""
+    """Returns the gradient scaler's state, its tensors cloned where they are: to read them waits for the device."""
     scaler = getattr(trainer.accelerator, "scaler", None)
     if scaler is None:
         return None

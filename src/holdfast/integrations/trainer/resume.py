@@ -1,0 +1,116 @@
+"""The part of a resume that a Trainer's own loading leaves out: its counters, the rest of the step, the batch ahead.
+
+Read against transformers 5.23.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import Trainer
+
+from holdfast.capture import boundary
+from holdfast.engine.engine import Engine
+from holdfast.errors import CheckpointError
+from holdfast.integrations.trainer import counters
+from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.resume.choose import ResumePoint
+from holdfast.state import environment
+from holdfast.state.rng import state as rng_state
+from holdfast.store.manifest import Manifest
+
+
+class Resumed(NamedTuple):
+    """The part of a checkpoint that comes back later than its counters."""
+
+    elapsed: float = 0.0
+    """Seconds of training that were before, over all resumes."""
+    pending: Mapping[str, Any] = {}
+    """The part of the step that was still to be done, as `Pending.encode` gave it; empty where nothing was."""
+    fetched: Mapping[str, Any] | None = None
+    """The progress of the loader, as `PrefetchState.encode` gave it; None where it is not known, or of no use here."""
+
+
+def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint) -> Resumed:
+    """Puts back what a Trainer forgets, right before the first step, and says what goes on otherwise than it was.
+
+    Args:
+        trainer: The trainer, which has loaded the checkpoint.
+        engine: The open engine.
+        chosen: The checkpoint.
+
+    Raises:
+        CheckpointError: The manifest does not say what a Trainer goes on from.
+    """
+    # The intervals in a resumed state are those of the old configuration; the user may have changed them.
+    trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
+    manifest = chosen.manifest
+    if manifest is None:
+        return Resumed()
+    entry = boundary.of_rank(manifest.boundary, engine.rank) or manifest.boundary
+    with _reading_boundary(chosen.path):
+        elapsed = counters.restore(trainer, entry)
+        pending = {**entry.get("pending", {})}
+    _announce_changes(engine, manifest)
+    return Resumed(elapsed, pending, entry.get("fetched") if manifest.world_size == engine.world_size else None)
+
+
+def redraw_batch_ahead(
+    trainer: Trainer,
+    engine: Engine,
+    prefetch: PrefetchTracker,
+    fetched: Mapping[str, Any] | None,
+    checkpoint: str,
+    restore_random_state: Callable[[str], None],
+    go_on: Callable[[], None],
+) -> None:
+    """Has the batch that was fetched ahead drawn as it was before, or says why it is not.
+
+    Args:
+        trainer: The trainer.
+        engine: The open engine.
+        prefetch: Watches the trainer's loader.
+        fetched: The progress of the loader at the boundary.
+        checkpoint: The path of the checkpoint.
+        restore_random_state: The trainer's own, which reads the checkpoint.
+        go_on: Called when the batch is there.
+
+    Raises:
+        CheckpointError: The manifest does not say what a Trainer goes on from.
+    """
+
+    def set_random_state(others: Mapping[str, Any]) -> None:
+        restore_random_state(checkpoint)
+        rng_state.restore({**rng_state.record().encode(), **others})
+
+    epoch = trainer.state.epoch or 0.0
+    why_not = prefetch.why_not or ("" if fetched else "the checkpoint does not say where that stood")
+    if fetched and not why_not:
+        with _reading_boundary(checkpoint):
+            prefetch.redraw(fetched, set_random_state, go_on)
+    elif epoch != int(epoch) and not trainer.args.ignore_data_skip:
+        engine.announce(f"data: the order goes on, what samples and collator draw at random does not: {why_not}")
+
+
+def _announce_changes(engine: Engine, manifest: Manifest) -> None:
+    before, now = manifest.world_size, engine.world_size
+    if before != now:
+        engine.announce(
+            f"{before} processes saved it and {now} go on: random numbers and the order of the data are others"
+            " from here on"
+        )
+    if changed := environment.differences(manifest.versions, environment.record()):
+        engine.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
+
+
+@contextmanager
+def _reading_boundary(checkpoint: Path | str) -> Iterator[None]:
+    """Turns errors into one of the checkpoint: what it says of a boundary was checked to be JSON, and no further."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: its manifest does not say of the boundary what a Trainer goes on from ({error!r})",
+            hint="it was changed since it was written, or was written by another version; resume from another one",
+        ) from error

@@ -1,0 +1,88 @@
+"""The stand-in of a trainer: a shallow copy that shows the state of a boundary that training has left.
+
+The trainer's own `_save_checkpoint`, a subclass's included, runs on it, and writes what was recorded there.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import SaveStrategy
+
+from holdfast.integrations.trainer.record import TrainerRecord
+from holdfast.integrations.trainer.secrets import SaveWithoutSecrets, pickled_blank
+from holdfast.store import names
+
+# What `StepHooks` and `attach` put in the place of the trainer's own; the stand-in has the trainer's own again.
+_REPLACED = ("train", "_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
+
+
+def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path) -> Any:
+    """Returns a trainer to all appearances, whose state is what was recorded.
+
+    Args:
+        trainer: The trainer.
+        record: The small state of the boundary.
+        folder: The directory that its checkpoints go into, instead of the run directory.
+    """
+    stand_in = copy.copy(trainer)
+    for name in _REPLACED:
+        stand_in.__dict__.pop(name, None)
+    if isinstance(vars(stand_in).get("_save"), SaveWithoutSecrets):
+        del stand_in._save  # the arguments below leave them out already
+    stand_in.state = _state(record)
+    stand_in.control = record.control
+    stand_in.callback_handler = copy.copy(trainer.callback_handler)
+    stand_in.callback_handler.callbacks = []  # their states are recorded above
+    stand_in.args = _arguments(trainer.args)
+    stand_in.store_flos = lambda: None
+    stand_in._get_output_dir = lambda trial=None: str(folder)
+
+    def save_model(*args: Any, **kwargs: Any) -> None:
+        type(trainer).save_model(stand_in, *args, **kwargs)
+        # The search for the best checkpoint, which would come next, begins with a collective. It is `name_the_best`'s.
+        stand_in.args.save_strategy = SaveStrategy.NO
+
+    stand_in.save_model = save_model
+    return stand_in
+
+
+def name_the_best(stand_in: Any, written: Path) -> None:
+    """Gives the best checkpoint its final name in the state that was written.
+
+    Args:
+        stand_in: The trainer's stand-in, after it has written.
+        written: The directory that it has written into.
+    """
+    state, args = stand_in.state, stand_in.args
+    if state.best_global_step:
+        final = Path(args.output_dir, names.checkpoint(state.best_global_step))
+        if state.best_global_step == state.global_step or final.is_dir():
+            state.best_model_checkpoint = str(final)
+            state.save_to_json(str(written / "trainer_state.json"))
+
+
+def _state(record: TrainerRecord) -> TrainerState:
+    state = copy.copy(record.state)
+    state.log_history = state.log_history[: record.logged]
+    state.total_flos += record.flos
+    state.stateful_callbacks = copy.deepcopy(state.stateful_callbacks)
+    for name, exported in record.callbacks:
+        if isinstance(state.stateful_callbacks.get(name), list):
+            state.stateful_callbacks[name].append(exported)
+        else:
+            state.stateful_callbacks[name] = exported
+    return state
+
+
+def _arguments(args: TrainingArguments) -> TrainingArguments:
+    """Returns a copy that does nothing with a finished checkpoint: pushing and rotating are not the writer's business.
+
+    Args:
+        args: The user's.
+    """
+    writing_only = pickled_blank(args)
+    writing_only.push_to_hub = False
+    writing_only.save_total_limit = None
+    return writing_only

@@ -1,0 +1,67 @@
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import EarlyStoppingCallback, Trainer, TrainingArguments
+
+import holdfast
+from holdfast.integrations.trainer.record import Pending, TrainerRecord
+from holdfast.integrations.trainer.stand_in import name_the_best, stand_in_for
+from holdfast.state.rng import state as rng_state
+
+
+def attached(root: Path) -> Trainer:
+    args = TrainingArguments(str(root / "out"), use_cpu=True, report_to="none", save_total_limit=3, hub_token="canary")
+    return holdfast.attach(Trainer(torch.nn.Linear(1, 1), args, callbacks=[EarlyStoppingCallback()]))
+
+
+def record_of(trainer: Trainer, **settings: Any) -> TrainerRecord:
+    unused: Any = None
+    fields = {"logged": len(trainer.state.log_history), "flos": 0.0, "callbacks": (), **settings}
+    return TrainerRecord(
+        trainer.state,
+        control=trainer.control,
+        random=rng_state.record(),
+        counters=unused,
+        pending=Pending(),
+        fetched=None,
+        **fields,
+    )
+
+
+def test_a_stand_in_shows_what_was_recorded_and_the_trainer_keeps_its_own(tmp_path: Path) -> None:
+    trainer = attached(tmp_path)
+    trainer.state.log_history = [{"loss": 2.0}, {"loss": 1.0}]
+    trainer.state.total_flos = 5.0
+    exported = ("EarlyStoppingCallback", {"args": {}, "attributes": {"early_stopping_patience_counter": 1}})
+    before, args = dict(vars(trainer)), dict(vars(trainer.args))
+    stand_in = stand_in_for(trainer, record_of(trainer, logged=1, flos=2.0, callbacks=(exported,)), tmp_path)
+    assert stand_in.state.log_history == [{"loss": 2.0}] and stand_in.state.total_flos == 7.0
+    assert stand_in.state.stateful_callbacks["EarlyStoppingCallback"] == exported[1]
+    assert (stand_in.args.push_to_hub, stand_in.args.save_total_limit) == (False, None)
+    assert stand_in.args.hub_token == "canary"
+    assert stand_in._get_output_dir() == str(tmp_path) and stand_in.callback_handler.callbacks == []
+    assert vars(trainer) == before and vars(trainer.args) == args
+    assert len(trainer.state.log_history) == 2 and trainer.state.total_flos == 5.0
+
+
+def test_a_stand_in_has_the_methods_of_the_trainers_class(tmp_path: Path) -> None:
+    trainer = attached(tmp_path)
+    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path)
+    assert "_save" in vars(trainer) and "train" in vars(trainer)
+    for name in ("_save", "train", "_save_checkpoint"):
+        assert getattr(stand_in, name).__func__ is getattr(Trainer, name)
+
+
+def test_the_best_checkpoint_goes_by_its_final_name_where_it_is_there(tmp_path: Path) -> None:
+    trainer = attached(tmp_path)
+    trainer.state.global_step, trainer.state.best_global_step = 4, 2
+    trainer.state.best_model_checkpoint = "staged"
+    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path)
+    name_the_best(stand_in, tmp_path)
+    assert stand_in.state.best_model_checkpoint == "staged"
+    best = tmp_path / "out" / "checkpoint-2"
+    best.mkdir(parents=True)
+    name_the_best(stand_in, tmp_path)
+    assert stand_in.state.best_model_checkpoint == str(best)
+    assert str(best) in (tmp_path / "trainer_state.json").read_text()
