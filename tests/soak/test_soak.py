@@ -1,6 +1,7 @@
 """Endurance: trainings that are asked, stopped, killed and started again at random, on a disk that fills up.
 
-About two minutes in all; HOLDFAST_SOAK_MINUTES makes it longer, HOLDFAST_SOAK_SEED repeats what was drawn.
+Half a minute in `make test`, two in `make test-full`. HOLDFAST_SOAK_MINUTES makes it longer, HOLDFAST_SOAK_SEED repeats
+what was drawn.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.full import FULL
 from helpers.loops import train
 from helpers.support import fill, holdfast, tiny_disk
 from helpers.trainings import Launcher, Process
@@ -25,7 +27,7 @@ from soak.tally import KEPT, Tally
 
 __all__ = ["torch_launcher"]
 
-MINUTES = float(os.environ.get("HOLDFAST_SOAK_MINUTES", "1.5"))
+MINUTES = float(os.environ.get("HOLDFAST_SOAK_MINUTES", "1.5" if FULL else "0.3"))
 SEED = int(os.environ.get("HOLDFAST_SOAK_SEED", time.time_ns() % 1_000_000))
 STEPS = 400
 RANK_STEPS = 120
