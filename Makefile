@@ -29,7 +29,7 @@ $(BENCH): $(STAMP)
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## every test (two cores: under 15 minutes)
+test: $(STAMP) ## the tests (two cores: under 10 minutes); CONTRIBUTING.md has what is left to test-full
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-full: $(STAMP) ## every test, every cell of the matrix, 200 kills

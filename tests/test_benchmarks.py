@@ -22,6 +22,8 @@ from benchmarks.rounds import Rounds, measure_size, new_directory
 from benchmarks.states import State
 from benchmarks.triggers import BOUNDARY, BROADCAST, DOOR, STAT
 
+from helpers.full import in_full
+
 INSTALLED_HERE = ["hf", "torch", "safetensors", "dcp", "dcp_async", "accelerate"]
 
 
@@ -33,7 +35,7 @@ def small_adapters(device: str = "cpu") -> State:
     return states.lora(device, layers=1, width=64, words=500)
 
 
-@pytest.mark.parametrize("make", [small, small_adapters])
+@pytest.mark.parametrize("make", [small, pytest.param(small_adapters, marks=in_full("the whole model"))])
 def test_every_saver_brings_the_same_bytes_back_and_fills_its_columns(make: Any, tmp_path: Path) -> None:
     found, missing = peers.found(INSTALLED_HERE)
     with quiet():

@@ -15,6 +15,9 @@ from helpers.waiting import wait_until
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
+# How a test says that `make test` runs less of it, or nothing.
+LEFT_OUT = re.compile(r"from helpers\.full import|HOLDFAST_FULL")
+
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
@@ -165,3 +168,11 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_contributing_lists_the_tests_that_make_test_leaves_to_test_full() -> None:
+    tests = Path(__file__).parent
+    own = str(Path(__file__).relative_to(tests))
+    moved = {str(path.relative_to(tests)) for path in tests.rglob("test_*.py") if LEFT_OUT.search(path.read_text())}
+    listed = re.findall(r"^\| `(\S+\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    assert listed == sorted(moved - {own})

@@ -6,8 +6,8 @@ A test names its rows: `test_fault_07_what_holds_then`, `test_fault_37_38_...`, 
 """
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +50,15 @@ def outcome_of(name: str) -> str:
     return found["outcome"].replace("_", " ") if found else ""
 
 
-def proofs() -> Iterator[Proof]:
+@functools.cache
+def proofs() -> tuple[Proof, ...]:
     """Every test of a row that the sources hold."""
-    for path in sorted(TESTS.rglob("test_*.py")):
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.FunctionDef) and (rows := rows_of(node.name)):
-                how = (ast.get_docstring(node) or "").partition("\n")[0]
-                yield Proof(node.name, rows, outcome_of(node.name), how)
+    return tuple(
+        Proof(node.name, rows, outcome_of(node.name), (ast.get_docstring(node) or "").partition("\n")[0])
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and (rows := rows_of(node.name))
+    )
 
 
 ROWS: dict[str, Row] = {

@@ -20,12 +20,11 @@ def test_each_has_a_test_or_says_why_not(number: str) -> None:
 
 
 def test_each_proof_names_rows_that_there_are_says_how_and_has_a_name_of_its_own() -> None:
-    found = list(proofs())
-    assert len(found) > 40
-    for proof in found:
+    assert len(proofs()) > 40
+    for proof in proofs():
         assert set(proof.rows) <= set(ROWS), proof.name
         assert len(proof.how) > 10 and proof.how.endswith("."), f"{proof.name}: its docstring says how it injects"
-    names = [proof.name for proof in found]
+    names = [proof.name for proof in proofs()]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
 
 

@@ -4,11 +4,14 @@ A line is JSON: argv, cwd, env, output, program. The child is a process like any
 signals, its output in a file; its exit code is left beside it.
 """
 
+import gc
+import importlib
 import json
 import os
 import select
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +20,26 @@ from holdfast.cli.app import main
 
 sys.path[0] = str(Path(__file__).parents[1])
 
-if "--trainers" in sys.argv:
-    import transformers.trainer  # noqa: F401
-    import trl.trainer.sft_trainer  # noqa: F401
-else:
-    import ranks.loop  # noqa: F401
+# What a child would spend most of its time on importing. Not `attach`: plain transformers must do without it.
+TRAINERS = ("trl.trainer.sft_trainer", "holdfast.engine.engine", "holdfast.train.config.load")
+# The first optimizer of a process imports `torch._dynamo`.
+RANKS = ("torch._dynamo", "holdfast.loop.checkpointer", "ranks.loop")
+
+
+def preload() -> None:
+    trainers = "--trainers" in sys.argv
+    for module in TRAINERS if trainers else RANKS:
+        importlib.import_module(module)
+    if trainers:
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        # The first model that is saved has transformers compile some hundred patterns.
+        tiny = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        with tempfile.TemporaryDirectory() as folder:
+            LlamaForCausalLM(tiny).save_pretrained(folder)
+    # A child's own collections need not go through all that: they would take 0.2 s each.
+    gc.collect()
+    gc.freeze()
 
 
 def child(job: dict[str, Any]) -> NoReturn:
@@ -78,4 +96,5 @@ def serve() -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
+preload()
 serve()

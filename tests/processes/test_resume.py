@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from helpers.full import in_full
 from helpers.trainings import Training, events
 
 STEPS = 40
@@ -44,9 +45,9 @@ LORA = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "l
 @pytest.mark.parametrize(
     ("kill_after", "changes"),
     [
-        pytest.param(1, {}, id="first step"),
-        pytest.param(23, {}, id="mid-epoch"),
-        pytest.param(54, {}, id="end of an epoch"),
+        pytest.param(1, {}, id="first step", marks=in_full("the other steps of this test")),
+        pytest.param(23, {}, id="mid-epoch", marks=in_full("the one with adapters")),
+        pytest.param(54, {}, id="end of an epoch", marks=in_full("the one saved in an evaluation there")),
         pytest.param(61, {"eval_strategy": "epoch", "eval_steps": None}, id="second epoch, evaluated per epoch"),
         pytest.param(12, {"gradient_accumulation_steps": 3, "max_steps": 30}, id="accumulation"),
         pytest.param(20, LORA, id="lora"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.full import in_full
 from helpers.trainings import BLOCKED, SAVE_THAT_FAILS, Process, Training, answers, events
 from helpers.waiting import wait_until
 
@@ -214,6 +215,7 @@ def test_a_stop_whose_save_fails_ends_with_1_and_says_so(training: Training) -> 
     assert not list(training.run.glob(".tmp-*"))
 
 
+@in_full("tests/ranks/test_launchers.py: after a stop under torchrun the ranks end with 0")
 def test_under_torchrun_a_good_stop_ends_with_0_so_that_the_agent_does_not_start_it_again(training: Training) -> None:
     (training.folder / "config.yml").write_text(yaml.safe_dump(training.config))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--max-restarts", "1"]

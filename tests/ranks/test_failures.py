@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.full import in_full
 from helpers.support import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
@@ -43,7 +44,20 @@ def resumed_ends_as_one_that_was_not(ranks: Ranks) -> None:
     assert holdfast("verify", ranks.run).returncode == 0
 
 
-@pytest.mark.parametrize("place", PLACES)
+IN_ONE_RANK = in_full("a rank dies between agreement and write")
+IN_RANK_0 = in_full("rank 0 dies before the rename")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("before the agreement", marks=IN_ONE_RANK),
+        "between agreement and write",
+        pytest.param("after its record", marks=IN_ONE_RANK),
+        "the coordinator, before the rename",
+        pytest.param("the coordinator, after the rename", marks=IN_RANK_0),
+    ],
+)
 def test_fault_37_38_what_is_published_is_whole_and_the_next_start_goes_on(ranks: Ranks, place: str) -> None:
     """SIGKILL of a rank before the agreement, before its write, after its record; of rank 0 around the rename."""
     module, owner, name, when, rank = PLACES[place]
@@ -66,7 +80,9 @@ def test_fault_37_38_what_is_published_is_whole_and_the_next_start_goes_on(ranks
     resumed_ends_as_one_that_was_not(ranks)
 
 
-@pytest.mark.parametrize("asks", ["the clock", "somebody, again and again"])
+@pytest.mark.parametrize(
+    "asks", ["the clock", pytest.param("somebody, again and again", marks=in_full("the clock asks as often"))]
+)
 def test_fault_37_a_dead_rank_does_not_keep_the_other_from_ending_while_saves_are_asked_for(
     ranks: Ranks, asks: str
 ) -> None:
@@ -104,7 +120,7 @@ def test_fault_39_a_stopped_rank_makes_an_abort_everywhere_and_training_goes_on_
 def test_fault_41_a_rank_whose_data_ends_earlier_makes_a_failed_save_and_no_hang(ranks: Ranks) -> None:
     """One of two ranks has three batches, the other hundreds."""
     # Without collectives, so that the other can go on at all.
-    job = ranks.start(kind="apart", until=400, pause=0.02, short=[1, 3], settings=LIMITS)
+    job = ranks.start(kind="apart", until=400, pause=0.02, short=[1, 3], settings={**LIMITS, "stop_grace_seconds": 2.0})
     ranks.wait_for_step(10)
     failed = holdfast("save", ranks.run, "--wait")
     assert failed.returncode == 1 and "ended unevenly" in failed.stdout + failed.stderr, job.output

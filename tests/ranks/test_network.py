@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.full import in_full
 from helpers.support import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
@@ -77,7 +78,9 @@ def network() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("network")
-@pytest.mark.parametrize("when", ["in the agreement", "in the write"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("in the agreement", marks=in_full("it is cut in the write")), "in the write"]
+)
 def test_fault_40_a_cut_network_fails_the_save_and_training_goes_on_when_it_is_mended(ranks: Ranks, when: str) -> None:
     """The link between two network namespaces is taken down in the agreement, or in the write."""
     program = ON_ITS_HOST.replace("{HOST}", HOSTS[0].removesuffix("-0"))

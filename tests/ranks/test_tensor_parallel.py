@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.full import in_full
 from helpers.support import holdfast
 from ranks.conftest import Job, Ranks
 
@@ -15,8 +16,11 @@ def told(job: Job, what: str) -> str:
     return str(found)
 
 
+BOTH = in_full("each of the two alone, and tests/state/test_sharding.py of pieces that are cut twice")
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("kind", "size"), [("tp", 2), ("fsdp_tp", 4)])
+@pytest.mark.parametrize(("kind", "size"), [("tp", 2), pytest.param("fsdp_tp", 4, marks=BOTH)])
 def test_killed_and_resumed_it_ends_with_the_same_bytes_and_one_process_has_the_same_tensors(
     ranks: Ranks, tmp_path: Path, kind: str, size: int
 ) -> None:

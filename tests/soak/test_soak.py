@@ -1,6 +1,7 @@
 """Endurance: trainings that are asked, stopped, killed and started again at random, on a disk that fills up.
 
-About two minutes in all; HOLDFAST_SOAK_MINUTES makes it longer, HOLDFAST_SOAK_SEED repeats what was drawn.
+Half a minute in `make test`, two in `make test-full`. HOLDFAST_SOAK_MINUTES makes it longer, HOLDFAST_SOAK_SEED repeats
+what was drawn.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.full import FULL
 from helpers.loops import train
 from helpers.support import fill, holdfast, tiny_disk
 from helpers.trainings import Launcher, Process
@@ -25,7 +27,7 @@ from soak.tally import KEPT, Tally
 
 __all__ = ["torch_launcher"]
 
-MINUTES = float(os.environ.get("HOLDFAST_SOAK_MINUTES", "1.5"))
+MINUTES = float(os.environ.get("HOLDFAST_SOAK_MINUTES", "1.5" if FULL else "0.3"))
 SEED = int(os.environ.get("HOLDFAST_SOAK_SEED", time.time_ns() % 1_000_000))
 STEPS = 400
 RANK_STEPS = 120
@@ -77,7 +79,7 @@ class Life:
         ways: list[Callable[[], None]] = [self._kill, self._kill, self._kill_group, self._save_and_kill]
         ways += [self._terminate, self._terminate_twice, self._interrupt, self._stop_by_command, self._stop_by_usr2]
         ways += [self._out_of_time] if len(self.processes) == 1 else []
-        way = self._draw.choice(ways)
+        way = self._draw.choice(ways) if self._counts["killed"] else self._kill  # a short soak has one kill at least
         self._counts["ended: " + way.__name__.strip("_").replace("_", " ")] += 1
         way()
         for process in self.processes:
@@ -260,7 +262,8 @@ def test_whatever_is_done_to_it_nothing_is_lost(tmp_path: Path, torch_launcher: 
     finally:
         counts["losses"] += 0
         print("\n".join(f"{count:8d}  {what}" for what, count in sorted(counts.items())))
-    assert counts["killed"] and counts["answered saved"] and counts["resumed"]
+    assert counts["answered saved"]
+    assert (counts["killed"] and counts["resumed"]) or MINUTES < 1, "chance has left out what this is about"
 
 
 def one_of_a_loop(
