@@ -14,6 +14,7 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
 from holdfast.engine import save as saving
 from holdfast.layouts.layout import BY_NAME
+from holdfast.log import RunLog
 from holdfast.resume.choose import select_checkpoint
 from holdfast.run.request import Request
 from holdfast.run.run import Run
@@ -25,6 +26,8 @@ KEEP_ALL = RetentionPolicy(None, None)
 FILES = {"training.json": b"{}", "random.json": b"{}", "folder/part": b"piece"}
 
 Story = Callable[[Recorder], None]
+
+QUIET = RunLog(lambda line: None)
 
 
 def begin(top: Path, *steps: int) -> None:
@@ -58,7 +61,7 @@ def snapshot(step: int) -> Snapshot:
 
 def resume(top: Path) -> Run:
     """A start that goes on from the newest good checkpoint."""
-    select_checkpoint(top / RUN_FOLDER, "auto", BY_NAME[LAYOUT], lambda line: None)
+    select_checkpoint(top / RUN_FOLDER, "auto", BY_NAME[LAYOUT], QUIET)
     return Run.open(top / RUN_FOLDER, continues=RUN)
 
 
@@ -87,7 +90,7 @@ def opens(recorder: Recorder) -> None:
     """A start alone: what a dead process left is swept."""
     root = recorder.top / RUN_FOLDER
     there = catalog.entries(root) if root.is_dir() else []
-    chosen = select_checkpoint(root, "auto", BY_NAME[LAYOUT], lambda line: None)
+    chosen = select_checkpoint(root, "auto", BY_NAME[LAYOUT], QUIET)
     assert (chosen.path if chosen else None) == (there[0].path if there else None), "a start takes not the newest"
     resume(recorder.top)
 

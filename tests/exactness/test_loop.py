@@ -15,6 +15,7 @@ from helpers.loops import Loop, train
 from helpers.support import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
+from holdfast.state.registry import Parts
 from holdfast.state.rng.state import RngRecord
 
 UNTIL = 24  # an epoch has 7 steps
@@ -119,7 +120,7 @@ def test_the_proof_sees_when_any_one_thing_is_left_out(
     train(tmp_path / "cut", 5, save_steps=5)
     loop = Loop(tmp_path / "cut", strict=False)
     state = loop.ckpt._state
-    state.parts = [part for part in state.parts if part.name != left_out]
+    state.parts = Parts([part for part in state.parts if part.name != left_out])
     if left_out == "data":
         state.data = None
     if left_out == "random":

@@ -50,9 +50,9 @@ def read(
 ) -> tuple[dict[str, Stored], dict[str, Any]]:
     """Reads files of the native layout, those that are named or all, whatever has become of them since."""
     listed_paths = [path.name for path in directory.iterdir()] if paths is None else paths
-    with native_reading.opened(
-        directory, [listed(directory, path) for path in listed_paths], tensors or {}, **what
-    ) as reading:
+    files = [listed(directory, path) for path in listed_paths]
+    with native_reading.open_checkpoint(directory) as folder:
+        reading = native_reading.NativeReading(directory, folder, files, tensors or {}, **what)
         reading.read(through_cache=through_cache)
     return reading.stored, reading.extra
 

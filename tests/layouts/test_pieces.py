@@ -136,11 +136,12 @@ def test_of_a_large_file_only_the_part_that_a_rank_needs_is_read_and_proved(tmp_
         file.write(b"\xff")
 
     def read_quarter() -> torch.Tensor:
-        with native_reading.opened(
-            checkpoint, list(listed.values()), {}, places=lambda _, __, shape: place(shape, (4, 1), rank)
-        ) as it:
-            it.read()
-        return it.stored["model"].tensors["w"]
+        with native_reading.open_checkpoint(checkpoint) as folder:
+            reading = native_reading.NativeReading(
+                checkpoint, folder, list(listed.values()), {}, places=lambda _, __, shape: place(shape, (4, 1), rank)
+            )
+            reading.read()
+        return reading.stored["model"].tensors["w"]
 
     if rank == 0:
         assert same(read_quarter(), large[:2])

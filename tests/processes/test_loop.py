@@ -15,6 +15,7 @@ from helpers.loops import train
 from helpers.trainings import Launcher, Process, answers, events
 from helpers.waiting import wait_until
 from holdfast.layouts.layout import NATIVE
+from holdfast.log import RunLog
 from holdfast.resume.choose import select_checkpoint
 
 # Stands still in one place after the step 3, until there is a file "go".
@@ -144,7 +145,7 @@ def test_fault_30_a_stop_that_kills_the_data_workers_first_is_a_stop_like_any_ot
 
 
 def newest(run: Path) -> int:
-    chosen = select_checkpoint(run, "auto", NATIVE, lambda text: None)
+    chosen = select_checkpoint(run, "auto", NATIVE, RunLog(lambda text: None))
     return -1 if chosen is None or chosen.manifest is None else chosen.manifest.step
 
 

@@ -29,9 +29,9 @@ def halting(self, *args, **kwargs):
 """
 
 PLACES = {
-    "before the agreement": ("holdfast.engine.follow_saver", "Member", "_take_part", "before", 1),
-    "between agreement and write": ("holdfast.engine.follow_saver", "Member", "_write", "before", 1),
-    "after its record": ("holdfast.engine.follow_saver", "Member", "_give", "after", 1),
+    "before the agreement": ("holdfast.engine.follower", "Follower", "_take_part", "before", 1),
+    "between agreement and write": ("holdfast.engine.follower", "Follower", "_write", "before", 1),
+    "after its record": ("holdfast.engine.follower", "Follower", "_give", "after", 1),
     "the coordinator, before the rename": ("holdfast.store.commit", "Attempt", "publish", "before", 0),
     "the coordinator, after the rename": ("holdfast.store.commit", "Attempt", "publish", "after", 0),
 }

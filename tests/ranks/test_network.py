@@ -31,14 +31,14 @@ os.environ["GLOO_SOCKET_IFNAME"] = "wire"
 STANDS_BEFORE_IT_WRITES = """
 import time
 from pathlib import Path
-from holdfast.engine.follow_saver import Member
-original = Member._write
+from holdfast.engine.follower import Follower
+original = Follower._write
 def waiting(self, *args):
     print("about to write", flush=True)
     while not Path("written").exists():
         time.sleep(0.01)
     return original(self, *args)
-Member._write = waiting
+Follower._write = waiting
 """
 
 

@@ -6,16 +6,18 @@ from helpers.museum import EXHIBITS, Exhibit
 from helpers.support import OTHER_RUN, RESUMABLE, RUN, commit_checkpoint, content_of, every_crash
 from holdfast.errors import DamagedCheckpointError, HoldfastError, NoCheckpointError
 from holdfast.layouts.layout import TRANSFORMERS
+from holdfast.log import RunLog
 from holdfast.resume.choose import ResumePoint, select_checkpoint
 
 WHICH = pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.kind)
 
 
-class Told(list[str]):
-    """What was said, as a callable that says it."""
+class Told(RunLog):
+    """The lines that the user was told."""
 
-    def __call__(self, text: str) -> None:
-        self.append(text)
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        super().__init__(self.lines.append)
 
 
 @pytest.fixture
@@ -39,11 +41,15 @@ def foreign(root: Path, step: int) -> Path:
 def test_nothing_is_chosen_when_nothing_is_wanted_and_what_is_there_is_mentioned(
     tmp_path: Path, told: Told, wanted: bool | None
 ) -> None:
-    assert select_checkpoint(tmp_path, wanted, TRANSFORMERS, told) is None and told == []
-    assert select_checkpoint(tmp_path / "missing", wanted, TRANSFORMERS, told) is None and told == []
+    assert select_checkpoint(tmp_path, wanted, TRANSFORMERS, told) is None and told.lines == []
+    assert select_checkpoint(tmp_path / "missing", wanted, TRANSFORMERS, told) is None and told.lines == []
     commit_checkpoint(tmp_path, 7)
     assert select_checkpoint(tmp_path, wanted, TRANSFORMERS, told) is None
-    assert len(told) == 1 and "holds 1 checkpoints of earlier training" in told[0] and "--resume auto" in told[0]
+    assert (
+        len(told.lines) == 1
+        and "holds 1 checkpoints of earlier training" in told.lines[0]
+        and "--resume auto" in told.lines[0]
+    )
 
 
 @pytest.mark.parametrize("wanted", ["auto", True])
@@ -55,13 +61,13 @@ def test_fault_18_the_newest_commit_is_chosen_not_the_highest_step(
         commit_checkpoint(tmp_path, step)
     found = select_checkpoint(tmp_path, wanted, TRANSFORMERS, told)
     assert found is not None and found.path == tmp_path / "checkpoint-120" and chosen_step(found) == 120
-    assert told == []
+    assert told.lines == []
 
 
 def test_auto_starts_from_zero_where_there_is_nothing_and_true_does_not(tmp_path: Path, told: Told) -> None:
     for root in (tmp_path, tmp_path / "missing"):
         assert select_checkpoint(root, "auto", TRANSFORMERS, told) is None
-        assert told.pop() == f"no checkpoint in {root} yet: starting from zero"
+        assert told.lines.pop() == f"no checkpoint in {root} yet: starting from zero"
         with pytest.raises(NoCheckpointError, match=f"there is no checkpoint in {root} to resume from"):
             select_checkpoint(root, True, TRANSFORMERS, told)
 
@@ -75,7 +81,9 @@ def test_fault_15_16_what_cannot_be_resumed_from_is_skipped_by_name_and_reason(
     commit_checkpoint(tmp_path, 5)
     exhibit.in_a_run(tmp_path)
     assert chosen_step(select_checkpoint(tmp_path, wanted, TRANSFORMERS, told)) == 5
-    assert len(told) == 1 and told[0].startswith("skipped checkpoint-7: ") and exhibit.problem in told[0]
+    assert (
+        len(told.lines) == 1 and told.lines[0].startswith("skipped checkpoint-7: ") and exhibit.problem in told.lines[0]
+    )
 
 
 @WHICH
@@ -85,7 +93,9 @@ def test_nothing_good_while_there_are_checkpoints_is_an_error_and_not_a_start_fr
     exhibit.in_a_run(tmp_path)
     with pytest.raises(NoCheckpointError, match=r"none of the 1 checkpoints in .* can be resumed from: checkpoint-7"):
         select_checkpoint(tmp_path, "auto", TRANSFORMERS, told)
-    assert len(told) == 1 and told[0].startswith("skipped checkpoint-7: ") and exhibit.problem in told[0]
+    assert (
+        len(told.lines) == 1 and told.lines[0].startswith("skipped checkpoint-7: ") and exhibit.problem in told.lines[0]
+    )
 
 
 @WHICH
@@ -96,7 +106,7 @@ def test_one_that_is_named_and_damaged_is_refused_with_its_problems(
     before = content_of(tmp_path)
     if exhibit.kind == "foreign":
         assert select_checkpoint(tmp_path, str(path), TRANSFORMERS, told) == ResumePoint(path, None)
-        assert told == [f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole"]
+        assert told.lines == [f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole"]
     else:
         with pytest.raises(DamagedCheckpointError) as raised:
             select_checkpoint(tmp_path, str(path), TRANSFORMERS, told)
@@ -109,7 +119,7 @@ def test_a_checkpoint_that_is_named_is_chosen_whatever_is_newer(tmp_path: Path, 
     for step in (100, 150):
         commit_checkpoint(tmp_path, step)
     found = select_checkpoint(tmp_path, str(tmp_path / "checkpoint-100"), TRANSFORMERS, told)
-    assert chosen_step(found) == 100 and told == []
+    assert chosen_step(found) == 100 and told.lines == []
 
 
 @pytest.mark.parametrize("name", ["missing", "file", ""])
@@ -161,9 +171,9 @@ def test_files_that_a_callback_added_are_mentioned_and_do_not_matter(tmp_path: P
     (path / "notes\x1b[2J.txt").write_bytes(b"x")
     for wanted in ("auto", str(path)):
         assert chosen_step(select_checkpoint(tmp_path, wanted, TRANSFORMERS, told)) == 7
-        assert told[0] == "checkpoint-7: merged/model.safetensors: not in the manifest, and never read"
-        assert len(told) == 2 and told[1].isprintable()
-        told.clear()
+        assert told.lines[0] == "checkpoint-7: merged/model.safetensors: not in the manifest, and never read"
+        assert len(told.lines) == 2 and told.lines[1].isprintable()
+        told.lines.clear()
 
 
 def test_a_strangers_file_that_a_trainer_would_read_is_named_harmlessly(tmp_path: Path, told: Told) -> None:
@@ -191,5 +201,5 @@ def test_after_a_crash_at_any_change_of_a_save_auto_goes_on_from_the_newest_that
     for root in every_crash(tmp_path, lambda root: commit_checkpoint(root, 7), lambda root: commit_checkpoint(root, 8)):
         said = Told()
         seen.append(chosen_step(select_checkpoint(root, "auto", TRANSFORMERS, said)))
-        assert said == []
+        assert said.lines == []
     assert seen == sorted(seen, key=lambda step: step or 0) and set(seen) == {7, 8}

@@ -8,6 +8,7 @@ import pytest
 from helpers.support import RESUMABLE, RUN, commit_checkpoint, content_of
 from holdfast.errors import NoCheckpointError, UnsupportedError
 from holdfast.layouts.layout import TRANSFORMERS
+from holdfast.log import RunLog
 from holdfast.resume.choose import select_checkpoint
 from holdfast.store import catalog, retention
 from holdfast.store.retention import RetentionPolicy
@@ -29,10 +30,10 @@ def test_security_s16_what_another_user_put_there_is_not_resumed_from_unless_it_
     said: list[str] = []
     ours = commit_checkpoint(tmp_path, 7)
     theirs = planted(tmp_path)
-    found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, said.append)
+    found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(said.append))
     assert found is not None and found.path == ours
     assert said == ["skipped checkpoint-9: of another user (uid 12345): name it to resume from it"]
-    found = select_checkpoint(tmp_path, str(theirs), TRANSFORMERS, said.append)
+    found = select_checkpoint(tmp_path, str(theirs), TRANSFORMERS, RunLog(said.append))
     assert found is not None and found.path == theirs
 
 
@@ -40,7 +41,7 @@ def test_security_s16_nothing_but_what_another_user_put_there_is_an_error(tmp_pa
     """The only checkpoint belongs to another user."""
     planted(tmp_path)
     with pytest.raises(NoCheckpointError, match="none of the 1 checkpoints"):
-        select_checkpoint(tmp_path, "auto", TRANSFORMERS, print)
+        select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(print))
 
 
 def test_security_s16_s19_what_another_user_put_there_takes_no_checkpoint_of_ours_away(tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_security_s16_what_another_user_put_there_does_not_use_up_the_numbers_of
     commit_checkpoint(tmp_path, 7)
     planted(tmp_path, sequence=2**63 - 1)
     after = commit_checkpoint(tmp_path, 10)
-    found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, print)
+    found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(print))
     assert found is not None and found.path == after
 
 
@@ -88,6 +89,6 @@ def test_security_s02_a_strangers_checkpoint_that_would_be_unpickled_is_refused(
         (path / name).write_bytes(data)
     before = content_of(tmp_path)
     with pytest.raises(UnsupportedError, match=f"reading {unpickled} runs what is in it") as raised:
-        select_checkpoint(tmp_path, str(path), TRANSFORMERS, print)
+        select_checkpoint(tmp_path, str(path), TRANSFORMERS, RunLog(print))
     assert raised.value.exit_code == 2 and raised.value.hint
     assert content_of(tmp_path) == before

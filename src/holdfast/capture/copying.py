@@ -1,7 +1,7 @@
-"""Copies of live bytes into resident memory."""
+"""Copies of live bytes into resident memory, and the tensors of which they can be made while training goes on."""
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -65,3 +65,12 @@ def _bytes_now(source: memoryview | torch.Tensor, part: ChunkPart) -> memoryview
     if isinstance(source, memoryview):
         return source[part.begin : part.begin + part.size]
     return memoryview((ctypes.c_char * part.size).from_address(source.data_ptr() + part.begin)).cast("B")
+
+
+def why_not_live(live: Mapping[str, torch.Tensor]) -> str:
+    """Returns why a state can be read only while training stands still; empty if it can be at any time."""
+    for name, tensor in live.items():
+        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
+        if not plain or tensor.device.type not in ("cpu", "cuda"):
+            return f"{name} is a {type(tensor).__name__} of layout {tensor.layout} on {tensor.device}"
+    return ""

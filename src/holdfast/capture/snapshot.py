@@ -5,73 +5,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from holdfast.capture.boundary import Boundary
-from holdfast.capture.chunks import Image
 from holdfast.capture.gate import Gate
 from holdfast.capture.nonfinite import TensorRanges
 from holdfast.capture.staging import Pool
 from holdfast.capture.stream import Stream
+from holdfast.capture.subject import Subject
 from holdfast.capture.throttle import Throttle
 from holdfast.capture.tripwire import Fingerprint, WriteDetector
 from holdfast.errors import SaveError, TornError
 from holdfast.state import environment
 from holdfast.store.blocks import BlockFile, takes_direct_writes
-
-
-class Subject(Protocol):
-    """The state that is saved: the parts of a loop, or a trainer."""
-
-    layout: str
-
-    def as_live(self) -> "LiveSubject | None":
-        """Returns this subject if its tensors are read from live memory; None if a writer of its own gathers them."""
-
-    def unreadable(self) -> str:
-        """Returns why the state can be read only while training stands still; empty if it can be at any time."""
-
-    def record(self) -> Any:
-        """Returns the small state, as of now. Called by training at every boundary."""
-
-    def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
-        """Returns what the manifest says of a boundary."""
-
-    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
-        """Returns the files to be; small ones may be written into the directory right away. The gate is shut."""
-
-    def estimated_bytes(self) -> int:
-        """Returns about how many bytes a checkpoint takes."""
-
-    def protected(self, recorded: Any) -> Sequence[Path]:
-        """Returns the checkpoints that retention must not touch after the save of a boundary."""
-
-
-class LiveSubject(Subject, Protocol):
-    """A subject whose tensors are read from live memory, beside training."""
-
-    def parameters(self) -> Sequence[torch.Tensor]:
-        """Returns the parameters that the optimizers update."""
-
-    def structure(self) -> Hashable:
-        """Returns a value that differs when `live` would give other tensors. Asked at every boundary: it is cheap."""
-
-    def live(self) -> Mapping[str, torch.Tensor]:
-        """Returns the tensors that stand still from a boundary to the next update, by name; the parameters first."""
-
-    def to_be_finite(self) -> Mapping[str, torch.Tensor]:
-        """Returns those of `live` in which NaN or infinity is a training gone wrong: not buffers, such as masks."""
-
-    def copied_buffers(self) -> Mapping[str, int]:
-        """Returns large buffers that were seen to change, and the bytes that copying each takes at every boundary."""
-
-    def layout_pieces(self) -> Mapping[str, Any]:
-        """Returns the pieces of tensors that the files of `file_images` hold; empty where they hold whole ones."""
-
-    def rank0_digests(self, recorded: Any) -> Mapping[str, Any]:
-        """Returns digests of what rank 0 writes for all ranks, though each may have its own and then writes it too."""
 
 
 @dataclass(frozen=True)
@@ -239,15 +187,6 @@ class Snapshots:
     def _name_of(self, tensor: torch.Tensor) -> str:
         plain = ((name, other) for name, other in self._tensors.items() if other.layout == torch.strided)
         return next((name for name, other in plain if other.data_ptr() == tensor.data_ptr()), "a tensor")
-
-
-def why_not_live(live: Mapping[str, torch.Tensor]) -> str:
-    """Returns why a state can be read only while training stands still; empty if it can be at any time."""
-    for name, tensor in live.items():
-        plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
-        if not plain or tensor.device.type not in ("cpu", "cuda"):
-            return f"{name} is a {type(tensor).__name__} of layout {tensor.layout} on {tensor.device}"
-    return ""
 
 
 def _went_on() -> SaveError:

@@ -1,1 +1,1 @@
-"""What the training thread and the saving thread do from a request to its answer."""
+"""The training thread and the saving thread, from a request to its answer."""

@@ -9,8 +9,9 @@ from types import TracebackType
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.optimizer_hook import OptimizerHook
-from holdfast.capture.snapshot import Snapshots, Subject
+from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
+from holdfast.capture.subject import Subject
 from holdfast.capture.throttle import Throttle
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
@@ -65,7 +66,7 @@ class Engine:
         self.log = RunLog(say)
         self.channel = joined(settings.rank_timeout_seconds)
         self.log.rank = self.rank
-        self.origin = open_run(self.channel, output_dir, resume, layout, self.log.info)
+        self.origin = open_run(self.channel, output_dir, resume, layout, self.log)
         self.run = self.origin.run
         wake = threading.Event()
         self.gate = Gate(wake)

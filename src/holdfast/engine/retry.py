@@ -1,4 +1,4 @@
-"""When a save that failed is tried again: after pauses that double, so that a disk that stays full costs little."""
+"""Further tries of saves that failed: after pauses that double, so that a disk that stays full costs little."""
 
 import time
 from collections.abc import Sequence
@@ -29,17 +29,17 @@ class Retry:
         self._stops: list[Request] = []
 
     def saved(self) -> None:
-        """A save succeeded, whoever had asked for it: what the schedule missed is made good."""
+        """Takes in that a save succeeded, whoever had asked for it: what the schedule missed is made good."""
         self._schedule.end()
         self._stop.end()
         self._why = ""
 
     def schedule(self, requests: Sequence[Request], took: float) -> float | None:
-        """A save failed; if the schedule had asked for it, it is tried again.
+        """Takes in that a save failed; if the schedule had asked for it, it is tried again.
 
         Args:
-            requests: Who had asked.
-            took: Seconds that it took: training is not to be busy with tries alone.
+            requests: Those that it was for.
+            took: The seconds that it took: training is not to be busy with tries alone.
 
         Returns:
             Seconds until the next try, if there is to be one.
@@ -51,7 +51,7 @@ class Retry:
         return self._schedule.begin(took)
 
     def stop(self, stops: Sequence[Request], took: float) -> float | None:
-        """The save of a stop failed.
+        """Takes in that the save of a stop failed.
 
         Returns:
             Seconds until the next try; None where its grace does not last so long, and nothing is kept.
@@ -64,11 +64,11 @@ class Retry:
         return pause
 
     def hurry(self) -> None:
-        """The next try of what the schedule missed is made now, if there is one to come."""
+        """Makes the next try of what the schedule missed now, if there is one to come."""
         self._schedule.hurry()
 
     def take(self) -> list[Request]:
-        """What is to be tried with the next save: stops always, the schedule's when it is time."""
+        """Returns what is to be tried with the next save: stops always, the schedule's when it is time."""
         taken, self._stops = self._stops, []
         self._stop.pause()
         if self._schedule.seconds == 0:
@@ -78,12 +78,12 @@ class Retry:
 
     @property
     def stop_waits(self) -> bool:
-        """Whether a stop waits for its next try."""
+        """True while a stop waits for its next try."""
         return bool(self._stops)
 
     @property
     def seconds(self) -> float | None:
-        """Seconds until the next try, 0 when it is time; None where there is none to come."""
+        """The seconds until the next try, 0 when it is time; None where there is none to come."""
         return min((s for s in (self._schedule.seconds, self._stop.seconds) if s is not None), default=None)
 
 

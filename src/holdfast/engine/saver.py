@@ -219,39 +219,40 @@ class Saver:
         """Writes a checkpoint of a boundary, and takes in what became of it."""
         assert self._in_use is not None
         snapshots, _ = self._in_use
-        requests, stops = list(self._batch.requests), self._batch.stops
+        run, requests, stops = self._session.run, list(self._batch.requests), self._batch.stops
         blocked_before = self._gate.blocked_seconds
         snapshots.throttle.pressing = bool(stops)
         hung: list[float] = []
         try:
-            with self._watchdog.watch(lambda seconds: self._let_go(boundary, seconds, hung)):
-                answer = self._attempt(snapshots, boundary, requests, stops)
-        except TornError as torn:
-            self._try_again(torn, boundary)
-            return
-        if answer.saved:
-            self._retry.saved()
-            self._outcomes.publish(boundary, answer)
-            self._queue.saved()
+            snapshot = self._peers.snapshot(snapshots, boundary)
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who asked hear of it
+            answer = Answer(saved=False, step=boundary.step, error=str(error) or type(error).__name__)
+            save.report(run, answer, requests, stops)
+        else:
+            try:
+                with self._watchdog.watch(lambda seconds: self._let_go(boundary, seconds, hung)):
+                    answer = save.save(run, snapshot, requests, self._policy, stops)
+            except TornError as torn:
+                self._try_again(torn, boundary)
+                return
         self._account_for(snapshots, boundary, self._gate.blocked_seconds - blocked_before)
-        if not answer.saved and stops and self._is_tried_again(answer, stops):
-            requests = [request for request in requests if not request.stop]
-        if requests:
-            self._conclude(answer, requests)
+        self._take_in(boundary, answer, requests, stops)
         self._learn(snapshots, answer)
         if hung and self._retry.schedule(requests, 0.0) is not None:
             self._retry.hurry()  # what was due meanwhile has passed unsaved
 
-    def _attempt(
-        self, snapshots: Snapshots, boundary: Boundary, requests: Sequence[Request], stops: Sequence[Request]
-    ) -> Answer:
-        try:
-            snapshot = self._peers.snapshot(snapshots, boundary)
-        except Exception as error:  # noqa: BLE001 - whatever it is, those who asked hear of it
-            answer = Answer(saved=False, step=boundary.step, error=str(error) or type(error).__name__)
-            save.report(self._session.run, answer, requests, stops)
-            return answer
-        return save.save(self._session.run, snapshot, requests, self._policy, stops)
+    def _take_in(
+        self, boundary: Boundary, answer: Answer, requests: Sequence[Request], stops: Sequence[Request]
+    ) -> None:
+        """Takes in the outcome of a save, and concludes it for those who asked."""
+        if answer.saved:
+            self._retry.saved()
+            self._outcomes.publish(boundary, answer)
+            self._queue.saved()
+        elif stops and self._is_tried_again(answer, stops):
+            requests = [request for request in requests if not request.stop]
+        if requests:
+            self._conclude(answer, requests)
 
     def _let_go(self, boundary: Boundary, seconds: float, hung: list[float]) -> None:
         """Lets training go on while a save hangs; it does not stop at the boundaries that are due."""

@@ -1,4 +1,4 @@
-"""How long training waits for a save: storage that hangs is not waited for."""
+"""The watchdog of saves: training does not wait for storage that hangs."""
 
 import threading
 import time
@@ -17,7 +17,7 @@ class Watchdog:
         self._longest = 0.0
         self._lock = threading.Lock()
         self.lost = False
-        """Whether the save that is under way has taken too long."""
+        """True while the save that is under way has taken too long."""
 
     @contextmanager
     def watch(self, on_lost: Callable[[float], None]) -> Iterator[None]:

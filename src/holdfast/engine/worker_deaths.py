@@ -26,10 +26,10 @@ class WorkerDeaths:
 
     def look(self) -> None:
         """Looks whether there is one by now. Called at every boundary: 0.1 microseconds when there is not."""
-        found = signal.getsignal(signal.SIGCHLD)
-        if found is self._ours or not callable(found) or threading.current_thread() is not threading.main_thread():
+        handler = signal.getsignal(signal.SIGCHLD)
+        if handler is self._ours or not callable(handler) or threading.current_thread() is not threading.main_thread():
             return
-        self._torchs = found
+        self._torchs = handler
         signal.signal(signal.SIGCHLD, self._ours)
 
     def stop(self) -> None:
@@ -49,7 +49,7 @@ class WorkerDeaths:
 
 
 def is_death_of_one(error: BaseException) -> bool:
-    """Whether an error is what training sees of a worker's death, as the cause or as a batch that it never gets."""
+    """Returns whether training sees an error because a worker died: as the cause, or as a batch that never comes."""
     if isinstance(error, RuntimeError) and any(text in str(error) for text in _DIED):
         return True
     return isinstance(error, (OSError, EOFError)) and _was_fetching(error.__traceback__)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts import image, native
 from holdfast.layouts.image import decode_json
-from holdfast.layouts.pieces import PiecesReader
+from holdfast.layouts.pieces import PiecesReader, Wanted
+from holdfast.layouts.safetensors.reading import TensorFile
 from holdfast.state.part import RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.store import files, reading
@@ -65,10 +66,10 @@ class NativeReading:
         content = self._read_json(native.names_of_json(self._listed, rank))
         self.extra: dict[str, Any] = {name: content.pop(name) for name in RESERVED if name in content}
         """The JSON that belongs to no part, by name."""
-        self.stored: dict[str, Stored] = {
-            part: self._part(part, rest, native.own_path(part, rank) if own else "") for part, rest in content.items()
-        }
+        self.stored: dict[str, Stored] = {}
         """The checkpoint's content, by part. Its tensors have their values once `read` has returned."""
+        for part, rest in content.items():
+            self.stored[part] = self._part(part, rest, native.own_path(part, rank) if own else "")
 
     def read(self, *, through_cache: bool = False) -> None:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.
@@ -106,14 +107,11 @@ class NativeReading:
         tensors = LoadedTensors()
         for name, entry in entries.items():
             inside = name if entry["pieces"][0]["file"] == own else name.removeprefix(SIDECAR_PREFIX)
-            tensors[name], is_live = self._reader.plan(
-                name,
-                entry["pieces"],
-                self._place(part, name, tuple(entry["shape"])),
-                inside,
-                lambda lengths, dtype, name=name: self._live(part, name, lengths, dtype),  # type: ignore[misc]
-            )
-            if not is_live:
+            place = self._place(part, name, tuple(entry["shape"]))
+            wanted = self._reader.want(name, entry["pieces"], place, inside)
+            live = self._live(part, name, wanted)
+            tensors[name] = self._reader.plan(wanted, live)
+            if live is None:
                 tensors.free.add(name)
         return Stored(tensors, rest, {name: first for name, first in metadata.items() if name != "format"})
 
@@ -126,7 +124,7 @@ class NativeReading:
         return entries
 
     def _whole_entries(self, path: str) -> dict[str, Any]:
-        file = self._reader.file(path)
+        file: TensorFile = self._reader.file(path)
         shapes = {name: file.shape(name) or () for name in sorted([*file.dense, *file.sparse])}
         return {
             name: {"shape": shape, "pieces": [{"file": path, "offset": [0] * len(shape), "lengths": shape}]}
@@ -137,10 +135,12 @@ class NativeReading:
         needed = self._places(part, name, shape) if self._places is not None else None
         return needed if needed is not None and needed.shape == shape else ShardRange.whole(shape)
 
-    def _live(self, part: str, name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor | None":
+    def _live(self, part: str, name: str, wanted: Wanted) -> "torch.Tensor | None":
         """Returns the live memory for a tensor, if it can be read into as it is, and no other tensor is."""
         tensor = self._memory.get(part, {}).get(name)
-        if tensor is None or tensor.dtype != dtype or tuple(tensor.shape) != lengths or not _is_plain(tensor):
+        if tensor is None or wanted.sparse is not None or not _is_plain(tensor):
+            return None
+        if tensor.dtype != wanted.dtype or tuple(tensor.shape) != wanted.lengths:
             return None
         begin, end = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
         at = bisect_right(self._taken, (begin, end))
@@ -151,15 +151,8 @@ class NativeReading:
 
 
 @contextmanager
-def opened(directory: Path, listed: Sequence[File], tensors: native.Tensors, **options: Any) -> Iterator[NativeReading]:
-    """Opens a checkpoint for `NativeReading`, once: whatever has its name later, these are the files that are read."""
-    with open_checkpoint(directory) as folder:
-        yield NativeReading(directory, folder, listed, tensors, **options)
-
-
-@contextmanager
 def open_checkpoint(directory: Path) -> Iterator[int]:
-    """Opens the directory of a checkpoint.
+    """Opens the directory of a checkpoint, once: whatever has its name later, these are the files that are read.
 
     Raises:
         DamagedCheckpointError: That cannot be done.

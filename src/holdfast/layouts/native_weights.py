@@ -64,7 +64,9 @@ def _join(checkpoint: Path, manifest: Manifest, entries: Mapping[str, Mapping[st
             files.write_all(fd, head)
             for together in _in_turns(plain):
                 tensors = {
-                    name: reader.plan(name, entries[name]["pieces"], ShardRange.whole(entries[name]["shape"]))[0]
+                    name: reader.plan(
+                        reader.want(name, entries[name]["pieces"], ShardRange.whole(entries[name]["shape"]))
+                    )
                     for name in together
                     if name in entries
                 }

@@ -7,7 +7,7 @@ pay too.
 
 import ctypes
 import mmap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,6 @@ from holdfast.store.manifest import File
 
 if TYPE_CHECKING:
     import torch
-
-    LiveMemory = Callable[[tuple[int, ...], torch.dtype], torch.Tensor | None]
 
 _HUGE = 2 << 20
 
@@ -41,6 +39,27 @@ class Read:
     lengths: tuple[int, ...]
     place: tuple[int, ...]
     piece: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A range of a tensor that is to be read, and the files that hold it.
+
+    Args:
+        name: The tensor, for messages.
+        inside: Its name in the files.
+        lengths: The range's shape.
+        parts: The files, each with the range of its piece.
+        dtype: The dtype.
+        sparse: The tensor itself, where it is sparse: it is always whole, and read already.
+    """
+
+    name: str
+    inside: str
+    lengths: tuple[int, ...]
+    parts: Sequence[tuple[TensorFile, Read]]
+    dtype: "torch.dtype"
+    sparse: "torch.Tensor | None" = None
 
 
 class PiecesReader:
@@ -69,48 +88,54 @@ class PiecesReader:
             self._files[path] = TensorFile(self._folder, self._listed[path], self._directory / path)
         return self._files[path]
 
-    def plan(
-        self,
-        name: str,
-        pieces: Sequence[Mapping[str, Any]],
-        place: ShardRange,
-        inside: str | None = None,
-        live: "LiveMemory | None" = None,
-    ) -> "tuple[torch.Tensor, bool]":
-        """Plans to read a range of a tensor.
+    def want(
+        self, name: str, pieces: Sequence[Mapping[str, Any]], place: ShardRange, inside: str | None = None
+    ) -> Wanted:
+        """Returns a range of a tensor, compared with the files that hold it.
 
         Args:
             name: The tensor, for messages.
             pieces: The manifest's entries for its pieces.
             place: The range.
             inside: Its name in the files, where that is another one.
-            live: Called with the range's shape and dtype; returns live memory to read it into, or None.
-
-        Returns:
-            The tensor, which has its values once `read` has returned, and whether it is live memory.
 
         Raises:
             DamagedCheckpointError: A file holds another thing than the manifest says.
-            CheckpointError: The tensor does not fit into memory.
         """
         inside = inside or name
         parts = [(self.file(path), read) for path, read in reads(pieces, place)]
         for file, read in parts:
             require_shape(file.file.path, inside, read.piece, file.shape(inside))
         first = parts[0][0]
-        if inside in first.sparse:  # always whole
-            return first.sparse[inside], False
+        if inside in first.sparse:
+            return Wanted(name, inside, place.lengths, parts, first.sparse[inside].dtype, first.sparse[inside])
         dtype = first.dense[inside].dtype
         if any(inside not in file.dense or file.dense[inside].dtype != dtype for file, _ in parts):
             raise DamagedCheckpointError(f"{self._directory}: the pieces of {name!r} are of several dtypes")
-        memory = live(place.lengths, dtype) if live is not None else None
-        tensor = new_memory(name, place.lengths, dtype) if memory is None else memory
-        for file, read in parts:
+        return Wanted(name, inside, place.lengths, parts, dtype)
+
+    def plan(self, wanted: Wanted, live: "torch.Tensor | None" = None) -> "torch.Tensor":
+        """Plans to read a range of a tensor.
+
+        Args:
+            wanted: The range.
+            live: Live memory of its shape and dtype to read it into; None reads it into memory of its own.
+
+        Returns:
+            The tensor, which has its values once `read` has returned.
+
+        Raises:
+            CheckpointError: It does not fit into memory.
+        """
+        if wanted.sparse is not None:
+            return wanted.sparse
+        tensor = new_memory(wanted.name, wanted.lengths, wanted.dtype) if live is None else live
+        for file, read in wanted.parts:
             into = tensor
             for dimension, (begin, length) in enumerate(zip(read.place, read.lengths, strict=True)):
                 into = into.narrow(dimension, begin, length)
-            file.bring(inside, read.begin, read.lengths, into)
-        return tensor, memory is not None
+            file.bring(wanted.inside, read.begin, read.lengths, into)
+        return tensor
 
     def read(self, *, through_cache: bool = False) -> None:
         """Reads all that was planned since the last time, several files and blocks at a time, and digests it.

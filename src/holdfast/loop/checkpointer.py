@@ -1,4 +1,4 @@
-"""What a plain PyTorch loop holds."""
+"""The object that a plain PyTorch loop holds."""
 
 import itertools
 import time
@@ -16,11 +16,10 @@ from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, 
 from holdfast.layouts.layout import NATIVE
 from holdfast.loop.restore import load_into
 from holdfast.loop.subject import LoopState
-from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Request, clean_label
 from holdfast.settings import DEFAULTS, Priority, validated
 from holdfast.state.data.cursor import DataCursor
-from holdfast.state.registry import parts_of
+from holdfast.state.registry import Parts, parts_of
 from holdfast.store.retention import RetentionPolicy
 
 # A loss on a device is looked at this often for the status: looking waits for the device.
@@ -98,13 +97,16 @@ class Checkpointer:
         if save_steps is not None and save_steps < 1:
             raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
-        found = parts_of({name: part for name, part in parts.items() if name not in generators})
-        keep = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
-        self._engine = Engine(Path(output_dir), settings, keep, resume, NATIVE, say)
+        named = {name: part for name, part in parts.items() if name not in generators}
+        registered = Parts(parts_of(named))
+        policy = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+        self._engine = Engine(Path(output_dir), settings, policy, resume, NATIVE, say)
         chosen = self._engine.origin.chosen
         self._data = None if data is None else DataCursor(data)
         protected = [chosen.path] if chosen else []
-        self._state = LoopState(found, generators, self._data, protected, self._engine.rank, self._engine.world_size)
+        self._state = LoopState(
+            registered, generators, self._data, protected, self._engine.rank, self._engine.world_size
+        )
         self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
         self._save_steps = save_steps
         self._strict = strict
@@ -132,12 +134,12 @@ class Checkpointer:
         return was_the_stop
 
     def close(self) -> None:
-        """What leaving the `with` block does, for those who have none."""
+        """Does what leaving the `with` block does, for those who have none."""
         self.__exit__(None, None, None)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a stop was asked for and saved: the loop should end. `batches` does so by itself."""
+        """True when a stop was asked for and saved: the loop should end. `batches` does so by itself."""
         return self._engine.stop_requested
 
     @property
@@ -159,11 +161,15 @@ class Checkpointer:
         """
         if self._step is not None:
             raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
-        chosen = self._engine.origin.chosen
-        step = 0 if chosen is None else self._load(chosen)
+        engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
+        while step is None:
+            try:
+                step = load_into(self._state, engine.origin, strict=self._strict, replay=self._replay, log=engine.log)
+            except DamagedCheckpointError as error:
+                self._state.protect(engine.origin.fall_back(error).path)
         self._step = step
         self._parameters = self._state.parameters()
-        self._engine.begin(self._state, step, self._until)
+        engine.begin(self._state, step, self._until)
         return step
 
     def batches(
@@ -241,17 +247,6 @@ class Checkpointer:
         if wait:
             ticket.wait()
         return ticket
-
-    def _load(self, chosen: ResumePoint) -> int:
-        engine, how = self._engine, {"strict": self._strict, "replay": self._replay}
-        while True:
-            try:
-                return load_into(
-                    self._state, chosen, **how, say=engine.announce, settle=engine.origin.barrier_after_read
-                )
-            except DamagedCheckpointError as error:
-                chosen = engine.origin.fall_back(error)
-                self._state.protect(chosen.path)
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:

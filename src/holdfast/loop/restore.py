@@ -1,16 +1,20 @@
 """One resume of a plain loop, from a checkpoint's files to the live state. To be read from top to bottom."""
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
-from holdfast.layouts import native, native_reading
+from holdfast.layouts import native
+from holdfast.layouts.native_reading import NativeReading, open_checkpoint
+from holdfast.log import RunLog
 from holdfast.loop.subject import LoopState
-from holdfast.resume.choose import ResumePoint
+from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
 from holdfast.state.data import position
+from holdfast.state.data.cursor import DataCursor
 from holdfast.state.part import Stored
+from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 from holdfast.state.values import tensor_names
@@ -19,11 +23,6 @@ from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 
 _MOST_LINES = 20
-
-Say = Callable[[str], None]
-
-Settle = Callable[[Exception | None], None]
-"""Tells the other processes what has become of the reading here, and raises what has become of it in any of them."""
 
 
 class _Content(NamedTuple):
@@ -36,16 +35,15 @@ class _Content(NamedTuple):
     """A line for each part that is only here or only there."""
 
 
-def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bool, say: Say, settle: Settle) -> int:
+def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: bool, log: RunLog) -> int:
     """Puts a checkpoint back into the live state, and says in one line what was resumed.
 
     Args:
         state: The state of the loop.
-        chosen: The checkpoint.
+        origin: The checkpoint, and the processes that read it together.
         strict: Refuses one that does not fit. Otherwise what fits is taken.
         replay: Loads batches before the position and drops them, rather than skipping them.
-        say: Prints a line.
-        settle: Called once all tensors are read.
+        log: Takes the lines for the user.
 
     Returns:
         The step that it holds.
@@ -54,14 +52,15 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
         CheckpointError: It does not fit. Nothing was changed.
         DamagedCheckpointError: It is not what was written. Tensors of the live state may be partly overwritten.
     """
+    chosen = origin.chosen
+    assert chosen is not None
     manifest = chosen.manifest
     if manifest is None:
         raise CheckpointError(f"{chosen.path} has no manifest, and only such a checkpoint can be put into a loop")
-    content = _read_with_others(state, chosen.path, manifest, strict=strict, settle=settle)
+    content = _read_with_others(state, origin, chosen.path, manifest, strict=strict)
     notices = content.notices
-    for part in state.parts:
-        if part.name in content.stored:
-            notices += part.restore(content.stored[part.name], strict=strict)
+    parts: Parts = state.parts
+    notices += parts.restore(content.stored, strict=strict)
     notices += content.random.check(state.generators)
     before, now = manifest.world_size, state.world_size
 
@@ -71,43 +70,48 @@ def load_into(state: LoopState, chosen: ResumePoint, *, strict: bool, replay: bo
             rng_state.reseed_for_rank(state.rank)
 
     where = redistribution = ""
-    if state.data is not None and "data" in content.extra:
-        notices += state.data.restore(
+    data: DataCursor | None = state.data
+    if data is not None and "data" in content.extra:
+        notices += data.restore(
             content.extra["data"], after_skip=set_random_state, replay=replay, saved_by=before, processes=now
         )
-        where, redistribution = f", {state.data.where}", state.data.redistribution
+        where, redistribution = f", {data.where}", data.redistribution
     set_random_state()
     if before != now:
         notices.append(_world_size_notice(manifest, now, redistribution))
     elif redistribution:
         notices.append(f"data: {redistribution}")
-    say(f"resumed from {chosen.path}: step {manifest.step}{where}")
+    log.announce(f"resumed from {chosen.path}: step {manifest.step}{where}")
     for notice in dict.fromkeys(notices):
-        say(notice)
+        log.announce(notice, logging.WARNING)
     if changed := environment.differences(manifest.versions, environment.record()):
-        say(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
+        log.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}", logging.WARNING)
     return manifest.step
 
 
-def _read_with_others(state: LoopState, path: Path, manifest: Manifest, *, strict: bool, settle: Settle) -> _Content:
+def _read_with_others(
+    state: LoopState, origin: Resumption, path: Path, manifest: Manifest, *, strict: bool
+) -> _Content:
     """Reads, and returns once all processes have read without a failure."""
     content, failure = None, None
     try:
         content = _read(state, path, manifest, strict=strict)
     except Exception as error:  # noqa: BLE001 - the other processes wait to be told of it
         failure = error
-    settle(failure)
+    origin.barrier_after_read(failure)
     assert content is not None
     return content
 
 
 def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> _Content:
     """Compares everything with what is here before the first tensor is read, into the live ones where they fit."""
-    memory = state.memory() if strict else None  # what is left out must stay as it is, also when this one is damaged
+    # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
+    memory = state.parts.memory() if strict else None
     own = state.world_size == manifest.world_size
-    needs: dict[str, Any] = {"rank": state.rank, "own": own, "places": state.shard_range, "memory": memory}
+    needs: dict[str, Any] = {"rank": state.rank, "own": own, "places": state.parts.shard_range, "memory": memory}
     try:
-        with native_reading.opened(path, manifest.files, manifest.tensors, **needs) as reading:
+        with open_checkpoint(path) as folder:
+            reading = NativeReading(path, folder, manifest.files, manifest.tensors, **needs)
             content = _checked(state, path, manifest, reading)
             misfits = content.notices + _misfits(state, path, content.stored)
             if strict and misfits:
@@ -120,7 +124,7 @@ def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> 
     return content
 
 
-def _checked(state: LoopState, path: Path, manifest: Manifest, reading: native_reading.NativeReading) -> _Content:
+def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeReading) -> _Content:
     """Decodes what is not a tensor, and notes each part that is only here or only there."""
     stored, extra = reading.stored, reading.extra
     step = extra["training"].get("step") if isinstance(extra["training"], dict) else None
@@ -151,7 +155,7 @@ def _misfits(state: LoopState, path: Path, stored: dict[str, Stored]) -> list[st
             raise CheckpointError(
                 f"{path}: {part.name}.json speaks of {names.quoted(absent[0])}, and no file has that tensor"
             )
-    return [line for part in common for line in part.problems(stored[part.name])]
+    return state.parts.problems(stored)
 
 
 def _does_not_fit(path: Path, misfits: list[str]) -> CheckpointError:

@@ -1,5 +1,6 @@
 """The state of a plain loop, as the engine saves it: its parts, the random generators, the position in the data."""
 
+import ctypes
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +9,17 @@ import torch
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
-from holdfast.capture.snapshot import LiveSubject, why_not_live
+from holdfast.capture.copying import why_not_live
+from holdfast.capture.subject import LiveSubject
 from holdfast.layouts import native
-from holdfast.state.buffers import differing_from_rank0, digests
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.part import Part, Stored
+from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
-from holdfast.state.sharding import ShardRange, local_of, range_of, written_by
+from holdfast.state.sharding import local_of, range_of, written_by
+from holdfast.store import digest
 
 
 class LoopRecord(NamedTuple):
@@ -45,15 +48,14 @@ class LoopState:
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Parts,
         generators: Mapping[str, torch.Generator],
         data: DataCursor | None,
         protected: Sequence[Path],
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        # Models first: their parameters are what may be swapped behind our back.
-        self.parts = sorted(parts, key=lambda part: not isinstance(part, ModelPart))
+        self.parts = parts
         self.generators = generators
         self.data = data
         self.rank = rank
@@ -71,15 +73,15 @@ class LoopState:
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizers update."""
-        return [tensor for part in self.parts if isinstance(part, ModelPart) for tensor in part.live().values()]
+        return self.parts.parameters()
 
     def structure(self) -> Hashable:
         """Returns something that differs when `live` would return other tensors."""
-        return tuple(part.structure() for part in self.parts)
+        return self.parts.structure()
 
     def live(self) -> dict[str, torch.Tensor]:
         """Returns all tensors that stand still between updates, by `part.name`: what this process has of them."""
-        self._live = {part.name: part.live() for part in self.parts}
+        self._live = self.parts.live()
         whole = self._live_by_path()
         local = {path: local_of(tensor) for path, tensor in whole.items()}
         # Both are asked for at every save, and take milliseconds where there are many tensors.
@@ -98,15 +100,6 @@ class LoopState:
                 tensors.update({f"{part.name}.{name}": local_of(tensor) for name, tensor in live.items()})
         return tensors
 
-    def shard_range(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
-        """Returns the range of a whole tensor of a checkpoint that this process needs; None where it needs all."""
-        named = next((candidate for candidate in self.parts if candidate.name == part), None)
-        return None if named is None else named.shard_range(name, shape)
-
-    def memory(self) -> dict[str, Mapping[str, torch.Tensor]]:
-        """Returns the live memory that tensors of a checkpoint may be read into, by part and name."""
-        return {part.name: part.memory() for part in self.parts}
-
     def protect(self, path: Path) -> None:
         """Protects another checkpoint than before from retention: the one that was resumed from in the end."""
         self._protected = [path]
@@ -117,13 +110,12 @@ class LoopState:
 
     def copied_buffers(self) -> dict[str, int]:
         """Returns the large buffers of the models that were seen to change."""
-        models = (part for part in self.parts if isinstance(part, ModelPart))
-        return {f"{model.name}.{name}": size for model in models for name, size in model.moving_buffers.items()}
+        return self.parts.moving_buffers()
 
     def record(self) -> LoopRecord:
         """Records the small state, as of now."""
         return LoopRecord(
-            [part.record() for part in self.parts],
+            self.parts.record(),
             rng_state.record(self.generators),
             self.data.record() if self.data is not None else None,
         )
@@ -134,7 +126,7 @@ class LoopState:
 
     def rank0_digests(self, recorded: LoopRecord) -> Mapping[str, Any]:
         """Returns the digests of the buffers that rank 0 writes, by model."""
-        return {name: digests(buffers) for name, buffers in self._buffers(recorded).items()}
+        return {name: buffer_digests(buffers) for name, buffers in self.parts.buffers(recorded.parts).items()}
 
     def protected(self, recorded: LoopRecord) -> Sequence[Path]:
         """Returns the checkpoint that was resumed from."""
@@ -143,10 +135,8 @@ class LoopState:
     def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """Returns the files-to-be of this process."""
         recorded: LoopRecord = boundary.recorded
-        self._written = [
-            (part.name, self._own(part), part.encode(record))
-            for part, record in zip(self.parts, recorded.parts, strict=True)
-        ]
+        stored = self.parts.encode(recorded.parts)
+        self._written = [(part.name, self._own(part), stored[part.name]) for part in self.parts]
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)
@@ -166,17 +156,12 @@ class LoopState:
         """Returns the bytes of the tensors that this process has, and some for the rest."""
         return self._bytes + (1 << 20)
 
-    def _buffers(self, recorded: LoopRecord) -> dict[str, dict[str, torch.Tensor]]:
-        """Returns the buffers of each model that may change, as of a boundary."""
-        pairs = zip(self.parts, recorded.parts, strict=True)
-        return {part.name: part.buffers(record) for part, record in pairs if isinstance(part, ModelPart)}
-
     def _own_buffers(self, boundary: Boundary) -> dict[str, dict[str, torch.Tensor]]:
         """Returns those buffers of each model of which this process has other values than rank 0."""
         if not self.rank:
             return {}
         differing = {}
-        for name, buffers in self._buffers(boundary.recorded).items():
+        for name, buffers in self.parts.buffers(boundary.recorded.parts).items():
             rank0, live = boundary.rank0_digests.get(name, {}), self._live[name]
             # Large ones that were seen to change in rank 0, and were not here.
             unchanged_here = {key: local_of(live[key]) for key in rank0.keys() & live.keys() - buffers.keys()}
@@ -203,3 +188,24 @@ class LoopState:
 
 def _parameters_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.nn.Parameter)}
+
+
+def buffer_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Returns digests, by which other processes see if theirs are the same, by name. Sparse ones are left out."""
+    return {name: _digest_of(tensor) for name, tensor in tensors.items() if tensor.layout == torch.strided}
+
+
+def differing_from_rank0(tensors: Mapping[str, torch.Tensor], rank0: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Returns those of this process that are not what rank 0 has.
+
+    Args:
+        tensors: Those of this process, by name.
+        rank0: The digests that `buffer_digests` gave in rank 0.
+    """
+    return {name: tensors[name] for name, own in buffer_digests(tensors).items() if rank0.get(name) != own}
+
+
+def _digest_of(tensor: torch.Tensor) -> str:
+    plain = tensor.detach().cpu().contiguous()
+    data = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
+    return digest.of([f"{plain.dtype} {list(plain.shape)}".encode(), data])

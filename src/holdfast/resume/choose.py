@@ -1,8 +1,9 @@
 """The selection of the checkpoint that a training goes on from. To be read from top to bottom."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from logging import Logger
 from pathlib import Path
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
@@ -11,8 +12,6 @@ from holdfast.store import catalog, retention
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.names import shown
 from holdfast.store.verify import Report, verify
-
-Say = Callable[[str], None]
 
 # torch.load with weights_only was unsafe before (CVE-2025-32434, CVE-2026-24747), and a foreign checkpoint is a pickle.
 _SAFE_TORCH = (2, 10)
@@ -41,7 +40,7 @@ class ResumePoint:
         return self.manifest.run if self.manifest is not None and here else None
 
 
-def select_checkpoint(root: Path, wanted: str | bool | None, layout: Layout, say: Say) -> ResumePoint | None:
+def select_checkpoint(root: Path, wanted: str | bool | None, layout: Layout, log: Logger) -> ResumePoint | None:
     """Selects the checkpoint that `resume_from_checkpoint` means.
 
     Args:
@@ -49,22 +48,22 @@ def select_checkpoint(root: Path, wanted: str | bool | None, layout: Layout, say
         wanted: `auto`: the newest good one, or none if there is nothing; True: the newest good one, which must exist;
             a path: that one; None or False: none.
         layout: The layout that this training reads.
-        say: Prints a line for the user: the choice, and each one that was skipped, with the reason.
+        log: Takes a line for the user: the choice, and each one that was skipped, with the reason.
 
     Raises:
         NoCheckpointError: There is none that could be used.
         DamagedCheckpointError: The one that was named is damaged.
     """
     if wanted is None or wanted is False:
-        _tell_of_earlier_training(root, say)
+        _tell_of_earlier_training(root, log)
         return None
     if wanted is True or wanted == "auto":
-        return _newest_good(root, layout, say, required=wanted is True)
-    return _named(Path(wanted).expanduser().resolve(), layout, say)  # a link to a checkpoint is a way to name it
+        return _newest_good(root, layout, log, required=wanted is True)
+    return _named(Path(wanted).expanduser().resolve(), layout, log)  # a link to a checkpoint is a way to name it
 
 
 def select_older(
-    damaged: ResumePoint, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: Layout, say: Say
+    damaged: ResumePoint, problems: Sequence[str], root: Path, wanted: str | bool | None, layout: Layout, log: Logger
 ) -> ResumePoint:
     """Selects another checkpoint, after the selected one turned out to be damaged while it was read.
 
@@ -74,7 +73,7 @@ def select_older(
         root: The run directory.
         wanted: The user's wish, as for `select_checkpoint`.
         layout: The layout that this training reads.
-        say: Prints a line for the user.
+        log: Takes a line for the user.
 
     Raises:
         NoCheckpointError: There is no other.
@@ -82,9 +81,9 @@ def select_older(
     """
     if wanted is not True and wanted != "auto":
         raise _refused(damaged.path, problems, f"{_HALF_READ}; {_TAKE_ANOTHER}")
-    say(f"skipped {damaged.path.name}: {'; '.join(problems)}")
+    log.warning(f"skipped {damaged.path.name}: {'; '.join(problems)}")
     try:
-        older = _newest_good(root, layout, say, required=True, passed_over=(*damaged.passed_over, damaged.path))
+        older = _newest_good(root, layout, log, required=True, passed_over=(*damaged.passed_over, damaged.path))
     except NoCheckpointError as error:
         raise NoCheckpointError(f"{error}; {_HALF_READ}", hint=error.hint) from error
     assert older is not None
@@ -92,7 +91,7 @@ def select_older(
 
 
 def _newest_good(
-    root: Path, layout: Layout, say: Say, *, required: bool, passed_over: tuple[Path, ...] = ()
+    root: Path, layout: Layout, log: Logger, *, required: bool, passed_over: tuple[Path, ...] = ()
 ) -> ResumePoint | None:
     entries = _entries(root)
     if not entries:
@@ -101,7 +100,7 @@ def _newest_good(
                 f"there is no checkpoint in {root} to resume from",
                 hint="with resume_from_checkpoint: auto a run that has none yet starts from zero",
             )
-        say(f"no checkpoint in {root} yet: starting from zero")
+        log.info(f"no checkpoint in {root} yet: starting from zero")
         return None
     skipped = list(passed_over)
     # What has no manifest has no place in the order either, and could be the newest: it is named, whatever is chosen.
@@ -112,11 +111,11 @@ def _newest_good(
             report = _inspect(entry.path, layout)
             problems = why_not_resumable(report, layout)
             if not problems and entry.manifest is not None:
-                _tell_of_notices(entry.path, report, say)
-                _tell_of_numbers(entry.path, entry.manifest, entries, say)
+                _tell_of_notices(entry.path, report, log)
+                _tell_of_numbers(entry.path, entry.manifest, entries, log)
                 return ResumePoint(entry.path, entry.manifest, tuple(skipped))
             reason = "; ".join(problems)
-        say(f"skipped {entry.path.name}: {reason}")
+        log.warning(f"skipped {entry.path.name}: {reason}")
         skipped.append(entry.path)
     names = ", ".join(path.name for path in skipped)
     raise NoCheckpointError(
@@ -132,21 +131,21 @@ def _why_not_taken_unasked(entry: catalog.Entry) -> str | None:
     return "made by plain transformers: name it to resume from it" if entry.foreign else None
 
 
-def _named(path: Path, layout: Layout, say: Say) -> ResumePoint:
+def _named(path: Path, layout: Layout, log: Logger) -> ResumePoint:
     if not path.is_dir():
         raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
     entry = catalog.read(path)
     if entry.foreign and layout.takes_foreign:
         _require_safe_torch(path)
         _require_no_pickles(path)
-        say(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
+        log.warning(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
         return ResumePoint(path, None)
     report = _inspect(path, layout)
     if problems := why_not_resumable(report, layout):
         raise _refused(path, problems, _TAKE_ANOTHER)
-    _tell_of_notices(path, report, say)
+    _tell_of_notices(path, report, log)
     if entry.manifest is not None and entry.manifest.not_finite:
-        _tell_of_numbers(path, entry.manifest, _entries(path.parent), say)
+        _tell_of_numbers(path, entry.manifest, _entries(path.parent), log)
     return ResumePoint(path, entry.manifest)
 
 
@@ -175,23 +174,25 @@ def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpoin
     return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
 
 
-def _tell_of_notices(path: Path, report: Report, say: Say) -> None:
+def _tell_of_notices(path: Path, report: Report, log: Logger) -> None:
     for notice in report.notices:
-        say(f"{path.name}: {notice}")
+        log.warning(f"{path.name}: {notice}")
 
 
-def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], say: Say) -> None:
+def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], log: Logger) -> None:
     """Says that the state went wrong: a resume goes on exactly from it all the same."""
     if not manifest.not_finite:
         return
     finite = retention.newest_finite(beside, manifest.run)
     instead = f"resume_from_checkpoint: {finite.path} is the newest without" if finite else "there is none without"
-    say(f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}")
+    log.warning(
+        f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}"
+    )
 
 
-def _tell_of_earlier_training(root: Path, say: Say) -> None:
+def _tell_of_earlier_training(root: Path, log: Logger) -> None:
     if entries := _entries(root):
-        say(
+        log.warning(
             f"{root} holds {len(entries)} checkpoints of earlier training; this one starts from zero and keeps them."
             " To go on from the newest: --resume auto"
         )

@@ -9,13 +9,14 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from logging import Logger
 from pathlib import Path
 from typing import Any
 
 from holdfast.errors import DamagedCheckpointError, HoldfastError, RanksError
 from holdfast.layouts.layout import Layout
 from holdfast.ranks.channel import Channel
-from holdfast.resume.choose import ResumePoint, Say, select_checkpoint, select_older
+from holdfast.resume.choose import ResumePoint, select_checkpoint, select_older
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
 from holdfast.store import catalog
@@ -27,7 +28,9 @@ SelectOlder = Callable[[ResumePoint, Sequence[str]], ResumePoint]
 """Selects another checkpoint, from the damaged one and its problems."""
 
 
-def open_run(channel: Channel | None, root: Path, wanted: str | bool | None, layout: Layout, say: Say) -> "Resumption":
+def open_run(
+    channel: Channel | None, root: Path, wanted: str | bool | None, layout: Layout, log: Logger
+) -> "Resumption":
     """Opens a run in each process that trains it.
 
     Args:
@@ -35,7 +38,7 @@ def open_run(channel: Channel | None, root: Path, wanted: str | bool | None, lay
         root: The run directory.
         wanted: The checkpoint to go on from, as `resume_from_checkpoint` has it. Rank 0's counts.
         layout: The layout that this training reads.
-        say: Prints a line for the user.
+        log: Takes a line for the user.
 
     Raises:
         RunBusyError: Another process trains in the directory.
@@ -43,29 +46,29 @@ def open_run(channel: Channel | None, root: Path, wanted: str | bool | None, lay
         RanksError: A rank does not see the same run and the same checkpoint as rank 0, or rank 0 could open none.
     """
     if channel is None:
-        return open_single(root, wanted, layout, say)
+        return open_single(root, wanted, layout, log)
     if channel.rank == 0:
-        return open_rank0(channel, root, wanted, layout, say)
+        return open_rank0(channel, root, wanted, layout, log)
     return open_follower(channel, root)
 
 
 def open_single(
-    root: Path, wanted: str | bool | None, layout: Layout, say: Say, channel: Channel | None = None
+    root: Path, wanted: str | bool | None, layout: Layout, log: Logger, channel: Channel | None = None
 ) -> "Resumption":
     """Opens a run in the only process that trains it, or in rank 0, which does not tell the others yet."""
-    point = select_checkpoint(root, wanted, layout, say)
+    point = select_checkpoint(root, wanted, layout, log)
     manifest = point.manifest if point else None
     continues = point.continues(root) if point else None
     run = Run.open(root, continues=continues, parent=manifest.attempt if manifest else None)
     return Resumption(
-        run, point, channel, lambda damaged, problems: select_older(damaged, problems, root, wanted, layout, say)
+        run, point, channel, lambda damaged, problems: select_older(damaged, problems, root, wanted, layout, log)
     )
 
 
-def open_rank0(channel: Channel, root: Path, wanted: str | bool | None, layout: Layout, say: Say) -> "Resumption":
+def open_rank0(channel: Channel, root: Path, wanted: str | bool | None, layout: Layout, log: Logger) -> "Resumption":
     """Opens a run in rank 0, and returns when all other ranks have seen the same run and the same checkpoint."""
     try:
-        opened = open_single(root, wanted, layout, say, channel)
+        opened = open_single(root, wanted, layout, log, channel)
     except HoldfastError as error:
         channel.put("start", _error_message(error))
         _wait_until_heard(channel)

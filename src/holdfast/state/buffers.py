@@ -2,8 +2,6 @@
 
 Copying all would cost too much where there are large ones, most of which never change (masks, position tables). Those
 are left where they are, and watched; one that is seen to change is copied at every boundary from then on.
-
-Of several processes rank 0 writes them. It tells the others their digests, and who has other values writes its own too.
 """
 
 import ctypes
@@ -14,7 +12,6 @@ import torch
 
 from holdfast.state.module_tensors import TensorSlot
 from holdfast.state.sharding import local_of
-from holdfast.store import digest
 
 # In all. On a device one kernel copies them, beside the training.
 _COPIED_BYTES = {"cpu": 1 << 20, "cuda": 16 << 20}
@@ -93,21 +90,6 @@ class Buffers:
         self._watches = [_Watch(tensor) for _, tensor in self._watched]
 
 
-def digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns digests, by which other processes see if theirs are the same, by name. Sparse ones are left out."""
-    return {name: _digest(tensor) for name, tensor in tensors.items() if tensor.layout == torch.strided}
-
-
-def differing_from_rank0(tensors: Mapping[str, torch.Tensor], rank0: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Returns those of this process that are not what rank 0 has.
-
-    Args:
-        tensors: Those of this process, by name.
-        rank0: The digests that `digests` gave in rank 0.
-    """
-    return {name: tensors[name] for name, own in digests(tensors).items() if rank0.get(name) != own}
-
-
 class _Watch:
     """Tells if a tensor was written since it was last asked, as far as its version and samples of it show."""
 
@@ -133,9 +115,3 @@ def _has_plain_memory(tensor: torch.Tensor) -> bool:
 
 def _window(tensor: torch.Tensor, begin: int, size: int) -> "ctypes.Array[ctypes.c_char]":
     return (ctypes.c_char * size).from_address(tensor.data_ptr() + begin)
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    plain = tensor.detach().cpu().contiguous()
-    data = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
-    return digest.of([f"{plain.dtype} {list(plain.shape)}".encode(), data])

@@ -40,12 +40,14 @@ class TensorSlot:
 
 
 def modules_of(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yields a module and those inside, by name; one that is there twice comes twice."""
-    module = _bare(module)
-    yield prefix, module
-    for key, child in module._modules.items():
-        if child is not None:
-            yield from modules_of(child, f"{prefix}.{key}" if prefix else key)
+    """Yields a module and those inside, by name, each before its own; one that is there twice comes twice."""
+    waiting = [(prefix, module)]
+    while waiting:
+        prefix, module = waiting.pop()
+        module = _bare(module)
+        yield prefix, module
+        children = [(key, child) for key, child in module._modules.items() if child is not None]
+        waiting += [(f"{prefix}.{key}" if prefix else key, child) for key, child in reversed(children)]
 
 
 def slots_of(module: nn.Module) -> Iterator[TensorSlot]:

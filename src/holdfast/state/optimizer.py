@@ -188,8 +188,11 @@ class OptimizerPart:
 
     def _known(self) -> dict[str, torch.Tensor]:
         """Returns the parameters of all registered models, by name."""
-        named = ((model.name, *pair) for model in self._models for pair in model.named_parameters().items())
-        return {f"{model}.{name}": parameter for model, name, parameter in named}
+        known = {}
+        for model in self._models:
+            for name, parameter in model.named_parameters().items():
+                known[f"{model.name}.{name}"] = parameter
+        return known
 
     def _current(self) -> _Plan:
         if self.structure() != self._plan.structure:

@@ -1,14 +1,96 @@
-"""The parts of everything that a loop registers, and the names that they may have."""
+"""The parts of everything that a loop registers: how they are made, their names, and what all do together."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
 
 from holdfast.errors import ConfigError
-from holdfast.state.part import RESERVED, Part
+from holdfast.state.model import ModelPart
+from holdfast.state.optimizer import OptimizerPart, bare_optimizer
+from holdfast.state.part import RESERVED, Part, Stored
+from holdfast.state.sharding import ShardRange
+from holdfast.state.stateful import stateful_part
 
 # Part of the names of files, whose suffixes need their room too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 _NAME_OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
+
+
+class Parts:
+    """The parts of one training, models first: their parameters are what may be swapped behind our back.
+
+    Args:
+        parts: Models, optimizers and the rest.
+    """
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = sorted(parts, key=lambda part: not isinstance(part, ModelPart))
+        self._models = [part for part in self._parts if isinstance(part, ModelPart)]
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self._parts)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Returns what the optimizers update."""
+        return [tensor for model in self._models for tensor in model.live().values()]
+
+    def structure(self) -> Hashable:
+        """Returns something that differs when `live` would return other tensors."""
+        return tuple([part.structure() for part in self._parts])
+
+    def live(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """Returns the tensors that stand still between updates, by part and name."""
+        return {part.name: part.live() for part in self._parts}
+
+    def record(self) -> list[Any]:
+        """Records the small state of each, as of now, in their order."""
+        return [part.record() for part in self._parts]
+
+    def encode(self, records: Sequence[Any]) -> dict[str, Stored]:
+        """Returns what was recorded, for files that have the live tensors too, by part."""
+        stored = {}
+        for part, record in zip(self._parts, records, strict=True):
+            stored[part.name] = part.encode(record)
+        return stored
+
+    def buffers(self, records: Sequence[Any]) -> dict[str, dict[str, torch.Tensor]]:
+        """Returns the buffers of each model that may change, as of a boundary."""
+        pairs = zip(self._parts, records, strict=True)
+        return {part.name: part.buffers(record) for part, record in pairs if isinstance(part, ModelPart)}
+
+    def moving_buffers(self) -> dict[str, int]:
+        """Returns the large buffers of the models that were seen to change, each with its bytes."""
+        return {f"{model.name}.{name}": size for model in self._models for name, size in model.moving_buffers.items()}
+
+    def memory(self) -> dict[str, Mapping[str, torch.Tensor]]:
+        """Returns the live memory that tensors of a checkpoint may be read into, by part and name."""
+        memory = {}
+        for part in self._parts:
+            memory[part.name] = part.memory()
+        return memory
+
+    def shard_range(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
+        """Returns the range of a whole tensor of a checkpoint that this process needs; None where it needs all."""
+        named = next((candidate for candidate in self._parts if candidate.name == part), None)
+        return None if named is None else named.shard_range(name, shape)
+
+    def problems(self, stored: Mapping[str, Stored]) -> list[str]:
+        """Returns the reasons why a checkpoint does not fit those parts that it has."""
+        problems: list[str] = []
+        for part in self._parts:
+            if part.name in stored:
+                problems += part.problems(stored[part.name])
+        return problems
+
+    def restore(self, stored: Mapping[str, Stored], *, strict: bool) -> list[str]:
+        """Puts those parts back that a checkpoint has; returns a line for each thing that the user should know."""
+        notices: list[str] = []
+        for part in self._parts:
+            if part.name in stored:
+                notices += part.restore(stored[part.name], strict=strict)
+        return notices
 
 
 def parts_of(named: Mapping[str, object]) -> list[Part]:
@@ -18,12 +100,6 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
         ConfigError: A name cannot be one, an object has no state, or an optimizer has parameters of no model here.
         UnsupportedError: An object's state holds something that cannot be written.
     """
-    import torch
-
-    from holdfast.state.model import ModelPart
-    from holdfast.state.optimizer import OptimizerPart, bare_optimizer
-    from holdfast.state.stateful import stateful_part
-
     if problems := _wrong_names(named):
         raise ConfigError(problems)
     models = {name: ModelPart(name, module) for name, module in named.items() if isinstance(module, torch.nn.Module)}

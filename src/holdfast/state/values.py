@@ -122,7 +122,9 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
     if kind is float:
         return {"$float": value.hex()}
     if isinstance(value, torch.Tensor):
-        _add(value.detach(), name, tensors)
+        if name in tensors:
+            raise _names_two(name)
+        tensors[name] = value.detach()
         return {"$tensor": name} if value.device == home else {"$tensor": name, "device": str(value.device)}
     if kind in _MAPPINGS:
         return _encode_mapping(value, name, tensors, home)
@@ -168,14 +170,14 @@ def _encode_numpy(value: Any, name: str, tensors: dict[str, torch.Tensor]) -> An
     if isinstance(value, np.generic):
         return {"$scalar": value.tobytes().hex(), "numpy": code}
     data = torch.from_numpy(np.frombuffer(bytearray(value.tobytes()), np.uint8))
-    _add(data, name, tensors)
+    if name in tensors:
+        raise _names_two(name)
+    tensors[name] = data
     return {"$array": name, "numpy": code, "shape": list(value.shape)}
 
 
-def _add(tensor: torch.Tensor, name: str, tensors: dict[str, torch.Tensor]) -> None:
-    if name in tensors:
-        raise UnsupportedError(f"{name} would name two tensors: keys differ in their type alone, or hold a /")
-    tensors[name] = tensor
+def _names_two(name: str) -> UnsupportedError:
+    return UnsupportedError(f"{name} would name two tensors: keys differ in their type alone, or hold a /")
 
 
 def _children(value: Any) -> Iterable[tuple[Any, Any]]:

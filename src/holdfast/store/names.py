@@ -47,8 +47,11 @@ def quoted(value: Any) -> str:
 def is_relative_path(path: str) -> bool:
     """Tells whether `path` may name a file inside a checkpoint: components joined by `/`, at most four of them."""
     *folders, last = path.split("/")
-    if len(folders) > 3 or not all(is_component(folder) for folder in folders):
+    if len(folders) > 3:
         return False
+    for folder in folders:
+        if not is_component(folder):
+            return False
     return is_component(last) or (bool(folders) and _DISTRIBUTED.fullmatch(last) is not None)
 
 

@@ -71,7 +71,10 @@ def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected
     """
     pinned = pins.pinned(entries[0].path.parent) if entries else frozenset()
     safe = {path.resolve() for path in protected}
-    kept = {entry.path: why for entry in entries if (why := _why_left_alone(entry, run)) is not None}
+    kept: dict[Path, str] = {}
+    for entry in entries:
+        if (why := _why_left_alone(entry, run)) is not None:
+            kept[entry.path] = why
     good = [entry for entry in entries if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
     by_rule = _by_rule(good, policy)

@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         file = reader.file(path.name)
         shapes = {name: file.shape(name) or () for name in [*file.dense, *file.sparse]}
         tensors = {
-            name: reader.plan(name, whole_piece(path.name, shape), ShardRange.whole(shape))[0]
+            name: reader.plan(reader.want(name, whole_piece(path.name, shape), ShardRange.whole(shape)))
             for name, shape in shapes.items()
         }
         reader.read()

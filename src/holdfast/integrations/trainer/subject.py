@@ -11,7 +11,8 @@ from transformers import Trainer
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
-from holdfast.capture.snapshot import LiveSubject, why_not_live
+from holdfast.capture.copying import why_not_live
+from holdfast.capture.subject import LiveSubject
 from holdfast.integrations.trainer import writer
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord

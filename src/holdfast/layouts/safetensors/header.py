@@ -81,7 +81,9 @@ def header_of(fd: int) -> Header:
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderError("its header has metadata that is not text")
-    tensors = {name: _tensor(name, entry, 8 + length, size) for name, entry in header.items()}
+    tensors = {}
+    for name, entry in header.items():
+        tensors[name] = _tensor(name, entry, 8 + length, size)
     end = 8 + length
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.bytes)):
         if tensor.offset != end:
