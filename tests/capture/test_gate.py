@@ -190,6 +190,29 @@ def test_in_the_mode_at_boundaries_a_parked_training_can_be_taken_at_once() -> N
     assert found is not None and found.number == 1
 
 
+def test_at_its_last_boundary_training_is_waited_for_until_it_is_blocked_and_offers_that_one() -> None:
+    gate = gate_at(1)
+    gate.only_when_blocked = True
+    gate.leave()
+    gate.reach(boundary(2), shut=False, last=True)
+    offers: list[tuple[int, bool]] = []
+    offering = begun(lambda: offers.append(gate.offer(-1)))
+    with gate.blocked():
+        assert ended(offering)
+    assert offers == [(2, True)] and gate.is_shut
+
+
+def test_before_its_last_boundary_it_offers_the_next_at_once() -> None:
+    gate = gate_at(1)
+    gate.only_when_blocked = True
+    assert gate.offer(-1) == (2, False)
+    with gate.blocked():
+        assert gate.offer(-1) == (1, True)
+    gate.only_when_blocked = False
+    gate.open(None)
+    assert gate.offer(-1) == (1, False)
+
+
 def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None:
     gate = gate_at(1)
     with gate.blocked():

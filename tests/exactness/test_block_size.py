@@ -115,12 +115,14 @@ def good(checkpoint: Path) -> Manifest:
 
 def ranges(checkpoint: Path, manifest: Manifest) -> Iterator[torch.Tensor]:
     for rank in range(3):
-        with native_reading.opened(
-            checkpoint,
-            manifest.files,
-            manifest.tensors,
-            rank=rank,
-            places=lambda _, __, shape, rank=rank: place(shape, (3, 1), rank),
-        ) as reading:
+        with native_reading.open_checkpoint(checkpoint) as folder:
+            reading = native_reading.NativeReading(
+                checkpoint,
+                folder,
+                manifest.files,
+                manifest.tensors,
+                rank=rank,
+                places=lambda _, __, shape, rank=rank: place(shape, (3, 1), rank),  # type: ignore[misc]
+            )
             reading.read()
         yield reading.stored["model"].tensors["w"]

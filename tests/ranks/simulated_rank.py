@@ -130,7 +130,7 @@ class Rank(Machine):
 
     def _offer(self, number: int) -> Offer:
         self.gate.only_when_blocked = self.simulation.habits.boundary_mode
-        offer = Offer(self.gate.offer(-1), last=self.ended)
+        offer = Offer(self.gate.offer(-1)[0], last=self.ended)
         # Only for the offer: `reach` would block this thread, so `train` waits in its stead.
         self.gate.only_when_blocked = False
         self.rounds[number] = Round(self.world.now)

@@ -43,3 +43,34 @@ def test_a_rank_that_is_torn_for_the_first_time_after_rank_0_is_asked_again(rank
     modes = [(event.get("rank", 0), event["mode"]) for event in events(ranks.run, "capture")]
     assert modes == [(0, "at a boundary"), (1, "at a boundary")]
     assert "rank 1: model.0.weight: written outside the optimizer's step" in job.output
+
+
+# Rank 0 agrees on the second try when its training has reached the last boundary, and is not blocked at its end yet.
+ON_ITS_WAY_TO_THE_END = """
+from holdfast.engine.peers import RankZero
+
+agree, calls = RankZero._agree, []
+
+def agreeing(self, **asked):
+    calls.append(asked)
+    if len(calls) == 2:
+        time.sleep(0.5)
+    return agree(self, **asked)
+
+RankZero._agree = agreeing
+before = Checkpointer.step
+
+def last(self):
+    before(self)
+    if self.step_count == 7 and os.environ["RANK"] == "0":
+        time.sleep(1.0)
+
+Checkpointer.step = last
+"""
+
+
+def test_a_rank_on_its_way_from_its_last_boundary_to_the_end_offers_that_one(ranks: Ranks) -> None:
+    program = SWAPPED.format(rank_1="self.step_count == 4") + ON_ITS_WAY_TO_THE_END
+    job = ranks.start(program=program, until=7, settings={"save_steps": 4})
+    job.digests()
+    assert not events(ranks.run, "failed"), job.output

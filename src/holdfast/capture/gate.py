@@ -12,6 +12,8 @@ from holdfast.capture.boundary import Boundary
 _REMEMBERED = 64
 # What a blocked training thread waits for may come without a word.
 _LOOK_SECONDS = 0.05
+# From its last boundary training comes to its end, where it is blocked, at once, unless the user has more to do there.
+_END_SECONDS = 2.0
 
 
 class TrainingThreadCalls:
@@ -70,6 +72,7 @@ class Gate:
         self._shut = False
         self._wanted = False
         self._awaited: int | None = None
+        self._is_last = False
         self._blocked = 0
         self._calls = TrainingThreadCalls(self._changed)
         self._training_thread = threading.current_thread()
@@ -145,15 +148,17 @@ class Gate:
             self._wait_until_open()
             self._updating = True
 
-    def reach(self, boundary: Boundary, *, shut: bool) -> None:
+    def reach(self, boundary: Boundary, *, shut: bool, last: bool = False) -> None:
         """Takes in a boundary that training has reached.
 
         Args:
             boundary: The boundary.
             shut: True when it is to be saved, so that no update may begin before it was taken.
+            last: True where training ends here.
         """
         with self._changed:
             self._boundary = boundary
+            self._is_last = last
             self._updating = False
             if shut or self._wanted or (self._awaited is not None and boundary.number >= self._awaited):
                 self._shut = True
@@ -236,7 +241,7 @@ class Gate:
             self._wanted = False
             return self._boundary
 
-    def offer(self, after: int) -> int:
+    def offer(self, after: int) -> tuple[int, bool]:
         """Shuts the gate at the earliest boundary that can still be taken: the last one, or the next.
 
         Called by the thread that takes snapshots. `take` follows, or `open` if there will be no snapshot.
@@ -245,15 +250,19 @@ class Gate:
             after: The number of a boundary that is of no use any more.
 
         Returns:
-            The number of the boundary. Training does not leave it before it was taken or the gate is opened.
+            The number of the boundary, and whether training comes to no later one before it is answered. Training does
+            not leave it before it was taken or the gate is opened.
         """
         with self._changed:
+            if self.only_when_blocked and self._is_last:
+                # Where it ends it can be taken as it is blocked; a promise of the next boundary could not be kept.
+                self._changed.wait_for(lambda: self._blocked or self._updating, _END_SECONDS)
             here = self._boundary.number if self._boundary is not None else 0
             if self._can_shut(after):
                 self._shut = True
-                return here
+                return here, self._blocked > 0
             self._wanted = True
-            return here + 1
+            return here + 1, False
 
     def take(self, number: int, give_up: Callable[[], bool] | None = None) -> Boundary | None:
         """Waits until training has come to a boundary that was agreed on, and shuts the gate there.

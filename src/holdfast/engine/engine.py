@@ -204,7 +204,7 @@ class Engine:
         boundary = Boundary(step, stage, {}, self._number, recorded, fingerprint, scheduled)
         self._status.beat(step)
         asked = look and self._intake.look(step, last=last)
-        self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving)
+        self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
 
     @contextmanager
     def update(self) -> Iterator[None]:

@@ -144,7 +144,7 @@ class Follower:
         """Agrees on a boundary, gives this rank's share of it, and hears what became of the save."""
         boundary = None
         try:
-            offer = Offer(self._gate.offer(max(self._stale_before, call["after"])), self._gate.is_blocked)
+            offer = Offer(*self._gate.offer(max(self._stale_before, call["after"])))
             decision = self._channel.agree(join(number, self._channel.rank, offer, self._channel.seconds))
             if decision.boundary is not None:
                 boundary = self._gate.take(decision.boundary, self._is_over(number))

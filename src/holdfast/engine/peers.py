@@ -244,7 +244,7 @@ class RankZero:
         self._called = True
         try:
             self._coordinator.begin()
-            offer = Offer(gate.offer(stale_before), gate.is_blocked)
+            offer = Offer(*gate.offer(stale_before))
             decision = self._coordinator.call(offer, stop=stop, after=stale_before)
         except RanksError as error:
             return Decision(None, str(error))
