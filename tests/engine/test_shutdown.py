@@ -12,10 +12,9 @@ from helpers.waiting import wait_until
 from holdfast.capture.gate import Gate
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine.on_published import OnPublished
-from holdfast.engine.outcomes import Outcomes
 from holdfast.engine.peers import Alone
 from holdfast.engine.saver import Saver
-from holdfast.engine.session import Session
+from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.shutdown import Shutdown
 from holdfast.engine.stop import Stop
 from holdfast.log import RunLog

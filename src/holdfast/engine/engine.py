@@ -17,11 +17,10 @@ from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.engine.follower import Follower
 from holdfast.engine.on_published import Hook, OnPublished
-from holdfast.engine.outcomes import Outcomes
 from holdfast.engine.peers import Alone, Peers, RankZero
 from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.saver import Saver
-from holdfast.engine.session import Session
+from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.shutdown import Shutdown
 from holdfast.engine.stop import Stop
 from holdfast.errors import FAILED

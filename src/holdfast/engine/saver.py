@@ -14,10 +14,9 @@ from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine import save
 from holdfast.engine.batch import Batch
-from holdfast.engine.outcomes import Outcomes
 from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry
-from holdfast.engine.session import Session
+from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import LeaseLostError, RanksError, TornError
 from holdfast.log import RunLog
