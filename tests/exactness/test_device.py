@@ -31,7 +31,7 @@ loop.in_the_middle = ask_and_die
 with loop.ckpt:
     for batch in loop.ckpt.batches(until={UNTIL}):
         loop.update(batch)
-held = loop.ckpt._engine.gate.held_seconds
+held = loop.ckpt._engine.gate.blocked_seconds
 print(f"held for {{held:.4f}} s in all", file=sys.stderr, flush=True)
 print(loop.losses[-1], loop.digest(), flush=True)
 """

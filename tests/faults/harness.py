@@ -5,6 +5,7 @@ The child is forked from a process that has trained before, so that it starts at
 
 import atexit
 import functools
+import gc
 import os
 import select
 import shutil
@@ -61,6 +62,7 @@ class Child:
             os.dup2(said, 1)
             os.dup2(said, 2)
             sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))  # noqa: SIM115 - of its own
+            gc.freeze()  # a collection touches every object of the parent, and what is touched is copied
             action()
             code = 0
         except SystemExit as end:

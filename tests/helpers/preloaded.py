@@ -1,7 +1,7 @@
 """A process that has imported torch, and with `--trainers` the trainers; it forks a child for each line of its input.
 
-A line is JSON: argv, cwd, env, output, program. The child is a process like any other: its own session, default
-signals, its output in a file; its exit code is left beside it.
+A line is JSON: argv, cwd, env, output, program; an empty one ends it. The child is a process like any other: its own
+session, default signals, its output in a file; its exit code is left beside it.
 """
 
 import gc
@@ -77,7 +77,7 @@ def serve() -> None:
     while open_input or outputs:
         readable, _, _ = select.select([sys.stdin] if open_input else [], [], [], 0.01)
         if readable:
-            line = sys.stdin.readline()
+            line = sys.stdin.readline().strip()
             open_input = bool(line)
             if line:
                 job = json.loads(line)

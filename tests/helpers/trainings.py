@@ -97,6 +97,8 @@ class Launcher:
 
     def close(self) -> None:
         assert self._server.stdin and self._server.stdout
+        # Not only the pipe's end: a data worker that a test has forked and that lives a little longer has it open too.
+        self._server.stdin.write("\n")
         self._server.stdin.close()
         self._server.wait(30)
         self._server.stdout.close()
