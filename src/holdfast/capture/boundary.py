@@ -47,7 +47,7 @@ def of_rank(recorded: Mapping[str, Any], rank: int) -> Mapping[str, Any] | None:
     """Returns what a manifest says of one rank's boundary.
 
     Args:
-        recorded: What `Boundary.record` gave for rank 0; the others' are under `ranks`.
+        recorded: The result of `Boundary.record` for rank 0; the others' are under `ranks`.
         rank: The rank.
 
     Returns:

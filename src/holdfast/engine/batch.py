@@ -11,7 +11,7 @@ class Batch:
     """The requests in the hands of the saving thread. They stay until they are answered, or kept for another try.
 
     Args:
-        queue: Where requests wait.
+        queue: The queue of requests.
         retry: The requests that are tried again.
     """
 

@@ -42,7 +42,7 @@ class Engine:
     Args:
         output_dir: The run directory.
         settings: The settings of its saves.
-        policy: Which checkpoints may stay.
+        policy: The rules by which checkpoints stay.
         resume: The checkpoint to go on from, as `resume_from_checkpoint` has it.
         layout: The layout that this training reads.
         say: Takes each line for the user; without it they go to the application's logging, or are printed.

@@ -37,7 +37,7 @@ def save(
         run: The open run.
         snapshot: The snapshot of a boundary.
         requests: Those that it is saved for; at least one.
-        policy: Which checkpoints may stay.
+        policy: The rules by which checkpoints stay.
         patient: Those of the requests that stay open when it fails, because it will be tried again for them.
 
     Raises:

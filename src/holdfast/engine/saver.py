@@ -37,8 +37,8 @@ class Saver:
 
     Args:
         session: The training.
-        queue: Where requests wait.
-        policy: Which checkpoints may stay.
+        queue: The queue of requests.
+        policy: The rules by which checkpoints stay.
         peers: The processes that save together.
     """
 

@@ -17,10 +17,10 @@ class Layout:
 
     Args:
         name: Its name in the manifest.
-        is_digested_while_loading: Whether its loading proves all bytes that it uses. Otherwise a checkpoint is verified
+        is_digested_while_loading: True where loading proves all bytes that it uses. Otherwise a checkpoint is verified
             before it is loaded.
-        takes_foreign: Whether checkpoints that were made without Holdfast can be of this layout.
-        every_rank_writes: Whether each rank writes a share of the files; otherwise rank 0 writes about all.
+        takes_foreign: True where checkpoints that were made without Holdfast can be of this layout.
+        every_rank_writes: True where each rank writes a share of the files; otherwise rank 0 writes about all.
         missing: Returns the files that a checkpoint lacks and that a resume needs, from the paths of its files and the
             number of processes that wrote it.
         why_refused: Returns, of some files that the manifest does not list, those that bar a resume because loading

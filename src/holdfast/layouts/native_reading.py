@@ -32,7 +32,7 @@ class NativeReading:
         listed: The files that its manifest lists; no other file is read.
         tensors: The manifest's entries for tensors in pieces.
         rank: The number of this process.
-        own: Whether this process takes back the tensors of which it had other values than rank 0: when as many
+        own: True where this process takes back the tensors of which it had other values than rank 0: when as many
             processes go on.
         places: The ranges that are needed. Where it speaks of another whole shape, all is given. None: everything
             whole.
@@ -75,7 +75,7 @@ class NativeReading:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.
 
         Args:
-            through_cache: Whether other processes of this machine read the same files.
+            through_cache: True where other processes of this machine read the same files.
 
         Raises:
             DamagedCheckpointError: The bytes are not those that were written. The tensors they went into are worthless.

@@ -141,7 +141,7 @@ class PiecesReader:
         """Reads all that was planned since the last time, several files and blocks at a time, and digests it.
 
         Args:
-            through_cache: Whether other processes of this machine read the same files.
+            through_cache: True where other processes of this machine read the same files.
 
         Raises:
             DamagedCheckpointError: The bytes are not those that were written. The tensors they went into are worthless.

@@ -78,7 +78,7 @@ def missing(paths: Iterable[str], world_size: int = 1, *, weights_only: bool = F
         paths: The paths of its files.
         world_size: The number of processes that wrote it, as its manifest says. Of many files of theirs, some are
             named.
-        weights_only: Whether the user asked for weights alone (`save_only_model`), which cannot be resumed.
+        weights_only: True where the user asked for weights alone (`save_only_model`), which cannot be resumed.
     """
     present = set(paths)
     several = random_files(min(world_size, len(present) + 2))  # more than there are files cannot all be there

@@ -37,23 +37,23 @@ class Checkpointer:
 
     Args:
         output_dir: The run directory.
-        data: What `batches` goes through: a DataLoader, or any iterable that can be gone through again.
-        save_steps: Save every so many steps.
-        save_total_limit: How many scheduled checkpoints are kept; the oldest go first. None keeps all.
-        keep_every: Keep those whose step is a multiple of this for good.
-        resume: What to go on from. `auto`: the newest good checkpoint in `output_dir`, or a start from zero where there
-            is none; True: the newest good one, which must be there; a path: that one; False: none.
-        strict: Whether a checkpoint that does not fit is refused. False takes what fits, and says what it left out.
-        replay: Whether the batches before the position are loaded and dropped, which is exact also where samples draw
+        data: The data that `batches` goes through: a DataLoader, or any iterable that can be gone through again.
+        save_steps: Saves every so many steps.
+        save_total_limit: The number of scheduled checkpoints that are kept; the oldest go first. None keeps all.
+        keep_every: Keeps those whose step is a multiple of this for good.
+        resume: The checkpoint to go on from. `auto`: the newest good one in `output_dir`, or a start from zero where
+            there is none; True: the newest good one, which must be there; a path: that one; False: none.
+        strict: Refuses a checkpoint that does not fit. False takes what fits, and says what it left out.
+        replay: Loads the batches before the position and drops them, which is exact also where samples draw
             random numbers inside worker processes. They are skipped unloaded otherwise.
-        on_stop: What leaving the `with` block does after a stop: `exit` raises `Stopped`, a `SystemExit` with code 75,
+        on_stop: The end of the `with` block after a stop: `exit` raises `Stopped`, a `SystemExit` with code 75,
             so that the code after it does not take the training for finished; `return` goes on.
         say: Takes each line for the user. Unset, they go to `logging.getLogger("holdfast")`, and are printed where no
             handler of the application would take them.
         dynamic_checkpoint, save_minutes, save_on_exception, stop_grace_seconds, staging_memory, rank_timeout_seconds,
         save_rate_limit, save_io_priority: As `holdfast.settings.Settings` describes them.
-        **parts: What is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module, optimizer, random
-            generator, or object with `state_dict` and `load_state_dict`.
+        **parts: The state that is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module,
+            optimizer, random generator, or object with `state_dict` and `load_state_dict`.
 
     Raises:
         ConfigError: A part cannot be saved, or a setting is wrong.
@@ -232,21 +232,21 @@ class Checkpointer:
         """Asks for a save of the last boundary. From any thread, at any time.
 
         Args:
-            label: What the checkpoint is to be known for.
-            wait: Whether to return only when it is durable.
-            stop: Whether training should end after it.
+            label: A text by which the checkpoint is to be known.
+            wait: Returns only when it is durable.
+            stop: Has training end after it.
 
         Returns:
-            A ticket that learns what becomes of it.
+            The pending save, which learns what becomes of it.
 
         Raises:
             SaveError: With `wait`: it failed.
         """
         request = Request("python", stop=stop, label=clean_label(label.encode()), why="Checkpointer.save")
-        ticket = self._engine.ask(request)
+        pending = self._engine.ask(request)
         if wait:
-            ticket.wait()
-        return ticket
+            pending.wait()
+        return pending
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:

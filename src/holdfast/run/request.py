@@ -33,7 +33,7 @@ class Request:
 
     Args:
         door: The way it came in.
-        stop: Whether training should end after the save; otherwise it goes on.
+        stop: True where training should end after the save; otherwise it goes on.
         label: The asker's name for the checkpoint; never part of a path.
         why: The event that set it off, for people: `SIGTERM`, `axolotl_checkpoint.save`, `holdfast save`.
         id: Its identity.
@@ -69,7 +69,7 @@ class Answer:
     """The answer to a request.
 
     Args:
-        saved: Whether there is a durable checkpoint.
+        saved: True where there is a durable checkpoint.
         path: The checkpoint's path, where `saved`.
         step: The step that it holds, or that the save was tried at.
         bytes: The size of its files.

@@ -73,7 +73,7 @@ class BlockFile:
     Args:
         path: Its path; nothing may have that name yet.
         size: The number of bytes that it will have. The room for them is taken now.
-        direct: Whether the file system takes direct writes.
+        direct: True where the file system takes direct writes.
 
     Raises:
         OSError: There is no room.

@@ -86,7 +86,7 @@ class Attempt:
         """Writes the manifest and gives the directory its final name.
 
         Args:
-            manifest: What `seal` measured, and the rest.
+            manifest: The measures of `seal`, and the rest.
             fence: Called just before the rename; raises if this process may not publish any more.
 
         Raises:

@@ -53,7 +53,7 @@ def read(folder: int, sources: Sequence[Source], *, through_cache: bool = False)
     Args:
         folder: The open directory of the checkpoint.
         sources: The files.
-        through_cache: Whether all goes through the page cache: somebody else is about to read the same.
+        through_cache: Has all go through the page cache: somebody else is about to read the same.
     """
     _Reader(folder, sources, through_cache).run()
 

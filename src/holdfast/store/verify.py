@@ -31,8 +31,8 @@ def verify(path: Path, *, full: bool = True, through_cache: bool = False) -> Rep
 
     Args:
         path: The checkpoint's directory.
-        full: Whether every byte is read and digests are compared; otherwise names and sizes alone are.
-        through_cache: Whether the files are read into the page cache, for somebody who is about to read them again.
+        full: Reads every byte and compares digests; otherwise names and sizes alone.
+        through_cache: Reads the files into the page cache, for somebody who is about to read them again.
     """
     entry = read(path)
     if entry.manifest is None:
