@@ -68,14 +68,14 @@ def check_cost(directory: Path, rounds: int = 7) -> list[float]:
     """Seconds that it takes to learn at a boundary that nobody asks: the gate and the doors, without recording."""
     run = Run.open(directory)
     gate = Gate(threading.Event())
-    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), RunLog(_silent), threading.Event())
+    queue = RequestQueue(run, DynamicCheckpoint(enabled=True), RunLog(_silent), threading.Event())
     boundary = Boundary(1, "update")
     costs = []
     for _ in range(rounds):
         begun = time.perf_counter()
         for step in range(1, _LOOKS + 1):
             gate.leave()
-            gate.reach(boundary, shut=reception.look(step, last=False))
+            gate.reach(boundary, shut=queue.look(step, last=False))
         costs.append((time.perf_counter() - begun) / _LOOKS)
     run.close("measured", 0)
     return costs

@@ -76,9 +76,9 @@ def latencies(state: State, folder: Path) -> dict[str, list[float]]:
 
 def _doors(folder: Path, rounds: int) -> list[float]:
     run = Run.open(folder)
-    reception = RequestQueue(run, DynamicCheckpoint(enabled=True), RunLog(_silent), threading.Event())
+    queue = RequestQueue(run, DynamicCheckpoint(enabled=True), RunLog(_silent), threading.Event())
     # The step of no look at the file: every hundredth has one.
-    found = [_each(lambda: reception.look(1, last=False)) for _ in range(rounds)]
+    found = [_each(lambda: queue.look(1, last=False)) for _ in range(rounds)]
     run.close("measured", 0)
     return found
 

@@ -115,11 +115,63 @@ def test_other_ranks_say_which_they_are_and_announce_nothing(capsys: pytest.Capt
     assert capsys.readouterr().out == "the same everywhere\nrank 2: 100 per cent\n"
 
 
-def test_an_output_that_nobody_reads_stops_nothing() -> None:
-    def fail(text: str) -> None:
-        raise BrokenPipeError(text)
+@pytest.mark.parametrize("error", [BrokenPipeError, ValueError])
+def test_an_output_that_fails_stops_nothing(
+    root: logging.Logger, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(line: object) -> None:
+        raise error(line)
 
+    broken = Taken()
+    monkeypatch.setattr(broken, "emit", fail)
+    root.addHandler(broken)
     RunLog(fail).info("saved")
+
+
+def test_a_handler_whose_filter_keeps_a_line_out_has_not_taken_it(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = Taken()
+    theirs.addFilter(logging.Filter("application"))
+    root.addHandler(theirs)
+    RunLog().info("saved")
+    assert theirs.lines == [] and capsys.readouterr().out == "saved\n"
+
+
+@pytest.mark.usefixtures("root")
+def test_a_filter_of_the_logger_itself_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    def no_news(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO
+
+    LOGGER.addFilter(no_news)
+    try:
+        RunLog().info("saved")
+        RunLog().error("not saved")
+    finally:
+        LOGGER.removeFilter(no_news)
+    assert capsys.readouterr().out == "not saved\n"
+
+
+@pytest.mark.usefixtures("root")
+def test_say_takes_each_line_whatever_is_wanted_of_logging(capsys: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+    LOGGER.setLevel(logging.ERROR)
+    logging.disable(logging.CRITICAL)
+    try:
+        RunLog(said.append).info("saved")
+        RunLog().error("not wanted")
+    finally:
+        logging.disable(logging.NOTSET)
+    assert said == ["saved"] and capsys.readouterr().out == ""
+
+
+def test_a_line_says_from_where_it_comes(root: logging.Logger) -> None:
+    taken = Taken()
+    taken.emit = lambda record: taken.lines.append((record.filename, record.funcName or ""))  # type: ignore[method-assign]
+    root.addHandler(taken)
+    RunLog().info("saved")
+    RunLog().announce("resumed")
+    assert taken.lines == [("test_log.py", "test_a_line_says_from_where_it_comes")] * 2
 
 
 @pytest.mark.parametrize(

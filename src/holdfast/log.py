@@ -1,8 +1,10 @@
-"""Lines for the user: through `logging.getLogger("holdfast")`, and printed where no handler would take them."""
+"""Lines for the user: through `logging.getLogger("holdfast")`, and printed where no handler takes them."""
 
 import logging
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 LOGGER = logging.getLogger("holdfast")
 """Everything that Holdfast logs. Its level is INFO unless the application has set one."""
@@ -14,14 +16,15 @@ if LOGGER.level == logging.NOTSET:
 class RunLog(logging.Logger):
     """The logger of one training in one process.
 
-    Each line goes to `say` where that is given, and to the application's handlers where one would take it. Where
-    neither is so it is printed: a library's words must not depend on whether somebody has configured logging. A failing
-    output stops nothing: whoever read it may be gone, and training goes on.
+    Each line goes to `say` where that is given, whatever is wanted of logging, and to the application's handlers. A
+    line that is wanted and that no handler has taken is printed, unless `say` has it: a library's words must not depend
+    on whether somebody has configured logging. An output that fails stops nothing: whoever read it may be gone, and
+    training goes on.
 
     Saved and resumed are INFO, what costs the user something is WARNING, a save that failed is ERROR.
 
     Args:
-        say: Takes each line as well, whatever the application's handlers do.
+        say: Takes each line.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
@@ -33,35 +36,52 @@ class RunLog(logging.Logger):
         """The rank of this process; lines of others than rank 0 begin with it."""
 
     def isEnabledFor(self, level: int) -> bool:
-        """Returns whether lines of a level are wanted, as of now: the level may change at any time."""
-        return level >= LOGGER.getEffectiveLevel() and level > self.manager.disable
+        """Returns whether somebody takes lines of a level, as of now: levels may change at any time."""
+        return self._say is not None or self._is_wanted(level)
 
     def callHandlers(self, record: logging.LogRecord) -> None:
         """Hands a line to whoever takes it."""
         if self.rank:
             record.msg, record.args = f"rank {self.rank}: {record.getMessage()}", None
-        taken = _is_taken(record)
-        if self._say is not None or not taken:
-            with suppress(OSError):
-                (self._say or _print)(record.getMessage())
-        if taken:
-            super().callHandlers(record)
+        if self._say is not None:
+            _guarded(self._say, record.getMessage())
+        if self._is_wanted(record.levelno) and LOGGER.filter(record):
+            is_taken = _hand_to_handlers(record)
+            if self._say is None and not is_taken:
+                _guarded(_print, record.getMessage())
 
-    def announce(self, text: str, level: int = logging.INFO) -> None:
+    def announce(self, text: str, level: int = logging.INFO, *, stacklevel: int = 1) -> None:
         """Logs a line that is the same in all ranks, once."""
         if not self.rank:
-            self.log(level, text)
+            self.log(level, text, stacklevel=stacklevel + 1)
+
+    def _is_wanted(self, level: int) -> bool:
+        return level >= LOGGER.getEffectiveLevel() and level > self.manager.disable
 
 
-def _is_taken(record: logging.LogRecord) -> bool:
-    """Returns whether a handler of the application would take a line, asked at each line: handlers come and go."""
+def _hand_to_handlers(record: logging.LogRecord) -> bool:
+    """Hands a line to the application's handlers; returns whether one took it, which a filter may have kept it from."""
+    is_taken = False
     logger: logging.Logger | None = LOGGER
     while logger is not None:
-        takers = (handler for handler in logger.handlers if not isinstance(handler, logging.NullHandler))
-        if any(record.levelno >= handler.level for handler in takers):
-            return True
+        for handler in logger.handlers:
+            if record.levelno >= handler.level:
+                is_taken = bool(_guarded(handler.handle, record)) or is_taken
         logger = logger.parent if logger.propagate else None
-    return False
+    return is_taken
+
+
+def _guarded(output: Callable[[Any], Any], line: Any) -> Any:
+    """Calls somebody's output. An error of it is shown as logging shows those of handlers, and goes no further."""
+    try:
+        return output(line)
+    except OSError:
+        return None  # whoever read it is gone
+    except Exception:  # noqa: BLE001 - it is not ours, and a save must not fail by it
+        if logging.raiseExceptions:
+            with suppress(OSError):
+                traceback.print_exc()
+        return None
 
 
 def _print(text: str) -> None:

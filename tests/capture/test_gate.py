@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -200,6 +201,16 @@ def test_at_its_last_boundary_training_is_waited_for_until_it_is_blocked_and_off
     with gate.blocked():
         assert ended(offering)
     assert offers == [(2, True)] and gate.is_shut
+
+
+def test_training_that_is_held_at_its_last_boundary_is_not_waited_for() -> None:
+    gate = gate_at(1)
+    gate.only_when_blocked = True
+    gate.leave()
+    with held(gate, lambda: gate.reach(boundary(2), shut=True, last=True)):
+        begun_at = time.monotonic()
+        assert gate.offer(-1) == (2, False) and time.monotonic() - begun_at < 1
+        gate.open(None)
 
 
 def test_before_its_last_boundary_it_offers_the_next_at_once() -> None:

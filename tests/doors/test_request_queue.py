@@ -24,18 +24,18 @@ SAVED = Answer(saved=True)
 
 
 class Desk:
-    """A run that this process trains, and its reception."""
+    """A run that this process trains, and its queue."""
 
     def __init__(self, root: Path, say: Callable[[str], None] | None = None, **settings: Any) -> None:
         self.run = Run.open(root)
         self.said: list[str] = []
         self.notified = threading.Event()
         chosen = DynamicCheckpoint(**{"enabled": True, "check_interval": 0, **settings})
-        self.reception = RequestQueue(self.run, chosen, RunLog(say or self.said.append), self.notified)
+        self.queue = RequestQueue(self.run, chosen, RunLog(say or self.said.append), self.notified)
         self.trigger = root / NAME
 
     def waits(self) -> bool:
-        return self.reception.look(1, last=False)
+        return self.queue.look(1, last=False)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         lines = self.run.directory.journal.read_text().splitlines()
@@ -45,11 +45,11 @@ class Desk:
 @contextmanager
 def opened(root: Path, **settings: Any) -> Iterator[Desk]:
     desk = Desk(root, **settings)
-    desk.reception.start()
+    desk.queue.start()
     try:
         yield desk
     finally:
-        desk.reception.close()
+        desk.queue.close()
         desk.run.lease.release()
 
 
@@ -75,66 +75,66 @@ def test_a_request_of_another_process_waits_for_the_next_save(desk: Desk) -> Non
     with process(ASK, desk.run.root) as asking:
         assert asking.wait(30) == 0
     wait_until(desk.waits)
-    (request,) = desk.reception.take()
+    (request,) = desk.queue.take()
     assert (request.door, request.stop, request.label) == ("command", True, "theirs")
-    assert not desk.waits() and desk.reception.take() == []
+    assert not desk.waits() and desk.queue.take() == []
 
 
 def test_a_request_of_this_process_waits_at_once_and_is_on_disk(desk: Desk) -> None:
     request = Request("signal", why="SIGUSR1")
-    desk.reception.accept(request)
+    desk.queue.accept(request)
     assert desk.waits()
     assert desk.run.inbox.pending()[0] == [request]
-    assert desk.reception.take() == [request]
+    assert desk.queue.take() == [request]
 
 
 def test_what_this_process_asks_of_itself_waits_at_once_and_holds_training_only_when_it_is_on_disk(desk: Desk) -> None:
-    desk.reception.close()
+    desk.queue.close()
     first, second = Request("python", why="one"), Request("python", why="two")
-    desk.reception.hear(first)
-    assert desk.reception.waiting and desk.notified.is_set()
-    assert not desk.waits() and desk.reception.take() == [] == desk.run.inbox.pending()[0]
-    desk.reception.hear(second)
-    desk.reception.write_down()
+    desk.queue.hear(first)
+    assert desk.queue.waiting and desk.notified.is_set()
+    assert not desk.waits() and desk.queue.take() == [] == desk.run.inbox.pending()[0]
+    desk.queue.hear(second)
+    desk.queue.write_down()
     assert desk.waits()
-    assert desk.reception.take() == [first, second] == desk.run.inbox.pending()[0]
+    assert desk.queue.take() == [first, second] == desk.run.inbox.pending()[0]
     assert len(desk.events("request")) == 2 and not desk.waits()
 
 
 def test_what_this_process_asks_of_itself_is_soon_on_disk_whether_it_is_taken_or_not(desk: Desk) -> None:
     request = Request("python")
-    desk.reception.hear(request)
+    desk.queue.hear(request)
     wait_until(lambda: desk.run.inbox.pending()[0] == [request])
     wait_until(lambda: len(desk.events("request")) == 1)
-    assert desk.reception.take() == [request]
+    assert desk.queue.take() == [request]
 
 
 def test_no_request_is_taken_twice_however_often_it_is_seen(desk: Desk) -> None:
     for number in range(20):
-        desk.reception.accept(Request("python", why=str(number)))
-        desk.reception.look(1, last=True)
-    assert [request.why for request in desk.reception.take()] == [str(number) for number in range(20)]
-    desk.reception.look(1, last=True)
-    assert desk.reception.take() == [] and len(desk.events("request")) == 20
+        desk.queue.accept(Request("python", why=str(number)))
+        desk.queue.look(1, last=True)
+    assert [request.why for request in desk.queue.take()] == [str(number) for number in range(20)]
+    desk.queue.look(1, last=True)
+    assert desk.queue.take() == [] and len(desk.events("request")) == 20
 
 
 def test_requests_are_taken_oldest_first(desk: Desk) -> None:
     for asked_at in (3.0, 1.0, 2.0):
-        desk.reception.accept(Request("python", asked_at=asked_at))
-    assert [request.asked_at for request in desk.reception.take()] == [1.0, 2.0, 3.0]
+        desk.queue.accept(Request("python", asked_at=asked_at))
+    assert [request.asked_at for request in desk.queue.take()] == [1.0, 2.0, 3.0]
 
 
 def test_what_waits_is_in_the_status_until_it_is_taken(desk: Desk) -> None:
     request = Request("signal", why="SIGUSR1", label="mine")
-    desk.reception.accept(request)
+    desk.queue.accept(request)
     assert desk.run.status.now.pending == (request.reason(),)
     assert json.loads(desk.run.directory.status.read_text())["pending"] == [request.reason()]
-    desk.reception.take()
+    desk.queue.take()
     assert not desk.run.status.now.pending
 
 
 def test_every_request_is_in_the_journal_with_its_door_and_reason(desk: Desk) -> None:
-    desk.reception.accept(Request("signal", stop=True, why="SIGTERM"))
+    desk.queue.accept(Request("signal", stop=True, why="SIGTERM"))
     (event,) = desk.events("request")
     assert (event["door"], event["why"], event["stop"]) == ("signal", "SIGTERM", True)
 
@@ -149,16 +149,16 @@ def test_with_an_interval_the_file_is_looked_at_at_its_multiples_and_at_the_end(
         seen = []
         for step in range(1, 13):
             desk.trigger.touch()
-            if desk.reception.look(step, last=step == 12):
+            if desk.queue.look(step, last=step == 12):
                 seen.append(step)
-                desk.reception.take()
+                desk.queue.take()
         assert seen == [5, 10, 12]
 
 
 def test_with_an_interval_the_file_is_left_alone_between(tmp_path: Path) -> None:
     with opened(tmp_path, check_interval=5) as desk:
         desk.trigger.touch()
-        desk.reception.accept(Request("python"))
+        desk.queue.accept(Request("python"))
         written = json.loads(desk.run.directory.status.read_text())["written_at"]
         wait_until(lambda: json.loads(desk.run.directory.status.read_text())["written_at"] > written)
         assert desk.trigger.exists()
@@ -168,21 +168,21 @@ def test_with_interval_0_the_file_is_taken_without_any_step(desk: Desk) -> None:
     desk.trigger.touch()
     wait_until(lambda: not desk.trigger.exists())
     wait_until(desk.waits)
-    assert [request.door for request in desk.reception.take()] == ["trigger_file"]
+    assert [request.door for request in desk.queue.take()] == ["trigger_file"]
 
 
 def test_the_file_is_left_alone_when_it_is_off(tmp_path: Path) -> None:
     with opened(tmp_path, enabled=False) as desk:
         desk.trigger.touch()
-        desk.reception.accept(Request("python"))
-        assert desk.reception.look(100, last=True)
-        assert len(desk.reception.take()) == 1 and desk.trigger.exists()
+        desk.queue.accept(Request("python"))
+        assert desk.queue.look(100, last=True)
+        assert len(desk.queue.take()) == 1 and desk.trigger.exists()
 
 
 def test_the_last_look_sees_what_was_asked_a_moment_ago(desk: Desk) -> None:
-    desk.reception.close()
+    desk.queue.close()
     Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
-    assert not desk.reception.look(1, last=False) and desk.reception.look(1, last=True)
+    assert not desk.queue.look(1, last=False) and desk.queue.look(1, last=True)
 
 
 TRAIN_AND_DIE = """
@@ -194,11 +194,11 @@ from holdfast.doors.request_queue import RequestQueue
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 run = Run.open(Path(sys.argv[1]))
-reception = RequestQueue(run, DynamicCheckpoint(enabled=True, check_interval=0), RunLog(print), threading.Event())
-reception.start()
-reception.accept(Request("signal", stop=True, why="SIGTERM"))
+queue = RequestQueue(run, DynamicCheckpoint(enabled=True, check_interval=0), RunLog(print), threading.Event())
+queue.start()
+queue.accept(Request("signal", stop=True, why="SIGTERM"))
 (Path(sys.argv[1]) / "axolotl_checkpoint.save").write_text("mine")
-while len(reception._waiting) < 2:
+while len(queue._waiting) < 2:
     pass
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -211,7 +211,7 @@ def test_what_a_killed_process_left_unanswered_waits_in_the_next_and_a_stop_is_n
         assert died.wait(30) == -signal.SIGKILL
     with opened(tmp_path) as desk:
         assert desk.waits(), "it waits from the start, not only from the first look of the watching thread"
-        found = desk.reception.take()
+        found = desk.queue.take()
         assert {(request.door, request.stop) for request in found} == {("signal", False), ("trigger_file", False)}
         assert {request.label for request in found} == {"", "mine"} and len(found) == 2
 
@@ -229,16 +229,16 @@ def test_a_request_that_tries_to_stop_the_watch_does_not(desk: Desk) -> None:
     content = {**json.loads(Request("command", id="0" * 32).encode()), "label": "\ud800"}
     (desk.run.directory.requests / f"{'0' * 32}.json").write_text(json.dumps(content))
     wait_until(desk.waits)
-    assert [request.label for request in desk.reception.take()] == ["?"]
+    assert [request.label for request in desk.queue.take()] == ["?"]
 
 
 def test_on_a_full_disk_requests_are_still_taken_in_and_training_is_not_disturbed(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", options="size=512k") as disk, opened(disk / "run", check_interval=5) as desk:
         fill(disk)
-        desk.reception.accept(Request("signal", stop=True, why="SIGTERM"))
+        desk.queue.accept(Request("signal", stop=True, why="SIGTERM"))
         desk.trigger.touch()
-        assert desk.reception.look(5, last=True)
-        assert sorted(request.door for request in desk.reception.take()) == ["signal", "trigger_file"]
+        assert desk.queue.look(5, last=True)
+        assert sorted(request.door for request in desk.queue.take()) == ["signal", "trigger_file"]
         wait_until(lambda: any("No space left" in said for said in desk.said))
         (disk / "filler").unlink()
         Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
@@ -248,8 +248,8 @@ def test_on_a_full_disk_requests_are_still_taken_in_and_training_is_not_disturbe
 def test_a_directory_that_is_gone_does_not_disturb_training(tmp_path: Path) -> None:
     with opened(tmp_path / "run", check_interval=5) as desk:
         (tmp_path / "run").rename(tmp_path / "moved")
-        desk.reception.accept(Request("signal", why="SIGUSR1"))
-        assert desk.reception.look(5, last=True)
+        desk.queue.accept(Request("signal", why="SIGUSR1"))
+        assert desk.queue.look(5, last=True)
         (tmp_path / "moved").rename(tmp_path / "run")
         Inbox(RunDirectory(tmp_path / "run")).submit(Request("command"))
         wait_until(lambda: len(desk.run.status.now.pending) == 2)
@@ -273,6 +273,6 @@ def test_an_output_that_is_closed_does_not_end_the_watch(tmp_path: Path) -> None
 
 def test_close_may_be_repeated_and_the_watch_is_over(desk: Desk) -> None:
     for _ in range(2):
-        desk.reception.close()
+        desk.queue.close()
     Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
     assert not desk.waits()

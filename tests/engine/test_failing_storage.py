@@ -15,7 +15,7 @@ from helpers.trainings import Launcher, Process, answers, events
 from helpers.waiting import wait_until
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshots
-from holdfast.engine import retry as again
+from holdfast.engine import retry, save
 from holdfast.errors import SaveError
 from holdfast.store import commit
 
@@ -40,7 +40,7 @@ def test_fault_10_a_scheduled_save_that_fails_is_tried_again_until_one_succeeds(
     tmp_path: Path, broken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sealing the staged files raises EIO four times, then no more."""
-    monkeypatch.setattr(again, "_SCHEDULE", (0.05, 0.1))
+    monkeypatch.setattr(retry, "_SCHEDULE", (0.05, 0.1))
     loop = Loop(tmp_path / "run", save_steps=5)
     status = loop.ckpt._engine.run.status
     broken.append(0)
@@ -140,10 +140,10 @@ STORAGE = """
 import errno, os, sys, time
 from pathlib import Path
 sys.path.insert(0, TESTS)
-from holdfast.engine import watchdog as patience
+from holdfast.engine import watchdog
 from holdfast.store import commit
 from helpers.loops import Loop
-patience._SECONDS = 0.5
+watchdog._SECONDS = 0.5
 original = commit.Attempt.seal
 def seal(self, *args):
     while Path("hangs").exists():
@@ -293,3 +293,19 @@ def test_fault_10_a_stop_that_failed_at_first_is_saved_when_the_disk_works_again
     (answer,) = answers(tmp_path / "run").values()
     (saved,) = events(tmp_path / "run", "saved")
     assert answer["saved"] and (answer["step"], saved["doors"]) == (saved["step"], ["signal"])
+
+
+def test_an_error_of_our_own_after_the_answer_leaves_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise ArithmeticError("nobody thought of this")
+
+    loop = Loop(tmp_path / "run", on_stop="return")
+    monkeypatch.setattr(threading, "excepthook", lambda error: None)
+    monkeypatch.setattr(save, "_retain", fail)
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=4):
+            loop.update(batch)
+            if loop.ckpt.step_count == 2:
+                assert loop.ckpt.save().wait(30).saved

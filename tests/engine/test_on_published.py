@@ -11,6 +11,7 @@ from helpers.support import line_of, process
 from helpers.trainings import events
 from helpers.waiting import wait_until
 from holdfast.engine.on_published import OnPublished
+from holdfast.errors import SaveError
 from holdfast.log import RunLog
 from holdfast.run.request import Answer
 
@@ -109,6 +110,40 @@ def test_they_run_in_the_training_thread_for_the_last_save_too(tmp_path: Path, e
         assert ending == "an error"
     saved = [event["step"] for event in events(tmp_path / "run", "saved")]
     assert seen == saved and len(saved) == 2, loop.said
+
+
+def test_an_error_of_a_last_hook_that_is_the_trainings_own_is_how_the_run_ended(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+
+    def fail(answer: Answer) -> None:
+        raise KeyError("theirs")
+
+    loop.ckpt._engine.on_published(fail, raises=True)
+    with pytest.raises(KeyError, match="theirs"), loop.ckpt:
+        for batch in loop.ckpt.batches(until=3):
+            loop.update(batch)
+            if loop.ckpt.step_count == 3:
+                loop.ckpt.save()
+    (end,) = events(tmp_path / "run", "end")
+    assert (end["outcome"], end["code"]) == ("failed: KeyError", 1)
+
+
+def test_a_hook_of_the_last_save_that_asks_for_another_is_told_that_training_has_ended(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    told: list[str] = []
+
+    def ask(answer: Answer) -> None:
+        with pytest.raises(SaveError) as refused:
+            loop.ckpt.save(wait=True)
+        told.append(str(refused.value))
+
+    with pytest.raises(ArithmeticError), loop.ckpt:
+        for batch in loop.ckpt.batches(until=3):
+            loop.update(batch)
+            if loop.ckpt.step_count == 2:
+                loop.ckpt._engine.on_published(ask)
+                raise ArithmeticError
+    assert told == ["step 0 was not saved: training has ended"]
 
 
 HANGS = """

@@ -102,7 +102,7 @@ def test_what_a_signal_sets_off_may_fail_and_the_next_signal_is_heard(
     def fail(text: str) -> None:
         raise ValueError(text)
 
-    monkeypatch.setattr(session.log, "_say", fail)
+    monkeypatch.setattr(session.log, "info", fail)
     os.kill(os.getpid(), signal.SIGTERM)
     assert queue.asked.wait(30)
     for count in (1, 2):

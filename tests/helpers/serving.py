@@ -30,8 +30,8 @@ def fail(folder):
     raise RuntimeError("a bad day\\nin two lines")
 
 run = Run.open(Path(sys.argv[1]))
-reception = RequestQueue(run, DynamicCheckpoint(), RunLog(lambda text: None), threading.Event())
-reception.start()
+queue = RequestQueue(run, DynamicCheckpoint(), RunLog(lambda text: None), threading.Event())
+queue.start()
 run.status.update(phase="training", step=6, max_steps=100, rate=2.5, loss=float("nan"))
 run.status.write()
 print("ready")
@@ -40,14 +40,14 @@ for line in map(str.strip, sys.stdin):
     if line == "end":
         break
     step += 1
-    while not reception.look(step, last=True):
+    while not queue.look(step, last=True):
         time.sleep(0.002)
     snapshot = Snapshot(Boundary(step, "logged"), {"save": save, "fail": fail}[line], "transformers", 1000)
-    answer = saving.save(run, snapshot, reception.take(), RetentionPolicy(None, None))
+    answer = saving.save(run, snapshot, queue.take(), RetentionPolicy(None, None))
     run.status.update(step=step)
     run.status.write()
     print("saved" if answer.saved else "failed")
-reception.close()
+queue.close()
 run.close("finished", 0)
 """
 

@@ -30,11 +30,11 @@ def test_each_layout_says_what_a_resume_lacks_in_as_many_processes_as_wrote_it()
     assert TRANSFORMERS.missing([*whole, "rng_state_0.pth"], 2) == ["rng_state_1.pth"]
 
 
-def test_of_a_layout_that_nobody_knows_there_is_nothing_to_export(tmp_path: Path) -> None:
+def test_a_layout_that_this_version_does_not_know_is_not_exported(tmp_path: Path) -> None:
     checkpoint = commit_checkpoint(tmp_path, 7, RESUMABLE, layout="of tomorrow")
-    with pytest.raises(UnsupportedError, match=r"^the checkpoint holds no model whose weights could be exported$"):
+    with pytest.raises(UnsupportedError, match=r"is 'of tomorrow', which this version does not know$"):
         export(checkpoint, tmp_path / "target")
-    assert not any((tmp_path / "target").iterdir())
+    assert not (tmp_path / "target").exists()
 
 
 def test_nobody_compares_the_names_of_layouts_to_know_what_to_do() -> None:

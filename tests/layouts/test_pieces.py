@@ -12,7 +12,7 @@ from helpers.shards import Grids, committed, held, local, place, written
 from helpers.support import content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, SaveError, UnsupportedError
 from holdfast.layouts import export, native, native_reading, native_weights
-from holdfast.layouts import pieces as assembly
+from holdfast.layouts.pieces import reads
 from holdfast.state.part import SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.store.manifest import Manifest
@@ -329,7 +329,7 @@ def test_the_ranges_are_those_of_pytorchs_planner(seed: int) -> None:
                 (str(item.storage_index.index), *map(tuple, (item.storage_offsets, item.lengths, item.dest_offsets)))
                 for item in create_read_items_for_chunk_list("w", known, mine)
             }
-            ours = assembly.reads(pieces, wanted)
+            ours = reads(pieces, wanted)
             assert {(file, one.begin, one.lengths, one.place) for file, one in ours} == theirs
 
 

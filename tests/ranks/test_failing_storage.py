@@ -58,9 +58,9 @@ def test_fault_10_a_stop_whose_save_fails_to_the_end_ends_every_rank_with_1(rank
 HANGS = """
 import time
 from pathlib import Path
-from holdfast.engine import watchdog as patience
+from holdfast.engine import watchdog
 from holdfast.store import commit
-patience._SECONDS = 0.5
+watchdog._SECONDS = 0.5
 original = commit.Attempt.__init__
 def make(self, *args):
     while Path("hangs").exists():

@@ -5,7 +5,7 @@ import pytest
 
 from holdfast.layouts.image import MOST_JSON_BYTES
 from holdfast.layouts.safetensors import header as tensor_headers
-from holdfast.resume import choose as resuming
+from holdfast.resume import choose
 from holdfast.run import request
 from holdfast.store import manifest
 from holdfast.train.config import yaml as config_yaml
@@ -22,7 +22,7 @@ LIMITS = {
     "levels of YAML": (config_yaml.MOST_LEVELS, r"KiB, (\d+) levels", 1),
     "values of YAML": (config_yaml.MOST_VALUES, r"levels, ([\d,]+) values", 1),
     "trigger file": (request.MOST_LABEL_BYTES, r"at most (\d+) KiB are read", 1 << 10),
-    "torch": (resuming._SAFE_TORCH[1], r"only with torch 2\.(\d+) or newer", 1),
+    "torch": (choose._SAFE_TORCH[1], r"only with torch 2\.(\d+) or newer", 1),
 }
 
 

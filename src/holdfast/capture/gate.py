@@ -256,7 +256,7 @@ class Gate:
         with self._changed:
             if self.only_when_blocked and self._is_last:
                 # Where it ends it can be taken as it is blocked; a promise of the next boundary could not be kept.
-                self._changed.wait_for(lambda: self._blocked or self._updating, _END_SECONDS)
+                self._changed.wait_for(lambda: self._shut or self._blocked or self._updating, _END_SECONDS)
             here = self._boundary.number if self._boundary is not None else 0
             if self._can_shut(after):
                 self._shut = True

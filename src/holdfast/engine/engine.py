@@ -81,6 +81,7 @@ class Engine:
         self._snapshots: Snapshots | None = None
         self._hook: OptimizerHook | None = None
         self._number = 0
+        self._saves = True
         self.finished = False
         """True when training has come to its end by itself."""
 
@@ -104,17 +105,14 @@ class Engine:
         elif self.finished and self.gate.boundary is not None:
             self._intake.look(self.gate.boundary.step, last=True)
         self._saver.close(together=error is None)
-        self._shutdown.end()
-        self._intake.close(has_left=error is not None)
-        self._saver.refuse("training ended before the next boundary")
-        if self._hook is not None:
-            self._hook.remove()
-        outcome = f"failed: {kind.__name__}" if kind and failed else "stopped" if self.stop_requested else "finished"
+        self._saves = False
         try:
             self._run_last_hooks(error)
+        except BaseException as raised:
+            kind, failed = type(raised), True
+            raise
         finally:
-            self.run.close(outcome, FAILED if failed else self.exit_code)
-            self._stop.over()
+            self._close(kind if failed else None, has_left=error is not None)
         return is_stop
 
     @property
@@ -214,6 +212,9 @@ class Engine:
     def ask(self, request: Request) -> PendingSave:
         """Asks for a save from this process; the pending save learns what becomes of it."""
         pending = PendingSave(request.id, self.gate)
+        if not self._saves:  # a hook of the last save asks
+            pending.resolve(Answer(saved=False, error="training has ended"))
+            return pending
         self._outcomes.expect(pending)
         self._intake.hear(request)
         return pending
@@ -243,9 +244,16 @@ class Engine:
         self._stop.requested = False
         self.finished = True
 
-    def announce(self, text: str) -> None:
-        """Logs a line that is the same in all ranks, once."""
-        self.log.announce(text)
+    def _close(self, failure: type[BaseException] | None, *, has_left: bool) -> None:
+        """Takes back the signal handlers, answers who still waits, and writes down how the run ended."""
+        self._shutdown.end()
+        self._intake.close(has_left=has_left)
+        self._saver.refuse("training ended before the next boundary")
+        if self._hook is not None:
+            self._hook.remove()
+        outcome = f"failed: {failure.__name__}" if failure else "stopped" if self.stop_requested else "finished"
+        self.run.close(outcome, FAILED if failure else self.exit_code)
+        self._stop.over()
 
     def _save_before_it_leaves(self, error: Exception) -> None:
         """Asks for a save of the last boundary: it is as good as ever, whatever has happened after it."""

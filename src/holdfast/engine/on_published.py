@@ -69,5 +69,5 @@ class OnPublished:
     def give_up(self) -> None:
         """Names the checkpoints for which no hook will run: the process ends without its training thread."""
         if self._hooks:
-            for answer in self._published:
+            for answer in list(self._published):  # training may still come back, and run them
                 self._log.warning(f"on_published: not run for {answer.path}: training did not come back in time")

@@ -151,9 +151,10 @@ class RankZero:
     def boundary(self, batch: Batch, stale_before: int) -> Boundary | None:
         """Takes the batch, agrees with all ranks on the boundary that is saved for it, and shuts the gate there."""
         gate = self._session.gate
-        batch.take()
+        batch.take()  # for an answer, if they never begin
         if not self._wait_until_begun():
             return None
+        batch.take()
         stop = bool(batch.stops)
         decision = self._agree(stop=stop, stale_before=stale_before)
         boundary = None if decision.boundary is None else gate.take(decision.boundary)

@@ -114,10 +114,12 @@ class Saver:
     def refuse(self, why: str) -> None:
         """Answers everybody who still waits that nothing was saved, also those whose save hangs."""
         self._queue.write_down()
-        waiting = [request for request in self._batch.take() if self._session.run.inbox.answer_to(request.id) is None]
-        answer = Answer(saved=False, step=self._step, error=why)
-        save.answer_all(self._session.run, answer, waiting)
-        self._outcomes.resolve(answer, _ids(waiting))
+        run, requests = self._session.run, list(self._batch.take())
+        refusal = Answer(saved=False, step=self._step, error=why)
+        answers = {request.id: run.inbox.answer_to(request.id) for request in requests}
+        save.answer_all(run, refusal, [request for request in requests if answers[request.id] is None])
+        for request, answer in answers.items():
+            self._outcomes.resolve(answer or refusal, [request])
         self._batch.requests = []
 
     @property

@@ -1,5 +1,6 @@
 """The meaning of signals, and the end of the process when the training loop does not come back."""
 
+import logging
 import os
 import signal
 import sys
@@ -105,17 +106,17 @@ class Shutdown:
             return noticed.is_set()
         return isinstance(error, RuntimeError) and self.may_be_alone
 
-    def leave(self, code: int, why: str, seconds: float = LEAVING_SECONDS) -> None:
+    def leave(self, code: int, why: str, seconds: float = LEAVING_SECONDS, level: int = logging.INFO) -> None:
         """Ends the process at once, whatever the training thread does, and whatever the disk does."""
         last_resort = threading.Timer(seconds, os._exit, (code,))
         last_resort.daemon = True
         last_resort.start()
         try:
-            self._log.warning(why)
-            self._session.outcomes.on_published.give_up()
+            self._log.log(level, why)
             self._intake.close()
             self._saver.refuse(why)
             self._session.run.close(f"left: {why}", code)
+            self._session.outcomes.on_published.give_up()
         finally:
             with suppress(OSError):
                 if sys.stdout.isatty():
@@ -171,7 +172,8 @@ class Shutdown:
     def _leave_at_once(self, number: int) -> None:
         if self._stop.saved:
             self.leave(stopped_after_save(), "second Ctrl+C: the save is complete; leaving the step that was under way")
-        self.leave(ended_by_signal(number), "second Ctrl+C: the save is abandoned; earlier checkpoints are intact")
+        why = "second Ctrl+C: the save is abandoned; earlier checkpoints are intact"
+        self.leave(ended_by_signal(number), why, level=logging.WARNING)
 
     def _watch_deadline(self) -> None:
         """Ends the process when the grace of a stop is over and the loop has not come back."""
@@ -183,7 +185,7 @@ class Shutdown:
             self.leave(stopped_after_save(), why, leaving)
         code = FAILED if saved is False or self._number is None else ended_by_signal(self._number)
         why = f"no checkpoint was saved {limit}; earlier ones are intact"
-        self.leave(code, "; ".join(filter(None, (why, self._unsaved()))), leaving)
+        self.leave(code, "; ".join(filter(None, (why, self._unsaved()))), leaving, logging.ERROR)
 
     def _unsaved(self) -> str:
         """Returns what is lost if the process ends now, in words; an empty text where nothing is."""

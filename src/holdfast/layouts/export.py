@@ -30,13 +30,14 @@ def export(checkpoint: Path, target: Path) -> list[Path]:
         raise DamagedCheckpointError(
             f"{checkpoint} cannot be exported: {'; '.join(report.problems)}", list(report.problems)
         )
+    if (layout := BY_NAME.get(manifest.layout)) is None:
+        raise UnsupportedError(f"the layout of {checkpoint} is {manifest.layout!r}, which this version does not know")
     target.mkdir(parents=True, exist_ok=True)
     # First under a name of its own, so that a file of the target is there whole or not at all.
     staging = target / names.staging(manifest.run, manifest.step, uuid4().hex)
     files.make_directory(staging)
     try:
-        if (layout := BY_NAME.get(manifest.layout)) is not None:
-            layout.leave_weights(report, staging)
+        layout.leave_weights(report, staging)
         return _move(staging, target)
     finally:
         files.remove_tree(staging)

@@ -75,6 +75,7 @@ def _join(checkpoint: Path, manifest: Manifest, entries: Mapping[str, Mapping[st
                     if name in tensors:
                         tensor = arranged(target.name, {name: tensors.pop(name)})[1][name]
                     files.write_all(fd, bytes_of(tensor.contiguous()) if tensor.nbytes else b"")
+                    del tensor  # not beside those of the next turn
             os.fsync(fd)
         finally:
             os.close(fd)

@@ -8,6 +8,7 @@ import io
 import pickle
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,12 +174,25 @@ def _form_of(content: Mapping[str, Any]) -> tuple[Any, list["torch.UntypedStorag
     return form, [storage for _, storage in storages.values()]
 
 
+@contextmanager
+def _aligned_as_ever() -> Iterator[None]:
+    """Has torch put each record at a multiple of 64, whatever the user has set: no block's edge may cut a value."""
+    from torch.utils.serialization import config as options
+
+    config: Any = options
+    if not hasattr(config.save, "storage_alignment"):  # torch 2.6 knows no other
+        yield
+        return
+    with config.patch("save.storage_alignment", 64):
+        yield
+
+
 def _image(path: str, content: Any, scratch: Path) -> Image:
     import torch
 
     storages = _storages_in_order(content)
     try:
-        with torch.serialization.skip_data():
+        with torch.serialization.skip_data(), _aligned_as_ever():
             torch.save(content, scratch)
         with scratch.open("rb") as skeleton:
             reader: Any = torch._C.PyTorchFileReader(str(scratch))

@@ -105,7 +105,7 @@ class Heartbeat:
         Args:
             has_left: True where this rank leaves its training without waiting for the others.
         """
-        self._has_left = has_left
+        self._has_left |= has_left
         self._closing.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_BEAT_SECONDS)

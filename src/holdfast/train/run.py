@@ -94,7 +94,7 @@ def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:
     transformers_logging.add_handler(LogToScreen(screen))
     transformers_logging.disable_progress_bar()
     with _rank_0_first(engine):  # the others find what it prepared of the data
-        trainer = build(config, engine.announce)
+        trainer = build(config, engine.log.announce)
     if not engine.rank:
         trainer.add_callback(Progress(engine.run.status, screen))
     return attach(trainer, engine=engine, on_stop="return")

@@ -48,7 +48,7 @@ def test_a_stand_in_shows_what_was_recorded_and_the_trainer_keeps_its_own(tmp_pa
 def test_a_stand_in_has_the_methods_of_the_trainers_class(tmp_path: Path) -> None:
     trainer = attached(tmp_path)
     stand_in = stand_in_for(trainer, record_of(trainer), tmp_path)
-    assert "_save" in vars(trainer) and "train" in vars(trainer)
+    assert "train" in vars(trainer)
     for name in ("_save", "train", "_save_checkpoint"):
         assert getattr(stand_in, name).__func__ is getattr(Trainer, name)
 

@@ -8,7 +8,7 @@ import torch
 from helpers.parts import content, listed, same
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.layouts.pieces import PiecesReader
-from holdfast.layouts.safetensors import writing as tensor_file
+from holdfast.layouts.safetensors import writing
 from holdfast.state.sharding import ShardRange
 from holdfast.store import files
 
@@ -24,7 +24,7 @@ def filled(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 
 def written(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
     path = folder / "x.safetensors"
-    path.write_bytes(content(tensor_file.image("x.safetensors", tensors, metadata)))
+    path.write_bytes(content(writing.image("x.safetensors", tensors, metadata)))
     return path
 
 
@@ -82,7 +82,7 @@ def test_complex_numbers_are_read_to_where_torch_can_copy_them_from(tmp_path: Pa
 
 def test_complex_numbers_stream_from_the_memory_that_they_are_in() -> None:
     tensor = filled(torch.complex128, 4)
-    (_, piece) = tensor_file.image("x", {"z": tensor}).pieces
+    (_, piece) = writing.image("x", {"z": tensor}).pieces
     assert isinstance(piece, torch.Tensor) and piece.data_ptr() == tensor.data_ptr()
 
 
@@ -117,9 +117,9 @@ def test_what_cannot_be_written_is_named() -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
     for tensor in (torch.ones(2, device="meta"), nested):
         with pytest.raises(UnsupportedError, match=r"^net\.w is a"):
-            tensor_file.image("x", {"net.w": tensor})
+            writing.image("x", {"net.w": tensor})
     with pytest.raises(UnsupportedError, match=r"two tensors of the name 's\.indices'"):
-        tensor_file.image("x", {"s": torch.ones(2).to_sparse(), "s.indices": torch.ones(1)})
+        writing.image("x", {"s": torch.ones(2).to_sparse(), "s.indices": torch.ones(1)})
 
 
 def rewritten(path: Path, **notes: object) -> Path:

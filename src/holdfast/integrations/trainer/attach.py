@@ -15,7 +15,7 @@ from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
 from holdfast.integrations.trainer.own_writer import form_of
-from holdfast.integrations.trainer.secrets import SaveWithoutSecrets
+from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.resume.choose import ResumePoint
@@ -56,8 +56,7 @@ def attach(
     retention = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
     trainer.train = _saving_train(trainer, checked, retention, engine, on_stop)
     trainer.push_to_hub = _push_without_ours(trainer)
-    if "_save" not in vars(trainer):
-        trainer._save = SaveWithoutSecrets(trainer)
+    trainer.args = pickled_blank(trainer.args)
     return trainer
 
 

@@ -232,6 +232,8 @@ class StepHooks:
 
     def _tell_of_save(self, answer: Answer) -> None:
         trainer = self._trainer
+        if getattr(vars(trainer).get(_REPLACED[0]), "__self__", self) is not self:
+            return  # a later `train` on the same engine, which tells
         if trainer.state.best_global_step == answer.step:
             trainer.state.best_model_checkpoint = str(Path(trainer.args.output_dir, names.checkpoint(answer.step)))
         # Callbacks find the directory by the step, and training may be further by now.

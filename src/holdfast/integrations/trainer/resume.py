@@ -3,6 +3,7 @@
 Read against transformers 5.23.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,18 +91,21 @@ def redraw_batch_ahead(
         with _reading_boundary(checkpoint):
             prefetch.redraw(fetched, set_random_state, go_on)
     elif epoch != int(epoch) and not trainer.args.ignore_data_skip:
-        engine.announce(f"data: the order goes on, what samples and collator draw at random does not: {why_not}")
+        engine.log.announce(
+            f"data: the order goes on, what samples and collator draw at random does not: {why_not}", logging.WARNING
+        )
 
 
 def _announce_changes(engine: Engine, manifest: Manifest) -> None:
     before, now = manifest.world_size, engine.world_size
     if before != now:
-        engine.announce(
+        engine.log.announce(
             f"{before} processes saved it and {now} go on: random numbers and the order of the data are others"
-            " from here on"
+            " from here on",
+            logging.WARNING,
         )
     if changed := environment.differences(manifest.versions, environment.record()):
-        engine.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}")
+        engine.log.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}", logging.WARNING)
 
 
 @contextmanager

@@ -1,19 +1,18 @@
 """A Trainer's arguments as they are written: without their secrets.
 
 A Trainer pickles its arguments beside every model that it writes (`training_args.bin`): in a checkpoint, on the way to
-the hub, at the end. Nothing reads them from there, and its tokens have no business there. The writer is given a copy
-of the arguments to pickle; the user's own are never touched. Read against transformers 5.23, whose `_save` and
-`_push_from_checkpoint` pickle them; TRL 1.16 leaves it to those.
+the hub, at the end. Nothing reads them from there, and its tokens have no business there. So the trainer gets an alias
+of the user's arguments, with the same values, that is pickled as a copy whose secrets are None; the user's own object,
+and its class, stay as they are.
 """
 
 import copy
 import re
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 _SECRET = re.compile(r"token|secret|password|(^|_)keys?(_|$)", re.IGNORECASE)
-_REDUCE = "__reduce_ex__"
 
 
 def is_secret(name: str) -> bool:
@@ -21,43 +20,39 @@ def is_secret(name: str) -> bool:
     return _SECRET.search(name) is not None
 
 
-def blanked(args: TrainingArguments) -> TrainingArguments:
-    """Returns a copy whose secrets are None."""
-    blank = _copy(args)
-    vars(blank).update(dict.fromkeys(filter(is_secret, vars(blank))))
-    return blank
-
-
 def pickled_blank(args: TrainingArguments) -> TrainingArguments:
-    """Returns a copy that has its secrets as long as it is not pickled, or copied once more.
+    """Returns an alias of arguments: they have the same values, now and later, and are pickled without their secrets.
 
-    A push needs its token, and a name only looks like a secret's: `average_tokens_across_devices` is none. A writer of
-    a subclass that asks for such an argument is to find it.
+    Training itself, and copies of the alias, have the secrets still: a push needs its token, and a name only looks like
+    a secret's (`average_tokens_across_devices` is none).
     """
-    copied = _copy(args)
-    # `pickle` and `copy` ask the object, not its class, how it is taken apart.
-    vars(copied)[_REDUCE] = lambda protocol: blanked(copied).__reduce_ex__(protocol)
-    return copied
+    if isinstance(args, _PickledBlank):
+        return args
+    alias: TrainingArguments = object.__new__(_pickled_blank_class(type(args)))
+    alias.__dict__ = args.__dict__
+    return alias
 
 
-def _copy(args: TrainingArguments) -> TrainingArguments:
-    copied = object.__new__(type(args))
-    vars(copied).update({name: value for name, value in vars(args).items() if name != _REDUCE})
-    return copied
+class _PickledBlank:
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        own = type(self).__mro__[2]  # behind the class that was made for it, and this one
+        blank: Any = object.__new__(own)
+        blank.__dict__.update({name: None if is_secret(name) else value for name, value in vars(self).items()})
+        # The form of later protocols insists that what is made is of the class of what was pickled.
+        return blank.__reduce_ex__(1)
+
+    # Copies go by `__reduce_ex__` unless told otherwise, and are no less in need of a token.
+    def __copy__(self) -> Any:
+        copied = object.__new__(type(self))
+        copied.__dict__.update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
 
 
-class SaveWithoutSecrets:
-    """Replaces a trainer's `_save`: runs it on a copy of the trainer, whose arguments are pickled without secrets.
-
-    Args:
-        trainer: The trainer.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """Writes the model, as `Trainer._save` does."""
-        writer = copy.copy(self._trainer)
-        writer.args = pickled_blank(writer.args)
-        type(writer)._save(writer, *args, **kwargs)
+def _pickled_blank_class(own: type) -> type:
+    return type(own.__name__, (_PickledBlank, own), {"__module__": own.__module__})

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from holdfast.integrations.trainer.record import TrainerRecord
-from holdfast.integrations.trainer.secrets import SaveWithoutSecrets, pickled_blank
+from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
 # What `StepHooks` and `attach` put in the place of the trainer's own; the stand-in has the trainer's own again.
@@ -29,8 +29,6 @@ def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path) -> Any:
     stand_in = copy.copy(trainer)
     for name in _REPLACED:
         stand_in.__dict__.pop(name, None)
-    if isinstance(vars(stand_in).get("_save"), SaveWithoutSecrets):
-        del stand_in._save  # the arguments below leave them out already
     stand_in.state = _state(record)
     stand_in.control = record.control
     stand_in.callback_handler = copy.copy(trainer.callback_handler)
@@ -82,7 +80,7 @@ def _arguments(args: TrainingArguments) -> TrainingArguments:
     Args:
         args: The user's.
     """
-    writing_only = pickled_blank(args)
+    writing_only = copy.copy(pickled_blank(args))
     writing_only.push_to_hub = False
     writing_only.save_total_limit = None
     return writing_only
