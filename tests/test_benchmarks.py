@@ -97,10 +97,10 @@ def test_bytes_on_disk_are_those_of_all_files(tmp_path: Path) -> None:
 
 def test_memory_that_is_taken_and_given_back_is_seen() -> None:
     with Peak() as peak:
-        taken = torch.ones(16_000_000)
+        taken = torch.ones(64_000_000)  # so much that what else a process gives back meanwhile does not count
         peak._look()
         del taken
-    assert 60_000_000 < peak.extra < 200_000_000
+    assert 200_000_000 < peak.extra < 400_000_000
 
 
 def test_lost_time_is_what_a_block_takes_beyond_its_neighbours() -> None:
