@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from helpers.loops import train
+from helpers.loops import Loop, train
 from holdfast import Checkpointer
 from holdfast.errors import ConfigError
 from holdfast.run.directory import RunDirectory
@@ -74,3 +75,14 @@ def test_a_request_that_waits_for_a_training_that_is_over_is_refused_and_holds_n
     assert any("resumed from" in line for line in said)
     answer = inbox.answer_to(request.id)
     assert answer is not None and not answer.saved and "training ended" in answer.error
+
+
+def test_no_thread_of_ours_is_left_when_the_block_has_ended(tmp_path: Path) -> None:
+    """One that is still waking when the interpreter ends aborted the process (seen: 3 of 11, with code 134)."""
+    loop = Loop(tmp_path / "run")
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=4):
+            loop.update(batch)
+            if loop.ckpt.step_count == 3:
+                loop.ckpt.save(wait=True)
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("holdfast")] == []

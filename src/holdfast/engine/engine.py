@@ -253,7 +253,7 @@ class Engine:
             self._hook.remove()
         outcome = f"failed: {failure.__name__}" if failure else "stopped" if self.stop_requested else "finished"
         self.run.close(outcome, FAILED if failure else self.exit_code)
-        self._stop.over()
+        self._shutdown.over()
 
     def _save_before_it_leaves(self, error: Exception) -> None:
         """Asks for a save of the last boundary: it is as good as ever, whatever has happened after it."""

@@ -58,6 +58,7 @@ class Shutdown:
         self._taking_in: list[threading.Thread] = []
         self._signals = Signals()
         self._listener: threading.Thread | None = None
+        self._deadline: threading.Thread | None = None
         self._worker_deaths = WorkerDeaths()
         self._number: int | None = None
         self.interrupted_at: float | None = None
@@ -65,7 +66,8 @@ class Shutdown:
 
     def start(self) -> None:
         """Begins to listen to signals, where Python allows signal handlers, and to watch the deadline of a stop."""
-        threading.Thread(target=self._watch_deadline, name="holdfast-deadline", daemon=True).start()
+        self._deadline = threading.Thread(target=self._watch_deadline, name="holdfast-deadline", daemon=True)
+        self._deadline.start()
         if self._signals.start():
             self._listener = threading.Thread(target=self._listen, name="holdfast-signals", daemon=True)
             self._listener.start()
@@ -82,6 +84,16 @@ class Shutdown:
             self._listener = None
         for thread in self._taking_in:
             thread.join(LEAVING_SECONDS)  # no longer, where the disk hangs
+
+    def over(self) -> None:
+        """Takes the deadline away: nothing that could hang is left to do.
+
+        Its thread has ended then: one that is still waking when the interpreter ends can abort the process (seen).
+        """
+        self._stop.over()
+        if self._deadline is not None:
+            self._deadline.join()
+            self._deadline = None
 
     def look(self) -> None:
         """Looks at what training has started since: a first data-loading worker. Called at every boundary."""

@@ -48,3 +48,4 @@ class Watchdog:
             with self._lock:  # nobody acts on a save that is over
                 over = True
                 self.lost = False
+            watch.join()  # a thread that is still waking when the interpreter ends can abort the process (seen)
