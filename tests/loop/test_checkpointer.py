@@ -1,6 +1,7 @@
 """A plain loop: the things that it leaves behind, and the settings that it refuses before it begins."""
 
 import gc
+import logging
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ from torch.utils.data import DataLoader
 
 from helpers.loops import Loop, train
 from holdfast import Checkpointer
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, SaveError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
+from holdfast.store import files
 from holdfast.store.retention import RetentionPolicy
 
 
@@ -86,3 +88,23 @@ def test_no_thread_of_ours_is_left_when_the_block_has_ended(tmp_path: Path) -> N
             if loop.ckpt.step_count == 3:
                 loop.ckpt.save(wait=True)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith("holdfast")] == []
+
+
+def test_a_save_and_a_resume_are_news_and_a_save_that_fails_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "run", 2, save_steps=2, say=None)
+    loop = Loop(tmp_path / "run", say=None)
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=4):
+            loop.update(batch)
+            if loop.ckpt.step_count == 3:
+                with monkeypatch.context() as full:
+                    full.setattr(files, "free_space", lambda root: (0, -1))
+                    with pytest.raises(SaveError):
+                        loop.ckpt.save(wait=True)
+    lines = [(level, line) for name, level, line in caplog.record_tuples if name == "holdfast"]
+    assert (logging.INFO, "checkpoint saved") in [(level, line[:16]) for level, line in lines]
+    assert any(level == logging.INFO and line.startswith("resumed from") for level, line in lines)
+    assert any(level == logging.ERROR and "the checkpoint needs" in line for level, line in lines)
+    assert any(level == logging.WARNING and line.startswith("training goes on") for level, line in lines)

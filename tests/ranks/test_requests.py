@@ -72,3 +72,29 @@ def test_fault_29_a_stop_leaves_every_rank_at_the_same_later_step_with_one_check
 
 def _last_line(ranks: Ranks, rank: int) -> list[str]:
     return (ranks.folder / f"seen-{rank}.txt").read_text().splitlines()[-1:]
+
+
+SEES_WHAT_IS_PUBLISHED = """
+import os, threading
+from pathlib import Path
+from holdfast import Checkpointer
+
+resume = Checkpointer.resume
+
+def hooked(self):
+    def see(answer):
+        assert threading.current_thread() is threading.main_thread() and Path(answer.path, "MANIFEST.json").exists()
+        print(f"rank {os.environ['RANK']} saw {answer.step}", flush=True)
+    self._engine.on_published(see)
+    return resume(self)
+
+Checkpointer.resume = hooked
+"""
+
+
+def test_hooks_run_in_every_rank_for_each_checkpoint_the_last_one_too(ranks: Ranks) -> None:
+    job = ranks.start(program=SEES_WHAT_IS_PUBLISHED, until=6, settings={"save_steps": 3})
+    job.digests()
+    assert [saved["step"] for saved in ranks.saved()] == [3, 6]
+    for rank, process in enumerate(job.processes):
+        assert re.findall(rf"rank {rank} saw (\d+)", process.output) == ["3", "6"], process.output

@@ -114,11 +114,6 @@ class Gate:
         return threading.current_thread() is self._training_thread
 
     @property
-    def is_hopeless(self) -> bool:
-        """True when no boundary will come any more: training is ending, and has none or broke off in an update."""
-        return self._ending and (self._updating or self._boundary is None)
-
-    @property
     def is_ending(self) -> bool:
         """True from `end` on."""
         return self._ending
@@ -233,7 +228,7 @@ class Gate:
         with self._changed:
             while not self._can_shut(after):
                 self._wanted = True
-                if self.is_hopeless:
+                if self._is_hopeless:
                     self._wanted = False
                     return None
                 self._changed.wait(0.05)
@@ -283,7 +278,7 @@ class Gate:
                         self._shut = False
                         self._changed.notify_all()
                     # A thread that is blocked until it is answered comes to no further boundary before that.
-                    if self._blocked or self.is_hopeless or (give_up is not None and give_up()):
+                    if self._blocked or self._is_hopeless or (give_up is not None and give_up()):
                         return None
                     self._changed.wait(0.05)
             finally:
@@ -314,6 +309,11 @@ class Gate:
                 self._shut = False
             self._changed.notify_all()
             return opens
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """True when no boundary will come any more: training is ending, and has none or broke off in an update."""
+        return self._ending and (self._updating or self._boundary is None)
 
     def _can_shut(self, after: int) -> bool:
         if self._shut:
