@@ -134,7 +134,7 @@ def _as_manifest(content: Any) -> bytes:
 
 _MANIFEST = {
     "format": manifest.FORMAT,
-    "version": manifest.VERSION,
+    "version": 1,
     "layout": "native",
     "run": "a" * 32,
     "attempt": "b" * 32,

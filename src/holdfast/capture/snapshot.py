@@ -38,6 +38,8 @@ class Snapshot:
         tensors: Gives, once all is written, the pieces of tensors that the files hold; several ranks share them.
         others: Gives then what the manifest says of the boundaries of the ranks from 1 up.
         not_finite: Gives then the names of tensors that hold NaN or infinity and should not, in any order.
+        requires: Gives then what a reader must know beyond version 1 of the format, in any order.
+        settings: The settings of the training as its user gave them.
     """
 
     boundary: Boundary
@@ -50,6 +52,8 @@ class Snapshot:
     tensors: Callable[[], Mapping[str, Any]] = dict
     others: Callable[[], Sequence[Mapping[str, Any]]] = tuple
     not_finite: Callable[[], Sequence[str]] = tuple
+    requires: Callable[[], Sequence[str]] = tuple
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Snapshots:
@@ -120,6 +124,8 @@ class Snapshots:
             protected=subject.protected(boundary.recorded),
             tensors=self._layout_pieces,
             not_finite=lambda: self.not_finite,
+            requires=subject.requires,
+            settings=subject.settings(),
         )
 
     def rank0_digests(self, boundary: Boundary) -> Mapping[str, Any]:

@@ -33,6 +33,12 @@ class Subject(Protocol):
     def estimated_bytes(self) -> int:
         """Returns about how many bytes a checkpoint takes."""
 
+    def requires(self) -> Sequence[str]:
+        """Returns what the files of the last `file_images` have that a reader of format version 1 would get wrong."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the settings of the training as its user gave them, as JSON."""
+
     def protected(self, recorded: Any) -> Sequence[Path]:
         """Returns the checkpoints that retention must not touch after the save of a boundary."""
 

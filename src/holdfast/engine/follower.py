@@ -204,7 +204,8 @@ class Follower:
         written = sum(file.size for file in sealed)
         budget.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
         files = tuple((file.path, file.size, file.digests) for file in sealed)
-        return Record(files, snapshot.tensors(), snapshot.boundary.manifest_entry, snapshot.not_finite())
+        entry = snapshot.boundary.manifest_entry
+        return Record(files, snapshot.tensors(), entry, snapshot.not_finite(), snapshot.requires())
 
     def _hear(self, outcome: dict[str, Any], boundary: Boundary | None, *, stop: bool) -> None:
         """Takes in what became of a save."""

@@ -185,6 +185,7 @@ class RankZero:
             tensors=lambda: _merged([own.tensors(), *(record.tensors for record in others)]),
             others=lambda: [record.boundary for record in others],
             not_finite=lambda: [*own.not_finite(), *(name for record in others for name in record.not_finite)],
+            requires=lambda: [*own.requires(), *(word for record in others for word in record.requires)],
         )
 
     def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:

@@ -126,6 +126,8 @@ def _manifest(
         files=sealed,
         tensors=snapshot.tensors(),
         not_finite=tuple(sorted(set(snapshot.not_finite()))[:MOST_NAMED]),
+        requires=tuple(sorted(set(snapshot.requires()))),
+        settings=snapshot.settings,
     )
 
 

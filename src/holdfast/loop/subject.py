@@ -128,6 +128,14 @@ class LoopState:
         """Returns the digests of the buffers that rank 0 writes, by model."""
         return {name: buffer_digests(buffers) for name, buffers in self.parts.buffers(recorded.parts).items()}
 
+    def requires(self) -> Sequence[str]:
+        """Returns nothing: version 1 of the format has it all."""
+        return ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns none."""
+        return {}
+
     def protected(self, recorded: LoopRecord) -> Sequence[Path]:
         """Returns the checkpoint that was resumed from."""
         return self._protected

@@ -37,6 +37,7 @@ class Record:
         tensors: The pieces of tensors that they hold.
         boundary: The manifest's entry for this rank's boundary.
         not_finite: The tensors of which it wrote NaN or infinity.
+        requires: What a reader of its files must know beyond version 1 of the format.
         torn: The tensors that were written to meanwhile.
         at_rest: True where training stood still in this rank, so that another try would end alike.
         error: Any other failure, in words.
@@ -46,6 +47,7 @@ class Record:
     tensors: Mapping[str, Any] = field(default_factory=dict)
     boundary: Mapping[str, Any] = field(default_factory=dict)
     not_finite: Sequence[str] = ()
+    requires: Sequence[str] = ()
     torn: Sequence[str] = ()
     at_rest: bool = False
     error: str = ""

@@ -13,7 +13,9 @@ from typing import Any
 from holdfast.store import digest, grid, names
 
 FORMAT = "holdfast-checkpoint"
-VERSION = 1
+KNOWN: frozenset[str] = frozenset()
+"""What this reader can do of that which a checkpoint may require of its reader."""
+_PLAIN, _REQUIRING = 1, 2
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
 MOST_NAMED = 20
@@ -59,6 +61,15 @@ class Manifest:
     tensors: Mapping[str, Any] = field(default_factory=dict)
     not_finite: tuple[str, ...] = ()
     """Tensors that hold NaN or infinity and should not; of more than `MOST_NAMED` the first."""
+    requires: tuple[str, ...] = ()
+    """What a reader must know that version 1 does not have, sorted; only where there is some of it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The settings of the training as its user gave them."""
+
+    @property
+    def version(self) -> int:
+        """The format's version: 2 where a reader of version 1 would get something wrong."""
+        return _REQUIRING if self.requires else _PLAIN
 
     @property
     def size(self) -> int:
@@ -83,11 +94,12 @@ class Manifest:
         return data
 
     def _body(self) -> bytes:
-        content = {"format": FORMAT, "version": VERSION, **asdict(replace(self, files=(), tensors={}))}
+        content = {"format": FORMAT, "version": self.version, **asdict(replace(self, files=(), tensors={}))}
         content["files"] = [file.as_json() for file in self.files]
         del content["tensors"]
-        if not self.not_finite:
-            del content["not_finite"]
+        for name in ("not_finite", "requires", "settings"):
+            if not content[name]:
+                del content[name]
         text = json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}")
         if self.tensors:
             text += f',\n  "tensors": {_one_a_line(self.tensors)}'
@@ -112,9 +124,10 @@ def decode(data: bytes) -> Manifest:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ManifestError(f"the manifest's format is not {FORMAT!r}")
     version = content.get("version")
-    if type(version) is not int or version != VERSION:
+    if type(version) is not int or version not in (_PLAIN, _REQUIRING):
         raise ManifestError(
-            f"the manifest is of format version {names.quoted(version)}, and this Holdfast reads version {VERSION}"
+            f"the manifest is of format version {names.quoted(version)}, and this Holdfast reads versions"
+            f" {_PLAIN} and {_REQUIRING}"
         )
     return _checked(content)
 
@@ -144,7 +157,8 @@ def _checked(content: dict[str, Any]) -> Manifest:
     boundary, versions = take("boundary", dict), take("versions", dict)
     if not all(isinstance(version, str) for version in versions.values()):
         raise ManifestError("the manifest's 'versions' are of the wrong kind")
-    if _is_deep((reasons, boundary), _MOST_LEVELS):
+    settings = take("settings", dict) if "settings" in content else {}
+    if _is_deep((reasons, boundary, settings), _MOST_LEVELS):
         raise ManifestError(f"the manifest is nested more than {_MOST_LEVELS} levels deep")
     files = _files(take("files", list))
     return Manifest(
@@ -162,7 +176,19 @@ def _checked(content: dict[str, Any]) -> Manifest:
         files=files,
         tensors=_tensors(content.get("tensors", {}), {file.path for file in files}),
         not_finite=_not_finite(take("not_finite", list)) if "not_finite" in content else (),
+        requires=_requires(take("requires", list)) if content["version"] == _REQUIRING else (),
+        settings=settings,
     )
+
+
+def _requires(listed: list[Any]) -> tuple[str, ...]:
+    if not listed or not all(isinstance(word, str) for word in listed) or sorted(set(listed)) != listed:
+        raise ManifestError("the manifest's 'requires' is no sorted list of words")
+    if unknown := [word for word in listed if word not in KNOWN]:
+        raise ManifestError(
+            f"the checkpoint needs a newer Holdfast: it has {', '.join(names.quoted(word) for word in unknown)}"
+        )
+    return tuple(listed)
 
 
 def _not_finite(listed: list[Any]) -> tuple[str, ...]:

@@ -102,6 +102,14 @@ class Recorder:
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
         return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
 
+    def requires(self) -> Sequence[str]:
+        """Returns nothing: version 1 of the format has it all."""
+        return ()
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns none."""
+        return {}
+
     def protected(self, recorded: TrainerRecord) -> Sequence[Path]:
         """Returns what was resumed from, and the best as of the boundary that is saved.
 
