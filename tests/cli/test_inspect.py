@@ -109,6 +109,8 @@ def test_json_has_all_of_the_manifest_and_the_tensors(tmp_path: Path) -> None:
         "problems": [],
         "pieces": {},
         "not_finite": [],
+        "requires": [],
+        "settings": {},
         "tensors": {
             "model.safetensors": [
                 {"name": "fc.bias", "dtype": "BF16", "shape": [4], "bytes": 8},

@@ -41,7 +41,7 @@ EXHIBITS = (
     Exhibit("truncated_manifest", "the manifest is cut short or is not one of ours"),
     Exhibit("altered_manifest", "the manifest was altered: its sha256 does not fit its content"),
     Exhibit("future_version", "the manifest is of format version 3, and this Holdfast reads versions 1 and 2"),
-    Exhibit("past_version", "the manifest is of format version 0, and this Holdfast reads version 1"),
+    Exhibit("past_version", "the manifest is of format version 0, and this Holdfast reads versions 1 and 2"),
     Exhibit("wrong_step", "its manifest is of step 8"),
     Exhibit("path_escape", "the manifest lists a file under a name that is not allowed: '../outside'"),
     Exhibit("absolute_path", "the manifest lists a file under a name that is not allowed: '/etc/hostname'"),

@@ -76,7 +76,7 @@ def empty_manifest(folder: Path) -> None:
 
 
 def future_version(folder: Path) -> None:
-    rewritten(folder, lambda content: content.update(version=2))
+    rewritten(folder, lambda content: content.update(version=3))
 
 
 def past_version(folder: Path) -> None:
@@ -146,8 +146,8 @@ EXHIBITS = (
     Exhibit(extra_file, "more.safetensors: not in the manifest, and never read", code=0, resumes=True),
     Exhibit(lacking_file, "it lacks random.json, without which nothing can be resumed", code=0),
     Exhibit(empty_manifest, "the manifest is cut short or is not one of ours"),
-    Exhibit(future_version, "the manifest is of format version 2, and this Holdfast reads version 1"),
-    Exhibit(past_version, "the manifest is of format version 0, and this Holdfast reads version 1"),
+    Exhibit(future_version, "the manifest is of format version 3, and this Holdfast reads versions 1 and 2"),
+    Exhibit(past_version, "the manifest is of format version 0, and this Holdfast reads versions 1 and 2"),
     Exhibit(linked_file, "model.safetensors: cannot be read: Too many levels of symbolic links"),
     Exhibit(path_escape, "the manifest lists a file under a name that is not allowed: '../outside'"),
     Exhibit(other_layout, "its layout is 'transformers', and this training reads 'native'", code=0),

@@ -14,7 +14,7 @@ from holdfast.store import digest, grid, names
 
 FORMAT = "holdfast-checkpoint"
 KNOWN: frozenset[str] = frozenset()
-"""What this reader can do of that which a checkpoint may require of its reader."""
+"""The words of `requires` that this reader knows."""
 _PLAIN, _REQUIRING = 1, 2
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
@@ -62,7 +62,7 @@ class Manifest:
     not_finite: tuple[str, ...] = ()
     """Tensors that hold NaN or infinity and should not; of more than `MOST_NAMED` the first."""
     requires: tuple[str, ...] = ()
-    """What a reader must know that version 1 does not have, sorted; only where there is some of it."""
+    """The words for all that a reader must know beyond version 1, sorted."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the training as its user gave them."""
 
