@@ -22,6 +22,7 @@
 Each message says what happened and to what; `hint` says what to do next.
 """
 
+import signal
 from collections.abc import Sequence
 
 FAILED = 1
@@ -35,6 +36,13 @@ DIFFERENT = 1
 def ended_by_signal(number: int) -> int:
     """Returns the exit code of a process that a signal has ended, as shells have it."""
     return 128 + number
+
+
+def exit_code_of(error: SystemExit | KeyboardInterrupt) -> int:
+    """Returns the exit code of a process that is left by an error that means to leave it."""
+    if isinstance(error, KeyboardInterrupt):
+        return ended_by_signal(signal.SIGINT)
+    return error.code if isinstance(error.code, int) else FAILED if error.code else 0
 
 
 class HoldfastError(Exception):

@@ -25,6 +25,10 @@ signals = Signals()
 def listen():
     for number in signals.received():
         say("heard", signal.Signals(number).name)
+        if number in releasing:
+            signals.release()
+
+releasing = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 def start():
     listening = threading.Thread(target=listen, daemon=True)
@@ -89,7 +93,60 @@ def test_fault_36_the_users_own_handler_is_called_as_well_in_the_main_thread(num
     with running(OWN + "wait()") as started:
         assert line_of(started) == "ready"
         started.send_signal(number)
-        assert sorted([line_of(started), line_of(started)]) == [f"heard {number.name}", f"own {number.name} True"]
+        for _ in range(2):
+            assert [line_of(started), line_of(started)] == [f"heard {number.name}", f"own {number.name} True"]
+            started.send_signal(number)
+
+
+def test_the_users_own_handler_waits_until_it_is_released_and_is_called_once_for_all_until_then() -> None:
+    script = """
+def own(number, frame):
+    say("own", frame.f_code.co_name)
+signal.signal(signal.SIGTERM, own)
+releasing.remove(signal.SIGTERM)
+start()
+def inside():
+    say("ready")
+    while not signals.returned.is_set():
+        time.sleep(30)
+inside()
+say("over", signals.some_wait)
+wait()
+"""
+    with running(script) as started:
+        assert line_of(started) == "ready"
+        for _ in range(3):
+            started.send_signal(signal.SIGTERM)
+            assert line_of(started) == "heard SIGTERM"
+        for said in (["own inside", "over False", "ready"], []):
+            started.send_signal(signal.SIGUSR1)
+            assert line_of(started) == "heard SIGUSR1"
+            assert [line_of(started) for _ in said] == said, "it was called again, or heard of again"
+
+
+def test_a_handler_that_waits_where_nothing_may_be_broken_off_is_called_at_the_end() -> None:
+    script = """
+def own(number, frame):
+    say("own", signal.Signals(number).name)
+    sys.exit(7)
+signal.signal(signal.SIGTERM, own)
+start()
+signals.keep_all()
+say("ready")
+while not signals.some_wait:
+    time.sleep(0.01)
+signals.catch_up()
+say(signals.some_wait, signals.raised)
+try:
+    signals.call_all()
+finally:
+    say(signals.some_wait, signals.raised)
+"""
+    with running(script) as started:
+        assert line_of(started) == "ready"
+        started.send_signal(signal.SIGTERM)
+        assert [line_of(started) for _ in range(4)] == ["heard SIGTERM", "True False", "own SIGTERM", "False True"]
+        assert started.wait(30) == 7
 
 
 def test_after_stop_everything_is_as_it_was() -> None:

@@ -6,8 +6,10 @@ long call (seen: a Python handler ran 1.1 s late, a thread at the pipe saw the s
 
 import os
 import signal
+import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -16,13 +18,16 @@ Handler = Any  # what signal.getsignal returns: a callable, SIG_DFL, SIG_IGN, or
 
 SAVE = (signal.SIGUSR1,)
 SAVE_AND_STOP = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+# No signal has this number: what was heard before it is in the hands of the listening thread.
+_MARK = b"\0"
 
 
 class Signals:
     """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from `start` to `stop`.
 
-    A handler that the user had set is called as well, in the main thread as ever, and is there again after `stop`. A
-    signal that this process was started to ignore stays ignored. Children that are forked meanwhile have the handlers
+    A handler that the user had set waits until it is released: it may leave, and what the signal asks for comes first.
+    It is called in the main thread as ever, once for the signals that came until then, and is there again after `stop`.
+    A signal that this process was started to ignore stays ignored. Children that are forked meanwhile have the handlers
     that were there before.
     """
 
@@ -30,6 +35,16 @@ class Signals:
         self._before: dict[int, Handler] = {}
         self._owner = os.getpid()
         self._read = self._write = self._chained_fd = -1
+        self._lock = threading.RLock()  # a handler may come while the main thread has it
+        self._waiting: list[int] = []
+        self._released: set[int] = set()
+        self._echoes: Counter[int] = Counter()
+        self._marks: list[threading.Event] = []
+        self._keeps_all = self._interrupts = False
+        self.returned = threading.Event()
+        """Set when a handler that was released has come back."""
+        self.raised = False
+        """True when a handler that was released has raised: training is to end by that."""
 
     def start(self) -> bool:
         """Begins to listen. False, and nothing is done, outside the main thread, where Python allows no handlers."""
@@ -51,9 +66,71 @@ class Signals:
     def received(self) -> Iterator[int]:
         """Yields the number of each signal as it comes, until `stop`; for a thread that does nothing else."""
         while data := os.read(self._read, 64):
-            yield from (number for number in data if number in self._before)
-            if self._chained_fd >= 0:
-                os.write(self._chained_fd, data)
+            for number in data:
+                if number == _MARK[0]:
+                    self._marks.pop(0).set()
+                elif self._is_echo(number):
+                    continue
+                elif number in self._before:
+                    if self.has_handler(number):
+                        self._keep_waiting(number)
+                    yield number
+                if self._chained_fd >= 0 and number != _MARK[0]:
+                    os.write(self._chained_fd, bytes([number]))
+
+    def catch_up(self) -> None:
+        """Returns when the listening thread has taken in all signals that have come so far. Not for that thread."""
+        if self._write < 0:
+            return
+        mark = threading.Event()
+        self._marks.append(mark)
+        os.write(self._write, _MARK)
+        mark.wait()
+
+    def has_handler(self, number: int) -> bool:
+        """Returns whether the user, the launcher or a framework has set a handler of a signal."""
+        before = self._before.get(number)
+        return callable(before) and before is not signal.default_int_handler
+
+    def asks_to_stop(self, number: int) -> bool:
+        """Returns whether a signal asks for the end of training: submitit hears SIGTERM, and has its job go on."""
+        return number in SAVE_AND_STOP and not _is_bypass(self._before.get(number))
+
+    def release(self) -> None:
+        """Has the main thread call the handlers that wait as soon as it can; called by other threads.
+
+        Their signals are sent to the main thread once more, which also ends a system call that it waits in.
+        """
+        if not self._keeps_all:
+            for number in list(self._waiting):
+                self._send(number)
+
+    def interrupt(self) -> bool:
+        """Raises KeyboardInterrupt in the main thread, as Ctrl+C does where nobody listens; for other threads.
+
+        Returns:
+            False, and nothing is done, where another has SIGINT by now: it is not this training that runs there.
+        """
+        if signal.getsignal(signal.SIGINT) != self._handle:
+            return False
+        self._interrupts = True
+        self._keep_waiting(signal.SIGINT)
+        self._send(signal.SIGINT)
+        return True
+
+    def keep_all(self, keep: bool = True) -> None:
+        """Has handlers wait until `call_all`: the main thread does what must not be broken off."""
+        self._keeps_all = keep
+
+    def call_all(self) -> None:
+        """Calls the handlers that still wait. In the main thread; they may raise."""
+        while self._waiting:
+            self._call(self._waiting[0], sys._getframe())
+
+    @property
+    def some_wait(self) -> bool:
+        """True while a handler of the user's waits to be called."""
+        return bool(self._waiting)
 
     def stop(self) -> None:
         """Puts back what was there before. `received` comes to its end; `close` follows when its thread has."""
@@ -69,9 +146,41 @@ class Signals:
             self._read = -1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        before = self._before.get(number)
-        if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
+        if number in self._released and not self._keeps_all:
+            self._released.discard(number)
+            self._call(number, frame)
+
+    def _call(self, number: int, frame: FrameType | None) -> None:
+        with self._lock:
+            if number not in self._waiting:
+                return
+            self._waiting.remove(number)
+        interrupts = self._interrupts and number == signal.SIGINT
+        handler = signal.default_int_handler if interrupts else self._before[number]
+        try:
+            handler(number, frame)
+        except BaseException:
+            self.raised = True
+            raise
+        self.returned.set()
+
+    def _send(self, number: int) -> None:
+        with self._lock:
+            self._echoes[number] += 1
+            self._released.add(number)
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+    def _keep_waiting(self, number: int) -> None:
+        with self._lock:
+            if number not in self._waiting:
+                self._waiting.append(number)
+
+    def _is_echo(self, number: int) -> bool:
+        with self._lock:
+            if not self._echoes[number]:
+                return False
+            self._echoes[number] -= 1
+            return True
 
     def _restore(self) -> None:
         signal.set_wakeup_fd(self._chained_fd)
@@ -83,3 +192,9 @@ class Signals:
         if self._write >= 0 and os.getpid() != self._owner:
             self.stop()
             self.close()
+
+
+def _is_bypass(handler: Handler) -> bool:
+    """Returns whether a handler is the one by which submitit does nothing at a signal, on purpose."""
+    theirs = type(getattr(handler, "__self__", None)).__module__
+    return theirs.partition(".")[0] == "submitit" and getattr(handler, "__name__", "") == "bypass"

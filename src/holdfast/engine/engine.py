@@ -22,8 +22,8 @@ from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.saver import Saver
 from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.shutdown import Shutdown
-from holdfast.engine.stop import Stop
-from holdfast.errors import FAILED
+from holdfast.engine.stop import LEAVING_SECONDS, Stop
+from holdfast.errors import FAILED, exit_code_of
 from holdfast.layouts.layout import Layout
 from holdfast.log import RunLog
 from holdfast.ranks.channel import Channel, joined
@@ -95,24 +95,28 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
+        self._shutdown.keep_handlers()
         self._end_schedule()
         is_stop = self._shutdown.explains(error)
-        if is_stop:
+        if self._shutdown.is_end_by_signal(error) or is_stop:
             self._stop.requested = True  # whatever becomes of its save: training is not finished
-        failed = error is not None and not is_stop and not isinstance(error, SystemExit)
         if isinstance(error, Exception) and not is_stop:
             self._save_before_it_leaves(error)
         elif self.finished and self.gate.boundary is not None:
             self._intake.look(self.gate.boundary.step, last=True)
-        self._saver.close(together=error is None)
-        self._saves = False
+        raised = None if is_stop else error
         try:
+            self._saver.close(together=error is None, seconds=LEAVING_SECONDS if self._shutdown.has_left else None)
+            self._saves = False
             self._run_last_hooks(error)
-        except BaseException as raised:
-            kind, failed = type(raised), True
+            self._shutdown.call_handlers()
+        except BaseException as late:
+            if self._shutdown.is_end_by_signal(late) and not self.finished:
+                self._stop.requested = True
+            raised = late
             raise
         finally:
-            self._close(kind if failed else None, has_left=error is not None)
+            self._close(raised, has_left=error is not None)
         return is_stop
 
     @property
@@ -244,15 +248,19 @@ class Engine:
         self._stop.requested = False
         self.finished = True
 
-    def _close(self, failure: type[BaseException] | None, *, has_left: bool) -> None:
+    def _close(self, error: BaseException | None, *, has_left: bool) -> None:
         """Takes back the signal handlers, answers who still waits, and writes down how the run ended."""
         self._shutdown.end()
         self._intake.close(has_left=has_left)
         self._saver.refuse("training ended before the next boundary")
         if self._hook is not None:
             self._hook.remove()
-        outcome = f"failed: {failure.__name__}" if failure else "stopped" if self.stop_requested else "finished"
-        self.run.close(outcome, FAILED if failure else self.exit_code)
+        outcome, code = "stopped" if self.stop_requested else "finished", self.exit_code
+        if isinstance(error, SystemExit) or (isinstance(error, KeyboardInterrupt) and self.stop_requested):
+            code = exit_code_of(error)
+        elif error is not None:
+            outcome, code = f"failed: {type(error).__name__}", FAILED
+        self.run.close(outcome, code)
         self._shutdown.over()
 
     def _save_before_it_leaves(self, error: Exception) -> None:

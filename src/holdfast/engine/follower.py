@@ -72,17 +72,18 @@ class Follower:
         """Returns when everything that was asked for here is answered. Training is blocked meanwhile."""
         self._block_until(lambda: not self._busy and not self._heartbeat.waiting and not self._gate.is_shut)
 
-    def close(self, *, together: bool) -> None:
+    def close(self, *, together: bool, seconds: float | None = None) -> None:
         """Takes part until rank 0 says that there will be no more saves.
 
         Args:
             together: True where this rank comes to its end as the others do. After an error it leaves as soon as what
                 was asked here is answered.
+            seconds: The longest wait for it where this rank leaves alone; None waits as long as a rank may take.
         """
         if not self._thread.is_alive():
             return
         if not together:
-            limit = time.monotonic() + 2 * self._channel.seconds
+            limit = time.monotonic() + (2 * self._channel.seconds if seconds is None else seconds)
             self._block_until(lambda: (not self._busy and not self._heartbeat.waiting) or time.monotonic() > limit)
         self._closing = True
         try:

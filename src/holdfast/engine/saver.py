@@ -90,11 +90,12 @@ class Saver:
         if self._gate.boundary is not None:
             self._gate.block_until(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
 
-    def close(self, *, together: bool) -> None:
+    def close(self, *, together: bool, seconds: float | None = None) -> None:
         """Serves what waits, as far as there is a boundary to save, and ends the thread.
 
         Args:
             together: True where all ranks come to their end; after an error in this one nobody knows.
+            seconds: The longest wait for a save that hangs; None waits until the grace of a stop ends the process.
         """
         if together and self._thread.is_alive():
             self._peers.wait_for_end()
@@ -102,7 +103,7 @@ class Saver:
             self._closing = True
             self._gate.end()
             self._retry.hurry()
-            self._gate.block_until(lambda: not self._thread.is_alive())
+            self._gate.block_until(lambda: not self._thread.is_alive(), seconds)
         self._peers.close()
 
     def stand_still(self, reason: str) -> None:

@@ -1,4 +1,8 @@
-"""The meaning of signals, and the end of the process when the training loop does not come back."""
+"""The meaning of signals, and the end of the process when the training loop does not come back.
+
+A handler that the user, a launcher or a framework has set may leave. It is called when the save that the signal asked
+for has its answer, or the grace is over; where there is nothing to save yet, at once.
+"""
 
 import logging
 import os
@@ -6,18 +10,21 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from holdfast.capture.gate import Gate
 from holdfast.doors.request_queue import RequestIntake
-from holdfast.doors.signals import SAVE_AND_STOP, Signals
+from holdfast.doors.signals import Signals
 from holdfast.engine.follower import Follower
+from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.saver import Saver
 from holdfast.engine.session import Session
 from holdfast.engine.stop import LEAVING_SECONDS, Stop
 from holdfast.engine.worker_deaths import WorkerDeaths, is_death_of_one
 from holdfast.errors import FAILED, ended_by_signal
-from holdfast.ranks.launcher import stopped_after_save
+from holdfast.ranks.launcher import in_notebook, stopped_after_save
 from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Request
 
@@ -25,6 +32,9 @@ from holdfast.run.request import Request
 _SECOND_PRESS_SECONDS = 1.0
 # The time that the signal which killed a data-loading worker may take to be noticed after the worker's death.
 _NOTICED_SECONDS = 1.0
+_LOOK_SECONDS = 0.05
+# At the end of a grace a handler of the user's has this time, at most half of what is kept for leaving.
+_HANDLER_SECONDS = 1.0
 
 
 class Shutdown:
@@ -61,6 +71,9 @@ class Shutdown:
         self._deadline: threading.Thread | None = None
         self._worker_deaths = WorkerDeaths()
         self._number: int | None = None
+        self._is_ending = threading.Event()
+        self.has_left = False
+        """True when the process would have ended, had it not been a notebook's: nothing is waited for any more."""
         self.interrupted_at: float | None = None
         """The time at which Ctrl+C was pressed first, on the monotonic clock."""
 
@@ -76,6 +89,7 @@ class Shutdown:
 
     def end(self) -> None:
         """Puts the signal handlers back: the loop has come back. The deadline stands until the run is closed."""
+        self._is_ending.set()
         self._worker_deaths.stop()
         self._signals.stop()
         if self._listener is not None:
@@ -118,8 +132,36 @@ class Shutdown:
             return noticed.is_set()
         return isinstance(error, RuntimeError) and self.may_be_alone
 
+    def keep_handlers(self) -> None:
+        """Keeps the user's handlers waiting from now on: training leaves, and what follows must not be broken off."""
+        self._signals.keep_all()
+
+    def call_handlers(self) -> None:
+        """Calls those of the user's handlers that still wait: everything is answered. They may raise."""
+        self._signals.call_all()
+
+    def is_end_by_signal(self, error: BaseException | None) -> bool:
+        """Returns whether training is left by the exit that a handler or the user makes of a signal.
+
+        Whatever it is left by: a stop that has come by now is known, and its request waits, when this returns.
+        """
+        if self._listener is not None:
+            self._signals.catch_up()
+        if self._number is not None:
+            self._stop.noticed.wait(self._stop.grace)
+        leaves = isinstance(error, (SystemExit, KeyboardInterrupt))
+        return leaves and (self._number is not None or self._signals.raised)
+
     def leave(self, code: int, why: str, seconds: float = LEAVING_SECONDS, level: int = logging.INFO) -> None:
-        """Ends the process at once, whatever the training thread does, and whatever the disk does."""
+        """Ends the process at once, whatever the training thread does, and whatever the disk does.
+
+        In a notebook it is the cell that ends.
+        """
+        if in_notebook():
+            self._log.log(level, why)
+            self._signals.keep_all(False)
+            self.has_left = self._signals.interrupt()
+            return
         last_resort = threading.Timer(seconds, os._exit, (code,))
         last_resort.daemon = True
         last_resort.start()
@@ -129,6 +171,10 @@ class Shutdown:
             self._saver.refuse(why)
             self._session.run.close(f"left: {why}", code)
             self._session.outcomes.on_published.give_up()
+            if self._signals.some_wait:
+                self._signals.keep_all(False)
+                self._signals.release()
+                self._signals.returned.wait(min(_HANDLER_SECONDS, seconds / 2))
         finally:
             with suppress(OSError):
                 if sys.stdout.isatty():
@@ -153,37 +199,73 @@ class Shutdown:
                     self._leave_at_once(number)
                 return
             self.interrupted_at = now
-        stop = number in SAVE_AND_STOP
+        stop = self._signals.asks_to_stop(number)
         if stop and self._gate.boundary is None:
-            self._leave_before_the_first_boundary(number, name)
+            self._end_before_the_first_boundary(number, name)
+            return
         if stop and self._number is not None:
             self._log.info(f"{name}: a save and the end are already under way")
+            if self._stop.requested:
+                self._signals.release()
             return
         if stop:
             self._number = number
             self._stop.begin_grace()
         # The request goes to the disk first, and that may hang: the next signal is to be heard all the same.
-        taking_in = threading.Thread(target=self._take_in, args=(number, name), name="holdfast-signal", daemon=True)
-        self._taking_in = [*(thread for thread in self._taking_in if thread.is_alive()), taking_in]
-        taking_in.start()
+        self._start(self._take_in, number, name, stop)
 
-    def _take_in(self, number: int, name: str) -> None:
-        stop = number in SAVE_AND_STOP
-        self._intake.accept(Request("signal", stop=stop, why=name))
+    def _start(self, work: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=work, args=args, name="holdfast-signal", daemon=True)
+        self._taking_in = [*(thread for thread in self._taking_in if thread.is_alive()), thread]
+        thread.start()
+
+    def _take_in(self, number: int, name: str, stop: bool) -> None:
+        request = Request("signal", stop=stop, why=name)
+        pending = PendingSave(request.id, self._gate)
+        self._session.outcomes.expect(pending)
+        self._intake.accept(request)
         again = "; press again to leave without it" if number == signal.SIGINT else ""
         self._log.info(f"{name}: saving the last boundary" + (f", then ending{again}" if stop else ""))
         if stop:
             self._stop.noticed.set()  # not before the request waits: training may be leaving, and saves what waits
+        if self._signals.has_handler(number):
+            self._release_when_answered(pending, stop)
 
-    def _leave_before_the_first_boundary(self, number: int, name: str) -> None:
+    def _release_when_answered(self, pending: PendingSave, stop: bool) -> None:
+        """Lets the user's handler be called. Among ranks none leaves before the step at which all do."""
+        while pending.answer is None or (stop and not self._stop.requested):
+            if self._is_ending.wait(_LOOK_SECONDS):
+                return
+        self._signals.release()
+
+    def _end_before_the_first_boundary(self, number: int, name: str) -> None:
         chosen = self._origin.chosen
         if chosen is not None:
-            self.leave(stopped_after_save(), f"{name}: nothing is new since {chosen.path}; ending")
-        self.leave(ended_by_signal(number), f"{name}: no step was taken yet, so there is nothing to save; ending")
+            code, why = stopped_after_save(), f"{name}: nothing is new since {chosen.path}; ending"
+        else:
+            code, why = ended_by_signal(number), f"{name}: no step was taken yet, so there is nothing to save; ending"
+        if not self._signals.has_handler(number):
+            self.leave(code, why)
+            return
+        if self._number is None:
+            self._number = number
+            self._stop.noticed.set()
+            self._stop.begin_grace()
+            self._log.info(why)
+            self._start(self._leave_after_handler, name, code)
+        self._signals.release()
+
+    def _leave_after_handler(self, name: str, code: int) -> None:
+        """Ends the process when the user's handler has come back; one that leaves ends it in its own way."""
+        while not self._signals.returned.wait(_LOOK_SECONDS):
+            if self._is_ending.is_set():
+                return
+        self.leave(code, f"{name}: its handler has come back")
 
     def _leave_at_once(self, number: int) -> None:
         if self._stop.saved:
             self.leave(stopped_after_save(), "second Ctrl+C: the save is complete; leaving the step that was under way")
+            return
         why = "second Ctrl+C: the save is abandoned; earlier checkpoints are intact"
         self.leave(ended_by_signal(number), why, level=logging.WARNING)
 
@@ -195,6 +277,7 @@ class Shutdown:
         if saved:
             why = f"the loop did not end {limit}; leaving after a good save"
             self.leave(stopped_after_save(), why, leaving)
+            return
         code = FAILED if saved is False or self._number is None else ended_by_signal(self._number)
         why = f"no checkpoint was saved {limit}; earlier ones are intact"
         self.leave(code, "; ".join(filter(None, (why, self._unsaved()))), leaving, logging.ERROR)

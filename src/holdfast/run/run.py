@@ -42,6 +42,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.catalog = Catalog(self.root)
+        self._is_closed = False
 
     @classmethod
     def open(cls, root: Path, *, continues: str | None = None, parent: str | None = None) -> "Run":
@@ -120,8 +121,9 @@ class Run:
 
     def close(self, outcome: str, code: int) -> None:
         """Writes down how it ended, and gives the lease back, as far as the disk allows: training is over."""
-        if self.rank:
+        if self.rank or self._is_closed:
             return  # rank 0 writes it down for all
+        self._is_closed = True
         self.journal.write("end", outcome=outcome, code=code)
         self.status.update(phase="ended", pending=())
         with suppress(OSError):
