@@ -25,6 +25,7 @@ def _as_bytes(value: object) -> object:
 
 
 Priority = Literal["normal", "low", "idle"]
+ResumeSettings = Literal["follow", "keep"]
 
 
 class DynamicCheckpoint(BaseModel):
@@ -92,6 +93,12 @@ class Settings(BaseModel):
     the disk's scheduler knows priorities (BFQ does).
     """
 
+    resume_settings: ResumeSettings = "follow"
+    """The settings that a resume goes on with, where those of the training have changed since the save.
+
+    `follow` takes the new ones, `keep` those of the checkpoint where that can be done. A line names each change.
+    """
+
 
 DEFAULTS = Settings()
 """The settings of a training that sets none."""
@@ -108,6 +115,7 @@ class SettingsKwargs(TypedDict, total=False):
     staging_memory: int | str | None
     save_rate_limit: int | str | None
     save_io_priority: Priority
+    resume_settings: ResumeSettings
 
 
 def validated(**settings: Unpack[SettingsKwargs]) -> Settings:

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from helpers.trainings import Launcher, Training, events
-from holdfast.integrations.trainer import secrets
+from holdfast.state.recorded_settings import is_secret
 
 # In the environment, the arguments and the configuration; none of them is a word of any file for another reason.
 ENVIRONMENT, ARGUMENT, CONFIGURED = "canary-in-environment", "canary-in-argument", "canary-in-configuration"
@@ -118,10 +118,10 @@ def test_security_s13_the_search_finds_what_is_in_any_file(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["hub_token", "tracker_api_key", "proxy_password", "client_secret", "HF_TOKEN"])
 def test_security_s13_an_argument_of_such_a_name_is_taken_for_a_secret(name: str) -> None:
     """Names of arguments."""
-    assert secrets.is_secret(name)
+    assert is_secret(name)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "output_dir", "max_steps", "label_names", "monkeys", "keyword"])
 def test_an_argument_of_another_name_is_kept(name: str) -> None:
-    assert not secrets.is_secret(name)
+    assert not is_secret(name)
     assert re.fullmatch("[a-z_]+", name)

@@ -15,15 +15,19 @@ def train(
     resume: Annotated[
         str | None, typer.Option(metavar="auto|true|PATH", help="What to resume from; overrides the configuration.")
     ] = None,
+    keep_settings: Annotated[
+        bool, typer.Option("--keep-settings", help="Go on with the settings of the checkpoint, not with changed ones.")
+    ] = False,
     nproc: Annotated[
         int, typer.Option(metavar="N", min=1, help="Train in N processes of this machine, started by torchrun.")
     ] = 1,
 ) -> None:
     """Fine-tune or pretrain a causal language model, with saves on demand and exact resume."""
+    overrides = [*(overrides or []), *(["resume_settings=keep"] if keep_settings else [])]
     if nproc > 1:
         from holdfast.train.torchrun import run_in_processes
 
-        raise typer.Exit(run_in_processes(nproc, config, overrides or [], resume))
+        raise typer.Exit(run_in_processes(nproc, config, overrides, resume))
     from holdfast.train.run import run
 
-    raise typer.Exit(run(config, overrides or [], resume))
+    raise typer.Exit(run(config, overrides, resume))

@@ -15,9 +15,11 @@ from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError, Stopped
 from holdfast.layouts.layout import NATIVE
 from holdfast.loop.restore import load_into
+from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
+from holdfast.resume import changed_settings
 from holdfast.run.request import Request, clean_label
-from holdfast.settings import DEFAULTS, Priority, validated
+from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.registry import Parts, parts_of
 from holdfast.store.retention import RetentionPolicy
@@ -51,7 +53,7 @@ class Checkpointer:
         say: Takes each line for the user. Unset, they go to `logging.getLogger("holdfast")`, and are printed where no
             handler of the application would take them.
         dynamic_checkpoint, save_minutes, save_on_exception, stop_grace_seconds, staging_memory, rank_timeout_seconds,
-        save_rate_limit, save_io_priority: As `holdfast.settings.Settings` describes them.
+        save_rate_limit, save_io_priority, resume_settings: As `holdfast.settings.Settings` describes them.
         **parts: The state that is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module,
             optimizer, random generator, or object with `state_dict` and `load_state_dict`.
 
@@ -82,6 +84,7 @@ class Checkpointer:
         rank_timeout_seconds: float = DEFAULTS.rank_timeout_seconds,
         save_rate_limit: int | str | None = None,
         save_io_priority: Priority = DEFAULTS.save_io_priority,
+        resume_settings: ResumeSettings = DEFAULTS.resume_settings,
         **parts: Any,
     ) -> None:
         settings = validated(
@@ -93,6 +96,7 @@ class Checkpointer:
             rank_timeout_seconds=rank_timeout_seconds,
             save_rate_limit=save_rate_limit,
             save_io_priority=save_io_priority,
+            resume_settings=resume_settings,
         )
         if save_steps is not None and save_steps < 1:
             raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
@@ -162,6 +166,7 @@ class Checkpointer:
         if self._step is not None:
             raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
         engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
+        self._state.given = LoopSettings(self._state.parts, keep=engine.settings.resume_settings == "keep")
         while step is None:
             try:
                 step = load_into(self._state, engine.origin, strict=self._strict, replay=self._replay, log=engine.log)
@@ -192,6 +197,9 @@ class Checkpointer:
         if self._step is None:
             self._until = until or 0
             self.resume()
+        assert self._state.given is not None
+        arguments = {"until": until, "epochs": epochs, "accumulate": accumulate}
+        changed_settings.announce(self._engine.log, self._state.given.begin_batches(arguments))
         while not self._is_over(until) and (epochs is None or self._data.epoch < epochs):
             for item in _in_groups(self._data.rest_of_epoch(), accumulate):
                 yield item

@@ -9,6 +9,7 @@ from holdfast.layouts import native
 from holdfast.layouts.native_reading import NativeReading, open_checkpoint
 from holdfast.log import RunLog
 from holdfast.loop.subject import LoopState
+from holdfast.resume import changed_settings
 from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
 from holdfast.state.data import position
@@ -62,6 +63,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     parts: Parts = state.parts
     notices += parts.restore(content.stored, strict=strict)
     notices += content.random.check(state.generators)
+    changes = state.given.follow(manifest.settings) if state.given is not None else []
     before, now = manifest.world_size, state.world_size
 
     def set_random_state() -> None:
@@ -82,6 +84,9 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     elif redistribution:
         notices.append(f"data: {redistribution}")
     log.announce(f"resumed from {chosen.path}: step {manifest.step}{where}")
+    changed_settings.announce(log, changes)
+    if not manifest.settings:
+        changed_settings.announce_unrecorded(log)
     for notice in dict.fromkeys(notices):
         log.announce(notice, logging.WARNING)
     if changed := environment.differences(manifest.versions, environment.record()):

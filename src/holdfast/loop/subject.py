@@ -12,6 +12,7 @@ from holdfast.capture.chunks import Image
 from holdfast.capture.copying import why_not_live
 from holdfast.capture.subject import LiveSubject
 from holdfast.layouts import native
+from holdfast.loop.settings import LoopSettings
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer import OptimizerPart
@@ -60,6 +61,8 @@ class LoopState:
         self.data = data
         self.rank = rank
         self.world_size = world_size
+        self.given: LoopSettings | None = None
+        """The settings that the script gives; there from the beginning of training on."""
         self._protected = protected
         # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
         self._live: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -133,8 +136,8 @@ class LoopState:
         return ()
 
     def settings(self) -> Mapping[str, Any]:
-        """Returns none."""
-        return {}
+        """Returns the settings that the script gives."""
+        return self.given.record() if self.given is not None else {}
 
     def protected(self, recorded: LoopRecord) -> Sequence[Path]:
         """Returns the checkpoint that was resumed from."""

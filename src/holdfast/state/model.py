@@ -76,6 +76,11 @@ class ModelPart:
         self._plan = _Plan(module, {})
 
     @property
+    def module(self) -> nn.Module:
+        """The module itself."""
+        return self._module
+
+    @property
     def moving_buffers(self) -> dict[str, int]:
         """Large buffers that were seen to change, and the bytes that copying each takes at every boundary."""
         return self._plan.buffers.moving

@@ -100,6 +100,11 @@ class OptimizerPart:
         self._models = models
         self._plan = self._make_plan()
 
+    @property
+    def optimizer(self) -> optim.Optimizer:
+        """The optimizer itself."""
+        return self._optimizer
+
     def unregistered(self) -> list[str]:
         """Returns a line where the optimizer has parameters of no registered model."""
         if not (others := self._plan.unregistered):

@@ -46,6 +46,11 @@ class StatefulPart:
         except UnsupportedError as error:
             raise UnsupportedError(f"{name}: {error}", hint=error.hint) from error
 
+    @property
+    def stateful(self) -> object:
+        """The object itself."""
+        return self._object
+
     def structure(self) -> Hashable:
         """Returns a value that differs when `live` would give other tensors: as of the last record."""
         # Only a record asks the object itself.

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 import holdfast
-from holdfast.integrations.trainer.secrets import is_secret, pickled_blank
+from holdfast.integrations.trainer.secrets import pickled_blank
+from holdfast.state.recorded_settings import is_secret
 
 SECRET = "canary"
 

@@ -77,7 +77,7 @@ def test_the_page_has_each_key_once_with_its_type_and_default() -> None:
 def test_all_44_keys_of_axolotl_are_there() -> None:
     ours = {"reinit_weights", "save_strategy", "eval_strategy", "eval_steps", "evals_per_epoch"}
     ours |= {"save_minutes", "keep_every", "save_on_exception", "stop_grace_seconds", "rank_timeout_seconds"}
-    ours |= {"staging_memory", "save_rate_limit", "save_io_priority"}
+    ours |= {"staging_memory", "save_rate_limit", "save_io_priority", "resume_settings"}
     others = {"plugins", "dynamic_checkpoint"}
     assert len(set(TrainConfig.model_fields) - ours - others) == 44
 

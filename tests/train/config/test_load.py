@@ -84,6 +84,7 @@ rank_timeout_seconds: 7.5
 staging_memory: 2GB
 save_rate_limit: 500 MB
 save_io_priority: idle
+resume_settings: keep
 sequence_len: 64
 sample_packing: true
 pad_to_sequence_len: false
@@ -152,6 +153,7 @@ eval_steps: 0.25
         staging_memory=2_000_000_000,
         save_rate_limit=500_000_000,
         save_io_priority="idle",
+        resume_settings="keep",
         sequence_len=64,
         sample_packing=True,
         pad_to_sequence_len=False,

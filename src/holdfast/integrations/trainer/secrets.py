@@ -7,17 +7,11 @@ and its class, stay as they are.
 """
 
 import copy
-import re
 from typing import Any
 
 from transformers import TrainingArguments
 
-_SECRET = re.compile(r"token|secret|password|(^|_)keys?(_|$)", re.IGNORECASE)
-
-
-def is_secret(name: str) -> bool:
-    """Tells by its words whether an argument of this name is taken for a secret."""
-    return _SECRET.search(name) is not None
+from holdfast.state.recorded_settings import is_secret
 
 
 def pickled_blank(args: TrainingArguments) -> TrainingArguments:

@@ -1,0 +1,251 @@
+"""The hyperparameters of optimizers and their schedules: as the script gave them, and what of them holds at a resume.
+
+A checkpoint's groups have them as a schedule, or the loop itself, had moved them. Those that the script left alone go
+on from there; what it changed holds from the first step on. A schedule that depends on the number of its steps alone
+is stepped anew, as often as before; one that keeps a history keeps it.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import optim
+
+from holdfast.errors import CheckpointError
+from holdfast.state import schedule as schedules
+from holdfast.state.recorded_settings import Change, changes, readable
+
+# The way that a group computes, which the machine decides, and what is there of torch's own.
+_NO_SETTINGS = ("params", "param_names", "foreach", "fused", "capturable", "initial_lr")
+
+Group = dict[str, Any]
+
+
+@dataclass
+class _Schedule:
+    """A schedule as it was before anything was restored."""
+
+    name: str
+    schedule: Any
+    numbers: dict[str, Any]
+    attributes: Mapping[str, Any]
+    fresh: Mapping[str, Any] | None
+    """Its state then; None where it cannot be stepped anew."""
+
+    def changes(self, recorded: Mapping[str, Any]) -> list[Change]:
+        """Returns what was changed of its numbers."""
+        entry = recorded.get(self.name)
+        before = entry.get("numbers") if isinstance(entry, Mapping) else None
+        return list(changes(before, self.numbers, self.name))
+
+
+@dataclass
+class _Optimizer:
+    """An optimizer as it was before anything was restored."""
+
+    name: str
+    optimizer: optim.Optimizer
+    groups: list[Group]
+    recorded: list[dict[str, Any]]
+    schedules: list[_Schedule] = field(default_factory=list)
+
+    def changes(self, recorded: Mapping[str, Any]) -> list[tuple[int, str, Change]]:
+        """Returns what was changed of its groups, each with the number of its group and the key there."""
+        by_first = _recorded_groups(recorded.get(self.name))
+        differing = []
+        for number, group in enumerate(self.recorded):
+            before = by_first.get((group["first"], str(group["parameters"])))
+            path = (self.name,) if len(self.recorded) == 1 else (self.name, "groups", str(number))
+            for change in changes(before, group["settings"], *path):
+                differing.append((number, change.path[len(path)], change))
+        return differing
+
+    def is_driven_by(self, key: str) -> bool:
+        """Tells if a schedule goes out from this key of a group."""
+        cycles = any(getattr(known.schedule, "cycle_momentum", False) for known in self.schedules)
+        return "lr" in key or "momentum" in key or (cycles and key == "betas")
+
+
+class Hyperparameters:
+    """The hyperparameters of a training, taken before anything is restored.
+
+    Args:
+        optimizers: The optimizers, by name.
+        stateful: Other objects, by name; the schedules among them are looked at.
+        names: The names of parameters, by identity.
+    """
+
+    def __init__(
+        self, optimizers: Mapping[str, optim.Optimizer], stateful: Mapping[str, object], names: Mapping[int, str]
+    ) -> None:
+        self._optimizers = [_optimizer(name, optimizer, names) for name, optimizer in optimizers.items()]
+        bare = {name: schedules.bare_schedule(registered) for name, registered in stateful.items()}
+        self._schedules = [_schedule(name, schedule) for name, schedule in bare.items() if schedule is not None]
+        for known in self._optimizers:
+            groups = known.optimizer.param_groups
+            known.schedules = [each for each in self._schedules if each.schedule.optimizer.param_groups is groups]
+
+    def record(self) -> dict[str, Any]:
+        """Returns them as JSON, by the names of the parts."""
+        recorded: dict[str, Any] = {
+            known.name: {"class": type(known.optimizer).__qualname__, "groups": known.recorded}
+            for known in self._optimizers
+        }
+        for known in self._schedules:
+            recorded[known.name] = {"class": type(known.schedule).__qualname__, "numbers": known.numbers}
+        return recorded
+
+    def follow(self, recorded: Mapping[str, Any]) -> list[Change]:
+        """Puts what the script has changed in the place of what was restored.
+
+        Args:
+            recorded: What `record` gave when the checkpoint was made.
+
+        Returns:
+            What was changed.
+
+        Raises:
+            CheckpointError: A schedule cannot be stepped as often as before.
+        """
+        differing: list[Change] = []
+        for known in self._optimizers:
+            differing += _follow(known, recorded)
+        for schedule in self._schedules:
+            differing += _follow_numbers(schedule, recorded)
+        return differing
+
+    def keep(self, recorded: Mapping[str, Any]) -> list[Change]:
+        """Returns what the script has changed, where all that was restored stays. Functions are always the script's."""
+        why = "from the checkpoint, as resume_settings says"
+        differing = [change.staying(why) for known in self._optimizers for *_, change in known.changes(recorded)]
+        for schedule in self._schedules:
+            for change in schedule.changes(recorded):
+                differing.append(change if schedules.is_functions(change.path[1]) else change.staying(why))
+        return differing
+
+
+def _optimizer(name: str, optimizer: optim.Optimizer, names: Mapping[int, str]) -> _Optimizer:
+    recorded = []
+    for group in optimizer.param_groups:
+        members = group["params"]
+        settings = readable({key: value for key, value in group.items() if key not in _NO_SETTINGS})
+        if "initial_lr" in group:  # what a schedule begins with, which has moved `lr` already
+            settings.update(readable({"lr": group["initial_lr"]}))
+        first = names.get(id(members[0]), "") if members else ""
+        recorded.append({"first": first, "parameters": len(members), "settings": settings})
+    return _Optimizer(name, optimizer, [_copy(group) for group in optimizer.param_groups], recorded)
+
+
+def _schedule(name: str, schedule: Any) -> _Schedule:
+    fresh = None
+    if schedules.can_be_replayed(schedule):
+        try:
+            fresh = copy.deepcopy(schedule.state_dict())
+        except Exception:  # noqa: BLE001 - something of the user's in it that cannot be copied: it keeps its history
+            fresh = None
+    return _Schedule(name, schedule, schedules.numbers(schedule), dict(vars(schedule)), fresh)
+
+
+def _recorded_groups(entry: Any) -> dict[tuple[str, str], Any]:
+    """Returns the settings of a checkpoint's groups by their first parameter and their size."""
+    groups = entry.get("groups") if isinstance(entry, Mapping) else None
+    listed = [group for group in groups if isinstance(group, Mapping)] if isinstance(groups, list) else []
+    return {(str(group.get("first")), str(group.get("parameters"))): group.get("settings") for group in listed}
+
+
+def _follow(known: _Optimizer, recorded: Mapping[str, Any]) -> list[Change]:
+    """Gives an optimizer the hyperparameters that were changed, as its schedules have them by now."""
+    differing = known.changes(recorded)
+    groups = known.optimizer.param_groups
+    drives = any(known.is_driven_by(key) for _, key, _ in differing)
+    drives |= any(schedule.changes(recorded) for schedule in known.schedules)
+    again = [schedule for schedule in known.schedules if schedule.fresh is not None] if drives else []
+    if again and len(groups) != len(known.groups):
+        why = "for the checkpoint has parameter groups that your script has not added yet, and a schedule goes over all"
+        return [change.staying(why) for *_, change in differing]
+    scheduled = _replayed(known, again) if again else []
+    for number, key, change in differing:
+        rates = _learning_rate(known, number, change) if key == "lr" and not again else {}
+        _put(groups[number], rates or {key: known.groups[number][key]})
+    for group, moved in zip(groups, scheduled, strict=False):
+        _put(group, moved)
+    return [change for *_, change in differing]
+
+
+def _replayed(known: _Optimizer, again: Sequence[_Schedule]) -> list[Group]:
+    """Steps schedules anew from the hyperparameters of the script; returns what they move, and the learning rates.
+
+    The groups are left as they were.
+    """
+    groups = known.optimizer.param_groups
+    restored, scheduled = [_copy(group) for group in groups], []
+    try:
+        for group, present in zip(groups, known.groups, strict=True):
+            _put(group, present)
+        for each in again:
+            steps = schedules.steps_taken(each.schedule)
+            each.schedule.load_state_dict(copy.deepcopy(each.fresh))
+            schedules.replay(each.schedule, steps - schedules.steps_taken(each.schedule))
+        for group, present in zip(groups, known.groups, strict=True):
+            stepped = _copy(group)
+            rates = ("lr", "initial_lr")
+            scheduled.append({k: v for k, v in stepped.items() if k in rates or k not in present or v != present[k]})
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{' and '.join(each.name for each in again)}: with the numbers that you changed it cannot be stepped as"
+            f" often as it was: {error}",
+            hint="give it numbers with which it goes that far, or resume with resume_settings: keep",
+        ) from error
+    finally:
+        for group, before in zip(groups, restored, strict=True):
+            _put(group, before)
+    return scheduled
+
+
+def _learning_rate(known: _Optimizer, number: int, change: Change) -> Group:
+    """Returns the learning rate of a group that no schedule is stepped anew for: reduced as it was, if it was."""
+    group, present = known.optimizer.param_groups[number], known.groups[number]
+    rates: Group = _copy({key: present[key] for key in ("lr", "initial_lr") if key in present})
+    before = change.before
+    if known.schedules and isinstance(before, int | float) and before > 0:
+        rates["lr"] = rates["lr"] * (float(group["lr"]) / before)
+    return rates
+
+
+def _follow_numbers(known: _Schedule, recorded: Mapping[str, Any]) -> list[Change]:
+    """Gives a schedule that keeps its history the numbers that were changed; one that was stepped anew has them."""
+    differing = known.changes(recorded)
+    if known.fresh is not None:
+        return differing
+    restored = schedules.numbers(known.schedule)
+    outcome = []
+    for change in differing:
+        name = change.path[1]
+        if schedules.is_of_torch(known.schedule) and name in known.attributes:
+            schedules.put_number(known.schedule, name, known.attributes[name])
+        elif not schedules.is_functions(name) and restored.get(name) != known.numbers[name]:
+            kind = type(known.schedule).__qualname__
+            change = change.staying(f"for Holdfast does not know how a {kind} goes on with another")
+        outcome.append(change)
+    return outcome
+
+
+def _copy(group: Mapping[str, Any]) -> Group:
+    """Copies all of a group but its members."""
+    return {
+        key: value.clone() if isinstance(value, torch.Tensor) else value
+        for key, value in group.items()
+        if key not in ("params", "param_names")
+    }
+
+
+def _put(group: Group, values: Mapping[str, Any]) -> None:
+    """Gives a group values. A tensor takes them where it is: a graph may have been captured with it."""
+    for key, value in values.items():
+        place = group.get(key)
+        if isinstance(place, torch.Tensor):
+            place.fill_(float(value))
+        else:
+            group[key] = value
