@@ -136,16 +136,16 @@ say("ready")
 while not signals.some_wait:
     time.sleep(0.01)
 signals.catch_up()
-say(signals.some_wait, signals.raised)
+say(signals.some_wait, signals.exit is None)
 try:
     signals.call_all()
 finally:
-    say(signals.some_wait, signals.raised)
+    say(signals.some_wait, signals.exit.code)
 """
     with running(script) as started:
         assert line_of(started) == "ready"
         started.send_signal(signal.SIGTERM)
-        assert [line_of(started) for _ in range(4)] == ["heard SIGTERM", "True False", "own SIGTERM", "False True"]
+        assert [line_of(started) for _ in range(4)] == ["heard SIGTERM", "True True", "own SIGTERM", "False 7"]
         assert started.wait(30) == 7
 
 

@@ -43,8 +43,8 @@ class Signals:
         self._keeps_all = self._interrupts = False
         self.returned = threading.Event()
         """Set when a handler that was released has come back."""
-        self.raised = False
-        """True when a handler that was released has raised: training is to end by that."""
+        self.exit: SystemExit | KeyboardInterrupt | None = None
+        """A copy of that by which a handler that was released has left the training."""
 
     def start(self) -> bool:
         """Begins to listen. False, and nothing is done, outside the main thread, where Python allows no handlers."""
@@ -159,8 +159,9 @@ class Signals:
         handler = signal.default_int_handler if interrupts else self._before[number]
         try:
             handler(number, frame)
-        except BaseException:
-            self.raised = True
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Not itself: its trace would keep alive what the frames hold.
+            self.exit = SystemExit(error.code) if isinstance(error, SystemExit) else KeyboardInterrupt()
             raise
         self.returned.set()
 

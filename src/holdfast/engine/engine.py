@@ -142,6 +142,11 @@ class Engine:
         return stopped_after_save() if self._stop.saved else FAILED
 
     @property
+    def exit_of_handler(self) -> SystemExit | KeyboardInterrupt | None:
+        """That by which a handler of the user's has left the training at a signal, if one has."""
+        return self._shutdown.exit
+
+    @property
     def last_answer(self) -> Answer | None:
         """The answer of the last save."""
         return self._outcomes.last_answer

@@ -140,6 +140,11 @@ class Shutdown:
         """Calls those of the user's handlers that still wait: everything is answered. They may raise."""
         self._signals.call_all()
 
+    @property
+    def exit(self) -> SystemExit | KeyboardInterrupt | None:
+        """That by which a handler of the user's has left the training, if one has."""
+        return self._signals.exit
+
     def is_end_by_signal(self, error: BaseException | None) -> bool:
         """Returns whether training is left by the exit that a handler or the user makes of a signal.
 
@@ -150,7 +155,7 @@ class Shutdown:
         if self._number is not None:
             self._stop.noticed.wait(self._stop.grace)
         leaves = isinstance(error, (SystemExit, KeyboardInterrupt))
-        return leaves and (self._number is not None or self._signals.raised)
+        return leaves and (self._number is not None or self._signals.exit is not None)
 
     def leave(self, code: int, why: str, seconds: float = LEAVING_SECONDS, level: int = logging.INFO) -> None:
         """Ends the process at once, whatever the training thread does, and whatever the disk does.

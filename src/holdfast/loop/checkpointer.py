@@ -12,8 +12,9 @@ import torch
 
 from holdfast.engine.engine import Engine
 from holdfast.engine.pending_save import PendingSave
-from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError, Stopped
+from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError
 from holdfast.layouts.layout import NATIVE
+from holdfast.loop.ending import Ending
 from holdfast.loop.restore import load_into
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
@@ -115,31 +116,32 @@ class Checkpointer:
         self._save_steps = save_steps
         self._strict = strict
         self._replay = replay
-        self._on_stop = on_stop
+        self._ending = Ending(self._engine, self._data, on_stop)
+        self._is_entered = False
         self._step: int | None = None
         self._parameters: list[torch.Tensor] = []
         self._until = 0
         self._loss_at = 0.0
 
     def __enter__(self) -> "Checkpointer":
-        self._engine.__enter__()
+        if self._is_entered:
+            raise HoldfastError("this training was entered already", hint="make a new Checkpointer, which resumes it")
+        self._ending.begin()
+        self._is_entered = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        try:
-            was_the_stop = self._engine.__exit__(kind, error, trace)
-        finally:
-            if self._data is not None:
-                self._data.close()
-        if self._engine.stop_requested and (error is None or was_the_stop) and self._on_stop == "exit":
-            raise Stopped(self._engine.exit_code) from None
-        return was_the_stop
+        return self._ending.end(kind, error, trace)
 
     def close(self) -> None:
-        """Does what leaving the `with` block does, for those who have none."""
-        self.__exit__(None, None, None)
+        """Does what leaving the `with` block does, for those who have none. Does nothing where that was done.
+
+        Raises:
+            Stopped: Training has ended because a stop was asked for.
+        """
+        self._ending.end(None, None, None)
 
     @property
     def stop_requested(self) -> bool:
@@ -154,7 +156,8 @@ class Checkpointer:
     def resume(self) -> int:
         """Puts back what the checkpoint holds, in place, and announces it in one line.
 
-        `batches` calls it. A loop with its own loader calls it once, before its first batch.
+        `batches` calls it. A loop with its own loader calls it once, before its first batch. It opens every door where
+        no `with` block has: saves are served from here on.
 
         Returns:
             The step to go on from; 0 at the beginning.
@@ -165,6 +168,7 @@ class Checkpointer:
         """
         if self._step is not None:
             raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
+        self._ending.begin()
         engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
         self._state.given = LoopSettings(self._state.parts, keep=engine.settings.resume_settings == "keep")
         while step is None:
