@@ -9,8 +9,9 @@ from torch import nn, optim
 
 from helpers.parts import move, same, save, save_recorded
 from holdfast.errors import CheckpointError, ConfigError, UnsupportedError
+from holdfast.state.layered_optimizer import LayeredOptimizerPart
 from holdfast.state.model import ModelPart
-from holdfast.state.optimizer import OptimizerPart, bare_optimizer
+from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.part import Part, Stored
 from holdfast.state.registry import parts_of
 
@@ -41,9 +42,9 @@ def train(model: nn.Module, optimizer: Any, steps: int = 3, seed: int = 9) -> No
             optimizer.step()
 
 
-def registered(model: nn.Module, optimizer: optim.Optimizer) -> tuple[ModelPart, OptimizerPart]:
+def registered(model: nn.Module, optimizer: optim.Optimizer) -> tuple[ModelPart, Any]:
     first, second = parts_of({"model": model, "optimizer": optimizer})
-    assert isinstance(first, ModelPart) and isinstance(second, OptimizerPart)
+    assert isinstance(first, ModelPart) and isinstance(second, OptimizerPart | LayeredOptimizerPart)
     return first, second
 
 
@@ -312,21 +313,6 @@ def test_names_stay_when_another_model_is_registered(tmp_path: Path) -> None:
     assert with_average[2].live().keys() == alone.live().keys()
 
 
-class Wrapper:
-    def __init__(self, optimizer: optim.Optimizer) -> None:
-        self.optimizer = optimizer
-        self.param_groups = optimizer.param_groups
-
-
-def test_optimizers_are_found_inside_what_wraps_them_and_not_behind_schedules() -> None:
-    from accelerate import Accelerator
-
-    plain = optim.SGD(net().parameters(), 0.1)
-    assert bare_optimizer(plain) is bare_optimizer(Wrapper(Wrapper(plain))) is plain  # type: ignore[arg-type]
-    assert bare_optimizer(Accelerator(cpu=True).prepare(plain)) is plain
-    assert bare_optimizer(optim.lr_scheduler.StepLR(plain, 1)) is None
-
-
 def test_how_a_group_computes_is_not_taken_over(tmp_path: Path) -> None:
     old, new = net(), net(1)
     first, second = optim.AdamW(old.parameters(), fused=True), optim.AdamW(new.parameters(), foreach=True)
@@ -363,7 +349,7 @@ def test_state_goes_where_its_parameter_is_and_counters_where_they_are_read(
     second.step()
 
 
-def problems(tmp_path: Path, first: Any, second: Any, change: Any = None) -> tuple[list[str], OptimizerPart, Stored]:
+def problems(tmp_path: Path, first: Any, second: Any, change: Any = None) -> tuple[list[str], Part, Stored]:
     old, new = net(), net(1)
     if change:
         change(new)
@@ -486,11 +472,25 @@ def test_parameters_of_no_registered_model_are_refused_now_or_when_they_come_to_
         part.encode(recorded)
 
 
-def test_settings_that_have_no_form_are_named() -> None:
+def test_settings_that_have_no_form_are_named_at_once_or_when_they_come_to_be_saved() -> None:
     model = net()
     optimizer = adamw(model)
-    optimizer.param_groups[0]["own"] = len
     _, part = registered(model, optimizer)
+    optimizer.param_groups[0]["own"] = len
     recorded = part.record()
     with pytest.raises(UnsupportedError, match=r"groups/0/own is a builtins"):
         part.encode(recorded)
+    with pytest.raises(UnsupportedError, match=r"optimizer: groups/0/own is a builtins"):
+        registered(model, optimizer)
+
+
+def test_state_keeps_the_order_of_its_elements_in_memory(tmp_path: Path) -> None:
+    old, new = net(), net(1)
+    first, second = Kept(old.parameters()), Kept(new.parameters())
+    for parameter in old.parameters():
+        turned = torch.randn(6, 4, dtype=torch.float64).T
+        first.state[parameter].update(turned=turned, gaps=turned[::2])
+    move(registered(old, first), registered(new, second), tmp_path)
+    assert same(state_of(new, second), state_of(old, first))
+    for state in second.state.values():
+        assert state["turned"].stride() == (1, 4) and state["gaps"].stride() == (6, 1)

@@ -14,8 +14,8 @@ from holdfast.capture.subject import LiveSubject
 from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.model import ModelPart
-from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.part import Part, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
@@ -99,7 +99,7 @@ class LoopState:
             live = self._live.get(part.name, {})
             if isinstance(part, ModelPart):
                 live = _parameters_of(live)
-            if isinstance(part, ModelPart | OptimizerPart):
+            if isinstance(part, ModelPart | OptimizerPartOfAnyKind):
                 tensors.update({f"{part.name}.{name}": local_of(tensor) for name, tensor in live.items()})
         return tensors
 
@@ -184,7 +184,7 @@ class LoopState:
         live = self._live[part.name]
         if self.world_size == 1 and self._is_local:
             return live
-        shared = live if isinstance(part, OptimizerPart) else {}
+        shared = live if isinstance(part, OptimizerPartOfAnyKind) else {}
         if isinstance(part, ModelPart):
             # Each process finds out by itself which large buffers stand still, so they may disagree about those.
             shared = _parameters_of(live)

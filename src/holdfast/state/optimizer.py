@@ -11,6 +11,7 @@ from torch import optim
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state import optimizer_restore, values
 from holdfast.state.model import ModelPart
+from holdfast.state.optimizer_layers import LocalShare
 from holdfast.state.optimizer_restore import Group, OptimizerFit
 from holdfast.state.part import LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange, local_of, range_of
@@ -32,14 +33,6 @@ _IN_PLACE = (
 _PLAIN = frozenset((type(None), bool, int, float, str))
 # The keys of a group that are no settings: its members, and torch's own names of them.
 _MEMBERS = ("params", "param_names")
-
-
-def bare_optimizer(wrapper: object) -> optim.Optimizer | None:
-    """Returns the optimizer inside whatever was put around it; None where there is none: a schedule only knows one."""
-    inner = wrapper
-    while hasattr(inner, "param_groups") and hasattr(below := getattr(inner, "optimizer", None), "param_groups"):
-        inner = below
-    return inner if isinstance(inner, optim.Optimizer) else None
 
 
 @dataclass(frozen=True)
@@ -90,15 +83,20 @@ class OptimizerPart:
 
     Args:
         name: The part's name.
-        optimizer: The optimizer itself.
+        optimizer: The optimizer itself, or the share of it that this process has.
         models: The registered models; they know the names of its parameters.
     """
 
-    def __init__(self, name: str, optimizer: optim.Optimizer, models: Sequence[ModelPart]) -> None:
+    def __init__(self, name: str, optimizer: optim.Optimizer | LocalShare, models: Sequence[ModelPart]) -> None:
         self.name = name
         self._optimizer = optimizer
         self._models = models
         self._plan = self._make_plan()
+        try:
+            for number, group in enumerate(optimizer.param_groups):
+                values.encode(_settings(group), f"groups/{number}", {})  # better to know now what cannot be saved
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}", hint=error.hint) from error
 
     @property
     def optimizer(self) -> optim.Optimizer:
@@ -151,7 +149,7 @@ class OptimizerPart:
             groups.append({"parameters": list(members), "settings": encoded})
         rest = {
             "kind": "optimizer",
-            "class": type(self._optimizer).__qualname__,
+            "class": optimizer_restore.class_name(self._optimizer),
             "groups": groups,
             "state": {name: state[name] for name in plan.state},
             "shared": values.encode(recorded.shared, "shared", {}),

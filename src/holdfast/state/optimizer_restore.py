@@ -13,6 +13,7 @@ from torch import optim
 
 from holdfast.errors import CheckpointError
 from holdfast.state import values
+from holdfast.state.optimizer_layers import LocalShare
 from holdfast.state.part import Stored, rest_of
 from holdfast.state.sharding import local_of
 from holdfast.state.values import CPU
@@ -43,7 +44,7 @@ class OptimizerFit:
 
 def fit_by_names(
     name: str,
-    optimizer: optim.Optimizer,
+    optimizer: optim.Optimizer | LocalShare,
     groups: Sequence[tuple[Group, Sequence[str]]],
     known: Mapping[str, torch.Tensor],
     stored: Stored,
@@ -63,7 +64,7 @@ def fit_by_names(
     rest = rest_of(stored, name, "optimizer")
     stored_groups, states = _read(name, rest)
     fit = OptimizerFit()
-    class_here = type(optimizer).__qualname__
+    class_here = class_name(optimizer)
     if rest.get("class") != class_here:
         fit.problems.append(f"{name}: is of class {rest.get('class')} in the checkpoint and of class {class_here} here")
         return fit
@@ -73,7 +74,7 @@ def fit_by_names(
     others = [members for members, _ in stored_groups if members and members[0] not in here]
     updated = here.union(*others)
     for member, (shape, encoded) in states.items():
-        if member not in known or member not in updated:
+        if member not in known or member not in updated or not _keeps_state_of(optimizer, known[member]):
             continue
         parameter = known[member]
         if shape != list(parameter.shape):
@@ -85,7 +86,12 @@ def fit_by_names(
     return fit
 
 
-def restore(optimizer: optim.Optimizer, fit: OptimizerFit, stored: Stored) -> list[str]:
+def class_name(optimizer: optim.Optimizer | LocalShare) -> str:
+    """Returns the name of an optimizer's class."""
+    return optimizer.class_name if isinstance(optimizer, LocalShare) else type(optimizer).__qualname__
+
+
+def restore(optimizer: optim.Optimizer | LocalShare, fit: OptimizerFit, stored: Stored) -> list[str]:
     """Puts back what fits.
 
     Returns:
@@ -124,7 +130,7 @@ def _read(name: str, rest: Mapping[str, Any]) -> tuple[list[tuple[list[str], Any
 def _fit_groups(
     fit: OptimizerFit,
     name: str,
-    optimizer: optim.Optimizer,
+    optimizer: optim.Optimizer | LocalShare,
     groups: Sequence[tuple[Group, Sequence[str]]],
     known: Mapping[str, torch.Tensor],
     stored_groups: Sequence[tuple[list[str], Any]],
@@ -155,7 +161,11 @@ def _fit_groups(
     return True
 
 
-def _assign(optimizer: optim.Optimizer, state: Sequence[tuple[torch.Tensor, dict[Any, Any]]]) -> None:
+def _keeps_state_of(optimizer: optim.Optimizer | LocalShare, parameter: torch.Tensor) -> bool:
+    return not isinstance(optimizer, LocalShare) or optimizer.updates(parameter)
+
+
+def _assign(optimizer: optim.Optimizer | LocalShare, state: Sequence[tuple[torch.Tensor, dict[Any, Any]]]) -> None:
     """Replaces the whole state; a step goes to the device on which the group counts it."""
     step_here: set[int] = set()
     for group in optimizer.param_groups:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from holdfast.errors import ConfigError
+from holdfast.state.layered_optimizer import optimizer_part
 from holdfast.state.model import ModelPart
-from holdfast.state.optimizer import OptimizerPart, bare_optimizer
+from holdfast.state.optimizer_layers import is_optimizer
 from holdfast.state.part import RESERVED, Part, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.state.stateful import stateful_part
@@ -105,13 +106,15 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
     models = {name: ModelPart(name, module) for name, module in named.items() if isinstance(module, torch.nn.Module)}
     parts: list[Part] = []
     for name, registered in named.items():
-        optimizer = bare_optimizer(registered)
         if name in models:
             parts.append(models[name])
-        elif optimizer is not None:
-            part = OptimizerPart(name, optimizer, list(models.values()))
-            problems += part.unregistered()
-            parts.append(part)
+        elif is_optimizer(registered):
+            part = optimizer_part(name, registered, list(models.values()))
+            if part is None:
+                problems.append(_no_state_of(name, registered))
+            else:
+                problems += part.unregistered()
+                parts.append(part)
         elif _has_state(registered):
             parts.append(stateful_part(name, registered))
         else:
@@ -120,6 +123,13 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
     if problems:
         raise ConfigError(problems)
     return parts
+
+
+def _no_state_of(name: str, optimizer: object) -> str:
+    return (
+        f"{name}: a {type(optimizer).__name__} gives no state to save it by: its state_dict() raises an error, or there"
+        " is none, and no torch optimizer is inside of it"
+    )
 
 
 def _has_state(registered: object) -> bool:

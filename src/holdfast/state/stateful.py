@@ -7,6 +7,7 @@ import torch
 
 from holdfast.errors import CheckpointError, HoldfastError, UnsupportedError
 from holdfast.state import values
+from holdfast.state.comparison import line_of_differences
 from holdfast.state.part import Part, Stored, rest_of
 
 # From here on a tensor is taken live, under the gate, and not cloned at every boundary.
@@ -41,10 +42,7 @@ class StatefulPart:
         self._object = stateful
         self._live: dict[str, torch.Tensor] = {}
         self._structure: tuple[Any, ...] = ()
-        try:
-            self.encode(self.record())  # better to know now what cannot be saved
-        except UnsupportedError as error:
-            raise UnsupportedError(f"{name}: {error}", hint=error.hint) from error
+        self.encode(self.record())  # better to know now what cannot be saved
 
     @property
     def stateful(self) -> object:
@@ -80,7 +78,10 @@ class StatefulPart:
     def encode(self, recorded: Any) -> Stored:
         """Returns the copy, as tensors and JSON."""
         tensors: dict[str, torch.Tensor] = {}
-        state = values.encode(recorded, "state", tensors)
+        try:
+            state = values.encode(recorded, "state", tensors)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{self.name}: {error}", hint=error.hint) from error
         return Stored(tensors, {"kind": "object", "class": type(self._object).__qualname__, "state": state})
 
     def shard_range(self, name: str, shape: tuple[int, ...]) -> None:
@@ -102,6 +103,7 @@ class StatefulPart:
                 raise CheckpointError("; ".join(problems))
             return [f"{problem}: left out" for problem in problems]
         state = values.decode(rest_of(stored, self.name, "object").get("state"), stored.tensors)
+        loaded = values.snapshot(state, lambda _: False)  # objects take theirs apart
         try:
             self._object.load_state_dict(state)
         except HoldfastError:
@@ -109,7 +111,7 @@ class StatefulPart:
         except Exception as error:
             raise CheckpointError(f"{self.name} does not take the checkpoint's state: {error!r}") from error
         self.record()
-        return []
+        return line_of_differences(self.name, loaded, self._object.state_dict())
 
 
 class _ScalerPart(StatefulPart):

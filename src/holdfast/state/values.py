@@ -6,7 +6,7 @@ a value stay where they are, and go by names that tell their places in it: `stat
 
 import re
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +113,16 @@ def tensor_names(encoded: Any) -> Iterator[str]:
             waiting += item
 
 
+def renamed(encoded: Any, rename: Callable[[str], str]) -> Any:
+    """Returns JSON of `encode` with other names of its tensors."""
+    if isinstance(encoded, list):
+        return [renamed(item, rename) for item in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    names = {form: rename(name) for form in ("$tensor", "$array") if isinstance(name := encoded.get(form), str)}
+    return {key: names[key] if key in names else renamed(item, rename) for key, item in encoded.items()}
+
+
 def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch.device) -> Any:
     kind = type(value)
     if value is None or kind in (bool, str):
@@ -125,7 +135,9 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
         if name in tensors:
             raise _names_two(name)
         tensors[name] = value.detach()
-        return {"$tensor": name} if value.device == home else {"$tensor": name, "device": str(value.device)}
+        form = {"$tensor": name} if value.device == home else {"$tensor": name, "device": str(value.device)}
+        strides = _strides_of(value)
+        return form if strides is None else {**form, "strides": strides}
     if kind in _MAPPINGS:
         return _encode_mapping(value, name, tensors, home)
     if kind is list or kind in _SEQUENCES or kind is deque:
@@ -206,7 +218,31 @@ def _decode(encoded: Any, tensors: Mapping[str, torch.Tensor], home: torch.devic
 def _decode_tensor(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
     tensor = _tensor_named(name, tensors)
     claimed = tensors.claim(name) if isinstance(tensors, LoadedTensors) else None
-    return (tensor.clone() if claimed is None else claimed).to(_device(encoded.get("device"), home))
+    own = (tensor.clone() if claimed is None else claimed).to(_device(encoded.get("device"), home))
+    strides = encoded.get("strides")
+    if strides is None:
+        return own
+    if own.layout != torch.strided or not _is_gapless(own.shape, strides):
+        raise CheckpointError(f"the tensor {name!r} cannot have the strides {strides!r}")
+    return torch.empty_strided(own.shape, strides, dtype=own.dtype, device=own.device).copy_(own)
+
+
+def _strides_of(tensor: torch.Tensor) -> list[int] | None:
+    """Returns the strides of a tensor whose elements lie in another order than its indices; None for all others."""
+    # A product of matrices is rounded otherwise when they lie otherwise.
+    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or tensor.is_contiguous():
+        return None
+    strides = list(tensor.stride())
+    return strides if _is_gapless(tensor.shape, strides) else None
+
+
+def _is_gapless(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    expected = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _decode_array(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor], home: torch.device) -> Any:
