@@ -5,8 +5,8 @@ from typing import Any
 
 from holdfast.state import adapters
 from holdfast.state.hyperparameters import Hyperparameters
+from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.model import ModelPart
-from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.recorded_settings import Change, changes
 from holdfast.state.registry import Parts
 from holdfast.state.stateful import StatefulPart
@@ -27,7 +27,7 @@ class LoopSettings:
             id(tensor): f"{model.name}.{name}" for model in models for name, tensor in model.named_parameters().items()
         }
         self._hyperparameters = Hyperparameters(
-            {part.name: part.optimizer for part in parts if isinstance(part, OptimizerPart)},
+            {part.name: part.optimizer for part in parts if isinstance(part, OptimizerPartOfAnyKind)},
             {part.name: part.stateful for part in parts if isinstance(part, StatefulPart)},
             names,
         )

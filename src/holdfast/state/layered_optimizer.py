@@ -62,6 +62,13 @@ class LayeredOptimizerPart:
                 order[key] = _ORDER_OF_RESTORING.index(layer.form)
         self._order = sorted(order, key=order.__getitem__)
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that has the groups."""
+        first = self._layers[""]
+        assert not isinstance(first, AttributesPart)
+        return first.optimizer
+
     def unregistered(self) -> list[str]:
         """Returns lines where layers have parameters of no registered model."""
         lines = [part.unregistered() for part in self._layers.values() if not isinstance(part, AttributesPart)]

@@ -101,7 +101,8 @@ class OptimizerPart:
     @property
     def optimizer(self) -> optim.Optimizer:
         """The optimizer itself."""
-        return self._optimizer
+        whole: optim.Optimizer = self._optimizer.whole if isinstance(self._optimizer, LocalShare) else self._optimizer
+        return whole
 
     def unregistered(self) -> list[str]:
         """Returns a line where the optimizer has parameters of no registered model."""

@@ -37,13 +37,13 @@ class LocalShare:
     """
 
     def __init__(self, whole: Any, share: Any) -> None:
-        self._whole = whole
+        self.whole = whole
         self._share = share
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups, with the parameters of all processes."""
-        return self._whole.param_groups  # type: ignore[no-any-return]
+        return self.whole.param_groups  # type: ignore[no-any-return]
 
     @property
     def state(self) -> dict[Any, Any]:
@@ -53,11 +53,11 @@ class LocalShare:
     @property
     def class_name(self) -> str:
         """The names of both classes."""
-        return f"{type(self._whole).__qualname__} of {type(self._share).__qualname__}"
+        return f"{type(self.whole).__qualname__} of {type(self._share).__qualname__}"
 
     def add_param_group(self, group: dict[str, Any]) -> None:
         """Adds a group to the whole, which gives this process its share of it."""
-        self._whole.add_param_group(group)
+        self.whole.add_param_group(group)
 
     def updates(self, parameter: Any) -> bool:
         """Tells if a parameter is in the share of this process."""

@@ -39,6 +39,11 @@ class StatedOptimizerPart(StatefulPart):
         self._models = models
         super().__init__(name, _Extras(optimizer) if extras else optimizer)
 
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer, or the one inside of it that has the groups."""
+        return _with_groups(self._optimizer)
+
     def encode(self, recorded: Any) -> Stored:
         """Returns the copy, as tensors and JSON, with the names of the parameters in the order of the groups."""
         self._require_names_that_last(recorded)
@@ -102,7 +107,7 @@ class StatedOptimizerPart(StatefulPart):
             for name, parameter in model.named_parameters().items():
                 names.setdefault(id(parameter), f"{model.name}.{name}")
         groups = []
-        for group in _param_groups(self._optimizer):
+        for group in self.optimizer.param_groups:
             members = []
             for number, parameter in enumerate(group["params"]):
                 if local_of(parameter) is not parameter:
@@ -116,7 +121,7 @@ class StatedOptimizerPart(StatefulPart):
         return groups
 
     def _require_names_that_last(self, state: Any) -> None:
-        members = {id(member) for group in _param_groups(self._optimizer) for member in group["params"]}
+        members = {id(member) for group in self.optimizer.param_groups for member in group["params"]}
         if any(type(key) is int and key in members for key in _keys(state)):
             raise UnsupportedError(
                 f"{self.name}: the state_dict of {self._class_name()} names parameters by their place in memory (id),"
@@ -151,11 +156,13 @@ class _Extras:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), **extras})
 
 
-def _param_groups(optimizer: Any) -> Any:
-    """Returns the groups of an optimizer, or those of the one inside of it where it shows none."""
+def _with_groups(optimizer: Any) -> Any:
     if hasattr(optimizer, "param_groups"):
-        return optimizer.param_groups
-    return next((_param_groups(inner) for _, inner in inner_optimizers(optimizer)), [])
+        return optimizer
+    inner = next(inner_optimizers(optimizer), None)
+    if inner is None:
+        raise UnsupportedError(f"a {type(optimizer).__qualname__} has no param_groups, and no optimizer inside of it")
+    return _with_groups(inner[1])
 
 
 def _undo_casts(loaded: Any, now: Any) -> None:
