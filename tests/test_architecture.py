@@ -29,12 +29,13 @@ FLOORS = {
     "loop": 7,
     "integrations": 7,
     "train": 8,
+    "drill": 8,
     "cli": 9,
 }
 # These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
 FACES = {"__init__", "__main__"}
 COMMIT_CORE = ("files", "names", "grid", "digest", "manifest", "commit")
-WITHOUT_TORCH = ("store", "run", "doors", "layouts", "cli")
+WITHOUT_TORCH = ("store", "run", "doors", "layouts", "drill", "cli")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "safetensors", "numpy"}
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -30,7 +30,9 @@ FAILED = 1
 STOPPED_AFTER_SAVE = 75
 """The exit code of a stop with a good save: EX_TEMPFAIL of sysexits.h, come back later."""
 DIFFERENT = 1
-"""The exit code of `holdfast diff` when the two are not the same."""
+"""The exit code of `holdfast diff` when the two are not the same, and of `holdfast drill` when the resume is not."""
+NOT_DETERMINISTIC = 6
+"""The exit code of `holdfast drill` when two uninterrupted starts already differ."""
 
 
 def ended_by_signal(number: int) -> int:

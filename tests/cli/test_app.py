@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 # An interface: whoever changes it changes docs/cli.md and the CHANGELOG too.
 VERBS: dict[str, list[str]] = {
-    "train": ["CONFIG", "--nproc", "--resume", "--set"],
+    "train": ["CONFIG", "--keep-settings", "--nproc", "--resume", "--set"],
     "save": ["RUN", "--json", "--label", "--stop", "--timeout", "--wait"],
     "stop": ["RUN", "--json", "--label", "--timeout", "--wait"],
     "status": ["RUN", "--json"],
@@ -34,6 +34,7 @@ VERBS: dict[str, list[str]] = {
     "unpin": ["CHECKPOINT...", "--json"],
     "prune": ["RUN", "--dry-run", "--json", "--keep-every", "--keep-last", "--yes"],
     "export": ["CHECKPOINT", "DIR", "--json"],
+    "drill": ["-- COMMAND", "--grace", "--json", "--kill-at", "--steps"],
 }
 # What each class of error ends a process with.
 CODES = {
@@ -72,7 +73,7 @@ def test_every_verb_and_option_is_documented() -> None:
     for verb, options in VERBS.items():
         assert f"`holdfast {verb} " in page
         for option in options:
-            assert f"`{option}" in page or option.strip(".").isupper() or option == "RUN|CHECKPOINT"
+            assert f"`{option}" in page or option.strip("-. ").isupper() or option == "RUN|CHECKPOINT"
 
 
 def subclasses(kind: type[HoldfastError]) -> list[type[HoldfastError]]:
@@ -90,7 +91,8 @@ def test_the_page_has_the_exit_codes_of_errors_and_no_others() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     documented = {int(code) for row in re.findall(r"^\| ([0-9, ]+) \|", page, re.MULTILINE) for code in row.split(",")}
     signals = {errors.ended_by_signal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
-    assert documented == {0, *CODES.values(), errors.DIFFERENT, errors.STOPPED_AFTER_SAVE, *signals}
+    own = {errors.DIFFERENT, errors.NOT_DETERMINISTIC, errors.STOPPED_AFTER_SAVE}
+    assert documented == {0, *CODES.values(), *own, *signals}
 
 
 def test_exit_code_0_1_2_3_4_5(tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_command_line_that_is_wrong_is_exit_code_2_and_asks_nobody(arguments: 
 MORE_ARGUMENTS = {"diff": ["."], "export": ["exported"], "prune": ["--keep-last", "1", "--yes"]}
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train"}))
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train", "drill"}))
 def test_an_error_is_one_line_and_a_hint_or_one_json_object(tmp_path: Path, verb: str) -> None:
     given = [verb, str(tmp_path / "missing"), *MORE_ARGUMENTS.get(verb, [])]
     words, as_json = holdfast(*given), holdfast(*given, "--json")

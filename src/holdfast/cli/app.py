@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 
 from holdfast import __version__
-from holdfast.cli import diff, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
+from holdfast.cli import diff, drill, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
 from holdfast.errors import ConfigError, HoldfastError, ended_by_signal
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "unpin": unpin.unpin,
     "prune": prune.prune,
     "export": export.export,
+    "drill": drill.drill,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_guarded(_verb))

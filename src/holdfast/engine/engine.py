@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
@@ -19,6 +20,7 @@ from holdfast.engine.follower import Follower
 from holdfast.engine.on_published import Hook, OnPublished
 from holdfast.engine.peers import Alone, Peers, RankZero
 from holdfast.engine.pending_save import PendingSave
+from holdfast.engine.rehearsing import rehearsing
 from holdfast.engine.saver import Saver
 from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.shutdown import Shutdown
@@ -30,6 +32,7 @@ from holdfast.ranks.channel import Channel, joined
 from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.launcher import stopped_after_save
 from holdfast.resume.open_run import open_run
+from holdfast.run import rehearsal
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
 from holdfast.settings import Settings
@@ -65,7 +68,10 @@ class Engine:
         self.log = RunLog(say)
         self.channel = joined(settings.rank_timeout_seconds)
         self.log.rank = self.rank
-        self.origin = open_run(self.channel, output_dir, resume, layout, self.log)
+        self._rehearsing = rehearsing(self.channel)
+        if self._rehearsing is not None:
+            resume = "auto"
+        self.origin = open_run(self.channel, rehearsal.output_dir_for(output_dir), resume, layout, self.log)
         self.run = self.origin.run
         wake = threading.Event()
         self.gate = Gate(wake)
@@ -97,6 +103,7 @@ class Engine:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
         self._shutdown.keep_handlers()
         self._end_schedule()
+        self._leave_rehearsal(error)
         is_stop = self._shutdown.explains(error)
         if self._shutdown.is_end_by_signal(error) or is_stop:
             self._stop.requested = True  # whatever becomes of its save: training is not finished
@@ -179,6 +186,8 @@ class Engine:
         self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes)
         if self._minutes is not None:
             self._minutes.restart()
+        if self._rehearsing is not None:
+            self._rehearsing.begin(step)
         if self.channel is not None:
             self.channel.prepare()
         self._saver.start(self._snapshots, budget)
@@ -209,8 +218,17 @@ class Engine:
             self._saver.stand_still(reason)
         boundary = Boundary(step, stage, {}, self._number, recorded, fingerprint, scheduled)
         self._status.beat(step)
+        if self._rehearsing is not None:
+            self._rehearsing.reach(self._subject, boundary)
         asked = look and self._intake.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
+        if self._rehearsing is not None:
+            self._rehearsing.go_on(step, is_last_stage=look, stopping=self._stop.noticed.is_set)
+
+    def take_loss(self, loss: Any) -> None:
+        """Takes the loss of the step whose boundary comes next, as the program gives it."""
+        if self._rehearsing is not None:
+            self._rehearsing.take_loss(loss)
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -250,8 +268,14 @@ class Engine:
         """Takes in that training has come to its end by itself: a stop that met the last step changes nothing."""
         self._end_schedule()
         self.settle()
+        self._leave_rehearsal()
         self._stop.requested = False
         self.finished = True
+
+    def _leave_rehearsal(self, error: BaseException | None = None) -> None:
+        """Ends a rehearsal whose training has come to its end by itself: what comes after it is not rehearsed."""
+        if self._rehearsing is not None and error is None and not self._stop.requested:
+            self._rehearsing.leave(self._status.now.step)
 
     def _close(self, error: BaseException | None, *, has_left: bool) -> None:
         """Takes back the signal handlers, answers who still waits, and writes down how the run ended."""

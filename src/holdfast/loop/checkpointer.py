@@ -230,6 +230,7 @@ class Checkpointer:
                 hint="take the data from batches(), or call resume() before the first batch",
             )
         self._require_an_update()
+        self._engine.take_loss(loss)
         self._step += 1
         self._show(loss)
         due = self._save_steps is not None and self._step % self._save_steps == 0

@@ -13,6 +13,7 @@ from holdfast.errors import FAILED, UnsupportedError
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.layouts.transformers import copy_model
 from holdfast.ranks import launcher
+from holdfast.run import rehearsal
 from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
@@ -31,6 +32,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     """
     loaded = load(path, overrides)
     config = loaded.config
+    config = config.model_copy(update={"output_dir": str(rehearsal.output_dir_for(config.output_dir))})
     if find_spec("trl") is None:
         raise UnsupportedError("holdfast train needs TRL", hint="pip install 'holdfast[trl]'")
     rank = _join() if launcher.world_size() > 1 else 0

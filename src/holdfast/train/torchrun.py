@@ -1,7 +1,5 @@
 """Runs `holdfast train --nproc N`: the same training in N processes of this machine, started by torchrun."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,8 +13,8 @@ import psutil
 
 from holdfast.errors import FAILED, STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
 from holdfast.ranks import launcher
+from holdfast.run import journal, rehearsal
 from holdfast.run.directory import RunDirectory
-from holdfast.store import files
 from holdfast.train.config.load import load
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
@@ -41,14 +39,14 @@ def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: s
             hint="leave --nproc out under torchrun, accelerate and srun, or start holdfast train without them",
         )
     config = load(path, overrides).config
-    directory = RunDirectory(Path(config.output_dir))
+    directory = RunDirectory(rehearsal.output_dir_for(config.output_dir))
     begun = _journal_bytes(directory.journal)
     with _Signals() as signals:
         # A session of its own: a terminal's Ctrl+C comes to the ranks through us alone.
         torchrun = subprocess.Popen(command(count, path, overrides, resume), start_new_session=True)
         signals.pass_on_to(torchrun.pid)
         code = torchrun.wait()
-    return outcome(_events(directory.journal, begun), code, signals.ended_by)
+    return outcome(journal.events(directory.journal, begun), code, signals.ended_by)
 
 
 def command(count: int, path: Path, overrides: Sequence[str], resume: str | None) -> list[str]:
@@ -130,21 +128,7 @@ class _Signals:
                 process.send_signal(number)
 
 
-def _journal_bytes(journal: Path) -> int:
+def _journal_bytes(path: Path) -> int:
     with suppress(OSError):
-        return journal.stat().st_size
+        return path.stat().st_size
     return 0
-
-
-def _events(journal: Path, begun: int) -> list[dict[str, Any]]:
-    """Returns the events that were added to a journal that had so many bytes."""
-    events = []
-    with suppress(OSError), files.open_regular(journal) as fd:
-        os.lseek(fd, begun, os.SEEK_SET)
-        with open(fd, encoding="utf-8", errors="replace", closefd=False) as lines:
-            for line in lines:
-                with suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        events.append(event)
-    return events

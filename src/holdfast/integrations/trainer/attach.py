@@ -15,6 +15,7 @@ from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
 from holdfast.integrations.trainer.own_writer import form_of
+from holdfast.integrations.trainer.rehearsed import rehearse
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
@@ -52,6 +53,7 @@ def attach(
         UnsupportedError: This trainer saves in a way that this version cannot commit.
     """
     _require_supported(trainer)
+    rehearse(trainer)
     checked = validated(**settings)
     retention = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
     trainer.train = _saving_train(trainer, checked, retention, engine, on_stop)

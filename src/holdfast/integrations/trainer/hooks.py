@@ -170,6 +170,7 @@ class StepHooks:
             scheduled = f"save_strategy {trainer.args.save_strategy.value}"
             self._save_wanted = False
         step = trainer.state.global_step
+        self._engine.take_loss(trainer._tr_loss)
         self._engine.reach(
             step, stage=stage, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
         )

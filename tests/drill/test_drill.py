@@ -1,0 +1,181 @@
+"""`holdfast drill`: rehearsals of real trainings, with the faults that it exists to find."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import helpers
+from helpers.full import in_full
+
+FORKING = Path(helpers.__file__).with_name("forking.py")
+PRELUDE = """
+import sys, time, torch
+from holdfast import Checkpointer
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.2), torch.nn.Linear(4, 1))
+optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+rows = torch.utils.data.TensorDataset(torch.randn(24, 4))
+loader = torch.utils.data.DataLoader(rows, batch_size=4, shuffle=True)
+def update(x, extra=0.0):
+    loss = model(x).square().mean() + extra
+    loss.backward(); optimizer.step(); optimizer.zero_grad()
+    return loss
+"""
+EXACT = """
+with Checkpointer("own", model=model, optimizer=optimizer, data=loader) as ckpt:
+    for (x,) in ckpt.batches(until=1000):
+        ckpt.step(loss=update(x))
+open("after", "w")
+"""
+
+Drill = Callable[..., "tuple[int, dict[str, Any], str]"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = tmp_path_factory.mktemp("drill") / "socket"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, FORKING, "serve", path], stdout=subprocess.PIPE, env=environment, text=True
+    ) as serving:
+        assert serving.stdout and serving.stdout.readline() == "serving\n"
+        yield path
+        serving.kill()
+
+
+@pytest.fixture
+def drill(server: Path, tmp_path: Path) -> Drill:
+    """Runs `holdfast drill OPTIONS --json -- PROGRAM` in `tmp_path`; gives exit code, object and standard error."""
+
+    def run(program: str, *options: str) -> tuple[int, dict[str, Any], str]:
+        script = tmp_path / "script.py"
+        script.write_text(PRELUDE + program)
+        scratch = tmp_path / "scratch"
+        scratch.mkdir(exist_ok=True)
+        ended = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "holdfast",
+                "drill",
+                *options,
+                "--json",
+                "--",
+                sys.executable,
+                "-S",
+                FORKING,
+                server,
+                script,
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(scratch)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return ended.returncode, json.loads(ended.stdout), ended.stderr
+
+    return run
+
+
+def test_a_training_that_resumes_exactly_passes_and_leaves_nothing(drill: Drill, tmp_path: Path) -> None:
+    code, found, _ = drill(EXACT, "--steps", "12")
+    assert code == 0 and found["exact"] and found["in_time"] and found["deterministic"]
+    assert found["first_difference"] is None and found["save"]["saved"] and found["ranks"] == 1
+    assert 6 <= found["resumed_at"] < 12 and found["seconds_to_exit"] < found["grace"]
+    # Neither its own directory, nor what it does after training, nor anything of the drill.
+    assert {path.name for path in tmp_path.iterdir()} == {"script.py", "scratch"}
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_training_that_does_not_repeat_itself_is_told_so(drill: Drill) -> None:
+    code, found, _ = drill("torch.seed()\n" + EXACT, "--steps", "8")
+    assert code == 6 and not found["deterministic"] and not found["exact"]
+    assert found["first_difference"]["step"] == 1 and "loss" in found["first_difference"]["parts"]
+
+
+def test_generators_that_nobody_seeds_and_nobody_uses_are_no_difference(drill: Drill) -> None:
+    code, found, _ = drill("import random, numpy\nrandom.seed(); numpy.random.seed()\n" + EXACT, "--steps", "8")
+    assert code == 0 and found["exact"]
+
+
+def test_state_that_is_in_no_part_is_found(drill: Drill) -> None:
+    program = """
+moving = [0.0]  # a number that a loop keeps for itself
+with Checkpointer("own", model=model, optimizer=optimizer, data=loader) as ckpt:
+    for (x,) in ckpt.batches(until=1000):
+        ckpt.step(loss=update(x, moving[0]))
+        moving[0] += 1.0
+"""
+    code, found, _ = drill(program, "--steps", "10")
+    assert code == 1 and found["deterministic"] and not found["exact"] and found["in_time"]
+    assert found["first_difference"] == {"step": found["resumed_at"] + 1, "rank": 0, "parts": ["loss"]}
+
+
+def test_a_training_that_leaves_too_late_fails(drill: Drill) -> None:
+    program = EXACT.replace("loader) as", 'loader, on_stop="return") as').replace("open(", "time.sleep(1.2)\nopen(")
+    code, found, _ = drill(program, "--steps", "8", "--grace", "1")
+    assert code == 1 and found["exact"] and not found["in_time"] and found["seconds_to_exit"] > 1
+
+
+def test_a_program_that_never_opens_holdfast_is_told_so(drill: Drill) -> None:
+    code, found, _ = drill("print('trained without')")
+    assert code == 2 and "never opened Holdfast" in found["error"] and "trained without" in found["error"]
+    assert "attach" in found["hint"]
+
+
+def test_a_program_that_fails_shows_its_words(drill: Drill) -> None:
+    code, found, _ = drill(EXACT.replace("ckpt.step(", "assert ckpt.step_count < 3, 'too hot'\n        ckpt.step("))
+    assert code == 1 and "at step 3" in found["error"] and "too hot" in found["error"]
+
+
+def test_a_training_that_is_shorter_is_rehearsed_as_far_as_it_goes(drill: Drill) -> None:
+    code, found, _ = drill(EXACT.replace("1000", "9"))
+    assert code == 0 and found["steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--steps", "4"), "--steps: a drill needs 5 steps"),
+        (("--steps", "10", "--kill-at", "8"), "--kill-at: 8 is not between 1 and 6"),
+        (("--kill-at", "0"), "--kill-at: 0 is not between 1 and 16"),
+    ],
+)
+def test_options_that_leave_no_room_are_refused(drill: Drill, options: tuple[str, ...], problem: str) -> None:
+    code, found, _ = drill(EXACT, *options)
+    assert code == 2 and problem in found["error"]
+
+
+def test_no_command_and_a_command_that_is_not_there(tmp_path: Path) -> None:
+    holdfast = [sys.executable, "-m", "holdfast", "drill"]
+    none = subprocess.run(holdfast, capture_output=True, text=True, check=False)
+    assert none.returncode == 2 and "no command" in none.stderr
+    absent = subprocess.run([*holdfast, "--", "./nowhere"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert absent.returncode == 2 and "./nowhere" in absent.stderr
+
+
+@in_full("drills of one process stay, and ranks/ has what ranks do when they are stopped and resumed")
+def test_ranks_under_torchrun_are_rehearsed_together(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        PRELUDE
+        + """
+import torch.distributed as dist
+dist.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(model)
+torch.manual_seed(dist.get_rank())
+loader = torch.utils.data.DataLoader(rows, batch_size=4, sampler=torch.utils.data.DistributedSampler(rows))
+"""
+        + EXACT
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
+    holdfast = [sys.executable, "-m", "holdfast", "drill", "--steps", "8", "--json", "--", *torchrun]
+    ended = subprocess.run(holdfast, cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = json.loads(ended.stdout)
+    assert ended.returncode == 0 and found["exact"] and found["in_time"] and found["ranks"] == 2
