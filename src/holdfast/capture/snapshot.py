@@ -40,6 +40,7 @@ class Snapshot:
         not_finite: Gives then the names of tensors that hold NaN or infinity and should not, in any order.
         requires: Gives then what a reader must know beyond version 1 of the format, in any order.
         settings: The settings of the training as its user gave them.
+        not_carried: Gives then a text for each thing that the files should hold and do not.
     """
 
     boundary: Boundary
@@ -54,6 +55,7 @@ class Snapshot:
     not_finite: Callable[[], Sequence[str]] = tuple
     requires: Callable[[], Sequence[str]] = tuple
     settings: Mapping[str, Any] = field(default_factory=dict)
+    not_carried: Callable[[], Sequence[str]] = tuple
 
 
 class Snapshots:
@@ -126,6 +128,7 @@ class Snapshots:
             not_finite=lambda: self.not_finite,
             requires=subject.requires,
             settings=subject.settings(),
+            not_carried=subject.not_carried,
         )
 
     def rank0_digests(self, boundary: Boundary) -> Mapping[str, Any]:
@@ -150,6 +153,8 @@ class Snapshots:
         with self._torn_by_training(boundary), ExitStack() as opened:
             self._require_untouched(boundary)
             images = self._subject.file_images(boundary, directory)
+            if self._live is not None:
+                self.copied_buffers = self._live.copied_buffers()
             if self._direct is None:
                 self._direct = takes_direct_writes(directory)
             sinks = [

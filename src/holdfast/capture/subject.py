@@ -36,6 +36,9 @@ class Subject(Protocol):
     def requires(self) -> Sequence[str]:
         """Returns what the files of the last `file_images` have that a reader of format version 1 would get wrong."""
 
+    def not_carried(self) -> Sequence[str]:
+        """Returns a text for each thing that the files of the last `file_images` should hold and do not."""
+
     def settings(self) -> Mapping[str, Any]:
         """Returns the settings of the training as its user gave them, as JSON."""
 

@@ -77,6 +77,7 @@ def save(
             durable=published.durable,
             not_finite=manifest.not_finite,
             finite=_newest_finite(run) if manifest.not_finite else "",
+            not_carried=tuple(snapshot.not_carried()),
         )
     report(run, answer, requests, patient)
     status.update(phase=phase)

@@ -354,6 +354,7 @@ class Saver:
         self._status.update(
             staging_bytes=budget.bytes,
             writes=snapshots.writes,
+            copied_buffers=dict(snapshots.copied_buffers),
             held_seconds=round(self._gate.blocked_seconds, 3),
         )
 

@@ -11,7 +11,7 @@ from holdfast.layouts import image, native
 from holdfast.layouts.image import decode_json
 from holdfast.layouts.pieces import PiecesReader, Wanted
 from holdfast.layouts.safetensors.reading import TensorFile
-from holdfast.state.part import RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
+from holdfast.state.part import BESIDE, RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.store import files, reading
 from holdfast.store.manifest import File
@@ -70,6 +70,8 @@ class NativeReading:
         """The checkpoint's content, by part. Its tensors have their values once `read` has returned."""
         for part, rest in content.items():
             self.stored[part] = self._part(part, rest, native.own_path(part, rank) if own else "")
+        self.beside = {name: self.stored.pop(name) for name in BESIDE if name in self.stored}
+        """The content of files that are written as a part's and hold none, by the names of `state.part.BESIDE`."""
 
     def read(self, *, through_cache: bool = False) -> None:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.

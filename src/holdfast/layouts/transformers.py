@@ -54,8 +54,18 @@ _LOOKED_FOR = (
 )
 
 
+CARRIED = ("carried.json", "carried.safetensors")
+"""The files of what changes and is in no file of a Trainer's own, at which plain transformers does not look."""
 # The files that are of use to the training alone.
-_TRAINING = ("optimizer.pt", "scheduler.pt", "scaler.pt", "trainer_state.json", "training_args.bin", names.MANIFEST)
+_TRAINING = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "scaler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    *CARRIED,
+    names.MANIFEST,
+)
 
 
 def random_files(world_size: int) -> list[str]:

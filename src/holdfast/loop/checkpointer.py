@@ -1,6 +1,7 @@
 """The object that a plain PyTorch loop holds."""
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -22,11 +23,15 @@ from holdfast.resume import changed_settings
 from holdfast.run.request import Request, clean_label
 from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.outside import Outside
+from holdfast.state.reachable import MOST_OBJECTS, known_of
 from holdfast.state.registry import Parts, parts_of
 from holdfast.store.retention import RetentionPolicy
 
 # A loss on a device is looked at this often for the status: looking waits for the device.
 _LOSS_SECONDS = 1.0
+# What a loop changes after `step()` shows in so many steps, once it changes at all.
+_LATE_LOOKS = 8
 
 
 class Checkpointer:
@@ -109,8 +114,9 @@ class Checkpointer:
         chosen = self._engine.origin.chosen
         self._data = None if data is None else DataCursor(data)
         protected = [chosen.path] if chosen else []
+        outside = Outside(lambda: named, lambda: known_of(named))
         self._state = LoopState(
-            registered, generators, self._data, protected, self._engine.rank, self._engine.world_size
+            registered, outside, generators, self._data, protected, self._engine.rank, self._engine.world_size
         )
         self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
         self._save_steps = save_steps
@@ -122,6 +128,7 @@ class Checkpointer:
         self._parameters: list[torch.Tensor] = []
         self._until = 0
         self._loss_at = 0.0
+        self._looks_left = _LATE_LOOKS
 
     def __enter__(self) -> "Checkpointer":
         if self._is_entered:
@@ -171,6 +178,12 @@ class Checkpointer:
         self._ending.begin()
         engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
         self._state.given = LoopSettings(self._state.parts, keep=engine.settings.resume_settings == "keep")
+        self._state.outside.begin()
+        if not self._state.outside.complete:
+            engine.log.announce(
+                f"{MOST_OBJECTS:,} objects and more can be reached: tensors in the rest are not watched",
+                logging.WARNING,
+            )
         while step is None:
             try:
                 step = load_into(self._state, engine.origin, strict=self._strict, replay=self._replay, log=engine.log)
@@ -206,11 +219,24 @@ class Checkpointer:
         changed_settings.announce(self._engine.log, self._state.given.begin_batches(arguments))
         while not self._is_over(until) and (epochs is None or self._data.epoch < epochs):
             for item in _in_groups(self._data.rest_of_epoch(), accumulate):
+                step = self._step
                 yield item
+                if self._step != step:
+                    self._tell_of_late_changes()
                 if self._is_over(until):
                     break
         if not self.stop_requested or (until is not None and self.step_count >= until):
             self._engine.finish()
+
+    def _tell_of_late_changes(self) -> None:
+        """Says once what the loop changes after `step()`: a checkpoint has it as it was before."""
+        if self._looks_left and (late := self._state.changed_since_boundary()):
+            self._looks_left = 0
+            self._engine.log.warning(
+                f"{', '.join(late)}: changed after step(), and a checkpoint has it as it was then: call step() last"
+            )
+        elif self._looks_left and self._state.has_moving:
+            self._looks_left -= 1
 
     def _is_over(self, until: int | None) -> bool:
         return self.stop_requested or (until is not None and self.step_count >= until)

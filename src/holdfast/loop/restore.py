@@ -14,6 +14,7 @@ from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
 from holdfast.state.data import position
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.outside import put_back
 from holdfast.state.part import Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
@@ -30,6 +31,8 @@ class _Content(NamedTuple):
     """A checkpoint that was read and fits, and of which the tensors alone are in the live state yet."""
 
     stored: dict[str, Stored]
+    beside: dict[str, Stored]
+    """The state in no part, by the names of `state.part.BESIDE`."""
     extra: dict[str, Any]
     random: RngRecord
     notices: list[str]
@@ -62,6 +65,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     notices = content.notices
     parts: Parts = state.parts
     notices += parts.restore(content.stored, strict=strict)
+    notices += put_back(state.outside, content.beside)
     notices += content.random.check(state.generators)
     changes = state.given.follow(manifest.settings) if state.given is not None else []
     before, now = manifest.world_size, state.world_size
@@ -144,7 +148,7 @@ def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeRe
         *(f"{name}: not in the checkpoint; it stays as it is" for name in here if name not in stored),
         *(f"{name}: in the checkpoint, and nothing here has that name" for name in stored if name not in here),
     ]
-    return _Content(stored, extra, random, notices)
+    return _Content(stored, reading.beside, extra, random, notices)
 
 
 def _misfits(state: LoopState, path: Path, stored: dict[str, Stored]) -> list[str]:

@@ -16,7 +16,8 @@ from holdfast.loop.settings import LoopSettings
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.model import ModelPart
-from holdfast.state.part import Part, Stored
+from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, owner_of
+from holdfast.state.part import CARRIED, Part, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
 from holdfast.state.sharding import local_of, range_of, written_by
@@ -31,6 +32,8 @@ class LoopRecord(NamedTuple):
     random: rng_state.RngRecord
     data: Any
     """The record of the position in the data; None where the loop has its own."""
+    outside: OutsideRecord | None = None
+    """The state in no part; None in ranks but the first, which carries it for all."""
 
 
 class LoopState:
@@ -38,6 +41,7 @@ class LoopState:
 
     Args:
         parts: Models, optimizers and the rest.
+        outside: The tensors that can be reached from those and are in none of them.
         generators: Random generators of the user's, by name.
         data: The position in the data; None where the loop has its own.
         protected: Checkpoints that retention must not touch.
@@ -50,6 +54,7 @@ class LoopState:
     def __init__(
         self,
         parts: Parts,
+        outside: Outside,
         generators: Mapping[str, torch.Generator],
         data: DataCursor | None,
         protected: Sequence[Path],
@@ -57,6 +62,7 @@ class LoopState:
         world_size: int = 1,
     ) -> None:
         self.parts = parts
+        self.outside = outside
         self.generators = generators
         self.data = data
         self.rank = rank
@@ -69,6 +75,8 @@ class LoopState:
         self._is_local = False
         self._bytes = 0
         self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
+        self._last_outside: OutsideRecord | None = None
+        self._carried = Carried()
 
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
@@ -112,15 +120,28 @@ class LoopState:
         return why_not_live({path: local_of(tensor) for path, tensor in self._live_by_path().items()})
 
     def copied_buffers(self) -> dict[str, int]:
-        """Returns the large buffers of the models that were seen to change."""
-        return self.parts.moving_buffers()
+        """Returns the large buffers of the models that were seen to change, and what else is copied like them."""
+        return {**self.parts.moving_buffers(), **self.outside.copied}
+
+    @property
+    def has_moving(self) -> bool:
+        """True once something outside of all parts was seen to change."""
+        return self._last_outside is not None and self.outside.has_moving
+
+    def changed_since_boundary(self) -> list[str]:
+        """Returns what has changed outside of all parts since the last boundary, in short."""
+        if self._last_outside is None or not self.outside.has_moving:
+            return []
+        return sorted({owner_of(name) for name in self.outside.changed_since(self._last_outside)})
 
     def record(self) -> LoopRecord:
         """Records the small state, as of now."""
+        self._last_outside = self.outside.record() if self.rank == 0 else None
         return LoopRecord(
             self.parts.record(),
             rng_state.record(self.generators),
             self.data.record() if self.data is not None else None,
+            self._last_outside,
         )
 
     def manifest_entry(self, recorded: LoopRecord) -> Mapping[str, Any]:
@@ -132,8 +153,12 @@ class LoopState:
         return {name: buffer_digests(buffers) for name, buffers in self.parts.buffers(recorded.parts).items()}
 
     def requires(self) -> Sequence[str]:
-        """Returns nothing: version 1 of the format has it all."""
-        return ()
+        """Returns a word if those files hold something that is in no part."""
+        return [CARRIED] if self._carried.tensors else []
+
+    def not_carried(self) -> Sequence[str]:
+        """Returns a text for what changed outside of all parts and is in none of those files."""
+        return self._carried.left_out
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the settings that the script gives."""
@@ -148,6 +173,10 @@ class LoopState:
         recorded: LoopRecord = boundary.recorded
         stored = self.parts.encode(recorded.parts)
         self._written = [(part.name, self._own(part), stored[part.name]) for part in self.parts]
+        if recorded.outside is not None:
+            self._carried = self.outside.at_save(recorded.outside)
+            if self._carried.tensors:
+                self._written.append((CARRIED, self._carried.tensors, Stored({}, carried_rest())))
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)

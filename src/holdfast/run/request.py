@@ -80,6 +80,7 @@ class Answer:
         answered_at: Seconds since the epoch.
         not_finite: Tensors that hold NaN or infinity and should not, as the manifest names them.
         finite: The name of the newest checkpoint without such, where there are any; empty if there is none.
+        not_carried: A text for each thing that should be in the checkpoint and is not: its name, and why.
     """
 
     saved: bool
@@ -93,12 +94,15 @@ class Answer:
     answered_at: float = field(default_factory=time.time)
     not_finite: Sequence[str] = ()
     finite: str = ""
+    not_carried: Sequence[str] = ()
 
     def encode(self, request: str) -> Data:
         """Returns the bytes of the answer's file, for the request of that id."""
         content = {"request": request, **asdict(self), "error": self.error[:_MOST_ERROR]}
         if not self.not_finite:
             del content["not_finite"], content["finite"]
+        if not self.not_carried:
+            del content["not_carried"]
         return json.dumps(content, indent=1).encode()
 
     def line(self, trigger: str) -> str:
@@ -106,7 +110,7 @@ class Answer:
         if self.saved:
             return (
                 f"checkpoint saved step={self.step} path={self.path} bytes={self.bytes}"
-                f" seconds={self.seconds:.3f} trigger={trigger}{self._tell_of_numbers()}"
+                f" seconds={self.seconds:.3f} trigger={trigger}{self._tell_of_numbers()}{self._tell_of_the_rest()}"
             )
         return f"checkpoint failed step={self.step} trigger={trigger} error={_one_line(self.error)}"
 
@@ -115,6 +119,12 @@ class Answer:
             return ""
         beside = f"and so is {self.finite}, the newest without" if self.finite else "and there is none without"
         return f"; it holds NaN or infinity in {_one_line(in_short(self.not_finite))}: it is kept, {beside}"
+
+    def _tell_of_the_rest(self) -> str:
+        if not self.not_carried:
+            return ""
+        first, *others = self.not_carried
+        return f"; it does not carry {_one_line(first)}{f', and {len(others)} more' if others else ''}"
 
 
 def clean_label(data: bytes) -> str:
@@ -153,10 +163,15 @@ def decode_answer(data: bytes) -> Answer:
     kinds |= {"digest": str, "error": str, "durable": bool, "answered_at": number}
     if "not_finite" in content:
         kinds |= {"not_finite": list, "finite": str}
+    if "not_carried" in content:
+        kinds |= {"not_carried": list}
     _check(content, kinds)
     if not all(isinstance(name, str) for name in content.get("not_finite", ())):
         raise MalformedError("its not_finite names something that is no tensor")
-    return Answer(**{**content, "not_finite": tuple(content.get("not_finite", ()))})
+    if not all(isinstance(text, str) for text in content.get("not_carried", ())):
+        raise MalformedError("its not_carried is no list of texts")
+    lists = {name: tuple(content.get(name, ())) for name in ("not_finite", "not_carried")}
+    return Answer(**{**content, **lists})
 
 
 def _one_line(text: str) -> str:

@@ -84,23 +84,24 @@ class Buffers:
             device = tensor.device.type
             left[device] = left.get(device, 0) - tensor.nbytes
             (copied if left[device] >= 0 or slot.name in self._moving else self._watched).append((slot, tensor))
-        self._in_windows = [(slot, tensor) for slot, tensor in copied if _has_plain_memory(tensor)]
-        self._windows = [_window(tensor, 0, tensor.nbytes) for _, tensor in self._in_windows]
-        self._cloned = [(slot, tensor) for slot, tensor in copied if not _has_plain_memory(tensor)]
-        self._watches = [_Watch(tensor) for _, tensor in self._watched]
+        self._in_windows = [(slot, tensor) for slot, tensor in copied if has_plain_memory(tensor)]
+        self._windows = [window(tensor, 0, tensor.nbytes) for _, tensor in self._in_windows]
+        self._cloned = [(slot, tensor) for slot, tensor in copied if not has_plain_memory(tensor)]
+        self._watches = [Watch(tensor) for _, tensor in self._watched]
 
 
-class _Watch:
+class Watch:
     """Tells if a tensor was written since it was last asked, as far as its version and samples of it show."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._tensor = tensor
         step = max(1, tensor.nbytes // _SAMPLES)
-        offsets = range(0, tensor.nbytes, step) if _has_plain_memory(tensor) else ()
-        self._windows = [_window(tensor, offset, min(_SAMPLE_BYTES, tensor.nbytes - offset)) for offset in offsets]
+        offsets = range(0, tensor.nbytes, step) if has_plain_memory(tensor) else ()
+        self._windows = [window(tensor, offset, min(_SAMPLE_BYTES, tensor.nbytes - offset)) for offset in offsets]
         self._last = self._look()
 
     def has_moved(self) -> bool:
+        """Returns whether it was."""
         before, self._last = self._last, self._look()
         return before != self._last
 
@@ -109,9 +110,11 @@ class _Watch:
         return version, [window.raw for window in self._windows]
 
 
-def _has_plain_memory(tensor: torch.Tensor) -> bool:
+def has_plain_memory(tensor: torch.Tensor) -> bool:
+    """Tells whether a tensor's bytes lie in host memory, in the order of its indices."""
     return tensor.device.type == "cpu" and tensor.layout == torch.strided and tensor.is_contiguous()
 
 
-def _window(tensor: torch.Tensor, begin: int, size: int) -> "ctypes.Array[ctypes.c_char]":
+def window(tensor: torch.Tensor, begin: int, size: int) -> "ctypes.Array[ctypes.c_char]":
+    """Returns some bytes of such a tensor, as they are whenever they are asked for."""
     return (ctypes.c_char * size).from_address(tensor.data_ptr() + begin)

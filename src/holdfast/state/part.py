@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 RESERVED = ("random", "data", "training")
 """The names of files of a checkpoint that belong to no part."""
 
+CARRIED, GRADIENTS = "carried", "gradients"
+BESIDE = (CARRIED, GRADIENTS)
+"""The names of files that are written as a part's, though what they hold is in none."""
+
 SIDECAR_PREFIX = ".aside."
 """The beginning of the names of tensors that others who load a model's file should not meet in it. No weight has it."""
 

@@ -10,7 +10,7 @@ from holdfast.errors import ConfigError
 from holdfast.state.layered_optimizer import optimizer_part
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import is_optimizer
-from holdfast.state.part import RESERVED, Part, Stored
+from holdfast.state.part import BESIDE, RESERVED, Part, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.state.stateful import stateful_part
 
@@ -138,12 +138,12 @@ def _has_state(registered: object) -> bool:
 
 def _wrong_names(named: Mapping[str, object]) -> list[str]:
     problems = []
-    taken = {name.casefold(): name for name in (*RESERVED, "MANIFEST")}
+    taken = {name.casefold(): name for name in (*RESERVED, *BESIDE, "MANIFEST")}
     for name in named:
         if not _NAME.fullmatch(name):
             problems.append(f"{name!r}: no name for a part; letters, digits, _ and - make one")
         elif _NAME_OF_A_RANK.fullmatch(name):
             problems.append(f"{name}: this name is taken in a checkpoint of several processes; choose another")
-        elif (other := taken.setdefault(name.casefold(), name)) != name or name in RESERVED:
+        elif (other := taken.setdefault(name.casefold(), name)) != name or name in (*RESERVED, *BESIDE):
             problems.append(f"{name}: this name is taken by {other!r} in a checkpoint; choose another")
     return problems

@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from holdfast.engine.engine import Engine
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.hub import Pushes
+from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
 from holdfast.integrations.trainer.record import Pending
 from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters
@@ -81,6 +82,8 @@ class StepHooks:
         self._begun = time.monotonic()
         self._has_gone_on = False
         self._prefetch = prefetch = PrefetchTracker(trainer.callback_handler.train_dataloader)
+        outside = TrainerOutside(trainer, engine.rank)
+        outside.restore(engine, chosen)
         if chosen is not None:
             checkpoint = str(chosen.path)
             self._resumed = restore_counters(trainer, engine, chosen)
@@ -93,7 +96,7 @@ class StepHooks:
                 self._restore_random_state,
                 lambda: self._go_on(checkpoint),
             )
-        self._subject = self._new_subject(prefetch, [chosen.path] if chosen else [])
+        self._subject = self._new_subject(prefetch, outside, [chosen.path] if chosen else [])
         self._subject.elapsed = lambda: self._resumed.elapsed + time.monotonic() - self._begun
         engine.begin(self._subject, trainer.state.global_step, trainer.state.max_steps)
 
@@ -111,13 +114,15 @@ class StepHooks:
         if "loss" in logs:
             self._engine.run.status.update(loss=float(logs["loss"]))
 
-    def _new_subject(self, prefetch: PrefetchTracker, protected: list[Path]) -> TrainerSubject | OwnWriterSubject:
+    def _new_subject(
+        self, prefetch: PrefetchTracker, outside: TrainerOutside, protected: list[Path]
+    ) -> TrainerSubject | OwnWriterSubject:
         trainer, engine = self._trainer, self._engine
         self._why_own_writer = why = why_own_writer(trainer)
         if not why:
-            return TrainerSubject(trainer, prefetch, protected, engine.rank, engine.world_size)
+            return TrainerSubject(trainer, prefetch, outside, protected, engine.rank, engine.world_size)
         run = engine.gate.run_on_training_thread
-        return OwnWriterSubject(trainer, prefetch, protected, engine.rank, engine.world_size, why, run)
+        return OwnWriterSubject(trainer, prefetch, outside, protected, engine.rank, engine.world_size, why, run)
 
     def _note_save(self, model: Any, trial: Any) -> None:
         """Replaces the trainer's save, which is taken at the step's last stage instead."""

@@ -17,6 +17,7 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.interception import quietly
+from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.integrations.trainer.stand_in import name_the_best, stand_in_for
 from holdfast.integrations.trainer.writer import random_image, require_complete
@@ -47,6 +48,7 @@ class OwnWriterSubject(Recorder):
     Args:
         trainer: The trainer, prepared for training.
         prefetch: Watches its loader.
+        outside: What changes outside of the files that it writes itself.
         protected: The checkpoint that was resumed from, if any.
         rank: The rank of this process.
         world_size: The number of processes that train together.
@@ -60,13 +62,14 @@ class OwnWriterSubject(Recorder):
         self,
         trainer: Trainer,
         prefetch: PrefetchTracker,
+        outside: TrainerOutside,
         protected: Sequence[Path],
         rank: int,
         world_size: int,
         why: str,
         run_on_training_thread: Callable[[Callable[[], None]], None],
     ) -> None:
-        super().__init__(trainer, prefetch, protected, world_size)
+        super().__init__(trainer, prefetch, outside, protected, world_size)
         self._rank = rank
         self._why = why
         self._run_on_training_thread = run_on_training_thread
@@ -89,7 +92,9 @@ class OwnWriterSubject(Recorder):
             require_complete(self._trainer, directory, layout.random_files(self._world_size), self._world_size)
         if self._trainer.args.save_only_model:
             return []
-        return [random_image(record.random, self._rank, self._world_size)]
+        assert record.outside is not None
+        carried = self._outside.images(record.outside)
+        return [random_image(record.random, self._rank, self._world_size), *carried]
 
     def estimated_bytes(self) -> int:
         """Returns what all ranks write together: the weights, and an optimizer's state as AdamW has it."""

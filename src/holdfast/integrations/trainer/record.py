@@ -14,6 +14,8 @@ from transformers.trainer_callback import ExportableState
 from holdfast.integrations.trainer import counters
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
+from holdfast.integrations.trainer.outside import OutsideOfTrainer, TrainerOutside
+from holdfast.state.part import CARRIED
 from holdfast.state.rng import state as rng_state
 from holdfast.store import names
 
@@ -60,6 +62,7 @@ class TrainerRecord:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     scaler: Mapping[str, Any] | None = None
     buffers: Any = None
+    outside: OutsideOfTrainer | None = None
 
 
 class Recorder:
@@ -68,13 +71,22 @@ class Recorder:
     Args:
         trainer: The trainer, prepared for training.
         prefetch: Watches its loader.
+        outside: What changes outside of the files that it writes itself.
         protected: The checkpoint that was resumed from, if any.
         world_size: The number of processes that train together.
     """
 
-    def __init__(self, trainer: Trainer, prefetch: PrefetchTracker, protected: Sequence[Path], world_size: int) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        prefetch: PrefetchTracker,
+        outside: TrainerOutside,
+        protected: Sequence[Path],
+        world_size: int,
+    ) -> None:
         self._trainer = trainer
         self._prefetch = prefetch
+        self._outside = outside
         self._resumed_from = list(protected)
         self._world_size = world_size
         self._exported = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExportableState)]
@@ -95,6 +107,7 @@ class Recorder:
             counters.record(trainer, self.elapsed()),
             self.pending,
             self._prefetch.record(),
+            outside=self._outside.record(),
         )
 
     def manifest_entry(self, recorded: TrainerRecord) -> Mapping[str, Any]:
@@ -103,8 +116,12 @@ class Recorder:
         return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
 
     def requires(self) -> Sequence[str]:
-        """Returns nothing: version 1 of the format has it all."""
-        return ()
+        """Returns a word if the last checkpoint carries what is in no file of the Trainer's own."""
+        return [CARRIED] if self._outside.is_carried else []
+
+    def not_carried(self) -> Sequence[str]:
+        """Returns a text for each thing that the last checkpoint should carry and does not."""
+        return self._outside.not_carried
 
     def settings(self) -> Mapping[str, Any]:
         """Returns none."""

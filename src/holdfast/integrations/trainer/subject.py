@@ -15,6 +15,7 @@ from holdfast.capture.copying import why_not_live
 from holdfast.capture.subject import LiveSubject
 from holdfast.integrations.trainer import writer
 from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
@@ -28,6 +29,7 @@ class TrainerSubject(Recorder):
     Args:
         trainer: The trainer, prepared for training.
         prefetch: Watches its loader.
+        outside: What changes outside of the files that it writes itself.
         protected: The checkpoint that was resumed from, if any.
         rank: The rank of this process.
         world_size: The number of processes that train together.
@@ -36,9 +38,15 @@ class TrainerSubject(Recorder):
     layout = layout.NAME
 
     def __init__(
-        self, trainer: Trainer, prefetch: PrefetchTracker, protected: Sequence[Path], rank: int = 0, world_size: int = 1
+        self,
+        trainer: Trainer,
+        prefetch: PrefetchTracker,
+        outside: TrainerOutside,
+        protected: Sequence[Path],
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
-        super().__init__(trainer, prefetch, protected, world_size)
+        super().__init__(trainer, prefetch, outside, protected, world_size)
         self._rank = rank
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()
@@ -67,9 +75,9 @@ class TrainerSubject(Recorder):
         return {**weights, **self._live_moments()}
 
     def copied_buffers(self) -> dict[str, int]:
-        """Returns the large buffers of the model that were seen to change."""
+        """Returns the large buffers of the model that were seen to change, and what else is copied like them."""
         assert isinstance(self._model, ModelPart)
-        return self._model.moving_buffers
+        return {**self._model.moving_buffers, **self._outside.copied}
 
     def unreadable(self) -> str:
         """Says why the state can be read only while training stands still; empty where it can be read live."""
@@ -88,14 +96,17 @@ class TrainerSubject(Recorder):
     def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """Returns the large files-to-be; the small ones are written by the trainer's own writer right away."""
         record: TrainerRecord = boundary.recorded
+        assert record.outside is not None
+        carried = self._outside.images(record.outside)
         if self._rank:
-            return [writer.random_image(record.random, self._rank, self._world_size)]
+            return [writer.random_image(record.random, self._rank, self._world_size), *carried]
         buffers = self._model.encode(record.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
         replaced = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
-        return writer.write(
+        written = writer.write(
             self._trainer, self._optimizer, record, replaced, directory, self._optimizer_file, self._world_size
         )
+        return [*written, *carried]
 
     def layout_pieces(self) -> Mapping[str, Any]:
         """Returns none: one process writes all of the model."""

@@ -1,0 +1,139 @@
+"""A quick look at tensors that are in no part, at every boundary: who is in their places, and how they are there."""
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter, is_
+from typing import Any, NamedTuple
+
+import torch
+
+from holdfast.state.buffers import Watch, has_plain_memory, window
+from holdfast.state.reachable import Place
+
+_SAMPLE_BYTES = 64
+_version = attrgetter("_version")
+
+
+class Watched:
+    """One tensor, and how it was when it was met.
+
+    Args:
+        place: Its place.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        # Its memory stays, also when the tensor is given other.
+        self.alias = alias = place.tensor.detach()
+        self._watch = Watch(alias) if is_plain(alias) else None
+        at = alias.nbytes // 2 // _SAMPLE_BYTES * _SAMPLE_BYTES if is_plain(alias) else 0
+        size = min(_SAMPLE_BYTES, alias.nbytes - at) if is_plain(alias) else 0
+        self.window = window(alias, at, size) if size and has_plain_memory(alias) else b""
+        self.view = alias.reshape(-1).view(torch.uint8)[at : at + size] if size and alias.is_cuda else None
+        self.first = None if self.view is None else self.view.clone()
+        """On a device, the sample as it was then."""
+
+    @property
+    def bytes(self) -> int:
+        """Its size; of one that is more than its elements in memory, 0."""
+        return self.alias.nbytes if is_plain(self.alias) else 0
+
+    def at(self, place: Place) -> "Watched":
+        """Returns it, in a place that another walk has found."""
+        self.place = place
+        return self
+
+    def has_moved(self) -> bool:
+        """Returns whether it was written since it was last asked, as closely as a save looks."""
+        return self._watch is not None and self._watch.has_moved()
+
+
+class Look(NamedTuple):
+    """The sight of the tensors of a `Glance` at one moment, in their order."""
+
+    tensors: Sequence[Any]
+    pointers: Sequence[int]
+    versions: Sequence[int]
+    sample: bytes
+    on_device: torch.Tensor | None
+
+
+class Glance:
+    """Looks at the same tensors again and again.
+
+    Args:
+        watched: The tensors, by the names of their places.
+    """
+
+    def __init__(self, watched: Mapping[str, Watched]) -> None:
+        self.names = list(watched)
+        all_watched = list(watched.values())
+        self._holders = [each.place.holder for each in all_watched]
+        self._tensors = [each.place.tensor for each in all_watched]
+        self._strided = [each.place.tensor for each in all_watched if is_plain(each.alias)]
+        self._versioned = [each.alias for each in all_watched if not each.alias.is_inference()]
+        self._windows = [each.window for each in all_watched]
+        self._on_device = [(name, each) for name, each in watched.items() if each.view is not None]
+
+    def look(self) -> Look:
+        """Looks, as of now. On a device the look is enqueued, and not waited for."""
+        try:
+            tensors = [holder[key] for holder, key in self._holders]
+        except (LookupError, TypeError):
+            tensors = [_item(holder, key) for holder, key in self._holders]
+        views = [each.view for _, each in self._on_device if each.view is not None]
+        return Look(
+            tensors,
+            list(map(torch.Tensor.data_ptr, self._strided)),
+            list(map(_version, self._versioned)),
+            b"".join(self._windows),
+            torch.cat(views) if views else None,
+        )
+
+    def changed(self, then: Look, now: Look) -> list[str]:
+        """Names those that are seen to differ between two looks. Of a device it waits for nothing, and sees nothing."""
+        same = all(map(is_, then.tensors, now.tensors))
+        if same and then[1:4] == now[1:4]:
+            return []
+        changed, strided, versioned, begin = [], 0, 0, 0
+        for index, name in enumerate(self.names):
+            tensor = self._tensors[index]
+            differs = then.tensors[index] is not now.tensors[index]
+            if is_plain(tensor):
+                differs |= then.pointers[strided] != now.pointers[strided]
+                strided += 1
+            if not tensor.is_inference():
+                differs |= then.versions[versioned] != now.versions[versioned]
+                versioned += 1
+            end = begin + len(self._windows[index])
+            differs |= then.sample[begin:end] != now.sample[begin:end]
+            begin = end
+            if differs:
+                changed.append(name)
+        return changed
+
+    def changed_on_device(self, look: Look, before: Look | None = None) -> list[str]:
+        """Names those on a device that differ from another look, or from how they were when they were met. It waits."""
+        if look.on_device is None:
+            return []
+        firsts = [each.first for _, each in self._on_device if each.first is not None]
+        then = torch.cat(firsts) if before is None or before.on_device is None else before.on_device
+        differs, changed, begin = (then != look.on_device).cpu(), [], 0
+        for name, each in self._on_device:
+            assert each.view is not None
+            if bool(differs[begin : begin + each.view.numel()].any()):
+                changed.append(name)
+            begin += each.view.numel()
+        return changed
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Tells whether a tensor is nothing but its elements in memory of its own process."""
+    usual = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    return usual and tensor.layout == torch.strided and not tensor.is_quantized
+
+
+def _item(holder: Any, key: Any) -> Any:
+    try:
+        return holder[key]
+    except (LookupError, TypeError):
+        return None
