@@ -11,6 +11,7 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
+from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
@@ -81,7 +82,8 @@ def _saving_train(
         with (
             _open_engine(trainer, settings, retention, resume_from_checkpoint, engine) as running,
             interceptors(),
-            StepHooks(trainer, running),
+            EpochAccounting(trainer, running) as epochs,
+            StepHooks(trainer, running, epochs),
         ):
             chosen = running.origin.chosen
             _require_readable(trainer, chosen)

@@ -4,12 +4,16 @@ Without them the next logged loss, and the loss of the whole training, are other
 transformers 5.23 (`_inner_training_loop` sets them anew) and TRL 1.16 (`SFTTrainer.log`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
+
+from holdfast.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,15 @@ def restore(trainer: Trainer, entry: Mapping[str, Any]) -> float:
             trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
         trainer._total_train_tokens = entry["trl_tokens"]
     return float(entry["elapsed_seconds"])
+
+
+@contextmanager
+def reading_boundary(checkpoint: Path | str) -> Iterator[None]:
+    """Turns errors into one of the checkpoint: what it says of a boundary was checked to be JSON, and no further."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: its manifest does not say of the boundary what a Trainer goes on from ({error!r})",
+            hint="it was changed since it was written, or was written by another version; resume from another one",
+        ) from error

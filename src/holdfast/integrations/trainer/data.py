@@ -48,7 +48,7 @@ class PrefetchTracker:
 
     def __init__(self, loader: Any) -> None:
         base = getattr(loader, "base_dataloader", loader)
-        self.why_not = _why_not(base)
+        self.why_not = why_not_watched(base)
         """The reason why what is drawn for a batch cannot be drawn again; empty where it can."""
         self._base = base
         self._batches = 0
@@ -160,7 +160,8 @@ class _Pass:
         return indices
 
 
-def _why_not(base: Any) -> str:
+def why_not_watched(base: Any) -> str:
+    """Returns why what a loader draws for a batch cannot be drawn again; empty where it can."""
     if not is_plain(base) or base.batch_sampler is None:
         return f"a {type(base).__name__} fetches in its own way"
     if not can_skip(base):

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
 from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
 from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
@@ -40,11 +41,13 @@ class StepHooks:
     Args:
         trainer: The trainer, before `train`.
         engine: An open engine.
+        epochs: Keeps the trainer's position in its data.
     """
 
-    def __init__(self, trainer: Trainer, engine: Engine) -> None:
+    def __init__(self, trainer: Trainer, engine: Engine, epochs: EpochAccounting) -> None:
         self._trainer = trainer
         self._engine = engine
+        self._epochs = epochs
         self._log_and_evaluate = trainer._maybe_log_save_evaluate
         self._finalize = trainer._finalize_training
         self._restore_random_state = trainer._load_rng_state
@@ -86,12 +89,12 @@ class StepHooks:
         outside.restore(engine, chosen)
         if chosen is not None:
             checkpoint = str(chosen.path)
-            self._resumed = restore_counters(trainer, engine, chosen)
+            self._resumed = restore_counters(trainer, engine, chosen, self._epochs)
             redraw_batch_ahead(
                 trainer,
                 engine,
                 prefetch,
-                self._resumed.fetched,
+                self._resumed,
                 checkpoint,
                 self._restore_random_state,
                 lambda: self._go_on(checkpoint),
@@ -120,9 +123,11 @@ class StepHooks:
         trainer, engine = self._trainer, self._engine
         self._why_own_writer = why = why_own_writer(trainer)
         if not why:
-            return TrainerSubject(trainer, prefetch, outside, protected, engine.rank, engine.world_size)
+            return TrainerSubject(trainer, prefetch, outside, self._epochs, protected, engine.rank, engine.world_size)
         run = engine.gate.run_on_training_thread
-        return OwnWriterSubject(trainer, prefetch, outside, protected, engine.rank, engine.world_size, why, run)
+        return OwnWriterSubject(
+            trainer, prefetch, outside, self._epochs, protected, engine.rank, engine.world_size, why, run
+        )
 
     def _note_save(self, model: Any, trial: Any) -> None:
         """Replaces the trainer's save, which is taken at the step's last stage instead."""
@@ -147,6 +152,8 @@ class StepHooks:
             return
         step = trainer.state.global_step
         at_epoch_end, self._last_step = step == self._last_step, step
+        if at_epoch_end and not control.should_training_stop:
+            self._epochs.end_epoch()
         self._save_wanted |= control.should_save
         control.should_save = False
         epoch_ends = not at_epoch_end and self._epoch_end_follows()

@@ -16,6 +16,7 @@ from transformers import Trainer
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.interception import quietly
 from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
@@ -49,6 +50,7 @@ class OwnWriterSubject(Recorder):
         trainer: The trainer, prepared for training.
         prefetch: Watches its loader.
         outside: What changes outside of the files that it writes itself.
+        epochs: Keeps its position in the data.
         protected: The checkpoint that was resumed from, if any.
         rank: The rank of this process.
         world_size: The number of processes that train together.
@@ -63,13 +65,14 @@ class OwnWriterSubject(Recorder):
         trainer: Trainer,
         prefetch: PrefetchTracker,
         outside: TrainerOutside,
+        epochs: EpochAccounting,
         protected: Sequence[Path],
         rank: int,
         world_size: int,
         why: str,
         run_on_training_thread: Callable[[Callable[[], None]], None],
     ) -> None:
-        super().__init__(trainer, prefetch, outside, protected, world_size)
+        super().__init__(trainer, prefetch, outside, epochs, protected, world_size)
         self._rank = rank
         self._why = why
         self._run_on_training_thread = run_on_training_thread

@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from holdfast.integrations.trainer import counters
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
+from holdfast.integrations.trainer.epochs import WORD, EpochAccounting, TrainerPosition
 from holdfast.integrations.trainer.outside import OutsideOfTrainer, TrainerOutside
 from holdfast.state.part import CARRIED
 from holdfast.state.rng import state as rng_state
@@ -58,6 +59,9 @@ class TrainerRecord:
     counters: Counters
     pending: Pending
     fetched: PrefetchState | None
+    position: TrainerPosition | None = None
+    is_beyond_division: bool = False
+    """True where a Trainer that knows the number of steps alone would come to another place in the data."""
     groups: Sequence[dict[str, Any]] = ()
     schedule: Mapping[str, Any] = field(default_factory=dict)
     scaler: Mapping[str, Any] | None = None
@@ -72,6 +76,7 @@ class Recorder:
         trainer: The trainer, prepared for training.
         prefetch: Watches its loader.
         outside: What changes outside of the files that it writes itself.
+        epochs: Keeps its position in the data.
         protected: The checkpoint that was resumed from, if any.
         world_size: The number of processes that train together.
     """
@@ -81,21 +86,24 @@ class Recorder:
         trainer: Trainer,
         prefetch: PrefetchTracker,
         outside: TrainerOutside,
+        epochs: EpochAccounting,
         protected: Sequence[Path],
         world_size: int,
     ) -> None:
         self._trainer = trainer
         self._prefetch = prefetch
         self._outside = outside
+        self._epochs = epochs
         self._resumed_from = list(protected)
         self._world_size = world_size
         self._exported = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExportableState)]
+        self._requires: Sequence[str] = ()
         self.pending = Pending()
         self.elapsed: Callable[[], float] = time.monotonic
 
     def record(self) -> TrainerRecord:
         """Records the small state, as of now."""
-        trainer = self._trainer
+        trainer, position = self._trainer, self._epochs.record()
         return TrainerRecord(
             copy.copy(trainer.state),
             len(trainer.state.log_history),
@@ -107,17 +115,21 @@ class Recorder:
             counters.record(trainer, self.elapsed()),
             self.pending,
             self._prefetch.record(),
+            position,
+            position is not None and self._epochs.is_beyond_division(position),
             outside=self._outside.record(),
         )
 
     def manifest_entry(self, recorded: TrainerRecord) -> Mapping[str, Any]:
         """Returns what a Trainer forgets, what of the step is still to be done, what was drawn for the batch ahead."""
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
-        return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched}
+        data = None if recorded.position is None else recorded.position.encode()
+        self._requires = (WORD,) if recorded.is_beyond_division else ()
+        return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched, "data": data}
 
     def requires(self) -> Sequence[str]:
-        """Returns a word if the last checkpoint carries what is in no file of the Trainer's own."""
-        return [CARRIED] if self._outside.is_carried else []
+        """Returns a word for each thing that a reader of version 1 would go wrong with."""
+        return [*([CARRIED] if self._outside.is_carried else []), *self._requires]
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for each thing that the last checkpoint should carry and does not."""

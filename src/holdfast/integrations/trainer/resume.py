@@ -4,18 +4,17 @@ Read against transformers 5.23.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from transformers import Trainer
 
 from holdfast.capture import boundary
 from holdfast.engine.engine import Engine
-from holdfast.errors import CheckpointError
 from holdfast.integrations.trainer import counters
+from holdfast.integrations.trainer.counters import reading_boundary
 from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.resume.choose import ResumePoint
 from holdfast.state import environment
 from holdfast.state.rng import state as rng_state
@@ -31,15 +30,18 @@ class Resumed(NamedTuple):
     """The part of the step that was still to be done, as `Pending.encode` gave it; empty where nothing was."""
     fetched: Mapping[str, Any] | None = None
     """The progress of the loader, as `PrefetchState.encode` gave it; None where it is not known, or of no use here."""
+    data_goes_on: bool = True
+    """False where the loader goes through other data than it did, which the user knows."""
 
 
-def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint) -> Resumed:
+def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint, epochs: EpochAccounting) -> Resumed:
     """Puts back what a Trainer forgets, right before the first step, and says what goes on otherwise than it was.
 
     Args:
         trainer: The trainer, which has loaded the checkpoint.
         engine: The open engine.
         chosen: The checkpoint.
+        epochs: Knows if the loader goes on as it did.
 
     Raises:
         CheckpointError: The manifest does not say what a Trainer goes on from.
@@ -50,18 +52,19 @@ def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint) -> R
     if manifest is None:
         return Resumed()
     entry = boundary.of_rank(manifest.boundary, engine.rank) or manifest.boundary
-    with _reading_boundary(chosen.path):
+    with reading_boundary(chosen.path):
         elapsed = counters.restore(trainer, entry)
         pending = {**entry.get("pending", {})}
-    _announce_changes(engine, manifest)
-    return Resumed(elapsed, pending, entry.get("fetched") if manifest.world_size == engine.world_size else None)
+    _announce_changes(engine, manifest, epochs)
+    goes_on = epochs.goes_on and manifest.world_size == engine.world_size
+    return Resumed(elapsed, pending, entry.get("fetched") if goes_on else None, goes_on)
 
 
 def redraw_batch_ahead(
     trainer: Trainer,
     engine: Engine,
     prefetch: PrefetchTracker,
-    fetched: Mapping[str, Any] | None,
+    resumed: Resumed,
     checkpoint: str,
     restore_random_state: Callable[[str], None],
     go_on: Callable[[], None],
@@ -72,7 +75,7 @@ def redraw_batch_ahead(
         trainer: The trainer.
         engine: The open engine.
         prefetch: Watches the trainer's loader.
-        fetched: The progress of the loader at the boundary.
+        resumed: What the checkpoint says of the loader.
         checkpoint: The path of the checkpoint.
         restore_random_state: The trainer's own, which reads the checkpoint.
         go_on: Called when the batch is there.
@@ -85,10 +88,13 @@ def redraw_batch_ahead(
         restore_random_state(checkpoint)
         rng_state.restore({**rng_state.record().encode(), **others})
 
+    if not resumed.data_goes_on:
+        return
+    fetched = resumed.fetched
     epoch = trainer.state.epoch or 0.0
     why_not = prefetch.why_not or ("" if fetched else "the checkpoint does not say where that stood")
     if fetched and not why_not:
-        with _reading_boundary(checkpoint):
+        with reading_boundary(checkpoint):
             prefetch.redraw(fetched, set_random_state, go_on)
     elif epoch != int(epoch) and not trainer.args.ignore_data_skip:
         engine.log.announce(
@@ -96,25 +102,15 @@ def redraw_batch_ahead(
         )
 
 
-def _announce_changes(engine: Engine, manifest: Manifest) -> None:
+def _announce_changes(engine: Engine, manifest: Manifest, epochs: EpochAccounting) -> None:
     before, now = manifest.world_size, engine.world_size
     if before != now:
+        others = (
+            "random numbers are others" if epochs.is_resumed else "random numbers and the order of the data are others"
+        )
         engine.log.announce(
-            f"{before} processes saved it and {now} go on: random numbers and the order of the data are others"
-            " from here on",
+            f"{before} processes saved it and {now} go on: {others} are others from here on",
             logging.WARNING,
         )
     if changed := environment.differences(manifest.versions, environment.record()):
         engine.log.announce(f"equivalent, not bit for bit, since the save: {'; '.join(changed)}", logging.WARNING)
-
-
-@contextmanager
-def _reading_boundary(checkpoint: Path | str) -> Iterator[None]:
-    """Turns errors into one of the checkpoint: what it says of a boundary was checked to be JSON, and no further."""
-    try:
-        yield
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: its manifest does not say of the boundary what a Trainer goes on from ({error!r})",
-            hint="it was changed since it was written, or was written by another version; resume from another one",
-        ) from error

@@ -15,6 +15,7 @@ from holdfast.capture.copying import why_not_live
 from holdfast.capture.subject import LiveSubject
 from holdfast.integrations.trainer import writer
 from holdfast.integrations.trainer.data import PrefetchTracker
+from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
@@ -30,6 +31,7 @@ class TrainerSubject(Recorder):
         trainer: The trainer, prepared for training.
         prefetch: Watches its loader.
         outside: What changes outside of the files that it writes itself.
+        epochs: Keeps its position in the data.
         protected: The checkpoint that was resumed from, if any.
         rank: The rank of this process.
         world_size: The number of processes that train together.
@@ -42,11 +44,12 @@ class TrainerSubject(Recorder):
         trainer: Trainer,
         prefetch: PrefetchTracker,
         outside: TrainerOutside,
+        epochs: EpochAccounting,
         protected: Sequence[Path],
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(trainer, prefetch, outside, protected, world_size)
+        super().__init__(trainer, prefetch, outside, epochs, protected, world_size)
         self._rank = rank
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()

@@ -6,6 +6,8 @@ from typing import Any, TypeGuard
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+_ACCELERATE = "accelerate.data_loader"
+
 
 def is_plain(data: object) -> TypeGuard[DataLoader[Any]]:
     """Tells if data is a DataLoader that goes through its samples as torch's does."""
@@ -17,9 +19,25 @@ def is_plain(data: object) -> TypeGuard[DataLoader[Any]]:
     )
 
 
+def is_prepared(data: object) -> bool:
+    """Tells if data is a loader as accelerate prepares it: it fetches from one of torch's, one batch ahead."""
+    return any(kind.__module__ == _ACCELERATE for kind in type(data).__mro__) and hasattr(data, "base_dataloader")
+
+
+def is_dispatched(data: object) -> bool:
+    """Tells if data is a loader of accelerate that fetches in the first process alone, for all."""
+    return is_prepared(data) and any(kind.__name__ == "DataLoaderDispatcher" for kind in type(data).__mro__)
+
+
+def base(data: Any) -> Any:
+    """Returns the loader that batches are fetched from: the data itself, where accelerate has not prepared it."""
+    return data.base_dataloader if is_prepared(data) else data
+
+
 def keeps_workers(data: object) -> bool:
     """Tells if the next epoch will go on with the workers of this one, and draws no new seed for them."""
-    return is_plain(data) and data.persistent_workers and data._iterator is not None
+    own = base(data)
+    return is_plain(own) and own.persistent_workers and own._iterator is not None
 
 
 def tell_epoch(data: Any, epoch: int) -> None:
@@ -58,12 +76,34 @@ def is_exhausted(iterator: Iterator[Any]) -> bool:
 
 def can_skip(data: Any) -> bool:
     """Tells if batches can be left out without loading them."""
-    return is_plain(data) and not isinstance(data.dataset, IterableDataset)
+    return is_plain(base(data)) and not isinstance(data.dataset, IterableDataset) and not is_dispatched(data)
+
+
+def shard(data: Any) -> Any:
+    """Returns what gives each process batches of its own in a loader of accelerate; None where nothing does."""
+    batches = getattr(base(data), "batch_sampler", None)
+    batches = getattr(batches, "watched", batches)
+    kind = type(batches)
+    return batches if kind.__module__ == _ACCELERATE and kind.__name__ == "BatchSamplerShard" else None
+
+
+def batch_sampler(data: Any) -> Any:
+    """Returns the sampler that makes a DataLoader's batches, of all processes; None where there is none."""
+    batches = getattr(base(data), "batch_sampler", None)
+    batches = getattr(batches, "watched", batches)
+    return batches if (own := shard(data)) is None else own.batch_sampler
 
 
 def sampler(data: Any) -> Any:
     """Returns the sampler that gives a DataLoader the places of its samples, one by one."""
-    return data.sampler if data.batch_sampler is None else data.batch_sampler.sampler
+    batches = batch_sampler(data)
+    return data.sampler if batches is None else batches.sampler
+
+
+def is_seedable(sampler: object) -> bool:
+    """Tells if a sampler is accelerate's, which shuffles by a seed and the number of the epoch."""
+    kind = type(sampler)
+    return kind.__module__ == _ACCELERATE and kind.__name__ == "SeedableRandomSampler"
 
 
 def batches(data: Any) -> int | None:

@@ -64,6 +64,13 @@ class Order(NamedTuple):
         if any(states[name].numel() != size for name in states.keys() & {_LOADER, self.generator}):
             raise _bad("the state of what draws it is none of a CPU's generator")
 
+    def known_places(self, epoch: int) -> list[int]:
+        """Returns the whole order, which is not drawn from any generator."""
+        if self.kind == FORWARD:
+            return list(range(self.total))
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        return torch.randperm(self.samples, generator=generator).tolist()[: self.total]
+
     def places(
         self, epoch: int, begin: RngRecord, generators: Mapping[str, torch.Generator], *, workers_kept: bool
     ) -> list[int]:
@@ -76,11 +83,8 @@ class Order(NamedTuple):
             workers_kept: True if it began with the workers of the epoch before.
         """
         begin.restore(generators)
-        if self.kind == FORWARD:
-            return list(range(self.total))
-        if self.kind == SEEDED:
-            generator = torch.Generator().manual_seed(self.seed + epoch)
-            return torch.randperm(self.samples, generator=generator).tolist()[: self.total]
+        if self.kind != DRAWN:
+            return self.known_places(epoch)
         wanted = begin.generators.keys() & {_LOADER, self.generator}
         drawing = {name: generators.get(name) or _at(begin.generators[name]) for name in wanted}
         if not workers_kept:
@@ -100,8 +104,11 @@ def order_of(data: Any) -> Order | None:
         return known
     if type(sampler) is DistributedSampler:
         return known._replace(kind=SEEDED, seed=sampler.seed) if sampler.shuffle else known
-    if type(sampler) is not RandomSampler or sampler.replacement or sampler.num_samples != partition.samples:
+    if sampler.replacement or sampler.num_samples != partition.samples:
         return None
+    if loader.is_seedable(sampler):
+        is_cpu = sampler.generator is None or sampler.generator.device.type == "cpu"
+        return known._replace(kind=SEEDED, seed=sampler.initial_seed) if is_cpu else None
     if sampler.generator is None:
         return known._replace(kind=DRAWN)
     generators = loader.generators(data).items()
