@@ -108,3 +108,75 @@ def test_a_save_and_a_resume_are_news_and_a_save_that_fails_is_an_error(
     assert any(level == logging.INFO and line.startswith("resumed from") for level, line in lines)
     assert any(level == logging.ERROR and "the checkpoint needs" in line for level, line in lines)
     assert any(level == logging.WARNING and line.startswith("training goes on") for level, line in lines)
+
+
+@pytest.mark.parametrize("at_boundaries", [False, True])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_save_that_training_asks_for_is_of_the_boundary_at_the_call(
+    tmp_path: Path, waits: bool, at_boundaries: bool
+) -> None:
+    """What the loop changed before the call is in it, what it changed right after is not; and a resume goes on exactly.
+
+    The random numbers that it drew before the call were drawn.
+    """
+    loop, exact = Loop(tmp_path / "run"), ""
+    loop.ckpt._engine.gate.only_when_blocked = at_boundaries
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=12):
+            loop.update(batch)
+            if loop.ckpt.step_count == 6:
+                torch.rand(5)
+                loop.optimizer.param_groups[0]["weight_decay"] = 0.25
+                pending = loop.ckpt.save("before the new weight decay", wait=waits)
+                loop.optimizer.param_groups[0]["weight_decay"] = 0.5
+    assert pending.wait(20).step == 6 and not pending.wait().note
+    resumed = Loop(tmp_path / "run", resume=str(tmp_path / "run" / "checkpoint-6"))
+    with resumed.ckpt:
+        for batch in resumed.ckpt.batches(until=12):
+            if resumed.ckpt.step_count == 6:
+                assert resumed.optimizer.param_groups[0]["weight_decay"] == 0.25
+                resumed.optimizer.param_groups[0]["weight_decay"] = 0.5
+            resumed.update(batch)
+    exact = loop.digest()
+    assert resumed.digest() == exact
+
+
+def test_a_save_that_is_asked_for_when_the_next_batch_is_there_lets_that_batch_come_again(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=12):
+            if loop.ckpt.step_count == 6:
+                loop.ckpt.save("with a batch in hand", wait=True)
+            loop.update(batch)
+    resumed = train(tmp_path / "run", 12, resume=str(tmp_path / "run" / "checkpoint-6"))
+    assert resumed.losses == loop.losses[6:] and resumed.digest() == loop.digest()
+
+
+def test_two_calls_at_one_boundary_are_answered_each_with_its_own_state(tmp_path: Path) -> None:
+    loop, pending = Loop(tmp_path / "run"), []
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=6):
+            loop.update(batch)
+            for decay in (0.25, 0.5) if loop.ckpt.step_count == 3 else ():
+                loop.optimizer.param_groups[0]["weight_decay"] = decay
+                pending.append(loop.ckpt.save(f"decay {decay}"))
+    assert [one.wait(20).step for one in pending] == [3, 3]
+    kept = {path.name.split("-")[0]: (path / "optimizer.json").read_text() for path in (tmp_path / "run").glob("*-3*")}
+    assert (0.5).hex() in kept["checkpoint"]
+    assert "superseded" not in kept or (0.25).hex() in kept["superseded"]
+
+
+def test_weights_that_are_swapped_at_the_call_are_not_taken_for_those_that_are_trained(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=6):
+            loop.update(batch)
+            if loop.ckpt.step_count == 3:
+                kept = [parameter.detach().clone() for parameter in loop.model.parameters()]
+                for parameter in loop.model.parameters():
+                    parameter.data.zero_()
+                pending = loop.ckpt.save("swapped")
+                with pytest.raises(SaveError, match="written outside the optimizer"):
+                    pending.wait()
+                for parameter, own in zip(loop.model.parameters(), kept, strict=True):
+                    parameter.data.copy_(own)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from holdfast import Checkpointer
 from holdfast.errors import HoldfastError
+from holdfast.state.rng import codec
 
 SAMPLES = 48
 
@@ -40,6 +41,9 @@ class Orders:
         raises: Rank and step: an error of that rank's in the forward after it.
         diverges: Rank and step: the gradients that this rank has are NaN in the update after that step.
         pause: Seconds that each step takes at least.
+        calls: Ranks in which training itself asks for a save after every fifth boundary, having changed its learning
+            rate and drawn a random number.
+        waits: Whether such a call waits for its answer.
         evaluates: Whether each step has an evaluation before its boundary.
         settings: Further keywords for the `Checkpointer`.
     """
@@ -54,6 +58,8 @@ class Orders:
     raises: list[int] | None = None
     diverges: list[int] | None = None
     pause: float = 0.0
+    calls: list[int] | None = None
+    waits: bool = False
     evaluates: bool = False
     settings: dict[str, Any] | None = None
 
@@ -135,6 +141,11 @@ def digest(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return found.hexdigest()
 
 
+def generator_state() -> str:
+    """A digest of the random state of torch, as a checkpoint has it."""
+    return hashlib.sha256(str(codec.encode_torch(torch.get_rng_state())).encode()).hexdigest()
+
+
 def whole(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """The weights and moments of all ranks together, whoever has which part."""
     found = hashlib.sha256()
@@ -201,6 +212,16 @@ def main() -> None:
             print(f"step {checkpointer.step_count}", *ids.tolist(), file=seen, flush=True)
             if orders.ask_every and draw.random() < 1 / orders.ask_every:
                 tickets.append(checkpointer.save(label=f"rank {rank}, after {checkpointer.step_count}"))
+            if orders.calls is not None and checkpointer.step_count % 5 == 0:
+                torch.rand(1)
+                optimizer.param_groups[0]["lr"] = checkpointer.step_count / 64
+                if rank in orders.calls:
+                    print(f"rank {rank} calls with {generator_state()}", flush=True)
+                    try:
+                        tickets.append(checkpointer.save(label="called", wait=orders.waits))
+                    except HoldfastError as error:
+                        print(f"rank {rank}: {error}", flush=True)
+                optimizer.param_groups[0]["lr"] = 1e-2
             time.sleep(orders.pause)
     print(f"rank {rank} asked {len(tickets)}, answered {sum(bool(t.answer and t.answer.saved) for t in tickets)}")
     print(f"rank {rank} ends {checkpointer.step_count} {digest(trained, optimizer)}", flush=True)

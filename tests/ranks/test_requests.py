@@ -1,5 +1,7 @@
 """Whoever asks, in whatever rank: all ranks save one boundary together, and everybody is answered."""
 
+import hashlib
+import json
 import re
 import signal
 
@@ -42,6 +44,42 @@ def test_a_request_is_served_while_another_rank_stands_in_an_evaluation(ranks: R
     (ranks.folder / "go").touch()
     job.digests()
     assert len(ranks.saved()) == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_training_asks_for_in_all_ranks_is_of_the_boundary_at_the_call(ranks: Ranks, waits: bool) -> None:
+    """Each rank's random state, and the learning rate, are those that it had at the call, and not a moment later."""
+    job = ranks.start(calls=[0, 1], waits=waits)
+    job.digests()
+    assert [event["step"] for event in ranks.saved()] == [5, 10, 15, 20]
+    for rank, name in enumerate(("random.json", "random-00001.json")):
+        states = re.findall(rf"rank {rank} calls with (.+)", job.output)
+        for step, state in zip((5, 10, 15, 20), states, strict=True):
+            folder = ranks.run / f"checkpoint-{step}"
+            text = str(json.loads((folder / name).read_text())["cpu"])
+            assert hashlib.sha256(text.encode()).hexdigest() == state
+            assert (step / 64).hex() in (folder / "optimizer.json").read_text()
+            assert len(ranks.manifest(step)["reasons"]) == 1, "the calls of the ranks are one request"
+
+
+def test_what_one_rank_asks_for_is_of_the_agreed_boundary_which_is_said(ranks: Ranks) -> None:
+    job = ranks.start(calls=[1], pause=0.05)
+    job.digests()
+    saved = [event["step"] for event in ranks.saved()]
+    notes = re.findall(r"asked at (\d+), saved (\d+); call save\(\) in all ranks", job.output)
+    assert len(saved) == 4
+    for asked, step in zip((5, 10, 15, 20), saved, strict=True):
+        assert step == asked or (str(asked), str(step)) in notes, job.output
+
+
+def test_a_rank_that_waits_for_a_save_of_its_own_while_another_is_further_hears_what_to_do(ranks: Ranks) -> None:
+    """Without collectives the ranks run apart: rank 1 stands at its call while rank 0 has gone on."""
+    job = ranks.start(kind="apart", calls=[1], waits=True, stand=[1, 4], until=12)
+    job.processes[1].wait_for("rank 1 stands")
+    ranks.wait_for_step(12)
+    (ranks.folder / "go").touch()
+    job.wait()
+    assert re.search(r"asked at 5, and others were at 12; call save\(\) in all ranks", job.output), job.output
 
 
 def test_status_shows_where_each_rank_stands(ranks: Ranks) -> None:

@@ -19,10 +19,13 @@ class Boundary:
             `epoch_end` after what belongs to the end of an epoch.
         manifest_entry: The manifest's words on it: counters that a resume needs back. Values are JSON; floats are
             written as `float.hex` gives them, so that they return bit for bit, NaN included.
-        number: Its number among the boundaries of this process.
+        number: Its number among the boundaries of this process; 0 is the beginning of training, before any update.
         recorded: The small state, as whoever supplied it wants it back.
         fingerprint: The fingerprint of the large state.
         scheduled: The reason why the schedule asks for a save of this very boundary; empty when it does not.
+        revision: The number of times that the small state was recorded anew since, as training had changed it before
+            it asked for a save.
+        asked: The requests that training has made at this boundary.
         reached_at: The time on the monotonic clock.
         rank0_digests: In a rank but the first, those of what rank 0 writes for all that yet may differ, as
             `LiveSubject.rank0_digests` gives them.
@@ -35,8 +38,15 @@ class Boundary:
     recorded: Any = None
     fingerprint: "Fingerprint | None" = None
     scheduled: str = ""
+    revision: int = 0
+    asked: tuple[Any, ...] = ()
     reached_at: float = field(default_factory=time.monotonic)
     rank0_digests: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def state(self) -> tuple[int, int]:
+        """A value that differs between boundaries, and between two records of one."""
+        return self.number, self.revision
 
     def record(self) -> dict[str, Any]:
         """Returns what the manifest says of the boundary."""

@@ -12,6 +12,8 @@ from holdfast.capture.boundary import Boundary
 _REMEMBERED = 64
 # What a blocked training thread waits for may come without a word.
 _LOOK_SECONDS = 0.05
+# Where one rank asks for a save of a boundary, the others do so within this time of reaching it, or not at all.
+_CALL_SECONDS = 2.0
 # From its last boundary training comes to its end, where it is blocked, at once, unless the user has more to do there.
 _END_SECONDS = 2.0
 
@@ -68,6 +70,7 @@ class Gate:
         self._wake = wake
         self._changed = threading.Condition()
         self._boundary: Boundary | None = None
+        self._taken: Boundary | None = None
         self._updating = False
         self._shut = False
         self._wanted = False
@@ -92,6 +95,11 @@ class Gate:
     def boundary(self) -> Boundary | None:
         """The last boundary, which may have been left for an update since."""
         return self._boundary
+
+    @property
+    def is_at_beginning(self) -> bool:
+        """True as long as no update was made: a stop has nothing to save."""
+        return self._boundary is None or self._boundary.number == 0
 
     @property
     def updating(self) -> bool:
@@ -162,6 +170,22 @@ class Gate:
                 self._wake.set()
                 if self.only_when_blocked:
                     self._wait_until_open()
+
+    def renew(self, boundary: Boundary) -> None:
+        """Shuts the gate at the last boundary, for a save that training asks for there.
+
+        A snapshot of it that is being taken goes on; the gate stays shut for the next.
+
+        Args:
+            boundary: The last boundary, as it is to be saved.
+        """
+        with self._changed:
+            self._boundary = boundary
+            self._shut = True
+            self._changed.notify_all()
+            self._wake.set()
+            if self.only_when_blocked:
+                self._wait_until_open()
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -234,6 +258,7 @@ class Gate:
                 self._changed.wait(0.05)
             self._shut = True
             self._wanted = False
+            self._taken = self._boundary
             return self._boundary
 
     def offer(self, after: int) -> tuple[int, bool]:
@@ -259,12 +284,16 @@ class Gate:
             self._wanted = True
             return here + 1, False
 
-    def take(self, number: int, give_up: Callable[[], bool] | None = None) -> Boundary | None:
+    def take(
+        self, number: int, give_up: Callable[[], bool] | None = None, asked_at: int | None = None
+    ) -> Boundary | None:
         """Waits until training has come to a boundary that was agreed on, and shuts the gate there.
 
         Args:
             number: The boundary's number, `offer`'s or a later one: training runs on until it is there.
             give_up: Asked now and then for whether the wait is in vain.
+            asked_at: The boundary at which training has asked for this save in another rank, and may do so here: the
+                small state that it has by then is saved.
 
         Returns:
             The boundary; None where it was given up, or training will not come to it.
@@ -284,7 +313,16 @@ class Gate:
             finally:
                 self._awaited = None
             self._shut = True
+            if number == asked_at:
+                self._wait_for_call(self._boundary)
+            self._taken = self._boundary
             return self._boundary
+
+    def has_made_its_calls(self, number: int) -> bool:
+        """Returns whether training has asked for a save at a boundary, or will not do so any more."""
+        with self._changed:
+            here = self._boundary
+            return self._ending or (here is not None and here.number >= number and not self._may_call(here, number))
 
     def holds(self, number: int) -> bool:
         """Returns whether training cannot have left a boundary since the gate was shut there."""
@@ -304,16 +342,35 @@ class Gate:
         with self._changed:
             if number is None:
                 self._wanted = False
-            opens = self._shut and (number is None or self._boundary is None or self._boundary.number == number)
-            if opens:
+            here = self._boundary
+            is_shut_for_it = self._shut and (number is None or here is None or here.number == number)
+            # Training has asked for one more save of the boundary that was taken.
+            is_renewed = number is not None and self._taken is not None and here is not self._taken
+            if is_shut_for_it and not (is_renewed and self._taken is not None and self._taken.number == number):
                 self._shut = False
             self._changed.notify_all()
-            return opens
+            return is_shut_for_it
+
+    def let_go(self) -> None:
+        """Lets training go on while storage hangs. A snapshot that is not whole is lost."""
+        self.open(None)
 
     @property
     def _is_hopeless(self) -> bool:
         """True when no boundary will come any more: training is ending, and has none or broke off in an update."""
         return self._ending and (self._updating or self._boundary is None)
+
+    def _wait_for_call(self, boundary: Boundary) -> None:
+        """Waits until training has asked for a save at a boundary, at which the gate is shut, or will not."""
+        begun = time.monotonic()
+        while self._boundary is boundary and (self._may_call(boundary, boundary.number, begun)):
+            self._changed.wait(0.05)
+
+    def _may_call(self, here: Boundary, number: int, since: float = 0.0) -> bool:
+        """Returns whether training may still ask for a save at a boundary: it has not gone on to the next update."""
+        has_gone_on = self._updating or self._blocked or self.blocked_since is not None or self._ending
+        is_late = time.monotonic() > max(here.reached_at, since) + _CALL_SECONDS
+        return here.number == number and not here.asked and not has_gone_on and not is_late
 
     def _can_shut(self, after: int) -> bool:
         if self._shut:

@@ -109,6 +109,18 @@ class Snapshots:
             self.copied_buffers = self._live.copied_buffers()
         return self._detector.fingerprint()
 
+    def renewed(self, boundary: Boundary) -> Fingerprint | None:
+        """Returns the fingerprint of the last boundary, or one of now where only objects have changed since.
+
+        Weights and an optimizer's state are not written to between two updates: where they differ, they may have been
+        swapped for an evaluation, and are not what training goes on from.
+        """
+        then = boundary.fingerprint
+        if self._live is None or then is None or not self.is_still_valid(boundary):
+            return then
+        changed = self._detector.changed(then, now := self._detector.fingerprint())
+        return now if changed and not self._live.to_be_finite().keys() & set(changed) else then
+
     def is_still_valid(self, boundary: Boundary) -> bool:
         """Tells if the state still consists of the tensors of a boundary's fingerprint."""
         same = self._live is None or self._live.structure() == self._structure

@@ -24,6 +24,13 @@ class Subject(Protocol):
     def record(self) -> Any:
         """Returns the small state, as of now. Called by training at every boundary."""
 
+    def renewed(self, recorded: Any) -> Any:
+        """Returns the small state as training goes on from it now, where no update was begun since it was recorded.
+
+        Args:
+            recorded: The record of the last boundary; returned itself where nothing has changed.
+        """
+
     def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
         """Returns what the manifest says of a boundary."""
 

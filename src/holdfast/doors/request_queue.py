@@ -29,8 +29,13 @@ class RequestIntake(Protocol):
     def accept(self, request: Request) -> bool:
         """Takes a request in; returns whether it outlives this process."""
 
-    def hear(self, request: Request) -> None:
-        """Takes in a request of this process itself, without a look at the disk."""
+    def hear(self, request: Request, boundary: int | None = None) -> None:
+        """Takes in a request of this process itself, without a look at the disk. What is known already is left out.
+
+        Args:
+            request: The request.
+            boundary: The number of the boundary at which training itself has made it.
+        """
 
     def look(self, step: int, *, last: bool) -> bool:
         """Returns, at a boundary of training, whether a request waits that can be served.
@@ -117,21 +122,30 @@ class RequestQueue:
             True when it is on disk too. On a full disk it is not, and a signal that asks to stop must be heard there.
         """
         with self._lock:
+            if request.id in self._known:
+                return True  # another rank has passed on what training asked here as well
             self._known.add(request.id)  # before it is on disk, where the watching thread would find it as a new one
         durable = self._submit(request)
         self._keep(request)
         return durable
 
-    def hear(self, request: Request) -> None:
+    def hear(self, request: Request, boundary: int | None = None) -> None:
         """Takes in what this process asks of itself, without a look at the disk: it costs training microseconds.
 
         The saving thread writes it down first, or the watching thread does within a tenth of a second.
         """
         with self._lock:
+            if request.id in self._known:
+                return
             self._known.add(request.id)
             self._unwritten.append(request)
             self._waiting.append(request)
         self._wake.set()
+
+    def knows(self, request: Request) -> bool:
+        """Returns whether a request has come in before."""
+        with self._lock:
+            return request.id in self._known
 
     def look(self, step: int, *, last: bool) -> bool:
         """Returns, at a boundary of training, whether a request waits that can be served.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from holdfast.capture.boundary import Boundary
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine.retry import Retry
 from holdfast.run.request import Request
@@ -31,8 +32,16 @@ class Batch:
         """Those that ask for a stop."""
         return [request for request in self.requests if request.stop]
 
-    def take(self) -> Sequence[Request]:
-        """Takes all that waits, and returns everything that is to be answered."""
+    def take(self, boundary: Boundary | None = None) -> Sequence[Request]:
+        """Takes all that waits, and returns everything that is to be answered.
+
+        Args:
+            boundary: The one that is saved, with what training has asked for there.
+        """
+        if boundary is not None and boundary.asked:
+            for request in boundary.asked:
+                self._queue.hear(request, boundary.number)
+            self._queue.write_down()
         self.requests = [*self.requests, *self._retry.take(), *self._queue.take()]
         return self.requests
 

@@ -1,8 +1,10 @@
 """One training's saves, as the training thread sees them."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -78,7 +80,7 @@ class Engine:
         self._status: StatusFile = self.run.status
         self._stop = Stop(settings.stop_grace_seconds, self.run.status)
         self._hooks = OnPublished(self.log)
-        self._outcomes = Outcomes(self._hooks)
+        self._outcomes = Outcomes(self._hooks, self.log)
         session = Session(self.run, self.gate, wake, self._stop, self._outcomes, self.log)
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
@@ -87,6 +89,7 @@ class Engine:
         self._snapshots: Snapshots | None = None
         self._hook: OptimizerHook | None = None
         self._number = 0
+        self._calls: list[Request] = []
         self._saves = True
         self.finished = False
         """True when training has come to its end by itself."""
@@ -209,14 +212,8 @@ class Engine:
         self._shutdown.look()
         self.gate.leave()
         self._stop.reach(step)
-        self._number += 1
-        copied = self._snapshots.copied_buffers
-        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
-        if self._snapshots.copied_buffers != copied:
-            self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
-        if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
-            self._saver.stand_still(reason)
-        boundary = Boundary(step, stage, {}, self._number, recorded, fingerprint, scheduled)
+        self._number, self._calls = self._number + 1, []
+        boundary = self._record(step, stage, scheduled)
         self._status.beat(step)
         if self._rehearsing is not None:
             self._rehearsing.reach(self._subject, boundary)
@@ -224,6 +221,17 @@ class Engine:
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
         if self._rehearsing is not None:
             self._rehearsing.go_on(step, is_last_stage=look, stopping=self._stop.noticed.is_set)
+
+    def _record(self, step: int, stage: str, scheduled: str = "") -> Boundary:
+        """Returns the boundary that training is at, with the small state and the fingerprint of the large one."""
+        assert self._subject is not None and self._snapshots is not None
+        copied = self._snapshots.copied_buffers
+        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
+        if self._snapshots.copied_buffers != copied:
+            self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
+        if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
+            self._saver.stand_still(reason)
+        return Boundary(step, stage, {}, self._number, recorded, fingerprint, scheduled)
 
     def take_loss(self, loss: Any) -> None:
         """Takes the loss of the step whose boundary comes next, as the program gives it."""
@@ -237,7 +245,27 @@ class Engine:
         yield
 
     def ask(self, request: Request) -> PendingSave:
-        """Asks for a save from this process; the pending save learns what becomes of it."""
+        """Asks for a save from this process; the pending save learns what becomes of it.
+
+        One that the training thread asks for between two updates is of the last boundary: the gate is shut there and
+        then, and the small state is recorded anew.
+        """
+        here = self.gate.boundary
+        is_call = self.gate.is_training_thread and not self.gate.updating and self._saver.serving
+        if here is None or not is_call or not self._saves:
+            return self._ask_for_any(request)
+        if self.channel is not None:
+            # All ranks that make this call make the same request; one with another label is another.
+            request = replace(request, id=self._id_of_call(here, request))
+        pending = PendingSave(request.id, self.gate, here.step)
+        self._outcomes.expect(pending)
+        if pending.answer is None:
+            renewed = self._renewed(here)
+            self.gate.renew(replace(renewed, asked=(*here.asked, request)))
+            self._intake.hear(request, here.number)
+        return pending
+
+    def _ask_for_any(self, request: Request) -> PendingSave:
         pending = PendingSave(request.id, self.gate)
         if not self._saves:  # a hook of the last save asks
             pending.resolve(Answer(saved=False, error="training has ended"))
@@ -245,6 +273,20 @@ class Engine:
         self._outcomes.expect(pending)
         self._intake.hear(request)
         return pending
+
+    def _id_of_call(self, boundary: Boundary, request: Request) -> str:
+        number = sum((before.label, before.stop) == (request.label, request.stop) for before in self._calls)
+        self._calls.append(request)
+        text = f"{self.run.lease.holder.token}/{boundary.number}/{number}/{request.stop}/{request.label}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _renewed(self, here: Boundary) -> Boundary:
+        """Returns a boundary with the small state as training goes on from it now."""
+        assert self._subject is not None and self._snapshots is not None
+        recorded, fingerprint = self._subject.renewed(here.recorded), self._snapshots.renewed(here)
+        if recorded is here.recorded and fingerprint is here.fingerprint:
+            return here
+        return replace(here, recorded=recorded, fingerprint=fingerprint, revision=here.revision + 1)
 
     def on_published(self, hook: Hook, *, raises: bool = False) -> None:
         """Adds a hook that runs in the training thread of every rank, after the commit of each checkpoint.

@@ -134,7 +134,7 @@ class Follower:
     def _serve(self, number: int, call: dict[str, Any]) -> None:
         self._busy = True
         try:
-            with self._watchdog.watch(lambda seconds: self._let_go()):  # rank 0 says so
+            with self._watchdog.watch(lambda seconds: self._gate.let_go()):  # rank 0 says so
                 self._take_part(number, call)
         except RanksError as error:
             self._log.warning(f"no share of the save from this rank: {error}")
@@ -148,7 +148,7 @@ class Follower:
             offer = Offer(*self._gate.offer(max(self._stale_before, call["after"])))
             decision = self._channel.agree(join(number, self._channel.rank, offer, self._channel.seconds))
             if decision.boundary is not None:
-                boundary = self._gate.take(decision.boundary, self._is_over(number))
+                boundary = self._gate.take(decision.boundary, self._is_over(number), call["asked_at"])
                 if boundary is not None and call["stop"]:
                     self._session.stop.begin(boundary.step)
                 self._give(number, boundary)
@@ -221,8 +221,3 @@ class Follower:
         self._heartbeat.answered(outcome["requests"])
         outcomes.resolve(answer, outcome["requests"])
         self._gate.notice()
-
-    def _let_go(self) -> None:
-        """Lets training go on while storage hangs. A snapshot that is not whole is lost."""
-        if (here := self._gate.boundary) is not None:
-            self._gate.open(here.number)

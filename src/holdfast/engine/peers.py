@@ -22,7 +22,7 @@ from holdfast.ranks.agreement import Decision, Offer
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Coordinator, Record
 from holdfast.ranks.membership import Membership
-from holdfast.run.request import Answer
+from holdfast.run.request import Answer, Request
 
 # A step that training does not come to: nobody knows where all ranks could leave together.
 _NEVER = sys.maxsize
@@ -98,7 +98,7 @@ class Alone:
         """Shuts the gate at the next boundary, and takes the batch: what comes until then shares the save."""
         boundary = self._gate.shut(stale_before)
         if boundary is not None:
-            batch.take()
+            batch.take(boundary)
         return boundary
 
     def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:
@@ -141,6 +141,7 @@ class RankZero:
         self._coordinator = Coordinator(channel, self._membership)
         self._begun = False
         self._called = False
+        self._calls: list[tuple[Request, int]] = []
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="holdfast-membership", daemon=True)
 
@@ -154,12 +155,14 @@ class RankZero:
         batch.take()  # for an answer, if they never begin
         if not self._wait_until_begun():
             return None
-        batch.take()
+        batch.take(gate.boundary)
         stop = bool(batch.stops)
         decision = self._agree(stop=stop, stale_before=stale_before)
         boundary = None if decision.boundary is None else gate.take(decision.boundary)
         if boundary is None:
             raise RanksError(decision.why or "training ended before the boundary that was agreed on")
+        if not stop:
+            batch.take(boundary)
         if stop:
             self._session.stop.begin(boundary.step)
         return boundary
@@ -247,7 +250,9 @@ class RankZero:
         try:
             self._coordinator.begin()
             offer = Offer(*gate.offer(stale_before))
-            decision = self._coordinator.call(offer, stop=stop, after=stale_before)
+            here = gate.boundary
+            asked_at = here.number if here is not None and here.asked else None
+            decision = self._coordinator.call(offer, stop=stop, after=stale_before, asked_at=asked_at)
         except RanksError as error:
             return Decision(None, str(error))
         seconds = round(time.monotonic() - begun, 4)
@@ -263,11 +268,26 @@ class RankZero:
             except RanksError:
                 return  # the store ends with the training; whoever waits for something is told so there
             for request in news.requests:
-                self._queue.accept(request)
+                if (number := news.calls.get(request.id)) is None:
+                    self._queue.accept(request)
+                else:
+                    self._calls.append((request, number))
+            self._take_calls_in()
             self._session.run.status.update(ranks=tuple(news.ranks))
             if news.has_left and not has_left:
                 has_left = True
                 self._let_go()
+
+    def _take_calls_in(self) -> None:
+        """Takes in what training has asked for at a boundary in other ranks, once it has come to that here as well.
+
+        Where it makes the same call here, that is the one that is served.
+        """
+        gate = self._session.gate
+        due = [call for call in self._calls if self._queue.knows(call[0]) or gate.has_made_its_calls(call[1])]
+        self._calls = [call for call in self._calls if call not in due]
+        for request, _ in due:
+            self._queue.accept(request)
 
     def _let_go(self) -> None:
         """Ends the saves after that of a stop when a rank is no more where the others need it: nobody waits for it."""

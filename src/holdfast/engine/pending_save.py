@@ -1,6 +1,7 @@
 """A save that was asked for in this process, and what becomes of it."""
 
 import threading
+from dataclasses import replace
 
 from holdfast.capture.gate import Gate
 from holdfast.errors import HoldfastError, SaveError, WaitTimeoutError
@@ -13,11 +14,13 @@ class PendingSave:
     Args:
         request: The request's id.
         gate: Blocks the training thread while it waits for the answer, so that it may be saved as it stands.
+        step: The step that is to be saved; None for any.
     """
 
-    def __init__(self, request: str, gate: Gate) -> None:
+    def __init__(self, request: str, gate: Gate, step: int | None = None) -> None:
         self.id = request
         self._gate = gate
+        self._step = step
         self._answered = threading.Event()
         self._answer: Answer | None = None
 
@@ -41,11 +44,17 @@ class PendingSave:
             raise WaitTimeoutError(f"no answer within {timeout:g} s; the request {self.id} stands")
         assert self._answer is not None
         if not self._answer.saved:
-            raise SaveError(f"step {self._answer.step} was not saved: {self._answer.error}")
+            raise SaveError(
+                f"step {self._answer.step if self._step is None else self._step} was not saved: {self._answer.error}"
+            )
         return self._answer
 
     def resolve(self, answer: Answer) -> None:
         """Takes in the answer, and wakes those who wait for it."""
+        if self._step not in (None, answer.step):
+            became = "saved" if answer.saved else "and others were at"
+            note = f"asked at {self._step}, {became} {answer.step}; call save() in all ranks"
+            answer = replace(answer, note=note) if answer.saved else replace(answer, error=f"{answer.error}: {note}")
         self._answer = answer
         self._answered.set()
 

@@ -153,7 +153,7 @@ class Saver:
     def _serve_batch(self) -> bool:
         """Serves what waits with one snapshot; returns False where there will be no boundary to take."""
         self._merge()
-        self._queue.write_down()
+        self._write_down()
         if self._answer_late_stops():
             return True
         self._concluded = (None, ())
@@ -170,6 +170,11 @@ class Saver:
             # The others hear of it before this process trains on: what it says next is about another save.
             self._peers.conclude(*self._concluded)
             self._gate.open(None if boundary is None else boundary.number)
+
+    def _write_down(self) -> None:
+        """Puts on disk what was only heard. Training that asked itself may wait at its gate, and a disk may hang."""
+        with self._watchdog.watch(lambda seconds: self._gate.let_go()):
+            self._queue.write_down()
 
     def _merge(self) -> None:
         """Gives more requests the time to come in, unless training or a stop waits for this one."""
@@ -262,8 +267,7 @@ class Saver:
         why = f"the save of step {boundary.step} has not come back for {seconds:g} s: the storage may hang"
         self._status.update(failing_since=self._status.now.failing_since or time.time(), last_failure=why)
         self._log.warning(f"{why}; training goes on")
-        if (here := self._gate.boundary) is not None:
-            self._gate.open(here.number)  # a snapshot that is not whole is lost
+        self._gate.let_go()
 
     def _try_again(self, torn: TornError, boundary: Boundary) -> None:
         """Keeps the batch for another try: something writes past the gate, so training will be blocked for it."""
@@ -283,6 +287,8 @@ class Saver:
         requests, boundary = list(self._batch.requests), self._gate.boundary
         due = boundary.scheduled if boundary and self._gate.is_shut else ""
         scheduled = [Request("schedule", why=due)] if due else []
+        if boundary is not None and boundary.asked:
+            why = f"{why}: asked at {boundary.step}, and others were further; call save() in all ranks"
         answer = Answer(saved=False, step=self._step, error=f"the ranks did not agree: {why}")
         save.report(self._session.run, answer, [*requests, *scheduled])
         self._conclude(answer, requests)

@@ -1,6 +1,7 @@
 """The objects that the threads of one training share."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,40 +14,61 @@ from holdfast.log import RunLog
 from holdfast.run.request import Answer
 from holdfast.run.run import Run
 
+# A rank that asks later than the others finds the answer among so many.
+_REMEMBERED = 64
+
 
 class Outcomes:
     """The last answer, the boundary that has a checkpoint, and the saves that this process itself waits for.
 
     Args:
         on_published: Takes each checkpoint that was published.
+        log: Takes a line for the user.
     """
 
-    def __init__(self, on_published: OnPublished) -> None:
+    def __init__(self, on_published: OnPublished, log: RunLog) -> None:
         self.on_published = on_published
+        self._log = log
+        self._lock = threading.Lock()
         self._pending: dict[str, PendingSave] = {}
-        self.saved_number = -1
-        """The number of the last boundary that has a checkpoint."""
+        self._answers: OrderedDict[str, Answer] = OrderedDict()
+        self._saved: tuple[int, int] | None = None
         self.last_answer: Answer | None = None
         """The answer of the last save."""
 
     def expect(self, pending: PendingSave) -> None:
-        """Adds a save that was asked for in this process."""
-        self._pending[pending.id] = pending
+        """Adds a save that was asked for in this process. Another rank may have asked for it, and have its answer."""
+        with self._lock:
+            answer = self._answers.get(pending.id)
+            if answer is None:
+                self._pending[pending.id] = pending
+                return
+        self._resolve(pending, answer)
 
     def publish(self, boundary: Boundary, answer: Answer) -> None:
         """Takes in that a boundary has a checkpoint."""
-        self.saved_number = boundary.number
+        self._saved = boundary.state
         self.on_published.publish(answer)
 
     def resolve(self, answer: Answer, requests: Iterable[str]) -> None:
         """Gives their answer to those of the requests, by id, that this process waits for."""
         for request in requests:
-            if (pending := self._pending.pop(request, None)) is not None:
-                pending.resolve(answer)
+            with self._lock:
+                pending = self._pending.pop(request, None)
+                self._answers[request] = answer
+                while len(self._answers) > _REMEMBERED:
+                    self._answers.popitem(last=False)
+            if pending is not None:
+                self._resolve(pending, answer)
+
+    def _resolve(self, pending: PendingSave, answer: Answer) -> None:
+        pending.resolve(answer)
+        if pending.answer is not None and pending.answer.note:
+            self._log.warning(pending.answer.note)
 
     def has_saved(self, boundary: Boundary) -> bool:
         """Returns whether there is a checkpoint of that very boundary."""
-        return boundary.number == self.saved_number
+        return boundary.state == self._saved
 
 
 @dataclass(frozen=True)

@@ -270,6 +270,12 @@ class Checkpointer:
     def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> PendingSave:
         """Asks for a save of the last boundary. From any thread, at any time.
 
+        What the thread that trains asks for between two updates is of the boundary at the call, and holds what the
+        loop has changed since `step()`: a learning rate, a best result, random numbers drawn by an evaluation. (If it
+        has its next batch already, it holds what was there at `step()`, and a resume gives that batch again.) Among
+        ranks all of them make the call; what some ask for alone may be of a later boundary, which the answer's `note`
+        and a line say. In the middle of an update, and from other threads, it is the next that all can give.
+
         Args:
             label: A text by which the checkpoint is to be known.
             wait: Returns only when it is durable.
@@ -279,7 +285,7 @@ class Checkpointer:
             The pending save, which learns what becomes of it.
 
         Raises:
-            SaveError: With `wait`: it failed.
+            SaveError: With `wait`: it failed, or other ranks, which have not asked, were past the boundary.
         """
         request = Request("python", stop=stop, label=clean_label(label.encode()), why="Checkpointer.save")
         pending = self._engine.ask(request)

@@ -15,6 +15,7 @@ from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
+from holdfast.state.likeness import alike
 from holdfast.state.model import ModelPart
 from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, owner_of
 from holdfast.state.part import CARRIED, Part, Stored
@@ -70,6 +71,7 @@ class LoopState:
         self.given: LoopSettings | None = None
         """The settings that the script gives; there from the beginning of training on."""
         self._protected = protected
+        self._recorded_at = (0, 0)
         # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
         self._live: dict[str, Mapping[str, torch.Tensor]] = {}
         self._is_local = False
@@ -136,6 +138,20 @@ class LoopState:
 
     def record(self) -> LoopRecord:
         """Records the small state, as of now."""
+        if self.data is not None:
+            self._recorded_at = self.data.epoch, self.data.consumed
+        return self._record_now()
+
+    def renewed(self, recorded: LoopRecord) -> LoopRecord:
+        """Returns the small state as of now, unless the loop has its next batch already: that is to come once more."""
+        if self.data is not None:
+            epoch, consumed = self._recorded_at
+            if (self.data.epoch, self.data.consumed) not in ((epoch, consumed), (epoch + 1, 0)):
+                return recorded
+        now = self._record_now()
+        return recorded if alike(now, recorded) else now
+
+    def _record_now(self) -> LoopRecord:
         self._last_outside = self.outside.record() if self.rank == 0 else None
         return LoopRecord(
             self.parts.record(),

@@ -81,19 +81,20 @@ class Coordinator:
         self._staged = False
         self._forget(self._number - _REMEMBERED)
 
-    def call(self, own: Offer, *, stop: bool, after: int) -> Decision:
+    def call(self, own: Offer, *, stop: bool, after: int, asked_at: int | None = None) -> Decision:
         """Calls all ranks, and decides which boundary is saved.
 
         Args:
             own: The earliest boundary that rank 0 can give; its gate is shut for it.
             stop: True where training ends after it.
             after: The number of a boundary that is of no use.
+            asked_at: The number of the boundary at which training itself asks for it; None where it does not.
 
         Raises:
             RanksError: The store is gone.
         """
         offers = [offer_key(self._number, rank) for rank in self._channel.others]
-        self._channel.put(call_key(self._number), {"stop": stop, "after": after})
+        self._channel.put(call_key(self._number), {"stop": stop, "after": after, "asked_at": asked_at})
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
     def stage(self, directory: str, common: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,6 +20,8 @@ LEFT = "left"
 """The phase of a rank that has left its training without waiting for the others."""
 
 _BEAT_SECONDS = 1.0
+# What training asks for in all ranks may be answered before this one has asked for it.
+_REMEMBERED = 64
 
 
 class Heartbeat:
@@ -38,6 +41,8 @@ class Heartbeat:
         self._log = log
         self._lock = threading.Lock()
         self._asked: dict[str, Request] = {}
+        self._calls: dict[str, int] = {}
+        self._answered: deque[str] = deque(maxlen=_REMEMBERED)
         self._beats = 0
         self._has_left = False
         self._closing = threading.Event()
@@ -63,8 +68,13 @@ class Heartbeat:
             return False
         return True
 
-    def hear(self, request: Request) -> None:
-        """Passes on what this process asks of itself."""
+    def hear(self, request: Request, boundary: int | None = None) -> None:
+        """Passes on what this process asks of itself, and the boundary at which training has asked it."""
+        with self._lock:
+            if request.id in self._answered:
+                return  # other ranks have asked for it as well
+            if boundary is not None:
+                self._calls[request.id] = boundary
         self.accept(request)
 
     def look(self, step: int, *, last: bool) -> bool:
@@ -75,7 +85,9 @@ class Heartbeat:
         """Forgets requests that were answered."""
         with self._lock:
             for request in ids:
+                self._answered.append(request)
                 self._asked.pop(request, None)
+                self._calls.pop(request, None)
 
     def take(self) -> list[Request]:
         """Returns everything that was asked here and has no answer; it will get none from rank 0."""
@@ -96,6 +108,7 @@ class Heartbeat:
                 "host": socket.gethostname(),
                 "beat": self._beats,
                 "asked": [asdict(request) for request in self._asked.values()],
+                "calls": dict(self._calls),
             }
             self._channel.put(beat_key(self._channel.rank), content)
 

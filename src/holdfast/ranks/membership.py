@@ -1,7 +1,7 @@
 """The membership as rank 0 knows it: where each other rank stands, how long ago it was heard of, what it asks."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from holdfast.ranks.channel import Channel
@@ -15,11 +15,13 @@ class News(NamedTuple):
 
     Args:
         requests: Those that ranks pass on for the first time.
+        calls: Of those that training itself has made at a boundary, its number, by the request's id.
         ranks: Each rank that was heard of, as the status shows it.
         has_left: True where a rank has left its training without waiting for the others.
     """
 
     requests: Sequence[Request]
+    calls: Mapping[str, int]
     ranks: Sequence[dict[str, Any]]
     has_left: bool
 
@@ -58,12 +60,14 @@ class Membership:
             self._heard = {rank: (content, now) for rank, (content, _) in self._heard.items()}
         self._looked_at = now
         requests: list[Request] = []
+        calls: dict[str, int] = {}
         for rank, content in beats.items():
             if self._heard[rank][0] != content:
                 self._heard[rank] = (content, now)
                 requests += self._new(content.get("asked", []))
+                calls.update(content.get("calls", {}))
         ranks = [_shown(rank, now - self._heard[rank][1], content) for rank, content in sorted(beats.items())]
-        return News(requests, ranks, any(content["phase"] == LEFT for content in beats.values()))
+        return News(requests, calls, ranks, any(content["phase"] == LEFT for content in beats.values()))
 
     def _beats(self) -> dict[int, Any]:
         """Returns each rank's latest. One that ends before it has told anything keeps nobody from the others'."""
@@ -79,4 +83,5 @@ class Membership:
 
 
 def _shown(rank: int, age: float, content: dict[str, Any]) -> dict[str, Any]:
-    return {"rank": rank, "age": round(age, 1), **{k: v for k, v in content.items() if k not in ("asked", "beat")}}
+    shown = {k: v for k, v in content.items() if k not in ("asked", "beat", "calls")}
+    return {"rank": rank, "age": round(age, 1), **shown}

@@ -81,6 +81,7 @@ class Answer:
         not_finite: Tensors that hold NaN or infinity and should not, as the manifest names them.
         finite: The name of the newest checkpoint without such, where there are any; empty if there is none.
         not_carried: A text for each thing that should be in the checkpoint and is not: its name, and why.
+        note: The difference between what was asked for and what was saved; for who asked in Python, and in no file.
     """
 
     saved: bool
@@ -95,10 +96,12 @@ class Answer:
     not_finite: Sequence[str] = ()
     finite: str = ""
     not_carried: Sequence[str] = ()
+    note: str = ""
 
     def encode(self, request: str) -> Data:
         """Returns the bytes of the answer's file, for the request of that id."""
         content = {"request": request, **asdict(self), "error": self.error[:_MOST_ERROR]}
+        del content["note"]
         if not self.not_finite:
             del content["not_finite"], content["finite"]
         if not self.not_carried:

@@ -120,6 +120,10 @@ class Recorder:
             outside=self._outside.record(),
         )
 
+    def renewed(self, recorded: TrainerRecord) -> TrainerRecord:
+        """Returns what was recorded: nobody asks a Trainer for a save in the middle of its loop."""
+        return recorded
+
     def manifest_entry(self, recorded: TrainerRecord) -> Mapping[str, Any]:
         """Returns what a Trainer forgets, what of the step is still to be done, what was drawn for the batch ahead."""
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
