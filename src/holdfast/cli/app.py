@@ -8,13 +8,26 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from holdfast import __version__
 from holdfast.cli import diff, drill, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
 from holdfast.errors import ConfigError, HoldfastError, ended_by_signal
 
+
+class _Verbs(TyperGroup):
+    """The verbs, and a word for who looks for one that is an option here."""
+
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        """Finds the verb that the command line names."""
+        if args and args[0] == "resume":
+            ctx.fail("No such command 'resume'. Did you mean: holdfast train CONFIG --resume auto")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="holdfast",
+    cls=_Verbs,
     help="Saves a PyTorch training run the moment you ask, and resumes it exactly where it was.",
     no_args_is_help=True,
     add_completion=True,
@@ -73,6 +86,8 @@ def _options(
 
 def main() -> NoReturn:
     """Runs the command and ends the process with the exit code that `docs/cli.md` promises."""
+    if sys.argv[1:2] not in (["train"], ["drill"]):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `holdfast list RUN | head` ends as any tool does
     try:
         app()
     except HoldfastError as error:

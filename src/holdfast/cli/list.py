@@ -5,9 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.naming import pinned_in
+from holdfast.cli.naming import pinned_in, require_run
 from holdfast.cli.output import as_json, columns, size
-from holdfast.errors import RunNotFoundError
 from holdfast.store import catalog
 from holdfast.store.catalog import Entry
 
@@ -19,8 +18,7 @@ def list_checkpoints(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List a run's checkpoints: step, when, size, who asked. Reads manifests alone; `verify` reads every byte."""
-    if not run.is_dir():
-        raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
+    require_run(run)
     entries = catalog.entries(run)
     pinned = pinned_in(run)
     if json:

@@ -17,14 +17,16 @@ def checkpoint(path: Path) -> tuple[Path, Manifest]:
         DamagedCheckpointError: Its manifest cannot be trusted.
     """
     if not path.is_dir():
-        raise RunNotFoundError(
-            f"there is no directory {path}", hint="give a checkpoint: holdfast list RUN shows a run's"
-        )
+        hint = "give a checkpoint: holdfast list RUN shows a run's"
+        if path.name.isdecimal():
+            hint = f"that of step {path.name} is RUN/{names.checkpoint(int(path.name))}"
+        raise RunNotFoundError(f"there is no directory {path}", hint=hint)
     path = path.resolve()
-    if names.step_of(path.name) is None and not os.path.lexists(path / names.MANIFEST):
-        raise RunNotFoundError(
-            f"{path} is not a checkpoint", hint=f"see whether there are some in it: holdfast list {path}"
-        )
+    if not is_checkpoint(path):
+        hint = f"see whether there are some in it: holdfast list {path}"
+        if entries := catalog.entries(path):
+            hint = f"the newest in it is {entries[0].path}"
+        raise RunNotFoundError(f"{path} is not a checkpoint", hint=hint)
     entry = catalog.read(path)
     if entry.manifest is not None:
         return path, entry.manifest
@@ -34,6 +36,30 @@ def checkpoint(path: Path) -> tuple[Path, Manifest]:
             hint="nothing says what it is; Holdfast never deletes it, and resumes from it when it is named",
         )
     raise DamagedCheckpointError(f"{path}: {entry.problem}", hint=f"see what else is wrong: holdfast verify {path}")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Tells if a directory has a checkpoint's name, or a manifest; `path` has no links and no dots in it."""
+    return names.step_of(path.name) is not None or os.path.lexists(path / names.MANIFEST)
+
+
+def require_run(path: Path) -> None:
+    """Checks that a run directory is meant.
+
+    Raises:
+        RunNotFoundError: There is no directory, or it is a checkpoint.
+    """
+    if not path.is_dir():
+        raise RunNotFoundError(f"there is no directory {path}", hint="give the output_dir of a training")
+    if is_checkpoint(resolved := path.resolve()):
+        raise RunNotFoundError(
+            f"{path} is a checkpoint, and a run is meant", hint=f"its run is {_beside(path, resolved.parent)}"
+        )
+
+
+def _beside(path: Path, run: Path) -> Path:
+    """Returns a run's directory as its user writes paths."""
+    return run if path.is_symlink() or path.name in ("", "..") or not path.parent.name else path.parent
 
 
 def pinned_in(run: Path) -> frozenset[str] | None:

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from holdfast.cli.naming import require_run
 from holdfast.cli.output import as_json, columns, size
-from holdfast.errors import ConfigError, HoldfastError, RunNotFoundError
+from holdfast.errors import ConfigError, HoldfastError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
@@ -29,10 +30,9 @@ def prune(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with --yes or --dry-run.")] = False,
 ) -> None:
     """Delete a run's older checkpoints. What is pinned, needed, damaged or of another run stays."""
+    require_run(run)
     if not (dry_run or yes) and (json or not sys.stdin.isatty()):
         raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
-    if not run.is_dir():
-        raise RunNotFoundError(f"there is no directory {run}", hint="give the output_dir of a training")
     policy = RetentionPolicy(0, 0, every=keep_every, last=keep_last)
     verdicts = _judge(run, policy)
     going = [verdict.entry for verdict in verdicts if verdict.kept is None]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.cli.naming import is_checkpoint
 from holdfast.cli.output import as_json
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.layouts.layout import BY_NAME
@@ -22,8 +23,7 @@ def verify(
     if not path.is_dir():
         raise RunNotFoundError(f"there is no directory {path}", hint="give an output_dir, or a checkpoint in one")
     path = path.resolve()  # a link to a checkpoint, or `.` in one, has not its name
-    is_checkpoint = names.step_of(path.name) is not None or (path / names.MANIFEST).exists()
-    paths = [path] if is_checkpoint else [entry.path for entry in catalog.entries(path)]
+    paths = [path] if is_checkpoint(path) else [entry.path for entry in catalog.entries(path)]
     if not paths:
         raise RunNotFoundError(f"there is no checkpoint in {path}", hint=f"see what there is: ls -a {path}")
     reports = [_say(check(each), quiet=json) for each in paths]

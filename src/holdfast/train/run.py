@@ -34,7 +34,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     config = loaded.config
     config = config.model_copy(update={"output_dir": str(rehearsal.output_dir_for(config.output_dir))})
     if find_spec("trl") is None:
-        raise UnsupportedError("holdfast train needs TRL", hint="pip install 'holdfast[trl]'")
+        raise UnsupportedError("holdfast train needs TRL", hint="pip install 'holdfast-torch[trl]'")
     rank = _join() if launcher.world_size() > 1 else 0
     with Screen() as screen:
         for notice in () if rank else loaded.notices:
