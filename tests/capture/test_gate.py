@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 from torch import nn
 
@@ -12,6 +13,7 @@ from helpers.waiting import wait_until
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.optimizer_hook import OptimizerHook
+from holdfast.state.optimizer_layers import with_inner
 
 
 def boundary(number: int) -> Boundary:
@@ -364,6 +366,10 @@ class Trained:
         self.hook = OptimizerHook(self.gate, self.model.parameters())
         self.loss().backward()
 
+    def register(self, optimizer: Any) -> None:
+        self.hook.remove()
+        self.hook = OptimizerHook(self.gate, self.model.parameters(), with_inner(optimizer))
+
     def loss(self) -> Any:
         return (self.model(torch.ones(3, 4)) ** 2).mean()
 
@@ -425,9 +431,42 @@ def with_a_group_added_later(trained: Trained) -> Callable[[], object]:
     return optimizer.step
 
 
+def around_another(trained: Trained) -> Callable[[], object]:
+    return pytorch_optimizer.Lookahead(torch.optim.SGD(trained.model.parameters(), lr=0.1)).step  # type: ignore[no-any-return]
+
+
+def first_half(trained: Trained) -> Callable[[], object]:
+    optimizer = pytorch_optimizer.SAM(trained.model.parameters(), torch.optim.SGD, lr=0.1)
+    trained.register(optimizer)
+    return optimizer.first_step  # type: ignore[no-any-return]
+
+
+def weights_for_an_evaluation(trained: Trained) -> Callable[[], object]:
+    inner = pytorch_optimizer.ScheduleFreeWrapper(torch.optim.SGD(trained.model.parameters(), lr=0.1))
+    outer = pytorch_optimizer.Lookahead(inner)
+    inner.train()
+    for _ in range(3):
+        inner.step()
+    trained.gate.reach(Boundary(1, "update", number=1), shut=False)
+    trained.register(outer)
+    return inner.eval  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     "make",
-    [plain, fused, scheduled, lbfgs, by_a_scaler, of_ones_own, of_some_of_them, with_a_group_added_later],
+    [
+        plain,
+        fused,
+        scheduled,
+        lbfgs,
+        by_a_scaler,
+        of_ones_own,
+        of_some_of_them,
+        with_a_group_added_later,
+        around_another,
+        first_half,
+        weights_for_an_evaluation,
+    ],
     ids=lambda make: make.__name__,
 )
 def test_every_optimizer_of_the_parameters_waits_before_it_changes_them(
@@ -441,6 +480,16 @@ def test_every_optimizer_of_the_parameters_waits_before_it_changes_them(
         trained.gate.open(1)
     assert trained.gate.updating
     assert not all(map(torch.equal, before, trained.model.parameters()))
+
+
+def test_a_mode_that_is_set_already_leaves_no_boundary(trained: Trained) -> None:
+    optimizer = pytorch_optimizer.ScheduleFreeWrapper(torch.optim.SGD(trained.model.parameters(), lr=0.1))
+    optimizer.train()
+    trained.register(optimizer)
+    trained.gate.shut(-1)
+    assert ended(begun(optimizer.train)) and not trained.gate.updating
+    trained.hook.remove()
+    assert ended(begun(optimizer.eval)) and not trained.gate.updating, "no training goes on any more"
 
 
 def test_an_optimizer_of_other_parameters_passes(trained: Trained) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler
@@ -304,3 +305,13 @@ def test_a_checkpoint_records_what_it_was_trained_with(tmp_path: Path) -> None:
     assert parts["scheduler"] == {"class": "StepLR", "numbers": {"step_size": 2, "gamma": 0.5}}
     assert entry.manifest.settings["batches"] == {"until": STEPS, "epochs": None, "accumulate": None}
     assert entry.manifest.version == 1
+
+
+@pytest.mark.parametrize("wrapper", ["Lookahead", "TRAC", "OrthoGrad"])
+def test_what_changed_inside_a_wrapper_holds_too(tmp_path: Path, wrapper: str) -> None:
+    wrap = getattr(pytorch_optimizer, wrapper)
+    make = lambda parameters, **hyperparameters: wrap(optim.AdamW(parameters, **hyperparameters))  # noqa: E731
+    cut_run(tmp_path, optimizer=make, lr=0.05)
+    resumed = Loop(tmp_path, optimizer=make, lr=0.01).train()
+    assert resumed.named == ["optimizer.lr: 0.05 -> 0.01, from your configuration"]
+    assert set(resumed.rates) == {0.01}

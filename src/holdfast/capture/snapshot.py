@@ -98,6 +98,10 @@ class Snapshots:
         """Returns the parameters whose updates wait at the gate."""
         return self._live.parameters() if self._live is not None else ()
 
+    def optimizers(self) -> Sequence[object]:
+        """Returns the optimizers whose updates wait at the gate."""
+        return self._live.optimizers() if self._live is not None else ()
+
     def fingerprint(self) -> Fingerprint:
         """Takes the fingerprint of the state at a boundary. Called by training, or while it stands still."""
         if self._live is not None and (structure := self._live.structure()) != self._structure:

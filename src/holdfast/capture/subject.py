@@ -59,6 +59,9 @@ class LiveSubject(Subject, Protocol):
     def parameters(self) -> Sequence[torch.Tensor]:
         """Returns the parameters that the optimizers update."""
 
+    def optimizers(self) -> Sequence[object]:
+        """Returns the optimizers, wrappers and those inside of them too."""
+
     def structure(self) -> Hashable:
         """Returns a value that differs when `live` would give other tensors. Asked at every boundary: it is cheap."""
 

@@ -183,7 +183,7 @@ class Engine:
         throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
         self._subject = subject
         self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
-        self._hook = OptimizerHook(self.gate, self._snapshots.parameters())
+        self._hook = OptimizerHook(self.gate, self._snapshots.parameters(), self._snapshots.optimizers())
         self.gate.begin()
         self._status.beat(step)
         self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes)

@@ -26,9 +26,11 @@ class LoopSettings:
         names = {
             id(tensor): f"{model.name}.{name}" for model in models for name, tensor in model.named_parameters().items()
         }
+        optimizers = {part.name: part.optimizer for part in parts if isinstance(part, OptimizerPartOfAnyKind)}
+        stateful = {part.name: part.stateful for part in parts if isinstance(part, StatefulPart)}
         self._hyperparameters = Hyperparameters(
-            {part.name: part.optimizer for part in parts if isinstance(part, OptimizerPartOfAnyKind)},
-            {part.name: part.stateful for part in parts if isinstance(part, StatefulPart)},
+            optimizers,
+            {name: each for name, each in stateful.items() if name not in optimizers},
             names,
         )
         configured = {model.name: adapters.configurations(model.module) for model in models}

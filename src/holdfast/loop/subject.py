@@ -17,6 +17,7 @@ from holdfast.state.data.cursor import DataCursor
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.likeness import alike
 from holdfast.state.model import ModelPart
+from holdfast.state.optimizer_layers import with_inner
 from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, owner_of
 from holdfast.state.part import CARRIED, Part, Stored
 from holdfast.state.registry import Parts
@@ -87,6 +88,11 @@ class LoopState:
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizers update."""
         return self.parts.parameters()
+
+    def optimizers(self) -> list[object]:
+        """Returns the optimizers, wrappers and those inside of them too."""
+        parts = (part for part in self.parts if isinstance(part, OptimizerPartOfAnyKind))
+        return [optimizer for part in parts for optimizer in with_inner(part.registered)]
 
     def structure(self) -> Hashable:
         """Returns something that differs when `live` would return other tensors."""

@@ -51,6 +51,7 @@ class LayeredOptimizerPart:
 
     def __init__(self, name: str, registered: object, layers: Sequence[Layer], models: Sequence[ModelPart]) -> None:
         self.name = name
+        self.registered = registered
         self._class = type(registered).__qualname__
         first = next(layer for form in ("groups", "stated") for layer in layers if layer.form == form)
         self._layers: dict[str, _Layer] = {"": _part_of(name, first, models)}

@@ -104,6 +104,11 @@ class OptimizerPart:
         whole: optim.Optimizer = self._optimizer.whole if isinstance(self._optimizer, LocalShare) else self._optimizer
         return whole
 
+    @property
+    def registered(self) -> object:
+        """The optimizer, as it was registered."""
+        return self.optimizer
+
     def unregistered(self) -> list[str]:
         """Returns a line where the optimizer has parameters of no registered model."""
         if not (others := self._plan.unregistered):

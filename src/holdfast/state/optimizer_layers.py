@@ -95,6 +95,18 @@ def inner_optimizers(optimizer: object) -> Iterator[tuple[str, Any]]:
                 yield path, candidate
 
 
+def with_inner(optimizer: object) -> list[object]:
+    """Returns an optimizer and all inside of it."""
+    known: dict[int, object] = {}
+    waiting = [optimizer]
+    while waiting:
+        current = waiting.pop()
+        if id(current) not in known:
+            known[id(current)] = current
+            waiting += [inner for _, inner in inner_optimizers(current)]
+    return list(known.values())
+
+
 def _layers(path: str, optimizer: object, seen: set[int]) -> Iterator[Layer]:
     optimizer = unwrapped(optimizer)
     if id(optimizer) in seen:

@@ -35,7 +35,7 @@ class StatedOptimizerPart(StatefulPart):
     """
 
     def __init__(self, name: str, optimizer: Any, models: Sequence[ModelPart], *, extras: bool = False) -> None:
-        self._optimizer = optimizer
+        self.registered = self._optimizer = optimizer
         self._models = models
         super().__init__(name, _Extras(optimizer) if extras else optimizer)
 

@@ -21,6 +21,7 @@ from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.model import ModelPart
+from holdfast.state.optimizer_layers import with_inner
 from holdfast.state.registry import parts_of
 
 
@@ -62,6 +63,10 @@ class TrainerSubject(Recorder):
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizer updates, and the frozen rest of the model."""
         return list(self._model.live().values())
+
+    def optimizers(self) -> list[object]:
+        """Returns the trainer's, wrappers and those inside of them too."""
+        return with_inner(self._trainer.optimizer)
 
     def structure(self) -> Hashable:
         """Returns something that differs when `live` would return other tensors."""
