@@ -180,3 +180,25 @@ def test_weights_that_are_swapped_at_the_call_are_not_taken_for_those_that_are_t
                     pending.wait()
                 for parameter, own in zip(loop.model.parameters(), kept, strict=True):
                     parameter.data.copy_(own)
+
+
+@pytest.mark.parametrize(
+    ("given_as", "value", "line"),
+    [
+        ("save_step", 10, "save_step: there is no such setting, and an int is no part; did you mean save_steps?"),
+        (
+            "stop_grace",
+            9.0,
+            "stop_grace: there is no such setting, and a float is no part; did you mean stop_grace_seconds?",
+        ),
+        ("resum", False, "resum: there is no such setting, and a bool is no part; did you mean resume?"),
+        ("batches", DataLoader([1]), "has no state_dict and load_state_dict to save it by; did you mean data=?"),  # type: ignore[arg-type]
+        ("weights", [1], "weights: a list has no state_dict and load_state_dict to save it by"),
+    ],
+)
+def test_a_setting_that_was_misspelled_is_named(tmp_path: Path, given_as: str, value: object, line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Checkpointer(tmp_path / "run", model=torch.nn.Linear(1, 1), **{given_as: value})  # type: ignore[arg-type]
+    (problem,) = refused.value.problems
+    assert problem.endswith(line)
+    assert not (tmp_path / "run").exists()

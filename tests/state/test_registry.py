@@ -33,7 +33,7 @@ def test_everything_gets_the_part_of_its_kind_in_the_order_given() -> None:
         ({"training": nn.Linear(1, 1)}, "training: this name is taken by 'training'"),
         ({"manifest": nn.Linear(1, 1)}, "manifest: this name is taken by 'MANIFEST'"),
         ({"net": nn.Linear(1, 1), "Net": nn.Linear(1, 1)}, "Net: this name is taken by 'net'"),
-        ({"thing": object()}, "thing: a object has no state_dict and load_state_dict to save it by"),
+        ({"thing": object()}, "thing: an object has no state_dict and load_state_dict to save it by"),
         ({"numbers": [1, 2]}, "numbers: a list has no state_dict"),
         ({"o": optim.SGD(nn.Linear(1, 1).parameters(), 0.1)}, "o: 2 of its parameters"),
     ],

@@ -1,10 +1,12 @@
 """The object that a plain PyTorch loop holds."""
 
+import inspect
 import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -108,7 +110,7 @@ class Checkpointer:
             raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         named = {name: part for name, part in parts.items() if name not in generators}
-        registered = Parts(parts_of(named))
+        registered = Parts(parts_of(named, _settings()))
         policy = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
         self._engine = Engine(Path(output_dir), settings, policy, resume, NATIVE, say)
         chosen = self._engine.origin.chosen
@@ -307,6 +309,13 @@ class Checkpointer:
             return
         self._loss_at = time.monotonic()
         self._engine.run.status.update(loss=float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
+
+
+@cache
+def _settings() -> list[str]:
+    """Returns the names of all that a `Checkpointer` takes beside parts."""
+    parameters = inspect.signature(Checkpointer.__init__).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def _in_groups(batches: Iterator[Any], size: int | None) -> Iterator[Any]:

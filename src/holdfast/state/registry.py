@@ -1,7 +1,8 @@
 """The parts of everything that a loop registers: how they are made, their names, and what all do together."""
 
+import difflib
 import re
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -94,8 +95,12 @@ class Parts:
         return notices
 
 
-def parts_of(named: Mapping[str, object]) -> list[Part]:
+def parts_of(named: Mapping[str, object], settings: Collection[str] = ()) -> list[Part]:
     """Makes a part of everything that a loop registers, in its order.
+
+    Args:
+        named: What it registers, by name.
+        settings: The names of settings that are given beside parts, of which one may have been meant.
 
     Raises:
         ConfigError: A name cannot be one, an object has no state, or an optimizer has parameters of no model here.
@@ -118,11 +123,19 @@ def parts_of(named: Mapping[str, object]) -> list[Part]:
         elif _has_state(registered):
             parts.append(stateful_part(name, registered))
         else:
-            kind = type(registered).__name__
-            problems.append(f"{name}: a {kind} has no state_dict and load_state_dict to save it by")
+            problems.append(_no_part(name, registered, settings))
     if problems:
         raise ConfigError(problems)
     return parts
+
+
+def _no_part(name: str, registered: object, settings: Collection[str]) -> str:
+    kind = type(registered).__name__
+    article = "an" if kind[0] in "aeiouAEIO" else "a"
+    if near := difflib.get_close_matches(name, settings, n=1, cutoff=0.7):
+        return f"{name}: there is no such setting, and {article} {kind} is no part; did you mean {near[0]}?"
+    meant = "; did you mean data=?" if isinstance(registered, torch.utils.data.DataLoader) else ""
+    return f"{name}: {article} {kind} has no state_dict and load_state_dict to save it by{meant}"
 
 
 def _no_state_of(name: str, optimizer: object) -> str:
