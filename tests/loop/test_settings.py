@@ -212,10 +212,10 @@ def test_a_schedule_with_a_history_keeps_it_and_takes_the_new_numbers(tmp_path: 
 class Noam:
     """A schedule of the user's own, which counts and saves its own way."""
 
-    def __init__(self, optimizer: optim.Optimizer, warmup: int) -> None:
+    def __init__(self, optimizer: optim.Optimizer, warmup: int, begin: int = 0) -> None:
         self.optimizer = optimizer
         self.warmup = warmup
-        self.count = 0
+        self.count = begin
 
     def step(self) -> None:
         self.count += 1
@@ -228,13 +228,15 @@ class Noam:
         vars(self).update(state)
 
 
-def test_a_number_that_an_unknown_schedule_takes_from_its_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_schedule_of_the_users_own_takes_what_training_has_not_moved(tmp_path: Path) -> None:
+    """Its warm-up is a number; its count began with another one too, and is a position by now."""
     cut_run(tmp_path, schedule=lambda optimizer: Noam(optimizer, 4))
-    resumed = Loop(tmp_path, schedule=lambda optimizer: Noam(optimizer, 8)).train()
+    resumed = Loop(tmp_path, schedule=lambda optimizer: Noam(optimizer, 8, begin=2)).train()
     assert resumed.named == [
-        "scheduler.warmup: stays 4, for Holdfast does not know how a Noam goes on with another;"
-        " your configuration has 8"
+        "scheduler.warmup: 4 -> 8, from your configuration",
+        "scheduler.count: stays 0, for training has moved it since; your configuration has 2",
     ]
+    assert resumed.rates[:3] == [0.01, 0.01 * 7 / 8, 0.01]
 
 
 def test_a_schedule_that_ends_before_the_step_is_refused(tmp_path: Path) -> None:

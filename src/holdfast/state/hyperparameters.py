@@ -15,10 +15,11 @@ from torch import optim
 
 from holdfast.errors import CheckpointError
 from holdfast.state import schedule as schedules
-from holdfast.state.recorded_settings import Change, changes, readable
+from holdfast.state.recorded_settings import KEPT, Change, changes, readable
 
 # The way that a group computes, which the machine decides, and what is there of torch's own.
 _NO_SETTINGS = ("params", "param_names", "foreach", "fused", "capturable", "initial_lr")
+_RATES = ("lr", "initial_lr")
 
 Group = dict[str, Any]
 
@@ -34,8 +35,15 @@ class _Schedule:
     fresh: Mapping[str, Any] | None
     """Its state then; None where it cannot be stepped anew."""
 
+    def is_another(self, recorded: Mapping[str, Any]) -> bool:
+        """Tells if the checkpoint's is of another class."""
+        entry = recorded.get(self.name)
+        return isinstance(entry, Mapping) and entry.get("class") != type(self.schedule).__qualname__
+
     def changes(self, recorded: Mapping[str, Any]) -> list[Change]:
         """Returns what was changed of its numbers."""
+        if self.is_another(recorded):
+            return []
         entry = recorded.get(self.name)
         before = entry.get("numbers") if isinstance(entry, Mapping) else None
         return list(changes(before, self.numbers, self.name))
@@ -97,11 +105,16 @@ class Hyperparameters:
             recorded[known.name] = {"class": type(known.schedule).__qualname__, "numbers": known.numbers}
         return recorded
 
-    def follow(self, recorded: Mapping[str, Any]) -> list[Change]:
+    def has_another_schedule(self, recorded: Mapping[str, Any]) -> bool:
+        """Tells if a schedule of the checkpoint is of another class than the one of its name here."""
+        return any(schedule.is_another(recorded) for schedule in self._schedules)
+
+    def follow(self, recorded: Mapping[str, Any], steps: int | None = None) -> list[Change]:
         """Puts what the script has changed in the place of what was restored.
 
         Args:
             recorded: What `record` gave when the checkpoint was made.
+            steps: The steps that a schedule takes in the place of one of another class; None leaves it as it is.
 
         Returns:
             What was changed.
@@ -111,18 +124,17 @@ class Hyperparameters:
         """
         differing: list[Change] = []
         for known in self._optimizers:
-            differing += _follow(known, recorded)
+            differing += _follow(known, recorded, steps)
         for schedule in self._schedules:
             differing += _follow_numbers(schedule, recorded)
         return differing
 
     def keep(self, recorded: Mapping[str, Any]) -> list[Change]:
         """Returns what the script has changed, where all that was restored stays. Functions are always the script's."""
-        why = "from the checkpoint, as resume_settings says"
-        differing = [change.staying(why) for known in self._optimizers for *_, change in known.changes(recorded)]
+        differing = [change.staying(KEPT) for known in self._optimizers for *_, change in known.changes(recorded)]
         for schedule in self._schedules:
             for change in schedule.changes(recorded):
-                differing.append(change if schedules.is_functions(change.path[1]) else change.staying(why))
+                differing.append(change if schedules.is_functions(change.path[1]) else change.staying(KEPT))
         return differing
 
 
@@ -155,46 +167,54 @@ def _recorded_groups(entry: Any) -> dict[tuple[str, str], Any]:
     return {(str(group.get("first")), str(group.get("parameters"))): group.get("settings") for group in listed}
 
 
-def _follow(known: _Optimizer, recorded: Mapping[str, Any]) -> list[Change]:
+def _follow(known: _Optimizer, recorded: Mapping[str, Any], steps: int | None) -> list[Change]:
     """Gives an optimizer the hyperparameters that were changed, as its schedules have them by now."""
     differing = known.changes(recorded)
     groups = known.optimizer.param_groups
     drives = any(known.is_driven_by(key) for _, key, _ in differing)
     drives |= any(schedule.changes(recorded) for schedule in known.schedules)
+    others = [each for each in known.schedules if each.is_another(recorded)] if steps is not None else []
+    drives |= bool(others)
     again = [schedule for schedule in known.schedules if schedule.fresh is not None] if drives else []
     if again and len(groups) != len(known.groups):
         why = "for the checkpoint has parameter groups that your script has not added yet, and a schedule goes over all"
         return [change.staying(why) for *_, change in differing]
-    scheduled = _replayed(known, again) if again else []
+    scheduled = _replayed(known, [(each, steps if each in others else None) for each in again]) if again else []
     for number, key, change in differing:
         rates = _learning_rate(known, number, change) if key == "lr" and not again else {}
         _put(groups[number], rates or {key: known.groups[number][key]})
     for group, moved in zip(groups, scheduled, strict=False):
         _put(group, moved)
+    if others and not again:  # it begins its history here
+        for group, present in zip(groups, known.groups, strict=False):
+            _put(group, {key: present[key] for key in _RATES if key in present})
     return [change for *_, change in differing]
 
 
-def _replayed(known: _Optimizer, again: Sequence[_Schedule]) -> list[Group]:
+def _replayed(known: _Optimizer, again: Sequence[tuple[_Schedule, int | None]]) -> list[Group]:
     """Steps schedules anew from the hyperparameters of the script; returns what they move, and the learning rates.
 
     The groups are left as they were.
+
+    Args:
+        known: The optimizer.
+        again: The schedules, each with its number of steps; None where it has that of the checkpoint's.
     """
     groups = known.optimizer.param_groups
     restored, scheduled = [_copy(group) for group in groups], []
     try:
         for group, present in zip(groups, known.groups, strict=True):
             _put(group, present)
-        for each in again:
-            steps = schedules.steps_taken(each.schedule)
+        for each, number in again:
+            steps = schedules.steps_taken(each.schedule) if number is None else number
             each.schedule.load_state_dict(copy.deepcopy(each.fresh))
             schedules.replay(each.schedule, steps - schedules.steps_taken(each.schedule))
         for group, present in zip(groups, known.groups, strict=True):
             stepped = _copy(group)
-            rates = ("lr", "initial_lr")
-            scheduled.append({k: v for k, v in stepped.items() if k in rates or k not in present or v != present[k]})
+            scheduled.append({k: v for k, v in stepped.items() if k in _RATES or k not in present or v != present[k]})
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{' and '.join(each.name for each in again)}: with the numbers that you changed it cannot be stepped as"
+            f"{' and '.join(each.name for each, _ in again)}: with the numbers that you changed it cannot be stepped as"
             f" often as it was: {error}",
             hint="give it numbers with which it goes that far, or resume with resume_settings: keep",
         ) from error
@@ -207,7 +227,7 @@ def _replayed(known: _Optimizer, again: Sequence[_Schedule]) -> list[Group]:
 def _learning_rate(known: _Optimizer, number: int, change: Change) -> Group:
     """Returns the learning rate of a group that no schedule is stepped anew for: reduced as it was, if it was."""
     group, present = known.optimizer.param_groups[number], known.groups[number]
-    rates: Group = _copy({key: present[key] for key in ("lr", "initial_lr") if key in present})
+    rates: Group = _copy({key: present[key] for key in _RATES if key in present})
     before = change.before
     if known.schedules and isinstance(before, int | float) and before > 0:
         rates["lr"] = rates["lr"] * (float(group["lr"]) / before)
@@ -219,15 +239,15 @@ def _follow_numbers(known: _Schedule, recorded: Mapping[str, Any]) -> list[Chang
     differing = known.changes(recorded)
     if known.fresh is not None:
         return differing
-    restored = schedules.numbers(known.schedule)
+    before, restored = recorded[known.name]["numbers"], schedules.numbers(known.schedule)
     outcome = []
     for change in differing:
         name = change.path[1]
-        if schedules.is_of_torch(known.schedule) and name in known.attributes:
+        # An attribute that training has moved is a position, whatever else it began with.
+        if restored.get(name) == before[name] and name in known.attributes:
             schedules.put_number(known.schedule, name, known.attributes[name])
         elif not schedules.is_functions(name) and restored.get(name) != known.numbers[name]:
-            kind = type(known.schedule).__qualname__
-            change = change.staying(f"for Holdfast does not know how a {kind} goes on with another")
+            change = change.staying("for training has moved it since")
         outcome.append(change)
     return outcome
 

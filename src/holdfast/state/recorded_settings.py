@@ -21,6 +21,9 @@ _MOST_ITEMS = 100
 _MOST_LEVELS = 4
 _UNREADABLE = object()
 
+KEPT = "from the checkpoint, as resume_settings says"
+"""The reason why a setting stays as the checkpoint has it where its user wants that."""
+
 
 class Change(NamedTuple):
     """A setting that is no longer as a checkpoint records it."""

@@ -90,11 +90,6 @@ def replay(schedule: Any, steps: int) -> None:
             schedule.step()
 
 
-def is_of_torch(schedule: Any) -> bool:
-    """Tells if an object is a schedule as torch has them, whose numbers are its attributes."""
-    return isinstance(schedule, LRScheduler | ReduceLROnPlateau)
-
-
 def is_functions(name: str) -> bool:
     """Tells if a number of this name is one of functions, which are always the script's."""
     return name in _OF_FUNCTIONS

@@ -18,6 +18,7 @@ from holdfast.integrations.trainer.interception import interceptors
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.integrations.trainer.rehearsed import rehearse
 from holdfast.integrations.trainer.secrets import pickled_blank
+from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.resume.choose import ResumePoint
@@ -82,8 +83,9 @@ def _saving_train(
         with (
             _open_engine(trainer, settings, retention, resume_from_checkpoint, engine) as running,
             interceptors(),
+            TrainerSettings(trainer, running) as given_settings,
             EpochAccounting(trainer, running) as epochs,
-            StepHooks(trainer, running, epochs),
+            StepHooks(trainer, running, given_settings, epochs),
         ):
             chosen = running.origin.chosen
             _require_readable(trainer, chosen)

@@ -234,12 +234,11 @@ class EpochAccounting:
         self._shift = then.shift if then.shift and all(same.values()) else 0
         if not same["samples"]:
             self._rest = self._whole(then.epoch, values)
-            if not at_beginning:
-                self._say(
-                    f"the data set has {now.get('samples', 0):,} samples and had {then.loader.get('samples', 0):,}:"
-                    f" epoch {then.epoch} begins anew"
-                )
-                self.goes_on = False
+            anew = "" if at_beginning else f": epoch {then.epoch} begins anew"
+            self._say(
+                f"the data set has {now.get('samples', 0):,} samples and had {then.loader.get('samples', 0):,}{anew}"
+            )
+            self.goes_on &= at_beginning
         elif at_beginning:
             self._rest = self._whole(then.epoch, values)
         elif same["batch_size"] and same["processes"] and unchanged_order and then.accumulate == accumulate:

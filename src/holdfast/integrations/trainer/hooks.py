@@ -24,6 +24,7 @@ from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
 from holdfast.integrations.trainer.record import Pending
 from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters
+from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.integrations.trainer.subject import TrainerSubject
 from holdfast.run.request import Answer
 from holdfast.store import names
@@ -41,12 +42,14 @@ class StepHooks:
     Args:
         trainer: The trainer, before `train`.
         engine: An open engine.
+        settings: The settings of the trainer, taken before it loads anything.
         epochs: Keeps the trainer's position in its data.
     """
 
-    def __init__(self, trainer: Trainer, engine: Engine, epochs: EpochAccounting) -> None:
+    def __init__(self, trainer: Trainer, engine: Engine, settings: TrainerSettings, epochs: EpochAccounting) -> None:
         self._trainer = trainer
         self._engine = engine
+        self._settings = settings
         self._epochs = epochs
         self._log_and_evaluate = trainer._maybe_log_save_evaluate
         self._finalize = trainer._finalize_training
@@ -87,6 +90,7 @@ class StepHooks:
         self._prefetch = prefetch = PrefetchTracker(trainer.callback_handler.train_dataloader)
         outside = TrainerOutside(trainer, engine.rank)
         outside.restore(engine, chosen)
+        self._settings.begin()
         if chosen is not None:
             checkpoint = str(chosen.path)
             self._resumed = restore_counters(trainer, engine, chosen, self._epochs)
@@ -100,6 +104,7 @@ class StepHooks:
                 lambda: self._go_on(checkpoint),
             )
         self._subject = self._new_subject(prefetch, outside, [chosen.path] if chosen else [])
+        self._subject.given = self._settings
         self._subject.elapsed = lambda: self._resumed.elapsed + time.monotonic() - self._begun
         engine.begin(self._subject, trainer.state.global_step, trainer.state.max_steps)
 

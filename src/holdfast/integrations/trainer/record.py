@@ -16,6 +16,7 @@ from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
 from holdfast.integrations.trainer.epochs import WORD, EpochAccounting, TrainerPosition
 from holdfast.integrations.trainer.outside import OutsideOfTrainer, TrainerOutside
+from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.state.part import CARRIED
 from holdfast.state.rng import state as rng_state
 from holdfast.store import names
@@ -100,6 +101,8 @@ class Recorder:
         self._requires: Sequence[str] = ()
         self.pending = Pending()
         self.elapsed: Callable[[], float] = time.monotonic
+        self.given: TrainerSettings | None = None
+        """The settings that its user gave it."""
 
     def record(self) -> TrainerRecord:
         """Records the small state, as of now."""
@@ -140,8 +143,8 @@ class Recorder:
         return self._outside.not_carried
 
     def settings(self) -> Mapping[str, Any]:
-        """Returns none."""
-        return {}
+        """Returns the settings that its user gave it."""
+        return self.given.record() if self.given is not None else {}
 
     def protected(self, recorded: TrainerRecord) -> Sequence[Path]:
         """Returns what was resumed from, and the best as of the boundary that is saved.

@@ -15,7 +15,14 @@ from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
 # What `StepHooks` and `attach` put in the place of the trainer's own; the stand-in has the trainer's own again.
-_REPLACED = ("train", "_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
+_REPLACED = (
+    "train",
+    "_maybe_log_save_evaluate",
+    "_save_checkpoint",
+    "_finalize_training",
+    "_load_rng_state",
+    "_load_optimizer_and_scheduler",
+)
 
 
 def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path) -> Any:
