@@ -219,14 +219,17 @@ class Checkpointer:
         assert self._state.given is not None
         arguments = {"until": until, "epochs": epochs, "accumulate": accumulate}
         changed_settings.announce(self._engine.log, self._state.given.begin_batches(arguments))
+        self._data.begin_loop(1 if accumulate else None)
         while not self._is_over(until) and (epochs is None or self._data.epoch < epochs):
             for item in _in_groups(self._data.rest_of_epoch(), accumulate):
+                self._data.take()
                 step = self._step
                 yield item
                 if self._step != step:
                     self._tell_of_late_changes()
                 if self._is_over(until):
                     break
+        self._data.drain()
         if not self.stop_requested or (until is not None and self.step_count >= until):
             self._engine.finish()
 
@@ -258,6 +261,8 @@ class Checkpointer:
                 hint="take the data from batches(), or call resume() before the first batch",
             )
         self._require_an_update()
+        for line in self._data.reach() if self._data is not None else ():
+            self._engine.log.announce(line, logging.WARNING)
         self._engine.take_loss(loss)
         self._step += 1
         self._show(loss)

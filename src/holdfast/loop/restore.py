@@ -12,13 +12,13 @@ from holdfast.loop.subject import LoopState
 from holdfast.resume import changed_settings
 from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
-from holdfast.state.data import position
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.outside import put_back
 from holdfast.state.part import Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
+from holdfast.state.stateful import StatefulPart
 from holdfast.state.values import tensor_names
 from holdfast.store import names
 from holdfast.store.manifest import Manifest
@@ -83,6 +83,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
         )
         where, redistribution = f", {data.where}", data.redistribution
     set_random_state()
+    notices += _data_notices(state, "data" in content.extra)
     if before != now:
         notices.append(_world_size_notice(manifest, now, redistribution))
     elif redistribution:
@@ -141,14 +142,27 @@ def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeRe
         raise DamagedCheckpointError(f"{path}: training.json is of step {step}, the manifest of {manifest.step}")
     random = rng_state.decode(extra["random"])
     random.check(state.generators)
+    other_order = ""
     if state.data is not None and "data" in extra:
-        position.decode(extra["data"])
+        other_order = state.data.other_order(extra["data"], manifest.world_size, state.world_size)
     here = [part.name for part in state.parts]
     notices = [
         *(f"{name}: not in the checkpoint; it stays as it is" for name in here if name not in stored),
         *(f"{name}: in the checkpoint, and nothing here has that name" for name in stored if name not in here),
+        *([other_order] if other_order else []),
     ]
     return _Content(stored, reading.beside, extra, random, notices)
+
+
+def _data_notices(state: LoopState, is_there: bool) -> list[str]:
+    """Returns a line where the position in the data is not that of the checkpoint, or is in none."""
+    if state.data is not None:
+        return [] if is_there else ["data: the checkpoint has no position in it: it begins with its first epoch"]
+    if is_there:
+        return ["data: the checkpoint has a position in it, and this loop has no data=: the loop begins where it likes"]
+    if state.generators or any(isinstance(part, StatefulPart) and part.is_of_data() for part in state.parts):
+        return []
+    return ["data: the position in it is not saved: give data= and take batches(), or give what knows it as a part"]
 
 
 def _misfits(state: LoopState, path: Path, stored: dict[str, Stored]) -> list[str]:

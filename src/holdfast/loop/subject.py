@@ -14,6 +14,7 @@ from holdfast.capture.subject import LiveSubject
 from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.data.position import WORD as DATA
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.likeness import alike
 from holdfast.state.model import ModelPart
@@ -77,6 +78,7 @@ class LoopState:
         self._live: dict[str, Mapping[str, torch.Tensor]] = {}
         self._is_local = False
         self._bytes = 0
+        self._position_requires = False
         self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
         self._last_outside: OutsideRecord | None = None
         self._carried = Carried()
@@ -175,8 +177,8 @@ class LoopState:
         return {name: buffer_digests(buffers) for name, buffers in self.parts.buffers(recorded.parts).items()}
 
     def requires(self) -> Sequence[str]:
-        """Returns a word if those files hold something that is in no part."""
-        return [CARRIED] if self._carried.tensors else []
+        """Returns a word if those files hold something that is in no part, and one for what the position holds."""
+        return [*([CARRIED] if self._carried.tensors else []), *([DATA] if self._position_requires else [])]
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for what changed outside of all parts and is in none of those files."""
@@ -202,6 +204,7 @@ class LoopState:
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)
+            self._position_requires = recorded.data.requires
         return native.images(self._written, extra, self.rank, self.world_size, self._own_buffers(boundary))
 
     def layout_pieces(self) -> Mapping[str, Any]:

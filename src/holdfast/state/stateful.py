@@ -12,6 +12,7 @@ from holdfast.state.part import Part, Stored, rest_of
 
 # From here on a tensor is taken live, under the gate, and not cloned at every boundary.
 _LARGE = 64 << 10
+_OF_DATA = ("data", "load", "sampl", "batch", "position", "stream")
 
 
 class _Stateful(Protocol):
@@ -48,6 +49,11 @@ class StatefulPart:
     def stateful(self) -> object:
         """The object itself."""
         return self._object
+
+    def is_of_data(self) -> bool:
+        """Tells if the object seems to know a position in data: it can be gone through, or is called so."""
+        names = f"{self.name} {type(self._object).__name__}".lower()
+        return hasattr(self._object, "__iter__") or any(word in names for word in _OF_DATA)
 
     def structure(self) -> Hashable:
         """Returns a value that differs when `live` would give other tensors: as of the last record."""

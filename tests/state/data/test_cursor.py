@@ -145,10 +145,13 @@ class Knowing:
 class Eager(Sampler[list[int]]):
     """A batch sampler that draws as soon as it is asked for an iterator."""
 
+    def __init__(self, source: Any = None, batch: int = BATCH) -> None:
+        self.batch = batch
+
     def __iter__(self) -> Iterator[list[int]]:
         order = list(range(SAMPLES))
         random.shuffle(order)
-        return iter([order[at : at + BATCH] for at in range(0, SAMPLES, BATCH)])
+        return iter([order[at : at + self.batch] for at in range(0, SAMPLES, self.batch)])
 
     def __len__(self) -> int:
         return PER_EPOCH
@@ -465,15 +468,25 @@ def test_what_can_be_gone_through_once_has_no_second_epoch() -> None:
         next(batches)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_data_of_another_size_begins_the_epoch_anew(workers: int) -> None:
+    data = DataCursor(DataLoader(Subset(Plain(), range(9)), batch_size=1))
+    train(data, 9 + 4)
+    longer: DataLoader[Any] = DataLoader(Plain(), batch_size=BATCH, num_workers=workers)
+    data, notices = resumed(lambda: longer, checkpoint(data))
+    assert notices == ["data: the data set has 10 samples and had 9: epoch 1 begins anew"]
+    assert [batch for _, _, batch, _ in train(data, 4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    assert data.epoch == 1
+
+
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -> None:
-    data = DataCursor(DataLoader(Subset(Plain(), range(9)), batch_size=1))
-    train(data, 8)
-    shorter: DataLoader[Any] = DataLoader(Plain(), batch_size=BATCH, num_workers=workers)
-    data, notices = resumed(lambda: shorter, checkpoint(data), replay=replay)
-    assert "data: samples is 10 and was 9: the rest of the epoch may be other samples" in notices
-    with pytest.raises(CheckpointError, match=r"after 8 batches of an epoch, and the data has 4"):
+    data = DataCursor(DataLoader(Plain(), batch_sampler=Eager()))
+    train(data, 3)
+    shorter: DataLoader[Any] = DataLoader(Plain(), batch_sampler=Eager(Plain(), 5), num_workers=workers)
+    data, _ = resumed(lambda: shorter, checkpoint(data), replay=replay)
+    with pytest.raises(CheckpointError, match=r"after 3 batches of an epoch, and the data has 2"):
         next(batches_of(data))
 
 

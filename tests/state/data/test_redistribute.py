@@ -166,13 +166,15 @@ def test_others_go_on_in_the_order_of_the_epoch(name: str, epoch: int) -> None:
     for _ in range(epoch):
         job.epoch()
     taken = job.take(2)
-    others = Job(distributed(batch=3, samples=26 if "rest" in name else SAMPLES), 2, job)
+    samples = 26 if "rest" in name else SAMPLES
+    others = Job(distributed(batch=3, samples=samples), 2, job)
     assert (others.said, others.notices) == (ANEW, [[], []])
-    assert others.data[0].where == f"epoch {epoch}, {len(taken)} of its 24 samples taken"
-    assert taken + others.epoch() == expected
-    assert sorted(expected) == EPOCH or "rest" in name
+    assert others.data[0].where == f"epoch {epoch}, {len(taken)} of its {samples} samples taken"
+    seen = taken + others.epoch()
+    assert seen[:SAMPLES] == expected
+    assert sorted(seen) == list(range(samples)), "what those batches would have cut off fits into these"
     # And the epoch after it is their own.
-    fresh = Job(distributed(batch=3, samples=26 if "rest" in name else SAMPLES), 2)
+    fresh = Job(distributed(batch=3, samples=samples), 2)
     for _ in range(epoch + 1):
         fresh.epoch()
     assert others.epoch() == fresh.epoch()
@@ -345,3 +347,79 @@ def test_what_is_no_order_is_refused(change: dict[str, Any]) -> None:
     tree["order"] |= change
     with pytest.raises(CheckpointError, match="order of the data"):
         DataCursor(with_own_generator()).restore(tree, after_skip=lambda: None)
+
+
+def test_what_was_begun_with_another_seed_ends_in_its_order() -> None:
+    def seeded_by(seed: int) -> Make:
+        def make(rank: int, size: int) -> DataLoader[int]:
+            sampler: Any = DistributedSampler(EPOCH, size, rank, seed=seed)  # type: ignore[arg-type]
+            return DataLoader(EPOCH, batch_size=2, sampler=sampler)  # type: ignore[arg-type]
+
+        return make
+
+    whole = Job(seeded_by(9), 2).epoch()
+    job = Job(seeded_by(9), 2)
+    seen = job.take(3)
+    assert seen + Job(seeded_by(4), 2, job).epoch() == whole
+
+
+@pytest.mark.parametrize("told", [7, 100])
+def test_a_script_that_calls_set_epoch_itself_keeps_its_order(told: int) -> None:
+    def loader() -> Any:
+        return distributed()(0, 1)
+
+    def order_of(epoch: int) -> list[int]:
+        sampler: Any = DistributedSampler(EPOCH, 1, 0, seed=9)  # type: ignore[arg-type]
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    data = loader()
+    cursor = DataCursor(data)
+    for epoch in range(2):
+        data.sampler.set_epoch(told + epoch)
+        seen = [int(sample) for batch in cursor.rest_of_epoch() for sample in batch]
+        assert seen == order_of(told + epoch)
+    data.sampler.set_epoch(told + 2)
+    epoch_2 = cursor.rest_of_epoch()
+    seen = [int(sample) for _ in range(3) for sample in next(epoch_2)]
+    position = cursor.record()
+    assert position.requires
+    tree = json.loads(json.dumps(cursor.encode(position)))
+    for size in (2, 4):  # in batches of the same size, and of another
+        again = DataCursor(distributed(size)(0, 1))
+        again.restore(tree, after_skip=lambda: None)
+        assert seen + [int(sample) for batch in again.rest_of_epoch() for sample in batch] == order_of(told + 2)
+
+
+def test_a_script_that_tells_what_holdfast_would_tell_leaves_it_to_holdfast() -> None:
+    data: Any = distributed()(0, 1)
+    cursor = DataCursor(data)
+    for epoch in range(3):
+        data.sampler.set_epoch(epoch)
+        assert len(list(cursor.rest_of_epoch())) == SAMPLES // 2
+        next(cursor.rest_of_epoch(), None)
+        assert not cursor.record().requires
+        cursor = DataCursor(data := distributed()(0, 1))
+        cursor.epoch = epoch + 1
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "line"),
+    [
+        (
+            alone(sampler=Backwards()),
+            alone(4, sampler=Backwards()),
+            "batch_size is 4 and was 2, and the order of a Backwards",
+        ),
+        (alone(2, shuffle=True), alone(4, shuffle=True), ""),
+        (distributed(), distributed(4), ""),
+        (alone(sampler=Backwards()), alone(sampler=Backwards()), ""),
+    ],
+)
+def test_an_order_that_cannot_be_made_again_is_known_before_anything_is_changed(
+    then: Make, now: Make, line: str
+) -> None:
+    job = Job(then, 1)
+    job.take(2)
+    said = DataCursor(now(0, 1)).other_order(job.trees()[0][0], 1, 1)
+    assert said.startswith(f"data: {line}") if line else said == ""

@@ -42,10 +42,18 @@ def keeps_workers(data: object) -> bool:
 
 def tell_epoch(data: Any, epoch: int) -> None:
     """Calls `set_epoch` of whatever has one."""
-    members = {id(part): part for _, part in _members(data, "dataset")}
-    for part in members.values():
-        if hasattr(part, "set_epoch"):
-            part.set_epoch(epoch)
+    for part in _with_epochs(data):
+        part.set_epoch(epoch)
+
+
+def epoch_of(data: Any) -> dict[str, int]:
+    """Returns the epoch that each of them has been told last, by its path, where it shows that."""
+    if is_prepared(data):
+        return {"": data.iteration}  # it counts by itself, and tells the others
+    epochs = {
+        path: getattr(part, "epoch", None) for path, part in _members(data, "dataset") if hasattr(part, "set_epoch")
+    }
+    return {path: epoch for path, epoch in epochs.items() if type(epoch) is int}
 
 
 def generators(data: Any) -> dict[str, torch.Generator]:
@@ -125,19 +133,33 @@ def settings(data: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
+def other_size(then: Any, now: dict[str, Any], epoch: int) -> str:
+    """Returns a line if a data set has another number of samples than it had; otherwise nothing."""
+    before, samples = (then if isinstance(then, Mapping) else {}).get("samples"), now.get("samples")
+    if type(before) is not int or samples is None or before == samples:
+        return ""
+    return f"data: the data set has {samples:,} samples and had {before:,}: epoch {epoch} begins anew"
+
+
 def differences(then: Any, now: dict[str, Any]) -> list[str]:
     """Names the settings on which a position depends that are no longer as they were, one line each."""
     before = then if isinstance(then, Mapping) else {}
     return [
         f"data: {name} is {now[name]!r} and was {before[name]!r}: the rest of the epoch may be other samples"
-        for name in sorted(before.keys() & now.keys() - {"batches"})
+        for name in sorted(before.keys() & now.keys() - {"batches", "samples"})
         if before[name] != now[name]
     ]
 
 
+def _with_epochs(data: Any) -> list[Any]:
+    members = {id(part): part for _, part in _members(data, "dataset")}
+    return [part for part in members.values() if hasattr(part, "set_epoch")]
+
+
 def _members(data: Any, *more: str) -> Iterator[tuple[str, Any]]:
     """Yields the data and what draws its order, each with its path in the data."""
-    for path in ("", "sampler", "batch_sampler", "batch_sampler.sampler", *more):
+    of_all = ("batch_sampler.batch_sampler", "batch_sampler.batch_sampler.sampler") if is_prepared(data) else ()
+    for path in ("", "sampler", "batch_sampler", "batch_sampler.sampler", *of_all, *more):
         part = data
         for name in path.split(".") if path else ():
             part = getattr(part, name, None)

@@ -12,6 +12,9 @@ from holdfast.state.data.order import Order
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
+WORD = "data"
+"""The word of `requires` for a position with fields that version 1 does not have."""
+
 
 class Position(NamedTuple):
     """A position in the data, as it is recorded at a boundary."""
@@ -28,6 +31,19 @@ class Position(NamedTuple):
     """The state that the data gives of its own position, where it can."""
     order: Order | None
     """The order of the epoch, where it is known how it is made; None between two epochs."""
+    inner: Mapping[str, Any] = {}
+    """The states of generators and samplers inside the data, by their paths in it."""
+    inner_begin: Mapping[str, Any] = {}
+    """The same when the epoch began; empty between two epochs."""
+    ahead: RngRecord | None = None
+    """The random state from which the batch was fetched that a prepared loader has ahead."""
+    set_epoch: int | None = None
+    """The epoch that the script has told the data itself; None where it leaves that to Holdfast."""
+
+    @property
+    def requires(self) -> bool:
+        """True where a reader of version 1 would go on with other samples, or other random numbers in them."""
+        return bool(self.inner) or self.ahead is not None or self.set_epoch is not None
 
     def encode(self) -> dict[str, Any]:
         """Returns the position as JSON.
@@ -38,9 +54,19 @@ class Position(NamedTuple):
         tensors: dict[str, torch.Tensor] = {}
         state = values.encode(self.state, "data: state_dict()", tensors)
         begin = None if self.begin is None else self.begin.encode()
-        encoded = {**self._asdict(), "begin": begin, "state": state}
-        if (known := encoded.pop("order")) is not None:
-            encoded["order"] = known._asdict()
+        encoded = {name: getattr(self, name) for name in ("epoch", "consumed", "workers_kept")}
+        encoded |= {"begin": begin, "state": state}
+        if self.order is not None:
+            encoded["order"] = self.order._asdict()
+        for name in ("inner", "inner_begin"):
+            if states := getattr(self, name):
+                encoded[name] = {
+                    path: values.encode(state, f"{name}: {path}", tensors) for path, state in states.items()
+                }
+        if self.ahead is not None:
+            encoded["ahead"] = self.ahead.encode()
+        if self.set_epoch is not None:
+            encoded["set_epoch"] = self.set_epoch
         return {**encoded, "tensors": inline_tensors.encode(tensors)} if tensors else encoded
 
 
@@ -64,8 +90,32 @@ def decode(encoded: Mapping[str, Any]) -> Position:
     decoded = None if begin is None else rng_state.decode(begin)
     if known is not None and decoded is not None:
         known.check(decoded.generators)
-    state = values.decode(encoded.get("state"), inline_tensors.decode(encoded.get("tensors", {})))
-    return Position(encoded["epoch"], encoded["consumed"], decoded, kept, state, known)
+    tensors = inline_tensors.decode(encoded.get("tensors", {}))
+    state = values.decode(encoded.get("state"), tensors)
+    inner, inner_begin = (_decoded_states(encoded.get(name, {}), tensors) for name in ("inner", "inner_begin"))
+    ahead, set_epoch = encoded.get("ahead"), encoded.get("set_epoch")
+    if set_epoch is not None and type(set_epoch) is not int:
+        raise _bad("set_epoch is no epoch")
+    if ahead is not None and not isinstance(ahead, Mapping):
+        raise _bad("ahead is no random state")
+    return Position(
+        encoded["epoch"],
+        encoded["consumed"],
+        decoded,
+        kept,
+        state,
+        known,
+        inner,
+        inner_begin,
+        None if ahead is None else rng_state.decode(ahead),
+        set_epoch,
+    )
+
+
+def _decoded_states(encoded: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    if not isinstance(encoded, Mapping):
+        raise _bad("the states inside the data are none")
+    return {path: values.decode(state, tensors) for path, state in encoded.items()}
 
 
 def _bad(why: str) -> CheckpointError:
