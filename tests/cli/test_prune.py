@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     """A run of five checkpoints that has ended."""
     Run.open(tmp_path, continues=RUN).close("finished", 0)
     for step in (100, 200, 300, 400, 500):
-        commit_checkpoint(tmp_path, step, reasons=(ASKED if step == 200 else SCHEDULED,))
+        commit_checkpoint(tmp_path, step, reasons=({**ASKED, "label": ""} if step == 200 else SCHEDULED,))
     return tmp_path
 
 
@@ -46,12 +47,12 @@ def test_it_shows_what_goes_and_what_stays_and_why_and_deletes_nothing_in_a_dry_
     found = holdfast("prune", run, "--keep-last", "2", "--keep-every", "300", "--dry-run")
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.splitlines() == [
-        "CHECKPOINT      STEP  SIZE  VERDICT",
-        "checkpoint-500  500   34 B  stays: the newest good one",
-        "checkpoint-400  400   34 B  stays: one of the last 2",
-        "checkpoint-300  300   34 B  stays: its step is a multiple of 300",
-        "checkpoint-200  200   34 B  goes",
-        "checkpoint-100  100   34 B  goes",
+        "CHECKPOINT      STEP  SIZE  ASKED BY             LABEL  VERDICT",
+        "checkpoint-500  500   34 B  save_strategy steps         stays: the newest good one",
+        "checkpoint-400  400   34 B  save_strategy steps         stays: one of the last 2",
+        "checkpoint-300  300   34 B  save_strategy steps         stays: its step is a multiple of 300",
+        "checkpoint-200  200   34 B  holdfast save               goes",
+        "checkpoint-100  100   34 B  save_strategy steps         goes",
         "2 of 5 go, 68 B",
     ]
     assert content_of(run) == before
@@ -67,6 +68,15 @@ def test_it_deletes_by_the_rule_and_the_journal_says_so(run: Path) -> None:
     assert again.returncode == 0 and again.stdout.endswith("nothing to delete\n")
 
 
+def test_what_has_a_label_stays_unless_those_are_to_go_too(run: Path) -> None:
+    commit_checkpoint(run, 50, sequence=1, reasons=(ASKED,))
+    shown = holdfast("prune", run, "--keep-last", "1", "--yes").stdout
+    assert re.search(r"^checkpoint-50 .*holdfast save +before lr +stays: it has a label$", shown, re.MULTILINE), shown
+    assert steps(run) == [500, 50]
+    assert holdfast("prune", run, "--keep-last", "1", "--labelled", "--yes").returncode == 0
+    assert steps(run) == [500]
+
+
 def test_json_says_of_each_what_became_of_it(run: Path) -> None:
     found = holdfast("prune", run, "--keep-last", "4", "--json", "--yes")
     content = json.loads(found.stdout)
@@ -76,6 +86,8 @@ def test_json_says_of_each_what_became_of_it(run: Path) -> None:
         "path": str(run / "checkpoint-100"),
         "step": 100,
         "bytes": 34,
+        "asked_by": "save_strategy steps",
+        "labels": [],
         "kept": None,
         "deleted": True,
     }
@@ -122,7 +134,8 @@ def test_what_a_live_run_was_resumed_from_stays_until_it_has_ended(run: Path, sa
         commit_checkpoint(run, 600, parent=parent.attempt)
     try:
         found = holdfast("prune", run, "--keep-last", "1", "--yes")
-        assert "checkpoint-200  200   34 B  stays: the training was resumed from it\n" in found.stdout, found.stderr
+        (row,) = (line for line in found.stdout.splitlines() if line.startswith("checkpoint-200 "))
+        assert row.endswith("stays: the training was resumed from it"), found.stderr
         assert 200 in steps(run) and len(steps(run)) == 2
     finally:
         live.close("finished", 0)

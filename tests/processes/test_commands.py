@@ -2,6 +2,7 @@
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 from helpers.trainings import BLOCKED, SAVE_THAT_FAILS, Training, answers, events
@@ -30,6 +31,7 @@ def test_save_json_is_the_answer(training: Training) -> None:
     assert asking.wait() == 0
     answer = json.loads(asking.output)
     assert answer["saved"] and (answer.pop("not_finite"), answer.pop("finite")) == ([], "")
+    assert answer.pop("not_carried") == []
     assert answer == {"request": answer["request"], **answers(training.run)[answer["request"]]}
     process.send(signal.SIGTERM)
     process.wait()
@@ -56,9 +58,17 @@ def test_stop_and_save_stop_save_and_end_the_training(training: Training) -> Non
     for verb in (("stop",), ("save", "--stop")):
         process = training.start("--resume", "auto")
         process.wait_for("***** Running training *****")
+        begun = training.saved()[-1]["step"] if training.saved() else 0
+        wait_until(partial(_is_past, training, process.pid, begun))
         asking = training.holdfast(verb[0], "out", *verb[1:], "--wait")
         assert asking.wait() == 0
         assert process.wait() == 75
+
+
+def _is_past(training: Training, pid: int, step: int) -> bool:
+    """Tells if the training has taken a further step, as its own process says."""
+    status = json.loads((training.run / ".holdfast/status.json").read_text())
+    return bool(status["pid"] == pid and status["step"] > step)
 
 
 def test_a_failed_save_is_answered_with_exit_code_1_and_training_goes_on(training: Training) -> None:

@@ -40,6 +40,35 @@ def test_the_limit_of_the_schedule_counts_scheduled_checkpoints_alone(tmp_path: 
     assert surplus(tmp_path, RetentionPolicy(2, 2)) == ["checkpoint-1", "checkpoint-3"]
 
 
+@pytest.mark.parametrize(
+    "unasked",
+    [
+        {**SCHEDULED, "door": "signal", "why": "SIGTERM", "stop": True},
+        {**SCHEDULED, "door": "command", "why": "holdfast stop", "stop": True},
+        {**SCHEDULED, "door": "exception", "why": "KeyError"},
+    ],
+)
+def test_what_stops_and_exceptions_leave_counts_with_the_scheduled_ones_unless_it_has_a_label(
+    tmp_path: Path, unasked: dict[str, object]
+) -> None:
+    commit_all(tmp_path, 1, reasons=(unasked,))
+    commit_all(tmp_path, 2, reasons=({**unasked, "label": "before the holidays"},))
+    commit_all(tmp_path, 3)
+    commit_all(tmp_path, 4, reasons=(unasked,))
+    assert surplus(tmp_path, RetentionPolicy(1, None)) == ["checkpoint-1", "checkpoint-3"]
+
+
+def test_what_was_asked_for_when_it_was_there_is_no_longer_counted_with_the_scheduled_ones(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2, 3)
+    manifest = catalog.read(tmp_path / "checkpoint-1").manifest
+    assert manifest is not None
+    (tmp_path / names.CONTROL).mkdir(mode=0o700)
+    assert pins.mark_as_asked_for(tmp_path, manifest.attempt)
+    assert not pins.mark_as_asked_for(tmp_path, manifest.attempt)
+    assert surplus(tmp_path, RetentionPolicy(1, None)) == ["checkpoint-2"]
+    assert not pins.pinned(tmp_path)
+
+
 def test_the_newest_good_checkpoint_is_never_among_them(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
     assert surplus(tmp_path, RetentionPolicy(0, 0)) == ["checkpoint-1"]

@@ -36,7 +36,7 @@ def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: fl
         return
     answer = inbox.wait(request.id, timeout, lambda: _require_alive_or_answered(directory, inbox, request))
     if json:
-        as_json({"request": request.id, **vars(answer)})
+        as_json({"request": request.id, **{name: value for name, value in vars(answer).items() if name != "note"}})
     elif answer.saved:
         print(answer.line(f"request:{request.id}"))
     problem = "" if answer.saved else f"the save failed at step {answer.step}: {answer.error}"

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.naming import pinned_in, require_run
+from holdfast.cli.naming import asked_by, pinned_in, require_run
 from holdfast.cli.output import as_json, columns, size
 from holdfast.store import catalog
 from holdfast.store.catalog import Entry
+from holdfast.store.retention import labels_of
 
 _HEAD = ("CHECKPOINT", "STEP", "COMMIT", "WRITTEN (UTC)", "SIZE", "PINNED", "ASKED BY", "LABEL")
 
@@ -50,8 +51,7 @@ def _row(entry: Entry, pinned: frozenset[str] | None) -> tuple[str, ...]:
     if (manifest := entry.manifest) is None:
         problem = "made by plain transformers" if entry.foreign else entry.problem or ""
         return (entry.path.name, str(entry.step), "-", "-", "-", "-", problem, "")
-    asked = ", ".join(str(reason.get("why") or reason.get("door")) for reason in manifest.reasons)
-    labels = ", ".join(str(reason["label"]) for reason in manifest.reasons if reason.get("label"))
+    asked, labels = asked_by(entry), ", ".join(labels_of(entry))
     written = manifest.created.removesuffix("+00:00").replace("T", " ")
     if manifest.not_finite:
         labels = f"NaN or infinity inside{'; ' if labels else ''}{labels}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError, UnsupportedError
 from holdfast.store import catalog, names, pins
+from holdfast.store.catalog import Entry
 from holdfast.store.manifest import Manifest
 
 
@@ -60,6 +61,12 @@ def require_run(path: Path) -> None:
 def _beside(path: Path, run: Path) -> Path:
     """Returns a run's directory as its user writes paths."""
     return run if path.is_symlink() or path.name in ("", "..") or not path.parent.name else path.parent
+
+
+def asked_by(entry: Entry) -> str:
+    """Returns what a checkpoint was saved for, in the words of those who asked."""
+    reasons = entry.manifest.reasons if entry.manifest is not None else ()
+    return ", ".join(str(reason.get("why") or reason.get("door")) for reason in reasons)
 
 
 def pinned_in(run: Path) -> frozenset[str] | None:

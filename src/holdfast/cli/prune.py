@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from holdfast.cli.naming import require_run
+from holdfast.cli.naming import asked_by, require_run
 from holdfast.cli.output import as_json, columns, size
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.run.directory import RunDirectory
@@ -16,7 +16,7 @@ from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
 from holdfast.store import catalog, retention
 from holdfast.store.catalog import Entry
-from holdfast.store.retention import RetentionPolicy, StillWantedError, Verdict
+from holdfast.store.retention import RetentionPolicy, StillWantedError, Verdict, labels_of
 
 
 def prune(
@@ -25,15 +25,16 @@ def prune(
     keep_every: Annotated[
         int | None, typer.Option(metavar="K", min=1, help="Keep those too whose step is a multiple of K.")
     ] = None,
+    labelled: Annotated[bool, typer.Option("--labelled", help="Delete those that have a label, too.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and delete nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with --yes or --dry-run.")] = False,
 ) -> None:
-    """Delete a run's older checkpoints. What is pinned, needed, damaged or of another run stays."""
+    """Delete a run's older checkpoints. What is labelled, pinned, needed, damaged or of another run stays."""
     require_run(run)
     if not (dry_run or yes) and (json or not sys.stdin.isatty()):
         raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
-    policy = RetentionPolicy(0, 0, every=keep_every, last=keep_last)
+    policy = RetentionPolicy(0, 0, every=keep_every, last=keep_last, labelled=not labelled)
     verdicts = _judge(run, policy)
     going = [verdict.entry for verdict in verdicts if verdict.kept is None]
     if not json:
@@ -101,7 +102,7 @@ def _show(run: Path, verdicts: list[Verdict], going: list[Entry]) -> None:
     if not verdicts:
         print(f"no checkpoint in {run} yet")
         return
-    columns(("CHECKPOINT", "STEP", "SIZE", "VERDICT"), [_row(verdict) for verdict in verdicts])
+    columns(("CHECKPOINT", "STEP", "SIZE", "ASKED BY", "LABEL", "VERDICT"), [_row(verdict) for verdict in verdicts])
     freed = size(sum(entry.manifest.size for entry in going if entry.manifest is not None))
     print(f"{len(going)} of {len(verdicts)} go, {freed}" if going else "nothing to delete")
 
@@ -109,7 +110,8 @@ def _show(run: Path, verdicts: list[Verdict], going: list[Entry]) -> None:
 def _row(verdict: Verdict) -> tuple[str, ...]:
     entry = verdict.entry
     measured = size(entry.manifest.size) if entry.manifest is not None else "-"
-    return (entry.path.name, str(entry.step), measured, "goes" if verdict.kept is None else f"stays: {verdict.kept}")
+    decided = "goes" if verdict.kept is None else f"stays: {verdict.kept}"
+    return (entry.path.name, str(entry.step), measured, asked_by(entry), ", ".join(labels_of(entry)), decided)
 
 
 def _described(verdict: Verdict, deleted: list[str]) -> dict[str, Any]:
@@ -118,6 +120,8 @@ def _described(verdict: Verdict, deleted: list[str]) -> dict[str, Any]:
         "path": str(entry.path),
         "step": entry.step,
         "bytes": entry.manifest.size if entry.manifest is not None else None,
+        "asked_by": asked_by(entry),
+        "labels": labels_of(entry),
         "kept": verdict.kept,
         "deleted": entry.manifest is not None and entry.manifest.attempt in deleted,
     }

@@ -121,7 +121,7 @@ def _manifest(
         step=saved.step,
         world_size=snapshot.world_size,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        reasons=tuple(request.reason() for request in requests),
+        reasons=tuple(_reason(request) for request in requests),
         boundary=boundary,
         versions=dict(snapshot.versions),
         files=sealed,
@@ -130,6 +130,11 @@ def _manifest(
         requires=tuple(sorted(set(snapshot.requires()))),
         settings=snapshot.settings,
     )
+
+
+def _reason(request: Request) -> dict[str, object]:
+    """Returns the manifest's entry for a request. Retention counts what a stop leaves otherwise than what was asked."""
+    return {**request.reason(), "stop": True} if request.stop else request.reason()
 
 
 def _newest_finite(run: Run) -> str:

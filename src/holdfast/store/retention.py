@@ -14,6 +14,8 @@ from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
 
 SCHEDULE = "schedule"
+# The doors of what nobody asked for.
+_UNASKED = (SCHEDULE, "exception")
 NEEDED = "still needed"
 
 
@@ -22,10 +24,12 @@ class RetentionPolicy:
     """The rules by which checkpoints are kept: each that any of them speaks for.
 
     Args:
-        scheduled: The newest so many of those that only the schedule asked for (`save_total_limit`); None: all.
+        scheduled: The newest so many of those that nobody asked for (`save_total_limit`): the schedule's, those of
+            stops without a label, and those that an exception left; None: all.
         on_demand: The newest so many of those that somebody asked for (`dynamic_checkpoint.keep`); None: all.
         every: Those whose step is a multiple of this.
         last: The newest so many, whoever asked.
+        labelled: Those that have a label.
 
     Raises:
         ConfigError: `every` is no number of steps.
@@ -35,6 +39,7 @@ class RetentionPolicy:
     on_demand: int | None
     every: int | None = None
     last: int = 0
+    labelled: bool = False
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < 1:
@@ -70,6 +75,7 @@ def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected
         OSError: The pins cannot be read.
     """
     pinned = pins.pinned(entries[0].path.parent) if entries else frozenset()
+    asked = pins.asked_for(entries[0].path.parent) if entries else frozenset()
     safe = {path.resolve() for path in protected}
     kept: dict[Path, str] = {}
     for entry in entries:
@@ -77,7 +83,7 @@ def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected
             kept[entry.path] = why
     good = [entry for entry in entries if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
-    by_rule = _by_rule(good, policy)
+    by_rule = _by_rule(good, policy, asked)
     for entry in good:
         if entry is good[0]:
             kept[entry.path] = "the newest good one"
@@ -183,22 +189,35 @@ def _why_left_alone(entry: Entry, run: str) -> str | None:
     return f"damaged: {problems[0]}" if problems else None
 
 
-def _by_rule(good: Sequence[Entry], policy: RetentionPolicy) -> dict[Path, str]:
+def _by_rule(good: Sequence[Entry], policy: RetentionPolicy, asked: frozenset[str]) -> dict[Path, str]:
     """Returns the checkpoints that a rule speaks for, each with the reason."""
+    wanted_by_nobody = {entry.path for entry in good if not _was_asked_for(entry, asked)}
     kept: dict[Path, str] = {}
     for kind, wanted, limit in (("scheduled", True, policy.scheduled), ("on-demand", False, policy.on_demand)):
         why = f"all {kind} ones stay" if limit is None else f"one of the last {limit} {kind} ones"
-        alike = [entry for entry in good if _only_scheduled(entry) is wanted]
+        alike = [entry for entry in good if (entry.path in wanted_by_nobody) is wanted]
         kept.update((entry.path, why) for entry in alike[:limit])
     if policy.every is not None:
         why = f"its step is a multiple of {policy.every}"
         kept.update((entry.path, why) for entry in good if entry.step % policy.every == 0)
+    if policy.labelled:
+        kept.update((entry.path, "it has a label") for entry in good if labels_of(entry))
     kept.update((entry.path, f"one of the last {policy.last}") for entry in good[: policy.last])
     return kept
 
 
-def _only_scheduled(entry: Entry) -> bool:
-    return entry.manifest is not None and all(r.get("door") == SCHEDULE for r in entry.manifest.reasons)
+def labels_of(entry: Entry) -> list[str]:
+    """Returns the labels by which a checkpoint is known."""
+    reasons = entry.manifest.reasons if entry.manifest is not None else ()
+    return [str(reason["label"]) for reason in reasons if reason.get("label")]
+
+
+def _was_asked_for(entry: Entry, asked: frozenset[str]) -> bool:
+    """Returns whether somebody wanted that checkpoint: a stop wants to end, and has its own if it gives a label."""
+    if entry.manifest is None or entry.manifest.attempt in asked:
+        return True
+    reasons = entry.manifest.reasons
+    return any(r.get("label") or not (r.get("door") in _UNASKED or r.get("stop") is True) for r in reasons)
 
 
 def _require_unwanted(root: Path, path: Path, attempt: str | None) -> None:
