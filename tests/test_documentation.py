@@ -166,7 +166,7 @@ loader = torch.utils.data.DataLoader(torch.randn(40, 4), batch_size=4, shuffle=T
 """
     assert launcher.start(cwd=tmp_path, program=program).wait() == 0
     again = launcher.start(cwd=tmp_path, program=program.replace("until=25", "until=30"))
-    assert again.wait() == 0 and "resumed from runs/gpt/checkpoint-20: step 20, epoch 1, 10 batches" in again.output
+    assert again.wait() == 0 and "resumed from runs/gpt/checkpoint-25: step 25, epoch 2, 5 batches" in again.output
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -189,7 +189,8 @@ def test_a_state_that_no_other_thread_can_read_is_taken_at_boundaries_and_resume
         torch.manual_seed(3)
         model = torch.nn.Linear(4, 4)
         optimizer = torch.optim.AdamW(model.parameters())
-        ckpt = Checkpointer(tmp_path / "run", model=model, optimizer=optimizer, say=lambda text: None)
+        quiet: dict[str, Any] = {"say": lambda text: None, "save_at_end": False}
+        ckpt = Checkpointer(tmp_path / "run", model=model, optimizer=optimizer, **quiet)
         with ckpt:
             for step in range(ckpt.resume(), until):
                 model(torch.randn(2, 4)).sum().backward()

@@ -105,7 +105,7 @@ def test_they_run_in_the_training_thread_for_the_last_save_too(tmp_path: Path, e
                 if loop.ckpt.step_count == 6 and ending != "its end":
                     if ending == "an error":
                         raise ArithmeticError
-                    loop.ckpt.save(stop=True)
+                    loop.ckpt.save(stop=True, wait=True)
     except ArithmeticError:
         assert ending == "an error"
     saved = [event["step"] for event in events(tmp_path / "run", "saved")]

@@ -46,7 +46,15 @@ class SlowQueue(RequestQueue):
 def session_in(folder: Path, grace: float) -> Session:
     run, wake = Run.open(folder), threading.Event()
     gate = Gate(wake)
-    return Session(run, gate, wake, Stop(grace, run.status), Outcomes(OnPublished(QUIET), QUIET), QUIET)
+    return Session(
+        run,
+        gate,
+        wake,
+        Stop(grace, run.status),
+        Outcomes(OnPublished(QUIET), QUIET),
+        QUIET,
+        Resumption(run, None, None),
+    )
 
 
 @pytest.fixture

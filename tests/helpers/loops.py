@@ -45,6 +45,7 @@ class Loop:
                 "ema": self.ema,
                 "data": self.data,
                 "say": self.said.append,
+                "save_at_end": False,
                 **changes,
             },
         )

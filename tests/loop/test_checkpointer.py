@@ -69,14 +69,16 @@ def test_to_keep_every_0th_checkpoint_is_refused(tmp_path: Path, every: int) -> 
 
 
 @pytest.mark.timeout(60)
-def test_a_request_that_waits_for_a_training_that_is_over_is_refused_and_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_request_that_waits_for_a_training_that_is_over_is_answered_with_what_it_left(tmp_path: Path) -> None:
     train(tmp_path, 3, save_steps=3)
     inbox, request = Inbox(RunDirectory(tmp_path)), Request("command")
     inbox.submit(request)
     said = train(tmp_path, 3, resume="auto").said
     assert any("resumed from" in line for line in said)
     answer = inbox.answer_to(request.id)
-    assert answer is not None and not answer.saved and "training ended" in answer.error
+    assert answer is not None and answer.path == str(tmp_path / "checkpoint-3")
+    assert any(line.startswith("nothing to do: ") for line in said)
+    assert [path.name for path in tmp_path.glob("*-3*")] == ["checkpoint-3"]
 
 
 def test_no_thread_of_ours_is_left_when_the_block_has_ended(tmp_path: Path) -> None:

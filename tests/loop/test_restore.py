@@ -105,12 +105,13 @@ def test_fault_15_a_resume_goes_on_from_the_newest_whole_checkpoint_whatever_it_
     damage(tmp_path / "checkpoint-2")
     step, loop = resumed(tmp_path)
     assert step == 1 and same(loop.state(), states[0])
-    assert [line.split(": ")[0] for line in loop.said[:3]] == [
+    said = [line for line in loop.said if line.startswith(("skipped", "resumed"))]
+    assert [line.split(": ")[0] for line in said] == [
         "skipped checkpoint-3",
         "skipped checkpoint-2",
         f"resumed from {tmp_path / 'checkpoint-1'}",
     ]
-    assert all(problem in line for line in loop.said[:2])
+    assert all(problem in line for line in said[:2])
 
 
 def test_what_goes_on_from_an_older_checkpoint_says_so_in_what_it_saves(

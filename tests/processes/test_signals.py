@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from helpers.full import in_full
+from helpers.support import holdfast
 from helpers.trainings import BLOCKED, SAVE_THAT_FAILS, Process, Training, answers, events
 from helpers.waiting import wait_until
 
@@ -37,7 +38,7 @@ def test_ctrl_c_saves_leaves_the_model_and_ends_with_75(training: Training) -> N
         assert said in process.output
     again = training.start("--resume", "auto", max_steps=saved["step"] + 3)
     assert again.wait() == 0
-    assert f"resuming from out/checkpoint-{saved['step']}" in again.output
+    assert f"resumed from out/checkpoint-{saved['step']}" in again.output
 
 
 # From the second save on, nothing comes back from the disk.
@@ -156,16 +157,23 @@ def test_a_stop_before_the_first_new_step_of_a_resumed_run_ends_with_75(training
     assert "nothing is new since" in process.output
 
 
-def test_a_save_asked_for_before_the_first_step_is_served_at_the_first_boundary(training: Training) -> None:
+def test_a_save_asked_for_before_the_first_step_is_of_step_0_and_a_resume_of_it_goes_on(training: Training) -> None:
+    """A stop then saves nothing, asked for by a command too: the state is that of the checkpoint."""
     process = training.start(program=BLOCKED, block_at=0)
     process.wait_for("***** Running training *****")
     process.send(signal.SIGUSR1)
-    wait_until(lambda: events(training.run, "request"))
-    (training.folder / "go").touch()
     (saved,) = training.wait_for_saves(1)
-    assert saved["step"] == 1
-    process.send(signal.SIGTERM)
-    assert process.wait() == 75
+    assert saved["step"] == 0
+    stopped = holdfast("stop", training.run, "--wait")
+    assert stopped.returncode == 1 and "no step was taken yet, so there is nothing to save" in stopped.stderr
+    assert process.wait() == 143
+    process = training.start("--resume", "auto", program=BLOCKED, block_at=0)
+    process.wait_for("***** Running training *****")
+    assert "checkpoint-0" in holdfast("save", training.run, "--wait").stdout
+    stopped = holdfast("stop", training.run, "--wait")
+    assert stopped.returncode == 0 and "step=0" in stopped.stdout
+    assert process.wait() == 75 and len(training.saved()) == 1
+    assert training.start("--resume", "auto", max_steps=3).wait() == 0
 
 
 def test_a_stop_that_meets_the_last_step_leaves_a_finished_training(training: Training) -> None:

@@ -182,7 +182,7 @@ def main() -> None:
     draw = random.Random(rank)
     tickets = []
     with Checkpointer(
-        orders.run, model=trained, optimizer=optimizer, data=data, **(orders.settings or {})
+        orders.run, model=trained, optimizer=optimizer, data=data, **{"save_at_end": False, **(orders.settings or {})}
     ) as checkpointer:
         print(f"rank {rank} is open", flush=True)
         for number, (inputs, wanted, ids) in enumerate(checkpointer.batches(until=orders.until)):

@@ -120,7 +120,7 @@ class Snapshots:
         swapped for an evaluation, and are not what training goes on from.
         """
         then = boundary.fingerprint
-        if self._live is None or then is None or not self.is_still_valid(boundary):
+        if self._live is None or then is None or self._live.structure() != self._structure:
             return then
         changed = self._detector.changed(then, now := self._detector.fingerprint())
         return now if changed and not self._live.to_be_finite().keys() & set(changed) else then

@@ -73,6 +73,7 @@ class RequestQueue:
         minutes: Minutes | None = None,
     ) -> None:
         self._left_over = run.left_over
+        self._is_resumed = run.parent is not None
         self._inbox: Inbox = run.inbox
         self._journal: Journal = run.journal
         self._status: StatusFile = run.status
@@ -103,6 +104,8 @@ class RequestQueue:
         if self._trigger is not None:
             for claim in self._trigger.left_behind():
                 self._accept_claim(claim)
+        if self._interval == 0 or self._is_resumed:
+            self._look_at_disk(last=False)  # a file that waits is answered with the checkpoint that is there
         self._thread.start()
 
     @property

@@ -19,6 +19,7 @@ from holdfast.capture.throttle import Throttle
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.engine.follower import Follower
+from holdfast.engine.hints import hints
 from holdfast.engine.on_published import Hook, OnPublished
 from holdfast.engine.peers import Alone, Peers, RankZero
 from holdfast.engine.pending_save import PendingSave
@@ -81,7 +82,7 @@ class Engine:
         self._stop = Stop(settings.stop_grace_seconds, self.run.status)
         self._hooks = OnPublished(self.log)
         self._outcomes = Outcomes(self._hooks, self.log)
-        session = Session(self.run, self.gate, wake, self._stop, self._outcomes, self.log)
+        session = Session(self.run, self.gate, wake, self._stop, self._outcomes, self.log, self.origin)
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
         self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
@@ -95,6 +96,8 @@ class Engine:
         """True when training has come to its end by itself."""
 
     def __enter__(self) -> "Engine":
+        for hint in hints(self.run.root, self.settings.dynamic_checkpoint):
+            self.log.announce(hint)
         self._intake.start()
         self._saver.listen()
         self._shutdown.start()
@@ -149,6 +152,8 @@ class Engine:
         """The exit code that tells how training ended: 0, 75 after a stop with a good save, 1 after one without."""
         if not self.stop_requested:
             return 0
+        if self._stop.unsaved_code is not None:
+            return self._stop.unsaved_code
         return stopped_after_save() if self._stop.saved else FAILED
 
     @property
@@ -185,6 +190,8 @@ class Engine:
         self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
         self._hook = OptimizerHook(self.gate, self._snapshots.parameters(), self._snapshots.optimizers())
         self.gate.begin()
+        if self.origin.chosen is None:
+            self.gate.reach(self._record(step, "update"), shut=False)
         self._status.beat(step)
         self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes)
         if self._minutes is not None:
@@ -194,6 +201,8 @@ class Engine:
         if self.channel is not None:
             self.channel.prepare()
         self._saver.start(self._snapshots, budget)
+        if self.origin.chosen is not None and not self.rank:
+            self._saver.settle()  # what waits is answered with the checkpoint; a loop of short steps would be further
 
     def reach(
         self, step: int, *, stage: str = "update", last: bool = False, scheduled: str = "", look: bool = True
@@ -298,6 +307,15 @@ class Engine:
         """
         self._hooks.add(hook, raises=raises)
 
+    def save_at_end(self) -> None:
+        """Saves the last boundary if it has no checkpoint yet: training has come to its end by itself."""
+        self.settle()
+        here = self.gate.boundary
+        is_over = here is None or here.number == 0 or self.gate.updating or self.stop_requested
+        if here is None or is_over or self._outcomes.has_saved_step_of(here) or not self._saver.serving:
+            return
+        self.gate.renew(replace(self._renewed(here), scheduled="save_at_end"))
+
     def run_hooks(self) -> None:
         """Runs the hooks for what was published since; `reach` does so as well."""
         self._hooks.run()
@@ -307,8 +325,10 @@ class Engine:
         self._saver.settle()
 
     def finish(self) -> None:
-        """Takes in that training has come to its end by itself: a stop that met the last step changes nothing."""
-        self._end_schedule()
+        """Takes in that training has come to its end by itself: a stop that met the last step changes nothing.
+
+        It may go on with another epoch; the schedules live as long as the run is open.
+        """
         self.settle()
         self._leave_rehearsal()
         self._stop.requested = False
@@ -337,7 +357,7 @@ class Engine:
     def _save_before_it_leaves(self, error: Exception) -> None:
         """Asks for a save of the last boundary: it is as good as ever, whatever has happened after it."""
         boundary = self.gate.boundary
-        if not self.settings.save_on_exception or boundary is None:
+        if not self.settings.save_on_exception or boundary is None or boundary.number == 0:
             return
         name = type(error).__name__
         if self.gate.updating:

@@ -120,6 +120,9 @@ class Follower:
                     break
                 if "answer" in call:
                     self._hear(call, None, stop=False)
+                    if call["leave"] is not None:
+                        code, why = call["leave"]
+                        self._session.stop.end_unsaved(code, why, 0.0)
                 else:
                     self._serve(number, call)
         except RanksError as error:

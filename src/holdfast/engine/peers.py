@@ -15,6 +15,7 @@ from holdfast.capture.snapshot import Snapshot, Snapshots
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine.batch import Batch
 from holdfast.engine.session import Session
+from holdfast.engine.stop import Stop
 from holdfast.errors import RanksError, SaveError
 from holdfast.layouts import native
 from holdfast.layouts.layout import BY_NAME
@@ -69,6 +70,17 @@ class Peers(Protocol):
     def repeat(self, answer: Answer, requests: Sequence[str]) -> None:
         """Tells the others the answer to requests that need no save of their own."""
 
+    def end_unsaved(self, answer: Answer, requests: Sequence[str], code: int, why: str, *, at_once: bool) -> None:
+        """Ends training in all of them, before its first update: there is nothing to save.
+
+        Args:
+            answer: The answer to those who asked for it.
+            requests: Their ids.
+            code: The exit code.
+            why: The reason, in words.
+            at_once: True where the process ends now; otherwise its loop ends by itself.
+        """
+
     def may_have_left(self) -> bool:
         """Returns whether others may have left, so that no further save can be agreed on."""
 
@@ -90,6 +102,7 @@ class Alone:
 
     def __init__(self, session: Session) -> None:
         self._gate: Gate = session.gate
+        self._stop: Stop = session.stop
 
     def start(self) -> None:
         """Does nothing: there is nobody to hear of."""
@@ -110,6 +123,10 @@ class Alone:
 
     def repeat(self, answer: Answer, requests: Sequence[str]) -> None:
         """Does nothing: there is nobody to tell."""
+
+    def end_unsaved(self, answer: Answer, requests: Sequence[str], code: int, why: str, *, at_once: bool) -> None:
+        """Ends training in this process."""
+        self._stop.end_unsaved(code, why, 0.0 if at_once else None)
 
     def may_have_left(self) -> bool:
         """Returns False."""
@@ -194,6 +211,8 @@ class RankZero:
     def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
         """Tells the other ranks what became of the save."""
         if not self._called:
+            if answer is not None:  # the ranks did not come to be called
+                self.repeat(answer, requests)
             return
         self._called = False
         try:
@@ -207,6 +226,14 @@ class RankZero:
             self._coordinator.answer(answer, requests)
         except RanksError as error:
             self._session.log.warning(f"the other ranks do not know what became of the save: {error}")
+
+    def end_unsaved(self, answer: Answer, requests: Sequence[str], code: int, why: str, *, at_once: bool) -> None:
+        """Ends training in all ranks at once: they may not come to a step together. The others hear of it first."""
+        try:
+            self._coordinator.answer(answer, requests, leave=(code, why))
+        except RanksError as error:
+            self._session.log.warning(f"the other ranks do not know that training ends: {error}")
+        self._session.stop.end_unsaved(code, why, _HEARD_SECONDS)
 
     def may_have_left(self) -> bool:
         """Returns whether a stop was saved: from then on ranks leave."""
@@ -236,11 +263,16 @@ class RankZero:
 
     def _wait_until_begun(self) -> bool:
         """Waits until all ranks have begun to train; False when this one comes to its end before."""
+        until = time.monotonic() + self._channel.seconds
         while not self._begun:
-            self._begun = self._coordinator.all_have_begun()
-            if not self._begun:
-                if self._session.gate.is_ending:
-                    return False
+            absent = self._coordinator.not_begun()
+            self._begun = not absent
+            if absent and self._session.gate.is_ending:
+                return False
+            if absent and self._session.gate.is_at_beginning and time.monotonic() > until:
+                ranks = ", ".join(map(str, absent))
+                raise RanksError(f"rank {ranks} has not begun to train within {self._channel.seconds:g} s")
+            if absent:
                 time.sleep(_BEGUN_SECONDS)
         return True
 

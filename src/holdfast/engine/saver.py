@@ -12,7 +12,7 @@ from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
-from holdfast.engine import save
+from holdfast.engine import beginning, save
 from holdfast.engine.batch import Batch
 from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry
@@ -23,7 +23,7 @@ from holdfast.log import RunLog
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
-from holdfast.store.retention import RetentionPolicy
+from holdfast.store.retention import SCHEDULE, RetentionPolicy
 
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
@@ -61,6 +61,7 @@ class Saver:
         self._closing = False
         self._stale_before = -1
         self._merge_until = 0.0
+        self._labels: set[str] = set()
         self._concluded: tuple[Answer | None, Sequence[str]] = (None, ())
 
     def listen(self) -> None:
@@ -87,7 +88,7 @@ class Saver:
 
         A training that was over before its first boundary has none to save, and `refuse` answers.
         """
-        if self._gate.boundary is not None:
+        if self._gate.boundary is not None or beginning.resumed_from(self._session) is not None:
             self._gate.block_until(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
 
     def close(self, *, together: bool, seconds: float | None = None) -> None:
@@ -154,7 +155,7 @@ class Saver:
         """Serves what waits with one snapshot; returns False where there will be no boundary to take."""
         self._merge()
         self._write_down()
-        if self._answer_late_stops():
+        if self._answer_late_stops() or (self._gate.is_at_beginning and self._serve_the_beginning()):
             return True
         self._concluded = (None, ())
         boundary = None
@@ -216,11 +217,38 @@ class Saver:
         if not self._batch.requests:
             return None
         self._merge_until = time.monotonic() + _MERGING_SECONDS
-        last = self._outcomes.last_answer
-        if last is not None and self._outcomes.has_saved(boundary):
+        return None if self._answer_with_last(boundary) else boundary
+
+    def _answer_with_last(self, boundary: Boundary) -> bool:
+        """Answers the batch with the last checkpoint, where it is of that boundary; False where another is needed.
+
+        Who gives a label wants a checkpoint that is known by it. What the schedule wanted is there, without a word.
+        """
+        last = self._outcomes.saved
+        if last is None or not self._outcomes.has_saved(boundary):
+            return False
+        requests = list(self._batch.requests)
+        if any(request.label and request.label not in self._labels for request in requests):
+            return False
+        due = [request for request in requests if request.door == SCHEDULE]
+        self._batch.remove(due)
+        if len(due) < len(requests):
             self._repeat(last, self._batch.requests)
-            return None
-        return boundary
+        return True
+
+    def _serve_the_beginning(self) -> bool:
+        """Serves what comes before the first update; False where there is no checkpoint that could be the answer."""
+        requests = self._batch.take()
+        if self._batch.stops:
+            beginning.stop(self._session, self._peers, requests)
+            self._batch.remove(requests)
+            return True
+        outcomes = beginning.outcomes(self._session, requests, self._policy)
+        self._batch.remove([request for request in requests if outcomes and request.door == SCHEDULE])
+        for answer, answered in (outcome for outcome in outcomes if outcome[1]):
+            self._conclude(answer, answered)
+            self._peers.repeat(answer, _ids(answered))
+        return bool(outcomes)
 
     def _write(self, boundary: Boundary) -> None:
         """Writes a checkpoint of a boundary, and takes in what became of it."""
@@ -254,6 +282,7 @@ class Saver:
         """Takes in the outcome of a save, and concludes it for those who asked."""
         if answer.saved:
             self._retry.saved()
+            self._labels = {request.label for request in requests}
             self._outcomes.publish(boundary, answer)
             self._queue.saved()
         elif stops and self._is_tried_again(answer, stops):
@@ -294,7 +323,9 @@ class Saver:
         self._conclude(answer, requests)
 
     def _repeat(self, answer: Answer, requests: Sequence[Request]) -> None:
-        """Gives requests an answer without a save of their own."""
+        """Gives requests an answer without a save of their own. A checkpoint that is there counts as asked for now."""
+        if answer.saved:
+            beginning.keep_as_asked_for(self._session.run, answer, requests)
         save.answer_all(self._session.run, answer, requests)
         self._conclude(answer, requests)
 

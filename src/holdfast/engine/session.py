@@ -11,6 +11,7 @@ from holdfast.engine.on_published import OnPublished
 from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.stop import Stop
 from holdfast.log import RunLog
+from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Answer
 from holdfast.run.run import Run
 
@@ -33,6 +34,8 @@ class Outcomes:
         self._pending: dict[str, PendingSave] = {}
         self._answers: OrderedDict[str, Answer] = OrderedDict()
         self._saved: tuple[int, int] | None = None
+        self.saved: Answer | None = None
+        """The answer of the last save that succeeded."""
         self.last_answer: Answer | None = None
         """The answer of the last save."""
 
@@ -47,7 +50,7 @@ class Outcomes:
 
     def publish(self, boundary: Boundary, answer: Answer) -> None:
         """Takes in that a boundary has a checkpoint."""
-        self._saved = boundary.state
+        self._saved, self.saved = boundary.state, answer
         self.on_published.publish(answer)
 
     def resolve(self, answer: Answer, requests: Iterable[str]) -> None:
@@ -66,6 +69,10 @@ class Outcomes:
         if pending.answer is not None and pending.answer.note:
             self._log.warning(pending.answer.note)
 
+    def has_saved_step_of(self, boundary: Boundary) -> bool:
+        """Returns whether there is a checkpoint of that boundary, as it was at whatever moment."""
+        return self._saved is not None and boundary.number == self._saved[0]
+
     def has_saved(self, boundary: Boundary) -> bool:
         """Returns whether there is a checkpoint of that very boundary."""
         return boundary.state == self._saved
@@ -82,6 +89,7 @@ class Session:
         stop: The stop of the training, if one comes.
         outcomes: The outcomes of its saves.
         log: Takes lines for the user.
+        origin: The checkpoint that it was resumed from.
     """
 
     run: Run
@@ -90,3 +98,4 @@ class Session:
     stop: Stop
     outcomes: Outcomes
     log: RunLog
+    origin: Resumption

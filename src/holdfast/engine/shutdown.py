@@ -205,7 +205,7 @@ class Shutdown:
                 return
             self.interrupted_at = now
         stop = self._signals.asks_to_stop(number)
-        if stop and self._gate.boundary is None:
+        if stop and self._gate.is_at_beginning:
             self._end_before_the_first_boundary(number, name)
             return
         if stop and self._number is not None:
@@ -278,6 +278,9 @@ class Shutdown:
         """Ends the process when the grace of a stop is over and the loop has not come back."""
         if not self._stop.wait_for_deadline():
             return
+        if self._stop.unsaved_code is not None:
+            self.leave(self._stop.unsaved_code, self._stop.why)
+            return
         saved, limit, leaving = self._stop.saved, self._stop.limit, self._stop.leaving_seconds
         if saved:
             why = f"the loop did not end {limit}; leaving after a good save"
@@ -290,7 +293,7 @@ class Shutdown:
     def _unsaved(self) -> str:
         """Returns what is lost if the process ends now, in words; an empty text where nothing is."""
         boundary, run = self._gate.boundary, self._session.run
-        if run.rank or boundary is None or self._session.outcomes.has_saved(boundary):
+        if run.rank or boundary is None or self._gate.is_at_beginning or self._session.outcomes.has_saved(boundary):
             return ""
         last = run.status.now.last_checkpoint
         there = f"that of step {last['step']}" if last else "none of this start"

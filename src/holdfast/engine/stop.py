@@ -38,6 +38,10 @@ class Stop:
         """The step after which every rank leaves, where there are several; None as long as there is none."""
         self.saved: bool | None = None
         """The outcome of the stop's save; None as long as none was asked for or answered."""
+        self.unsaved_code: int | None = None
+        """The exit code of a stop that came before the first update, and saves nothing."""
+        self.why = ""
+        """The reason of such a stop, in words."""
         self.noticed = threading.Event()
         """Set when the stop is known to this process, by whatever door it came."""
 
@@ -54,6 +58,23 @@ class Stop:
         self.noticed.set()
         self.begin_grace()
         self._status.update(phase="stopping")
+
+    def end_unsaved(self, code: int, why: str, seconds: float | None) -> None:
+        """Takes in a stop that comes before the first update: it saves nothing.
+
+        Args:
+            code: The exit code.
+            why: The reason, in words.
+            seconds: The time after which the process ends; None: the loop ends by itself, within the grace.
+        """
+        self.unsaved_code, self.why, self.requested = code, why, True
+        self.noticed.set()
+        self._status.update(phase="stopping")
+        self.begin_grace()
+        if seconds is not None:
+            with self._changed:
+                self._ends_at = time.monotonic() + seconds
+                self._changed.notify_all()
 
     def begin_grace(self) -> None:
         """Begins to count the grace, once."""

@@ -50,6 +50,7 @@ class Checkpointer:
         data: The data that `batches` goes through: a DataLoader, or any iterable that can be gone through again.
         save_steps: Saves every so many steps.
         save_total_limit: The number of scheduled checkpoints that are kept; the oldest go first. None keeps all.
+        save_at_end: Saves the last step of a loop that ends by itself, if it has no checkpoint yet.
         keep_every: Keeps those whose step is a multiple of this for good.
         resume: The checkpoint to go on from. `auto`: the newest good one in `output_dir`, or a start from zero where
             there is none; True: the newest good one, which must be there; a path: that one; False: none.
@@ -79,6 +80,7 @@ class Checkpointer:
         save_steps: int | None = None,
         save_minutes: float | None = None,
         save_total_limit: int | None = None,
+        save_at_end: bool = True,
         keep_every: int | None = None,
         resume: str | bool = "auto",
         strict: bool = True,
@@ -122,6 +124,9 @@ class Checkpointer:
         )
         self._scales = any(isinstance(p, torch.amp.GradScaler) and p.is_enabled() for p in parts.values())
         self._save_steps = save_steps
+        self._save_at_end = save_at_end
+        self._began_at = 0
+        self._is_through = False
         self._strict = strict
         self._replay = replay
         self._ending = Ending(self._engine, self._data, on_stop)
@@ -142,6 +147,8 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        if error is None:
+            self._come_to_the_end()
         return self._ending.end(kind, error, trace)
 
     def close(self) -> None:
@@ -150,6 +157,7 @@ class Checkpointer:
         Raises:
             Stopped: Training has ended because a stop was asked for.
         """
+        self._come_to_the_end()
         self._ending.end(None, None, None)
 
     @property
@@ -191,7 +199,7 @@ class Checkpointer:
                 step = load_into(self._state, engine.origin, strict=self._strict, replay=self._replay, log=engine.log)
             except DamagedCheckpointError as error:
                 self._state.protect(engine.origin.fall_back(error).path)
-        self._step = step
+        self._step = self._began_at = step
         self._parameters = self._state.parameters()
         engine.begin(self._state, step, self._until)
         return step
@@ -232,6 +240,7 @@ class Checkpointer:
         self._data.drain()
         if not self.stop_requested or (until is not None and self.step_count >= until):
             self._engine.finish()
+            self._is_through = True
 
     def _tell_of_late_changes(self) -> None:
         """Says once what the loop changes after `step()`: a checkpoint has it as it was before."""
@@ -267,8 +276,9 @@ class Checkpointer:
         self._step += 1
         self._show(loss)
         due = self._save_steps is not None and self._step % self._save_steps == 0
-        scheduled = f"save_steps {self._save_steps}" if due else ""
-        self._engine.reach(self._step, last=self._step == self._until, scheduled=scheduled)
+        last = self._step == self._until
+        scheduled = f"save_steps {self._save_steps}" if due else "save_at_end" if last and self._save_at_end else ""
+        self._engine.reach(self._step, last=last, scheduled=scheduled)
 
     def update(self) -> AbstractContextManager[None]:
         """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken."""
@@ -294,11 +304,27 @@ class Checkpointer:
         Raises:
             SaveError: With `wait`: it failed, or other ranks, which have not asked, were past the boundary.
         """
+        if wait and self._step is None and self._engine.gate.is_training_thread:
+            raise HoldfastError(
+                "save(wait=True) before resume(): nothing says what this training holds",
+                hint="take the data from batches(), or call resume() before",
+            )
         request = Request("python", stop=stop, label=clean_label(label.encode()), why="Checkpointer.save")
         pending = self._engine.ask(request)
         if wait:
             pending.wait()
         return pending
+
+    def _come_to_the_end(self) -> None:
+        """Saves the last step of a loop that has ended by itself, or says that there was nothing to do."""
+        engine, chosen = self._engine, self._engine.origin.chosen
+        if self._save_at_end:
+            engine.save_at_end()
+        if self._is_through and chosen is not None and self._step == self._began_at and not self.stop_requested:
+            engine.log.announce(
+                f"nothing to do: {chosen.path} is where this training ends; to go on, ask for more steps or epochs"
+            )
+        self._is_through = False
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:

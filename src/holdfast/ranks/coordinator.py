@@ -67,13 +67,15 @@ class Coordinator:
         self._number = 0
         self._staged = True
 
-    def all_have_begun(self) -> bool:
-        """Returns whether all ranks have loaded what they resume from.
+    def not_begun(self) -> list[int]:
+        """Returns the ranks that have not loaded yet what they resume from.
 
         Raises:
             RanksError: The store is gone.
         """
-        return self._channel.all_there([begun_key(rank) for rank in self._channel.others])
+        if self._channel.all_there([begun_key(rank) for rank in self._channel.others]):
+            return []
+        return [rank for rank in self._channel.others if not self._channel.all_there([begun_key(rank)])]
 
     def begin(self) -> None:
         """Begins a new agreement. The own offer follows, then `call`."""
@@ -156,10 +158,16 @@ class Coordinator:
         content = {"answer": None if answer is None else asdict(answer), "requests": list(requests)}
         self._channel.put(outcome_key(self._number), content)
 
-    def answer(self, answer: Answer, requests: Sequence[str]) -> None:
-        """Tells all ranks the answer to requests that need no save of their own."""
+    def answer(self, answer: Answer, requests: Sequence[str], leave: tuple[int, str] | None = None) -> None:
+        """Tells all ranks the answer to requests that need no save of their own.
+
+        Args:
+            answer: The answer.
+            requests: The ids of the requests.
+            leave: The exit code and the reason, where training ends at once.
+        """
         self._number += 1
-        content = {"answer": asdict(answer), "requests": list(requests)}
+        content = {"answer": asdict(answer), "requests": list(requests), "leave": leave}
         self._channel.put(call_key(self._number), content)
 
     def end(self, why: str) -> None:

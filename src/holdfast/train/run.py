@@ -1,7 +1,6 @@
 """Runs `holdfast train`, from the configuration's file to the process's exit code."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -43,8 +42,6 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
         with Engine(root, config, policy, wanted, TRANSFORMERS, screen.say) as engine:
-            if not rank:
-                _announce(engine, screen)
             trainer = _trainer(config, engine, screen)
             trainer.train()
             screen.step(engine.run.status.now)
@@ -66,21 +63,6 @@ def _join() -> int:
 
     rank: int = PartialState(cpu=not torch.cuda.is_available()).process_index
     return rank
-
-
-def _announce(engine: Engine, screen: Screen) -> None:
-    root, pid = engine.run.root, os.getpid()
-    if (chosen := engine.origin.chosen) is not None:
-        screen.say(f"resuming from {chosen.path}")
-    screen.say(f"run {root}, process {pid}")
-    settings = engine.settings.dynamic_checkpoint
-    if settings.enabled:
-        when = f"within {settings.check_interval} steps" if settings.check_interval else "at once"
-        screen.say(f"to save {when}:  touch {root / settings.trigger_file_path}")
-    else:
-        screen.say("the trigger file is off; to turn it on: dynamic_checkpoint: {enabled: true}")
-    screen.say(f"to save at once:  holdfast save {root} --wait   (or: kill -USR1 {pid})")
-    screen.say(f"to save and stop:  holdfast stop {root}   (or: Ctrl+C, kill -TERM {pid}, kill -USR2 {pid})")
 
 
 def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:

@@ -48,7 +48,8 @@ def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint, epoc
     """
     # The intervals in a resumed state are those of the old configuration; the user may have changed them.
     trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
-    manifest = chosen.manifest
+    state, manifest = trainer.state, chosen.manifest
+    engine.log.announce(f"resumed from {chosen.path}: step {state.global_step}, epoch {state.epoch or 0.0:.2f}")
     if manifest is None:
         return Resumed()
     entry = boundary.of_rank(manifest.boundary, engine.rank) or manifest.boundary
