@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -516,3 +517,45 @@ def test_a_hook_that_was_removed_holds_nobody(trained: Trained) -> None:
     trained.hook.remove()
     trained.gate.shut(-1)
     assert ended(begun(plain(trained))) and not trained.gate.updating
+
+
+def test_a_save_that_training_asks_for_keeps_the_gate_shut_until_it_was_taken_too() -> None:
+    gate = gate_at(1)
+    taken = gate.shut(-1)
+    assert taken is not None
+    gate.renew(replace(taken, asked=("a request",), revision=1))  # the first snapshot is being taken
+    assert gate.open(1) and gate.is_shut, "the first was shut for its boundary until now"
+    gate.open(1)  # at the very end of the first
+    assert gate.is_shut
+    again = gate.shut(-1)
+    assert again is not None and (again.number, again.revision, again.asked) == (1, 1, ("a request",))
+    with held(gate, gate.enter_update):
+        gate.open(1)
+    assert gate.updating
+
+
+def test_in_the_mode_at_boundaries_a_save_that_training_asks_for_is_taken_inside_the_call() -> None:
+    gate = gate_at(1)
+    gate.only_when_blocked = True
+    with held(gate, lambda: gate.renew(boundary(1))) as training:
+        assert gate.shut(-1) is gate.boundary and training.is_alive()
+        gate.open(1)
+
+
+def test_who_is_called_for_another_ranks_call_waits_until_training_has_made_its_own() -> None:
+    gate, taken = gate_at(2), []
+    gate.offer(-1)
+    taker = begun(lambda: taken.append(gate.take(2, never, 2)))
+    assert not gate.has_made_its_calls(2) and not taken
+    gate.renew(replace(boundary(2), asked=("a request",)))
+    assert ended(taker) and taken[0] is gate.boundary and taken[0] is not None and taken[0].asked
+    assert gate.has_made_its_calls(2) and gate.has_made_its_calls(1) and not gate.has_made_its_calls(3)
+
+
+def test_training_that_has_come_to_the_gate_makes_no_call_any_more() -> None:
+    gate, taken = gate_at(2), []
+    gate.offer(-1)
+    taker = begun(lambda: taken.append(gate.take(2, never, 2)))
+    with held(gate, gate.enter_update):
+        assert ended(taker) and taken[0] is gate.boundary and gate.has_made_its_calls(2)
+        gate.open(2)

@@ -14,6 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from helpers.loops import Loop, train
+from helpers.trainings import events
+from helpers.waiting import wait_until
 from holdfast import Checkpointer
 from holdfast.errors import ConfigError, SaveError
 from holdfast.run.directory import RunDirectory
@@ -204,3 +206,58 @@ def test_a_setting_that_was_misspelled_is_named(tmp_path: Path, given_as: str, v
     (problem,) = refused.value.problems
     assert problem.endswith(line)
     assert not (tmp_path / "run").exists()
+
+
+def saved_steps(run: Path) -> list[int]:
+    return [event["step"] for event in events(run, "saved")]
+
+
+@pytest.mark.parametrize("how", ["until", "epochs", "a loader of its own", "left early", "told not to", "an error"])
+def test_a_loop_that_ends_by_itself_leaves_its_last_step_once(tmp_path: Path, how: str) -> None:
+    run = tmp_path / "run"
+    loop = Loop(run, save_steps=4, save_at_end=how != "told not to", save_on_exception=False)
+    try:
+        with loop.ckpt:
+            if how == "a loader of its own":
+                loop.ckpt.resume()
+                for batch in loop.data:
+                    loop.update(batch)
+            else:
+                for batch in loop.ckpt.batches(epochs=1) if how == "epochs" else loop.ckpt.batches(until=7):
+                    loop.update(batch)
+                    if how == "left early" and loop.ckpt.step_count == 6:
+                        break
+                    if how == "an error" and loop.ckpt.step_count == 7:
+                        raise ArithmeticError
+    except ArithmeticError:
+        assert how == "an error"
+    expected = {"told not to": [4], "left early": [4, 6]}
+    assert saved_steps(run) == expected.get(how, [4, 7])
+    if how == "left early":
+        assert train(run, 7).losses and saved_steps(run) == [4, 6], "this one was not to leave its last"
+    elif how == "until":
+        before = sorted(path.name for path in run.iterdir())
+        again = train(run, 7, save_at_end=True)
+        assert saved_steps(run) == [4, 7] and sorted(path.name for path in run.iterdir()) == before
+        assert sum(line.startswith("nothing to do: ") for line in again.said) == 1
+        assert len(train(run, 8, save_at_end=True).losses) == 1 and saved_steps(run) == [4, 7, 8]
+
+
+def test_the_clock_goes_on_from_one_pass_through_the_data_to_the_next(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run", save_minutes=0.1 / 60)
+    with loop.ckpt:
+        for epoch in (1, 2):
+            for batch in loop.ckpt.batches(epochs=epoch):
+                loop.update(batch)
+            seen = len(saved_steps(tmp_path / "run"))
+            loop.ckpt.save("between", wait=True)
+            for batch in loop.ckpt.batches(until=loop.ckpt.step_count + 2):
+                loop.update(batch)
+                wait_until(lambda: loop.ckpt.step_count in saved_steps(tmp_path / "run"))
+            assert len(saved_steps(tmp_path / "run")) > seen
+
+
+def test_it_says_at_the_start_how_to_ask_stop_and_look(tmp_path: Path) -> None:
+    said = train(tmp_path / "run", 1).said
+    for wanted in ("to save at once:  touch ", "holdfast save ", "holdfast stop ", "holdfast status "):
+        assert sum(f"{wanted}{tmp_path / 'run'}" in line for line in said) == 1, wanted

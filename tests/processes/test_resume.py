@@ -111,7 +111,7 @@ def test_fault_15_auto_skips_what_is_damaged_by_name_and_reason(training: Traini
     for said in (
         "skipped checkpoint-30: model.safetensors: its bytes have changed",
         "skipped checkpoint-20: optimizer.pt: is missing",
-        "resumed from out/checkpoint-10",
+        "resumed from out/checkpoint-10: step 10, epoch ",
     ):
         assert said in process.output
 
