@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,31 @@ def test_the_end_and_the_accumulation_that_batches_got_first_are_named(tmp_path:
         "until: 2 -> 4, from your configuration",
         "accumulate: 2 -> 3, from your configuration",
     ]
+
+
+def test_of_a_checkpoint_that_records_none_it_is_said_and_what_it_holds_is_kept(tmp_path: Path) -> None:
+    cut_run(tmp_path)
+    checkpoint = tmp_path / f"checkpoint-{CUT}"
+    manifest = catalog.read(checkpoint).manifest
+    assert manifest is not None
+    (checkpoint / "MANIFEST.json").write_bytes(replace(manifest, settings={}).encode())
+    resumed = Loop(tmp_path, lr=0.5).train()
+    assert resumed.rates == [0.01] * CUT and resumed.named == []
+    assert (
+        "settings: the checkpoint records none; what you changed since cannot be seen, and what it holds is kept"
+        in resumed.said
+    )
+
+
+@pytest.mark.parametrize("lie", [3, {"optimizer": 3}, {"optimizer": {"groups": [7, {"first": [], "settings": 1}]}}])
+def test_settings_that_are_none_are_not_compared(lie: Any, tmp_path: Path) -> None:
+    cut_run(tmp_path, schedule=SCHEDULES["StepLR"](2))
+    checkpoint = tmp_path / f"checkpoint-{CUT}"
+    manifest = catalog.read(checkpoint).manifest
+    assert manifest is not None
+    lies = {"parts": lie, "adapters": lie, "batches": lie}
+    (checkpoint / "MANIFEST.json").write_bytes(replace(manifest, settings=lies).encode())
+    assert Loop(tmp_path, lr=0.5, schedule=SCHEDULES["StepLR"](3)).train().named == []
 
 
 def test_a_checkpoint_records_what_it_was_trained_with(tmp_path: Path) -> None:

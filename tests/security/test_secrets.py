@@ -33,16 +33,29 @@ def require_none(run: Path, output: str) -> None:
     assert holding(run, LABEL), "the search finds nothing"
     for secret in (ENVIRONMENT, ARGUMENT, CONFIGURED):
         assert holding(run, secret) == []
+        assert secret not in output
 
 
 LOOP = """
-import sys
+import functools, sys
 sys.path.insert(0, TESTS)
 from pathlib import Path
+import torch
 from helpers.loops import Loop
-loop = Loop(Path("run"), save_steps=2)
+
+def rate(step, power, api_token):
+    return 1 / (1 + step) ** power
+
+class Adapter:
+    r, lora_alpha, hub_token = 8, float(sys.argv[3]), sys.argv[1]
+
+other = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+function = functools.partial(rate, power=float(sys.argv[3]), api_token=sys.argv[1])
+unseen = torch.optim.lr_scheduler.LambdaLR(other, function)
+loop = Loop(Path("run"), save_steps=2, say=print, unseen=unseen)
+loop.model.peft_config = {"default": Adapter()}
 with loop.ckpt:
-    for batch in loop.ckpt.batches(until=4):
+    for batch in loop.ckpt.batches(until=4 * int(sys.argv[3])):
         loop.update(batch)
         if loop.ckpt.step_count == 3:
             loop.ckpt.save(label=sys.argv[2], wait=True)
@@ -51,11 +64,17 @@ with loop.ckpt:
 
 
 def test_security_s13_a_loop_leaves_no_secret_on_its_disk(launcher: Launcher, tmp_path: Path) -> None:
-    """Canaries in the environment and in the arguments of a plain loop; every file of its run is searched."""
+    """Canaries in the environment, the arguments and the settings of a plain loop; its files and lines are searched.
+
+    The settings are others at the resume, and named.
+    """
     program = LOOP.replace("TESTS", repr(str(Path(__file__).parents[1])))
-    process = launcher.start(ARGUMENT, LABEL, cwd=tmp_path, program=program, **_SECRET_VARIABLES)
-    assert process.wait() == 0, process.output
-    require_none(tmp_path / "run", process.output)
+    for number in ("1", "2"):
+        process = launcher.start(ARGUMENT + number, LABEL, number, cwd=tmp_path, program=program, **_SECRET_VARIABLES)
+        assert process.wait() == 0, process.output
+        require_none(tmp_path / "run", process.output)
+    for changed in ("unseen.function.power: 1 -> 2", "model.default.lora_alpha: 1 -> 2", "until: 4 -> 8"):
+        assert f"{changed}, from your configuration" in process.output
 
 
 TRAINER = """
@@ -72,12 +91,13 @@ sys.modules["__main__"].Own = Own  # for pickle, which looks for it there
 rows = [{"input_ids": torch.tensor([1, 2, 3]), "labels": torch.tensor([1, 2, 3])}] * 16
 secret = sys.argv[2]
 args = Own(
-    "out", max_steps=4, save_steps=2, hub_token=secret, tracker_api_key=secret, proxy_password=secret,
+    "out", max_steps=4 * int(sys.argv[4]), save_steps=2, learning_rate=0.01 / int(sys.argv[4]),
+    hub_token=secret, tracker_api_key=secret, proxy_password=secret,
     client_secret=secret, run_name=sys.argv[3], report_to="none", use_cpu=True, disable_tqdm=True,
 )
 trainer = Trainer(LlamaForCausalLM(LlamaConfig.from_pretrained(sys.argv[1])), args, train_dataset=rows)
 holdfast.attach(trainer)
-trainer.train()
+trainer.train(resume_from_checkpoint="auto")
 trainer.save_model()
 assert args.tracker_api_key == args.proxy_password == args.client_secret == args.hub_token == secret
 """
@@ -85,11 +105,13 @@ assert args.tracker_api_key == args.proxy_password == args.client_secret == args
 
 def test_security_s13_a_trainer_leaves_no_secret_on_its_disk(launcher: Launcher, tmp_path: Path, tiny: Path) -> None:
     """Canaries in the environment and in the Trainer's arguments that are tokens, keys, passwords and secrets."""
-    process = launcher.start(
-        tiny / "model", ARGUMENT, LABEL, cwd=tmp_path, program=TRAINER, **_SECRET_VARIABLES
-    )  # the label is the run's name, which training_args.bin has
-    assert process.wait() == 0, process.output
-    require_none(tmp_path / "out", process.output)
+    for number in ("1", "2"):
+        process = launcher.start(
+            tiny / "model", ARGUMENT + number, LABEL, number, cwd=tmp_path, program=TRAINER, **_SECRET_VARIABLES
+        )  # the label is the run's name, which training_args.bin has
+        assert process.wait() == 0, process.output
+        require_none(tmp_path / "out", process.output)
+    assert "learning_rate: 0.01 -> 0.005, from your configuration" in process.output
 
 
 def test_security_s13_a_configured_training_leaves_no_secret_on_its_disk(training: Training) -> None:

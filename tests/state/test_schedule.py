@@ -31,6 +31,14 @@ def test_a_function_has_the_numbers_that_it_mentions(optimizer: optim.Optimizer)
     assert numbers["function"] == {"FLOOR": 0.25, "warmup": 100, "constants": [1.0], "defaults": [2.0]}
 
 
+def test_a_function_that_mentions_what_is_not_there_yet_has_none(optimizer: optim.Optimizer) -> None:
+    def rate(step: int) -> float:
+        return later if step else 1.0
+
+    assert schedule.numbers(lr_scheduler.LambdaLR(optimizer, rate))["function"] == {}
+    later = 0.5
+
+
 def test_a_partial_function_and_an_object_have_theirs(optimizer: optim.Optimizer) -> None:
     class Warmup:
         def __init__(self, steps: int) -> None:

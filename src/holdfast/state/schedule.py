@@ -113,7 +113,10 @@ def _numbers_of_function(function: Any) -> dict[str, Any]:
 
 
 def _numbers_in_code(function: types.FunctionType) -> dict[str, Any]:
-    around = inspect.getclosurevars(function)
+    try:
+        around = inspect.getclosurevars(function)
+    except ValueError:  # a variable around it has no value yet
+        return {}
     mentioned = {**around.globals, **around.nonlocals}
     numeric = {name: value for name, value in mentioned.items() if isinstance(value, int | float)}
     constants = [value for value in function.__code__.co_consts if type(value) in (int, float)]
