@@ -44,6 +44,7 @@ class Orders:
         calls: Ranks in which training itself asks for a save after every fifth boundary, having changed its learning
             rate and drawn a random number.
         waits: Whether such a call waits for its answer.
+        adds_up: Whether gradients are never zeroed.
         evaluates: Whether each step has an evaluation before its boundary.
         settings: Further keywords for the `Checkpointer`.
     """
@@ -60,6 +61,7 @@ class Orders:
     pause: float = 0.0
     calls: list[int] | None = None
     waits: bool = False
+    adds_up: bool = False
     evaluates: bool = False
     settings: dict[str, Any] | None = None
 
@@ -203,7 +205,8 @@ def main() -> None:
                     assert parameter.grad is not None
                     local(parameter.grad).fill_(float("nan"))
             optimizer.step()
-            optimizer.zero_grad()
+            if not orders.adds_up:
+                optimizer.zero_grad()
             if orders.evaluates:
                 with torch.no_grad():  # after it, fully_shard shows whole weights until the next backward
                     trained.eval()(inputs)

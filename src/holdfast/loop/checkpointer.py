@@ -279,6 +279,8 @@ class Checkpointer:
         last = self._step == self._until
         scheduled = f"save_steps {self._save_steps}" if due else "save_at_end" if last and self._save_at_end else ""
         self._engine.reach(self._step, last=last, scheduled=scheduled)
+        if news := self._state.gradients.news(self._step):
+            self._engine.log.announce(news)
 
     def update(self) -> AbstractContextManager[None]:
         """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken."""

@@ -14,7 +14,7 @@ from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.outside import put_back
-from holdfast.state.part import Stored
+from holdfast.state.part import GRADIENTS, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
@@ -66,6 +66,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     parts: Parts = state.parts
     notices += parts.restore(content.stored, strict=strict)
     notices += put_back(state.outside, content.beside)
+    notices += state.gradients.restore(content.beside.get(GRADIENTS))
     notices += content.random.check(state.generators)
     changes = state.given.follow(manifest.settings) if state.given is not None else []
     before, now = manifest.world_size, state.world_size
@@ -118,7 +119,7 @@ def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> 
     # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
     memory = state.parts.memory() if strict else None
     own = state.world_size == manifest.world_size
-    needs: dict[str, Any] = {"rank": state.rank, "own": own, "places": state.parts.shard_range, "memory": memory}
+    needs: dict[str, Any] = {"rank": state.rank, "own": own, "places": state.shard_range, "memory": memory}
     try:
         with open_checkpoint(path) as folder:
             reading = NativeReading(path, folder, manifest.files, manifest.tensors, **needs)

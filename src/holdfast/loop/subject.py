@@ -15,15 +15,16 @@ from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.data.position import WORD as DATA
+from holdfast.state.gradients import Gradients, gradients_rest
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.likeness import alike
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import with_inner
 from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, owner_of
-from holdfast.state.part import CARRIED, Part, Stored
+from holdfast.state.part import BESIDE, CARRIED, GRADIENTS, Part, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
-from holdfast.state.sharding import local_of, range_of, written_by
+from holdfast.state.sharding import ShardRange, local_of, range_of, written_by
 from holdfast.store import digest
 
 
@@ -37,6 +38,8 @@ class LoopRecord(NamedTuple):
     """The record of the position in the data; None where the loop has its own."""
     outside: OutsideRecord | None = None
     """The state in no part; None in ranks but the first, which carries it for all."""
+    gradients: Mapping[str, torch.Tensor] | None = None
+    """The gradients, by parameter; None where they do not go over boundaries."""
 
 
 class LoopState:
@@ -66,6 +69,7 @@ class LoopState:
     ) -> None:
         self.parts = parts
         self.outside = outside
+        self.gradients = Gradients(parts.models)
         self.generators = generators
         self.data = data
         self.rank = rank
@@ -82,6 +86,7 @@ class LoopState:
         self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
         self._last_outside: OutsideRecord | None = None
         self._carried = Carried()
+        self._gradient_ranges: Mapping[str, ShardRange] = {}
 
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
@@ -131,7 +136,8 @@ class LoopState:
 
     def copied_buffers(self) -> dict[str, int]:
         """Returns the large buffers of the models that were seen to change, and what else is copied like them."""
-        return {**self.parts.moving_buffers(), **self.outside.copied}
+        gradients = {GRADIENTS: self.gradients.bytes} if self.gradients.bytes else {}
+        return {**self.parts.moving_buffers(), **self.outside.copied, **gradients}
 
     @property
     def has_moving(self) -> bool:
@@ -166,6 +172,7 @@ class LoopState:
             rng_state.record(self.generators),
             self.data.record() if self.data is not None else None,
             self._last_outside,
+            self.gradients.record(),
         )
 
     def manifest_entry(self, recorded: LoopRecord) -> Mapping[str, Any]:
@@ -177,8 +184,9 @@ class LoopState:
         return {name: buffer_digests(buffers) for name, buffers in self.parts.buffers(recorded.parts).items()}
 
     def requires(self) -> Sequence[str]:
-        """Returns a word if those files hold something that is in no part, and one for what the position holds."""
-        return [*([CARRIED] if self._carried.tensors else []), *([DATA] if self._position_requires else [])]
+        """Returns words for what those files hold that is in no part, and one for what the position holds."""
+        beside = [name for name, *_ in self._written if name in BESIDE]
+        return [*beside, *([DATA] if self._position_requires else [])]
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for what changed outside of all parts and is in none of those files."""
@@ -201,20 +209,34 @@ class LoopState:
             self._carried = self.outside.at_save(recorded.outside)
             if self._carried.tensors:
                 self._written.append((CARRIED, self._carried.tensors, Stored({}, carried_rest())))
+        if recorded.gradients is None:
+            self.gradients.saved_without(boundary.step)
+        else:
+            own = self.gradients.written(recorded.gradients, self.rank, self.world_size)
+            self._gradient_ranges = self.gradients.ranges(recorded.gradients) if self.world_size > 1 else {}
+            self._written.append((GRADIENTS, own, Stored({}, gradients_rest())))
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)
             self._position_requires = recorded.data.requires
         return native.images(self._written, extra, self.rank, self.world_size, self._own_buffers(boundary))
 
+    def shard_range(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
+        """Returns the range of a whole tensor of a checkpoint that this process needs; None where it needs all."""
+        if part == GRADIENTS:
+            return self.gradients.shard_range(name, shape)
+        return self.parts.shard_range(part, name, shape)
+
     def layout_pieces(self) -> Mapping[str, Any]:
         """Returns what those files hold of whole tensors, where several processes write them."""
         if self.world_size == 1:
             return {}
-        ranges = {
+        ranges: dict[str, Mapping[str, ShardRange]] = {
             part: {name: range_of(tensor, f"{part}.{name}") for name, tensor in live.items()}
             for part, live in self._live.items()
         }
+        if any(name == GRADIENTS for name, *_ in self._written):
+            ranges[GRADIENTS] = self._gradient_ranges
         return native.pieces(self._written, ranges, self.rank, self.world_size)
 
     def estimated_bytes(self) -> int:

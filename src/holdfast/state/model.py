@@ -85,6 +85,11 @@ class ModelPart:
         """Large buffers that were seen to change, and the bytes that copying each takes at every boundary."""
         return self._plan.buffers.moving
 
+    @property
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The parameters, by name, as of the last look at them."""
+        return self._plan.weights
+
     def named_parameters(self) -> dict[str, torch.Tensor]:
         """Returns the parameters that the module has now, by name."""
         show_shards(self._module)

@@ -34,6 +34,11 @@ class Parts:
     def __iter__(self) -> Iterator[Part]:
         return iter(self._parts)
 
+    @property
+    def models(self) -> Sequence[ModelPart]:
+        """The models."""
+        return self._models
+
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizers update."""
         return [tensor for model in self._models for tensor in model.live().values()]

@@ -1,0 +1,180 @@
+"""Gradients that a loop lets add up over its updates: they are state, and most loops have none.
+
+Whether a loop does so shows in the first backward pass after a boundary: it adds to the gradient that was there, or to
+none, because the loop has zeroed it first. One parameter is watched, and only while there are gradients at boundaries.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from holdfast.state.model import ModelPart
+from holdfast.state.part import GRADIENTS, Stored
+from holdfast.state.sharding import ShardRange, local_of, range_of, written_by
+
+# A loop that has zeroed its gradients so often before its next backward pass does so always.
+_ENOUGH = 3
+
+
+class Gradients:
+    """The gradients of a training's models, as far as they go over its boundaries.
+
+    Args:
+        models: The models.
+    """
+
+    def __init__(self, models: Sequence[ModelPart]) -> None:
+        self._models = models
+        self._zeroed = 0
+        self._probe: torch.Tensor | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._told = False
+        self._saved_without: list[int] = []
+        self.are_carried = False
+        """True once they were seen to go over a boundary."""
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that are copied at each boundary, at most."""
+        learning = [local_of(weight) for weight in self._parameters().values() if weight.requires_grad]
+        return sum(weight.nbytes for weight in learning) if self.are_carried else 0
+
+    def record(self) -> Mapping[str, torch.Tensor] | None:
+        """Copies the gradients, as of now, if they go over boundaries. Called by training at every boundary.
+
+        Returns:
+            The copies, by the names of their parameters; None where a loop zeroes them, or may.
+        """
+        if self.are_carried:
+            self._stop_looking()
+            return {
+                name: local_of(parameter.grad).detach().clone()
+                for name, parameter in self._parameters().items()
+                if parameter.grad is not None
+            }
+        if self._zeroed < _ENOUGH:
+            self._look()
+        else:
+            self._stop_looking()
+        return None
+
+    def saved_without(self, step: int) -> None:
+        """Takes in that a checkpoint was written while it was not known if there are any."""
+        if self._zeroed < _ENOUGH:
+            self._saved_without.append(step)
+
+    def news(self, step: int) -> str:
+        """Returns a line for the user when they have just been seen to go over a boundary; empty otherwise.
+
+        Args:
+            step: The step of the boundary that was recorded.
+        """
+        if not self.are_carried or self._told:
+            return ""
+        self._told = True
+        lacking = " and ".join(f"checkpoint-{number}" for number in self._saved_without)
+        return (
+            f"gradients add up over step(): from step {step} on they are copied ({self.bytes:,} bytes a step) and saved"
+            + (f"; {lacking} had been saved without them" if lacking else "")
+        )
+
+    def restore(self, stored: Stored | None) -> list[str]:
+        """Puts gradients back; returns the names of those that fit no parameter.
+
+        Args:
+            stored: What the checkpoint holds of them; None where it holds none.
+        """
+        if stored is None:
+            return []
+        left = dict(stored.tensors)
+        for name, parameter in self._parameters().items():
+            tensor = left.get(name)
+            if tensor is None:
+                parameter.grad = None
+            elif tensor.shape == local_of(parameter).shape:
+                # Of the same kind as the parameter, which may be distributed.
+                parameter.grad = torch.zeros_like(parameter.detach(), dtype=tensor.dtype)
+                local_of(parameter.grad).copy_(left.pop(name))
+        self.are_carried = self._told = True
+        return [f"{name}: its gradient in the checkpoint fits nothing here, and is left out" for name in left]
+
+    def written(self, copies: Mapping[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+        """Returns those of the copies that one process writes."""
+        if size == 1:
+            return dict(copies)
+        parameters = self._parameters()
+        mine = written_by({name: parameters[name] for name in copies if name in parameters}, rank, size)
+        return {name: copy for name, copy in copies.items() if name in mine}
+
+    def ranges(self, copies: Mapping[str, torch.Tensor]) -> dict[str, ShardRange]:
+        """Returns the range that this process has of each of the whole gradients."""
+        parameters = self._parameters()
+        return {name: range_of(parameters[name], name) for name in copies if name in parameters}
+
+    def shard_range(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
+        """Returns the range of a whole gradient of a checkpoint that this process needs; None where it needs all."""
+        parameter = self._parameters().get(name)
+        return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return {f"{model.name}.{name}": weight for model in self._models for name, weight in model.weights.items()}
+
+    def _look(self) -> None:
+        """Has the next backward pass tell what it meets, if there is a gradient now."""
+        self._stop_looking()
+        for model in self._models:
+            for weight in model.weights.values():
+                # Of a gradient that is zero by itself nothing could be told.
+                if weight.grad is not None and _is_nonzero(weight.grad):
+                    self._probe = weight
+                    self._hooks.append(_before_backward(model, weight, self._meet))
+                    return
+        self._zeroed += 1
+
+    def _meet(self, incoming: torch.Tensor) -> None:
+        """Runs in the backward pass, before what comes is added to what is there."""
+        if self._probe is None:
+            return
+        present, self._probe = self._probe.grad, None
+        if present is not None and _is_nonzero(present):
+            self.are_carried = True
+        else:
+            self._zeroed += 1
+
+    def _stop_looking(self) -> None:
+        self._probe = None
+        while self._hooks:
+            self._hooks.pop().remove()
+
+
+def _before_backward(model: ModelPart, weight: torch.Tensor, call: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    """Has something called in each backward pass, before it adds to the gradient of a weight."""
+    if local_of(weight) is weight:
+        return weight.register_hook(call)  # type: ignore[no-any-return, no-untyped-call]
+
+    # What is sharded takes no part in a pass itself; that begins with what the model gave.
+    def watch(module: object, arguments: object, output: object) -> None:
+        learning = (tensor for tensor in _tensors_in(output) if tensor.requires_grad)
+        if (tensor := next(learning, None)) is not None:
+            tensor.register_hook(call)  # type: ignore[no-untyped-call]
+
+    return model.module.register_forward_hook(watch)
+
+
+def _tensors_in(output: object) -> Iterator[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for item in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors_in(item)
+
+
+def _is_nonzero(gradient: torch.Tensor) -> bool:
+    return bool(local_of(gradient).detach().to_dense().count_nonzero())
+
+
+def gradients_rest() -> dict[str, Any]:
+    """Returns the JSON beside the gradients."""
+    return {"kind": GRADIENTS}
