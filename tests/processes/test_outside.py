@@ -75,6 +75,45 @@ print("plain", plain.state.global_step, flush=True)
 """
 )
 
+LOSS = (
+    COMMON
+    + """
+class Head(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.head = torch.nn.Linear(16, 2)
+
+class WithLoss(Trainer):
+    def __init__(self, run):
+        model = llama()
+        self.loss = Head(model)
+        super().__init__(model, TrainingArguments(run, max_steps=7, **common), train_dataset=rows)
+    def create_optimizer(self):
+        weights = [*self.model.parameters(), *self.loss.head.parameters()]
+        self.optimizer = torch.optim.AdamW(weights, self.args.learning_rate)
+        return self.optimizer
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        output = model(**inputs, output_hidden_states=True)
+        return output.loss + self.loss.head(output.hidden_states[-1][:, -1]).square().mean()
+
+rows = [{"input_ids": torch.tensor([1, 2, n]), "labels": torch.tensor([1, 2, n])} for n in range(3, 15)] * 2
+compare("loss", WithLoss, 7, 4)
+hidden = WithLoss("hidden")
+kept = hidden.loss
+def create_optimizer():
+    hidden.optimizer = torch.optim.AdamW([*hidden.model.parameters(), *kept.head.parameters()])
+    return hidden.optimizer
+hidden.create_optimizer = create_optimizer
+del hidden.loss
+holdfast.attach(hidden)
+try:
+    hidden.train()
+except holdfast.errors.UnsupportedError as error:
+    print("refused:", error, error.hint, Path("hidden/checkpoint-7").exists())
+"""
+)
+
 TRL = (
     COMMON
     + """
@@ -125,3 +164,14 @@ def test_trl_goes_on_with_its_reference_model_and_with_what_it_has_generated(
     assert process.wait() == 0, process.output
     assert "dpo same ['carried']" in process.output, process.output
     assert "grpo same ['carried']" in process.output, process.output
+
+
+def test_a_loss_with_weights_of_its_own_comes_back_and_one_that_cannot_be_reached_is_refused(
+    launcher: Launcher, tmp_path: Path, tiny: Path
+) -> None:
+    process = launcher.start(tiny / "model", cwd=tmp_path, program=LOSS)
+    assert process.wait() == 0, process.output
+    # A Trainer zeroes the gradients of its model, and no others.
+    assert "loss same ['carried', 'gradients']" in process.output, process.output
+    assert "refused: the optimizer updates 2 weights (the first: [2, 16])" in process.output
+    assert "trainer.loss = loss" in process.output

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from holdfast.state import outside as outside_module
+from holdfast.state.likeness import alike
 from holdfast.state.outside import Carried, Outside, owner_of
 from holdfast.state.reachable import known_of
 
@@ -87,6 +88,22 @@ def test_a_large_one_is_read_where_it_is_and_copied_once_it_changes_between_upda
     recorded = outside.record()
     model.kept.average.data.add_(1)
     assert torch.equal(outside.at_save(recorded).tensors["model.kept.average"], torch.full((64,), 2.0))
+
+
+def test_two_records_are_alike_until_something_changes() -> None:
+    model, outside = watched()
+    model.kept.average.data.add_(1)
+    outside.record()
+    model.kept.average.data.add_(1)
+    saved(outside)
+    first = outside.record()
+    saved(outside)
+    assert alike(first, outside.record())
+    model.kept.average.data.add_(1)
+    assert not alike(first, outside.record())
+    second = outside.record()
+    model.kept.teacher[0].weight.data.add_(1)
+    assert not alike(second, outside.record())
 
 
 def test_what_first_changes_after_the_boundary_is_not_taken_for_what_was_there() -> None:

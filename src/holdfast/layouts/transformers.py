@@ -54,7 +54,7 @@ _LOOKED_FOR = (
 )
 
 
-CARRIED = ("carried.json", "carried.safetensors")
+CARRIED = ("carried.json", "carried.safetensors", "gradients.json", "gradients.safetensors")
 """The files of what changes and is in no file of a Trainer's own, at which plain transformers does not look."""
 # The files that are of use to the training alone.
 _TRAINING = (

@@ -19,13 +19,15 @@ _ENOUGH = 3
 
 
 class Gradients:
-    """The gradients of a training's models, as far as they go over its boundaries.
+    """The gradients of a training's weights, as far as they go over its boundaries.
 
     Args:
-        models: The models.
+        weights: Gives the weights, by name.
+        models: The models that they are of, if any: a weight's name begins with its model's.
     """
 
-    def __init__(self, models: Sequence[ModelPart]) -> None:
+    def __init__(self, weights: Callable[[], Mapping[str, torch.Tensor]], models: Sequence[ModelPart] = ()) -> None:
+        self._parameters = weights
         self._models = models
         self._zeroed = 0
         self._probe: torch.Tensor | None = None
@@ -118,19 +120,16 @@ class Gradients:
         parameter = self._parameters().get(name)
         return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
 
-    def _parameters(self) -> dict[str, torch.Tensor]:
-        return {f"{model.name}.{name}": weight for model in self._models for name, weight in model.weights.items()}
-
     def _look(self) -> None:
         """Has the next backward pass tell what it meets, if there is a gradient now."""
         self._stop_looking()
-        for model in self._models:
-            for weight in model.weights.values():
-                # Of a gradient that is zero by itself nothing could be told.
-                if weight.grad is not None and _is_nonzero(weight.grad):
-                    self._probe = weight
-                    self._hooks.append(_before_backward(model, weight, self._meet))
-                    return
+        for name, weight in self._parameters().items():
+            # Of a gradient that is zero by itself nothing could be told.
+            if weight.grad is not None and _is_nonzero(weight.grad):
+                self._probe = weight
+                model = next((model for model in self._models if name.startswith(f"{model.name}.")), None)
+                self._hooks.append(_before_backward(model, weight, self._meet))
+                return
         self._zeroed += 1
 
     def _meet(self, incoming: torch.Tensor) -> None:
@@ -149,9 +148,11 @@ class Gradients:
             self._hooks.pop().remove()
 
 
-def _before_backward(model: ModelPart, weight: torch.Tensor, call: Callable[[torch.Tensor], None]) -> RemovableHandle:
+def _before_backward(
+    model: ModelPart | None, weight: torch.Tensor, call: Callable[[torch.Tensor], None]
+) -> RemovableHandle:
     """Has something called in each backward pass, before it adds to the gradient of a weight."""
-    if local_of(weight) is weight:
+    if model is None or local_of(weight) is weight:
         return weight.register_hook(call)  # type: ignore[no-any-return, no-untyped-call]
 
     # What is sharded takes no part in a pass itself; that begins with what the model gave.

@@ -87,6 +87,11 @@ class Outside:
         self._arrange()
 
     @property
+    def bytes(self) -> int:
+        """The size of those that a checkpoint would carry now."""
+        return sum(self._watched[name].bytes for name in self._moving if name in self._watched)
+
+    @property
     def copied(self) -> dict[str, int]:
         """Those that are copied at every boundary though they are large, and the bytes that each takes."""
         return dict(self._copied_large)
@@ -99,6 +104,17 @@ class Outside:
     def begin(self) -> None:
         """Looks at all that is there when training begins."""
         self._take(self._walk())
+
+    def places_of(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns those of some tensors that can be reached, by the names of their places."""
+        wanted = {id(tensor) for tensor in tensors}
+        places = (watched.place for watched in self._watched.values())
+        return {place.name: place.tensor for place in places if id(place.tensor) in wanted}
+
+    def carry(self, names: Collection[str]) -> None:
+        """Takes some for ones that change, whether or not they were seen to: an optimizer updates them."""
+        self._moving.update({name: False for name in names if name not in self._moving})
+        self._arrange()
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> list[str]:
         """Puts back in place what a checkpoint carried.

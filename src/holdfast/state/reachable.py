@@ -215,7 +215,8 @@ def _tensors_of_optimizer(optimizer: optim.Optimizer, name: str) -> Iterator[tup
     for content in list(optimizer.state.values()):
         yield from tensors_in(content, name)
     for group in optimizer.param_groups:
-        yield from tensors_in(group, name)
+        # Its members are in no part by that alone: a loss may have them.
+        yield from tensors_in({key: value for key, value in group.items() if key != "params"}, name)
 
 
 def _is_leaf(kind: type) -> bool:

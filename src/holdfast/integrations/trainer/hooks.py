@@ -191,6 +191,8 @@ class StepHooks:
         self._engine.reach(
             step, stage=stage, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
         )
+        if news := subject.news(step):
+            self._engine.log.announce(news)
 
     def _go_on(self, checkpoint: str | None) -> None:
         """Replaces restoring the random state on resume: then, and not before, the rest of the step is done.

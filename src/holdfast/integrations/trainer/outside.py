@@ -19,9 +19,10 @@ from holdfast.layouts.image import Image
 from holdfast.layouts.native_reading import NativeReading, open_checkpoint
 from holdfast.resume.choose import ResumePoint
 from holdfast.state import values
+from holdfast.state.gradients import Gradients, gradients_rest
 from holdfast.state.module_tensors import identity, slots_of
 from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, put_back
-from holdfast.state.part import CARRIED, Stored
+from holdfast.state.part import CARRIED, GRADIENTS, Stored
 from holdfast.state.reachable import MOST_OBJECTS, known_of
 from holdfast.store.manifest import Manifest
 
@@ -38,6 +39,8 @@ class OutsideOfTrainer(NamedTuple):
 
     tensors: OutsideRecord | None
     state: Mapping[str, Any]
+    gradients: Mapping[str, torch.Tensor] | None
+    """Those of the weights that the optimizer updates beside the model's: a Trainer zeroes the model's alone."""
 
 
 class TrainerOutside:
@@ -53,10 +56,19 @@ class TrainerOutside:
         self._rank = rank
         self._tensors = Outside(self._roots, self._known, _PASSED_OVER)
         self._tensors.begin()
+        self.updated = self._updated_by_optimizer()
+        """The weights beside the model's that the optimizer updates, by the names of their places: those of a loss."""
+        self._tensors.carry(self.updated)
+        self._gradients = Gradients(lambda: self.updated)
         self.not_carried: Sequence[str] = ()
         """A text for each thing that the last checkpoint should carry and does not."""
-        self.is_carried = False
-        """True if the last checkpoint carries something."""
+        self.requires: Sequence[str] = ()
+        """The words for what the last checkpoint carries."""
+
+    @property
+    def bytes(self) -> int:
+        """The size of what a checkpoint would carry now."""
+        return self._tensors.bytes if self._rank == 0 else 0
 
     @property
     def copied(self) -> Mapping[str, int]:
@@ -68,7 +80,12 @@ class TrainerOutside:
         return OutsideOfTrainer(
             self._tensors.record() if self._rank == 0 else None,
             trl_state.record(self._trainer),
+            self._gradients.record() if self._rank == 0 else None,
         )
+
+    def news(self, step: int) -> str:
+        """Returns a line for the user when gradients have just been seen to go over an update; empty otherwise."""
+        return self._gradients.news(step)
 
     def images(self, recorded: OutsideOfTrainer) -> list[Image]:
         """Returns the files-to-be of this process; none where nothing has changed."""
@@ -82,10 +99,15 @@ class TrainerOutside:
             self.not_carried.append(f"{', '.join(recorded.state)}: {error}")
         else:
             tensors |= of_state
-        self.is_carried = bool(tensors or state)
-        if not self.is_carried:
-            return []
-        return native.images([(_stem(self._rank), tensors, Stored({}, carried_rest(state)))], {})
+        written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
+        if tensors or state:
+            written.append((_stem(self._rank), tensors, Stored({}, carried_rest(state))))
+        if recorded.gradients is None and self.updated:
+            self._gradients.saved_without(self._trainer.state.global_step)
+        elif recorded.gradients:
+            written.append((GRADIENTS, recorded.gradients, Stored({}, gradients_rest())))
+        self.requires = [name.partition("-")[0] for name, *_ in written]
+        return native.images(written, {})
 
     def restore(self, engine: Engine, chosen: ResumePoint | None) -> None:
         """Puts back what a checkpoint carries, and says in a line what finds no place here.
@@ -108,10 +130,10 @@ class TrainerOutside:
             engine.log.announce(notice, logging.WARNING)
 
     def _put_back(self, checkpoint: Path, manifest: Manifest, world_size: int) -> list[str]:
-        notices = []
+        notices = self._gradients.restore(_read(checkpoint, manifest, GRADIENTS))
         beside = _read(checkpoint, manifest, CARRIED)
         if beside is None:
-            return []
+            return notices
         in_places = {name: t for name, t in beside.tensors.items() if not name.startswith(_OF_STATE)}
         notices += put_back(self._tensors, {CARRIED: Stored(in_places, beside.rest)})
         own = beside if self._rank == 0 else _read(checkpoint, manifest, _stem(self._rank))
@@ -122,6 +144,25 @@ class TrainerOutside:
             return [*notices, f"{', '.join(state)}: belongs to a process among {manifest.world_size}, and begins anew"]
         trl_state.restore(self._trainer, values.decode(state, own.tensors if own is not None else {}))
         return notices
+
+    def _updated_by_optimizer(self) -> dict[str, torch.Tensor]:
+        """Returns the weights that the optimizer updates and the model does not have.
+
+        Raises:
+            UnsupportedError: Some can be reached from nowhere, so that no checkpoint can carry them.
+        """
+        of_model = {id(weight) for weight in self._trainer.model.parameters()}
+        groups: Any = getattr(self._optimizer, "param_groups", ())
+        others = [weight for group in groups for weight in group["params"] if id(weight) not in of_model]
+        places = self._tensors.places_of(others)
+        lost = {id(weight): weight for weight in others} | {id(weight): None for weight in places.values()}
+        if unreachable := [weight for weight in lost.values() if weight is not None]:
+            raise UnsupportedError(
+                f"the optimizer updates {len(unreachable)} weights (the first: {list(unreachable[0].shape)}) that are"
+                " neither the model's nor an attribute of the trainer or a callback, so no checkpoint can carry them",
+                hint="make the module that has them an attribute of the trainer (trainer.loss = loss) before train()",
+            )
+        return places
 
     @property
     def _optimizer(self) -> object:

@@ -17,7 +17,6 @@ from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
 from holdfast.integrations.trainer.epochs import WORD, EpochAccounting, TrainerPosition
 from holdfast.integrations.trainer.outside import OutsideOfTrainer, TrainerOutside
 from holdfast.integrations.trainer.settings import TrainerSettings
-from holdfast.state.part import CARRIED
 from holdfast.state.rng import state as rng_state
 from holdfast.store import names
 
@@ -136,7 +135,11 @@ class Recorder:
 
     def requires(self) -> Sequence[str]:
         """Returns a word for each thing that a reader of version 1 would go wrong with."""
-        return [*([CARRIED] if self._outside.is_carried else []), *self._requires]
+        return [*self._outside.requires, *self._requires]
+
+    def news(self, step: int) -> str:
+        """Returns a line for the user on what was just seen at a boundary; empty where there is none."""
+        return self._outside.news(step)
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for each thing that the last checkpoint should carry and does not."""

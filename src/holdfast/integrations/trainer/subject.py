@@ -54,7 +54,9 @@ class TrainerSubject(Recorder):
         self._rank = rank
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()
-        self._model, self._moments = parts_of({"model": trainer.model, "optimizer": self._optimizer})
+        beside = {"beside": _module_of(outside.updated)} if outside.updated else {}
+        parts = parts_of({"model": trainer.model, **beside, "optimizer": self._optimizer})
+        self._model, self._moments = parts[0], parts[-1]
 
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
@@ -131,10 +133,20 @@ class TrainerSubject(Recorder):
         written = list(self._model.live().values())
         if hasattr(self._trainer.model, "peft_config"):  # an adapter's base model is not written
             written = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return sum(tensor.nbytes for tensor in [*written, *self._moments.live().values()])
+        moments = self._moments.live().values()
+        return sum(tensor.nbytes for tensor in [*written, *moments]) + self._outside.bytes
 
     def _live_moments(self) -> dict[str, torch.Tensor]:
         return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}
+
+
+def _module_of(weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Returns a module that names weights which no model has: an optimizer's state goes by the names of its weights."""
+    module = torch.nn.Module()
+    for name, weight in weights.items():
+        assert isinstance(weight, torch.nn.Parameter)
+        module.register_parameter(name.replace(".", "/"), weight)
+    return module
 
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
