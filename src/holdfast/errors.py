@@ -60,6 +60,8 @@ class HoldfastError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        if hint:
+            self.add_note(hint)  # where nobody catches it, the trace ends with what to do
 
 
 class ConfigError(HoldfastError):

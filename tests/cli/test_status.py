@@ -4,9 +4,13 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
+
 from helpers.serving import training
-from helpers.support import holdfast, line_of, tell
+from helpers.support import holdfast, holdfast_begun, line_of, tell
 from helpers.waiting import wait_until
+from holdfast.run.run import Run
+from holdfast.store import catalog
 
 
 def test_a_live_run_tells_step_rate_loss_last_checkpoint_and_what_is_pending(tmp_path: Path) -> None:
@@ -65,8 +69,12 @@ def pytest_fails(text: str) -> None:
     raise AssertionError(f"{text} is no JSON")
 
 
+def _timeless(line: str) -> str:
+    return re.sub(r"\d+ s ago", "N s ago", line)
+
+
 def test_a_run_that_ended_and_one_that_died_are_told_apart(tmp_path: Path) -> None:
-    for end, said in ((signal.SIGKILL, "state       not running, it died"), (None, "state       not running")):
+    for end, said in ((signal.SIGKILL, "state       not running, it died"), (None, "state       finished, N s ago")):
         with training(tmp_path) as run:
             if end is None:
                 tell(run, "end")
@@ -74,9 +82,58 @@ def test_a_run_that_ended_and_one_that_died_are_told_apart(tmp_path: Path) -> No
                 run.send_signal(end)
             run.wait(30)
         found = holdfast("status", tmp_path)
-        assert found.returncode == 0 and found.stdout.splitlines()[0] == said
+        assert found.returncode == 0 and _timeless(found.stdout.splitlines()[0]) == said
         assert "rate" not in found.stdout
         assert json.loads(holdfast("status", tmp_path, "--json").stdout)["alive"] is False
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "said"),
+    [
+        ("stopped", 75, "stopped after a good save (75), N s ago; to go on: start it again (holdfast train CONFIG"),
+        ("stopped", 0, "stopped after a good save (0), N s ago; to go on: start it again (holdfast train CONFIG"),
+        ("stopped", 1, "stopped (1), N s ago"),
+        ("left: it did not end in time", 75, "left: it did not end in time (75), N s ago; to go on: start it again"),
+        ("failed: ValueError", 1, "failed: ValueError (1), N s ago"),
+    ],
+)
+def test_it_tells_how_a_run_ended_and_how_to_go_on(tmp_path: Path, outcome: str, code: int, said: str) -> None:
+    Run.open(tmp_path).close(outcome, code)
+    state, step = holdfast("status", tmp_path).stdout.splitlines()
+    assert _timeless(state).startswith(f"state       {said}") and ("to go on" in state) == ("to go on" in said)
+    assert step == "step        0", "a total that nobody knows"
+
+
+def test_a_start_that_has_not_saved_yet_shows_what_an_earlier_one_has_saved(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        for _ in range(2):
+            holdfast("save", tmp_path)
+            tell(run, "save")
+            assert line_of(run) == "saved"
+        tell(run, "end")
+        run.wait(30)
+    entry = catalog.entries(tmp_path)[0]
+    assert entry.manifest is not None
+    again = Run.open(tmp_path, continues=entry.manifest.run)
+    lines = holdfast("status", tmp_path).stdout.splitlines()
+    (line,) = (line for line in lines if line.startswith("saved "))
+    assert line.startswith(f"saved       {tmp_path / 'checkpoint-8'} (") and line.endswith("by an earlier start)")
+    again.close("finished", 0)
+    Run.open(tmp_path).close("finished", 0)
+    assert "saved" not in holdfast("status", tmp_path).stdout, "that is another run's"
+
+
+def test_after_an_answer_nothing_is_shown_as_pending(tmp_path: Path) -> None:
+    with training(tmp_path) as run:
+        waiting = holdfast_begun("save", tmp_path, "--wait")
+        wait_until(lambda: json.loads((tmp_path / ".holdfast/status.json").read_text())["pending"])
+        run.stdin.write(b"save\n")  # type: ignore[union-attr]
+        answers = tmp_path / ".holdfast" / "answers"
+        wait_until(lambda: list(answers.glob("*.json")))
+        content = json.loads((tmp_path / ".holdfast/status.json").read_text())
+        assert content["pending"] == [] and content["last_checkpoint"]["step"] == 7
+        assert waiting.wait(30) == 0
+        waiting.communicate()
 
 
 def test_no_run_is_exit_code_4_in_words_and_in_json(tmp_path: Path) -> None:

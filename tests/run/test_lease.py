@@ -74,10 +74,21 @@ def test_the_first_start_begins_a_run_and_a_resume_keeps_its_identity(directory:
 
 def test_a_second_start_while_this_process_trains_is_refused(directory: RunDirectory) -> None:
     held = Lease.take(directory, None)
-    with pytest.raises(RunBusyError, match=f"process {os.getpid()} is training the run") as raised:
+    with pytest.raises(RunBusyError, match=rf"this process \(process {os.getpid()}\) is training the run") as raised:
         Lease.take(directory, None)
-    assert raised.value.exit_code == 1 and f"holdfast stop {directory.root}" in (raised.value.hint or "")
+    assert raised.value.exit_code == 1 and "close()" in (raised.value.hint or "")
     held.check()
+
+
+def test_a_second_start_on_the_run_of_another_process_says_how_to_stop_it(directory: RunDirectory) -> None:
+    with process(HOLD, directory.root) as other:
+        assert line_of(other) == "ready"
+        tell(other, "go")
+        assert line_of(other) == "holds 1"
+        with pytest.raises(RunBusyError, match=f"^process {other.pid} is training the run in") as raised:
+            Lease.take(directory, None)
+    assert raised.value.hint == f"stop it with: holdfast stop {directory.root}"
+    assert raised.value.__notes__ == [raised.value.hint], "a trace would not show the way out"
 
 
 def test_of_many_that_start_at_once_one_holds_the_lease(directory: RunDirectory) -> None:

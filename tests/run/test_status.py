@@ -39,6 +39,8 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "writes": "",
         "held_seconds": 0.0,
         "ranks": [],
+        "outcome": "",
+        "code": None,
     }
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli.output import ago, as_json, size
+from holdfast.errors import STOPPED_AFTER_SAVE
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
+from holdfast.store import catalog
 from holdfast.store.manifest import in_short
 from holdfast.store.names import shown
 
@@ -17,6 +19,7 @@ from holdfast.store.names import shown
 _MOST_RANKS = 16
 _SILENT_SECONDS = 5.0
 _HANGS_SECONDS = 10.0
+_TO_GO_ON = "holdfast train CONFIG --resume auto, or the script as it is"
 
 
 def status(
@@ -34,23 +37,27 @@ def status(
         as_json({"path": str(run), "alive": alive, **known})
         return
     try:
-        lines = _lines(known, alive=alive)
+        lines = _lines(run, known, alive=alive)
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError):
         # Another version wrote it, or somebody's script. Whether the run is alive does not depend on it.
-        lines = [*_lines({}, alive=alive), f"unknown     {directory.status} is not written as this Holdfast writes it"]
+        lines = [
+            *_lines(run, {}, alive=alive),
+            f"unknown     {directory.status} is not written as this Holdfast writes it",
+        ]
     for line in lines:
         print(shown(line))
 
 
-def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
-    phase = known.get("phase", "unknown")
-    state = f"{phase} (pid {known.get('pid')})" if alive else "not running" + ("" if phase == "ended" else ", it died")
-    lines = [f"state       {state}", f"step        {known.get('step', 0)} of {known.get('max_steps', 0)}"]
+def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:
+    state = f"{known.get('phase', 'unknown')} (pid {known.get('pid')})" if alive else _end(known)
+    total = f" of {known['max_steps']}" if known.get("max_steps") else ""
+    lines = [f"state       {state}", f"step        {known.get('step', 0)}{total}"]
     if known.get("rate") and alive:
         lines.append(f"rate        {known['rate']:g} steps/s")
     if known.get("loss") is not None:
         lines.append(f"loss        {known['loss']:.4f}")
     lines += _ranks(known) if alive else []
+    lines += [] if known.get("last_checkpoint") else _saved_earlier(root, known)
     if last := known.get("last_checkpoint"):
         lines.append(
             f"saved       {last['path']} ({size(last['bytes'])} in {last['seconds']:.2f} s, {ago(last['at'])})"
@@ -73,6 +80,28 @@ def _lines(known: dict[str, Any], *, alive: bool) -> list[str]:
         silence = ": it writes its status every second, so its storage or its host may hang" if hangs else ""
         lines.append(f"heard of    {ago(known['written_at'])}{silence}")
     return lines
+
+
+def _end(known: dict[str, Any]) -> str:
+    """Returns how a run that is not alive has ended, in words."""
+    if known.get("phase") != "ended":
+        return "not running, it died"
+    outcome, code = str(known.get("outcome", "")), known.get("code")
+    when = ago(known["written_at"]) if known.get("written_at") else "some time ago"
+    if not outcome:
+        return "not running"
+    is_good_stop = code == STOPPED_AFTER_SAVE or (outcome == "stopped" and code == 0)
+    how = "stopped after a good save" if is_good_stop and outcome == "stopped" else shown(outcome)
+    again = f"; to go on: start it again ({_TO_GO_ON})" if is_good_stop else ""
+    return how + (f" ({code})" if code or is_good_stop else "") + f", {when}{again}"
+
+
+def _saved_earlier(root: Path, known: dict[str, Any]) -> list[str]:
+    """Returns a line for the newest checkpoint, where the present start has not saved yet."""
+    newest = next((entry for entry in catalog.entries(root) if entry.manifest is not None), None)
+    if newest is None or newest.manifest is None or newest.manifest.run != known.get("run", newest.manifest.run):
+        return []
+    return [f"saved       {newest.path} ({size(newest.manifest.size)}, by an earlier start)"]
 
 
 def _failures(known: dict[str, Any], *, alive: bool) -> list[str]:

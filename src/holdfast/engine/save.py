@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def save(
             finite=_newest_finite(run) if manifest.not_finite else "",
             not_carried=tuple(snapshot.not_carried()),
         )
-    report(run, answer, requests, patient)
     status.update(phase=phase)
+    report(run, answer, requests, patient)
     if answer.saved:
         _retain(run, policy, snapshot.protected)
     return answer
@@ -89,6 +90,8 @@ def save(
 def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
     """Gives every request the same answer. One that cannot be written leaves its request for the next start."""
     inbox: Inbox = run.inbox
+    with suppress(OSError):
+        run.status.write()  # who has the answer finds nothing pending
     for request in requests:
         try:
             inbox.answer(request, answer)

@@ -224,6 +224,9 @@ class Checkpointer:
         if self._step is None:
             self._until = until or 0
             self.resume()
+        elif until is not None:
+            self._until = until
+            self._engine.run.status.update(max_steps=until)
         assert self._state.given is not None
         arguments = {"until": until, "epochs": epochs, "accumulate": accumulate}
         changed_settings.announce(self._engine.log, self._state.given.begin_batches(arguments))

@@ -61,11 +61,7 @@ class Lease:
         with _locked(directory):
             last = _certainly(directory)
             if last is not None and is_alive(directory, last):
-                where = f"process {last.pid}" + ("" if last.host == socket.gethostname() else f" on {last.host}")
-                raise RunBusyError(
-                    f"{where} is training the run in {directory.root}",
-                    hint=f"ask it to save and end with: holdfast stop {directory.root}",
-                )
+                raise _busy(directory, last)
             generation = 1 if last is None else last.generation + 1
             lease = cls(directory, _myself(continues or uuid.uuid4().hex, generation))
             files.replace(directory.lease, json.dumps(asdict(lease.holder), indent=1).encode())
@@ -143,6 +139,20 @@ def heartbeat(directory: RunDirectory) -> float:
         with suppress(OSError):
             latest = max(latest, path.stat().st_mtime)
     return latest
+
+
+def _busy(directory: RunDirectory, holder: Holder) -> RunBusyError:
+    here = holder.host == socket.gethostname()
+    if here and holder.pid == os.getpid():
+        return RunBusyError(
+            f"this process (process {holder.pid}) is training the run in {directory.root} already",
+            hint="end the training that was begun first: leave its with block, or call its close()",
+        )
+    where = f"process {holder.pid}" + ("" if here else f" on {holder.host}")
+    return RunBusyError(
+        f"{where} is training the run in {directory.root}",
+        hint=f"stop it with: holdfast stop {directory.root}",
+    )
 
 
 def _myself(run: str, generation: int) -> Holder:

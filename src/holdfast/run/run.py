@@ -125,7 +125,7 @@ class Run:
             return  # rank 0 writes it down for all
         self._is_closed = True
         self.journal.write("end", outcome=outcome, code=code)
-        self.status.update(phase="ended", pending=())
+        self.status.update(phase="ended", pending=(), outcome=outcome, code=code)
         with suppress(OSError):
             self.status.write()
         with suppress(OSError):
