@@ -94,6 +94,8 @@ class Engine:
         self._saves = True
         self.finished = False
         """True when training has come to its end by itself."""
+        self.outcome = ""
+        """The way in which it ends, where that is neither of those that the engine knows."""
 
     def __enter__(self) -> "Engine":
         for hint in hints(self.run.root, self.settings.dynamic_checkpoint):
@@ -346,7 +348,7 @@ class Engine:
         self._saver.refuse("training ended before the next boundary")
         if self._hook is not None:
             self._hook.remove()
-        outcome, code = "stopped" if self.stop_requested else "finished", self.exit_code
+        outcome, code = self.outcome or ("stopped" if self.stop_requested else "finished"), self.exit_code
         if isinstance(error, SystemExit) or (isinstance(error, KeyboardInterrupt) and self.stop_requested):
             code = exit_code_of(error)
         elif error is not None:

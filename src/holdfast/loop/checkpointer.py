@@ -17,7 +17,7 @@ from holdfast.engine.engine import Engine
 from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError
 from holdfast.layouts.layout import NATIVE
-from holdfast.loop.ending import Ending
+from holdfast.loop.ending import Ending, take_over
 from holdfast.loop.restore import load_into
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
@@ -114,6 +114,7 @@ class Checkpointer:
         named = {name: part for name, part in parts.items() if name not in generators}
         registered = Parts(parts_of(named, _settings()))
         policy = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
+        take_over(Path(output_dir))
         self._engine = Engine(Path(output_dir), settings, policy, resume, NATIVE, say)
         chosen = self._engine.origin.chosen
         self._data = None if data is None else DataCursor(data)

@@ -8,6 +8,8 @@ import atexit
 import ctypes
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
@@ -15,6 +17,16 @@ from holdfast.engine.engine import Engine
 from holdfast.errors import HoldfastError, Stopped, exit_code_of
 from holdfast.ranks.launcher import in_notebook
 from holdfast.state.data.cursor import DataCursor
+
+# In a notebook a cell is run again, with the training of the run before still open. Elsewhere nobody is kept here.
+_OPEN: dict[Path, "Ending"] = {}
+
+
+def take_over(root: Path) -> None:
+    """Ends the training of this notebook that has a run open, for another that is about to begin there."""
+    earlier = _OPEN.get(root.resolve()) if in_notebook() else None
+    if earlier is not None:
+        earlier.hand_over()
 
 
 class Ending:
@@ -34,6 +46,8 @@ class Ending:
         self._hook_before = sys.excepthook
         self._hook = self._at_uncaught
         self._is_begun = self._is_over = False
+        if in_notebook():
+            _OPEN[engine.run.root.resolve()] = self
 
     def begin(self) -> None:
         """Opens every door, if that was not done. From now on the training ends when its process does, if not before.
@@ -51,6 +65,13 @@ class Ending:
         if not in_notebook() and not hasattr(sys, "ps1"):  # there nothing ends with an exception
             self._hook_before, sys.excepthook = sys.excepthook, self._hook
 
+    def hand_over(self) -> None:
+        """Ends the training for another of this process, which takes its run over."""
+        self._engine.log.info(f"a new Checkpointer takes over the run in {self._engine.run.root}: this one is closed")
+        self._engine.outcome = "taken over"
+        with suppress(SystemExit, KeyboardInterrupt):  # it has been stopped, and the cell that it ended is no more
+            self.end(None, None, None)
+
     def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         """Ends the training, as leaving a `with` block does. True swallows an error that was the stop itself.
 
@@ -60,6 +81,7 @@ class Ending:
         if self._is_over:
             return False
         self._is_over = True
+        _OPEN.pop(self._engine.run.root.resolve(), None)
         atexit.unregister(self._at_exit)
         if sys.excepthook == self._hook:
             sys.excepthook = self._hook_before
