@@ -61,6 +61,19 @@ def test_a_stop_ends_the_script_with_75_unless_it_asked_for_a_return(
         assert ("after train" in process.output) == (on_stop == "return")
 
 
+def test_ctrl_c_leaves_the_model_of_its_checkpoint_in_output_dir(
+    launcher: Launcher, tmp_path: Path, tiny: Path
+) -> None:
+    process = own(launcher, tmp_path, tiny, steps=1_000_000)
+    wait_until(lambda: events(tmp_path / "out", "saved"))
+    process.send(signal.SIGINT)
+    assert process.wait() == 75, process.output
+    last = Path(events(tmp_path / "out", "saved")[-1]["path"])
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+    assert "the model can be loaded from out" in process.output
+    assert not (tmp_path / "out/optimizer.pt").exists()
+
+
 # A hub that has made the repository, and from then on refuses everything. It notes what it was asked to take.
 PUSHED = """
 import json, sys, threading

@@ -96,17 +96,15 @@ def _rank_0_first(engine: Engine) -> Iterator[None]:
 
 
 def _leave_model(trainer: Any, engine: Engine, screen: Screen) -> None:
-    """Leaves the model in `output_dir` itself: at the end of training, and after Ctrl+C."""
+    """Leaves the model in `output_dir` itself when training has come to its end, as `attach` does after Ctrl+C."""
     root, last = engine.run.root, engine.last_answer
-    if engine.finished or engine.interrupted:
-        # After Ctrl+C the checkpoint may be of the step before the one that was under way.
-        if last is not None and last.saved and (engine.interrupted or last.step == trainer.state.global_step):
-            copy_model(Path(last.path), root)
-        elif engine.finished:
-            _write_model(trainer, root, engine.run.identity)
-        else:
-            return
-        screen.say(f"the model can be loaded from {root}")
+    if not engine.finished:
+        return
+    if last is not None and last.saved and last.step == trainer.state.global_step:
+        copy_model(Path(last.path), root)
+    else:
+        _write_model(trainer, root, engine.run.identity)
+    screen.say(f"the model can be loaded from {root}")
 
 
 def _write_model(trainer: Any, root: Path, run: str) -> None:

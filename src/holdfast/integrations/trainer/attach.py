@@ -15,7 +15,7 @@ from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
-from holdfast.integrations.trainer.own_writer import form_of
+from holdfast.integrations.trainer.own_writer import form_of, why_own_writer
 from holdfast.integrations.trainer.rehearsed import rehearse
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.integrations.trainer.settings import TrainerSettings
@@ -90,11 +90,21 @@ def _saving_train(
             chosen = running.origin.chosen
             _require_readable(trainer, chosen)
             output = own(None if chosen is None else str(chosen.path), None, *args, **kwargs)
+            _leave_model(trainer, running)
         if running.stop_requested and on_stop == "exit":
             raise Stopped(running.exit_code)
         return output
 
     return train
+
+
+def _leave_model(trainer: Trainer, engine: Engine) -> None:
+    """Leaves the model in `output_dir` itself after Ctrl+C, from the checkpoint: training may be a step further."""
+    last, root = engine.last_answer, engine.run.root
+    if not engine.interrupted or engine.rank or last is None or not last.saved or why_own_writer(trainer):
+        return
+    layout.copy_model(Path(last.path), root)
+    engine.log.info(f"the model can be loaded from {root}")
 
 
 def _push_without_ours(trainer: Trainer) -> Callable[..., Any]:
