@@ -74,6 +74,33 @@ def test_ctrl_c_leaves_the_model_of_its_checkpoint_in_output_dir(
     assert not (tmp_path / "out/optimizer.pt").exists()
 
 
+# Presses Ctrl+C in the evaluation of a step whose save is due, and waits there until the stop has its checkpoint.
+PRESSES = """
+import os, signal, time
+from pathlib import Path
+class Presses(TrainerCallback):
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == 3 and not Path("pressed").exists():
+            Path("pressed").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+            while not Path("out/checkpoint-3").exists():
+                time.sleep(0.01)
+"""
+
+
+def test_ctrl_c_in_the_step_of_a_due_save_leaves_one_checkpoint_of_it(
+    launcher: Launcher, tmp_path: Path, tiny: Path
+) -> None:
+    program = OWN.replace("\nclass Seen", f"{PRESSES}\nclass Seen").replace("[Seen()]", "[Seen(), Presses()]")
+    process = launcher.start("9", tiny / "model", "exit", cwd=tmp_path, program=program)
+    assert process.wait() == 75, process.output
+    assert [(saved["step"], saved["doors"]) for saved in events(tmp_path / "out", "saved")] == [(3, ["signal"])]
+    assert not list((tmp_path / "out").glob("superseded-*"))
+    again = own(launcher, tmp_path, tiny, steps=9)
+    assert again.wait() == 0, again.output
+    assert events(tmp_path / "out", "end")[-1]["outcome"] == "finished"
+
+
 # A hub that has made the repository, and from then on refuses everything. It notes what it was asked to take.
 PUSHED = """
 import json, sys, threading

@@ -122,6 +122,11 @@ class Gate:
         return threading.current_thread() is self._training_thread
 
     @property
+    def is_last(self) -> bool:
+        """True at the boundary at which training ends by itself."""
+        return self._is_last
+
+    @property
     def is_ending(self) -> bool:
         """True from `end` on."""
         return self._ending

@@ -207,7 +207,7 @@ class Saver:
         """Returns the boundary as it is to be written; None where the batch needs no save, or cannot have this one."""
         assert self._in_use is not None
         snapshots, _ = self._in_use
-        if boundary.scheduled and not self._outcomes.has_saved(boundary):
+        if boundary.scheduled and not self._outcomes.has_saved(boundary) and not self._is_saved_for_stop(boundary):
             self._batch.add(Request("schedule", why=boundary.scheduled))
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
@@ -249,6 +249,15 @@ class Saver:
             self._conclude(answer, answered)
             self._peers.repeat(answer, _ids(answered))
         return bool(outcomes)
+
+    def _is_saved_for_stop(self, boundary: Boundary) -> bool:
+        """Returns whether a stop was answered with an earlier stage of the step: a resume does the rest of it.
+
+        Where training ends by itself nobody does.
+        """
+        last = self._outcomes.last_answer
+        saved = last is not None and last.saved and last.step == boundary.step
+        return saved and self._session.stop.saved is True and not self._gate.is_last
 
     def _write(self, boundary: Boundary) -> None:
         """Writes a checkpoint of a boundary, and takes in what became of it."""
