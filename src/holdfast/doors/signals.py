@@ -20,6 +20,8 @@ SAVE = (signal.SIGUSR1,)
 SAVE_AND_STOP = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 # No signal has this number: what was heard before it is in the hands of the listening thread.
 _MARK = b"\0"
+# The thread may hang in a line to a terminal that nobody reads.
+_CATCHING_UP_SECONDS = 1.0
 
 
 class Signals:
@@ -85,12 +87,13 @@ class Signals:
         mark = threading.Event()
         self._marks.append(mark)
         os.write(self._write, _MARK)
-        mark.wait()
+        mark.wait(_CATCHING_UP_SECONDS)
 
     def has_handler(self, number: int) -> bool:
         """Returns whether the user, the launcher or a framework has set a handler of a signal."""
         before = self._before.get(number)
-        return callable(before) and before is not signal.default_int_handler
+        ours = isinstance(getattr(before, "__self__", None), Signals)  # of another training in this process
+        return callable(before) and before is not signal.default_int_handler and not ours
 
     def asks_to_stop(self, number: int) -> bool:
         """Returns whether a signal asks for the end of training: submitit hears SIGTERM, and has its job go on."""
@@ -186,7 +189,8 @@ class Signals:
     def _restore(self) -> None:
         signal.set_wakeup_fd(self._chained_fd)
         for number, before in self._before.items():
-            signal.signal(number, signal.SIG_DFL if before is None else before)
+            if signal.getsignal(number) == self._handle:  # not one that was set since
+                signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def _in_child(self) -> None:
         # A data-loading worker that kept these would tell us of its own signals as if they were ours.

@@ -351,7 +351,7 @@ class Engine:
         outcome, code = self.outcome or ("stopped" if self.stop_requested else "finished"), self.exit_code
         if isinstance(error, SystemExit) or (isinstance(error, KeyboardInterrupt) and self.stop_requested):
             code = exit_code_of(error)
-        elif error is not None:
+        elif isinstance(error, Exception) or (error is not None and not self.stop_requested):
             outcome, code = f"failed: {type(error).__name__}", FAILED
         self.run.close(outcome, code)
         self._shutdown.over()

@@ -154,7 +154,7 @@ class Shutdown:
             self._signals.catch_up()
         if self._number is not None:
             self._stop.noticed.wait(self._stop.grace)
-        leaves = isinstance(error, (SystemExit, KeyboardInterrupt))
+        leaves = error is not None and not isinstance(error, Exception)  # asyncio cancels by another of these
         return leaves and (self._number is not None or self._signals.exit is not None)
 
     def leave(self, code: int, why: str, seconds: float = LEAVING_SECONDS, level: int = logging.INFO) -> None:
