@@ -26,13 +26,15 @@ SLOW = pytest.mark.skipif(
 
 # A user's script. Its arguments: how many data workers, and the grace.
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from holdfast import Checkpointer
 
+if "OWN_HANDLER" in os.environ:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(os.environ["OWN_HANDLER"])))
 rank, workers, grace = int(os.environ.get("RANK", 0)), int(sys.argv[1]), float(sys.argv[2])
 torch.manual_seed(7)
 rows = torch.randn(4000, 4)
@@ -101,10 +103,10 @@ class Folder:
         self._wait_for_a_step([launched], ranks)
         return launched
 
-    def srun(self, *, workers: int) -> list[Process]:
+    def srun(self, *, workers: int = 0, **environment: str) -> list[Process]:
         """The same without an agent: every rank is told its place by its environment."""
         self._clear()
-        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        place = {**environment, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         ranks = [
             self.launcher.start(
                 str(workers), str(GRACE), cwd=self.path, program=SCRIPT, RANK=str(r), LOCAL_RANK=str(r), **place
@@ -204,6 +206,16 @@ def test_fault_29_30_every_way_to_stop_saves_once_and_the_next_start_goes_on_fro
     require_one_good_stop(folder, seen, begun, agent.output)
     assert folder.codes() == ["0", "0"], agent.output
     assert holdfast("verify", folder.run).returncode == 0
+
+
+def test_a_handler_of_each_rank_that_leaves_is_called_when_all_have_the_save(folder: Folder) -> None:
+    """SIGTERM to all ranks: one that left at once would be missing in the update of the others."""
+    ranks, begun = folder.srun(OWN_HANDLER="9"), time.monotonic()
+    for process in ranks:
+        process.send(signal.SIGTERM)
+    assert [process.wait() for process in ranks] == [9, 9], ranks[0].output + ranks[1].output
+    require_one_good_stop(folder, 0, begun, ranks[0].output + ranks[1].output)
+    assert folder.codes() == ["9", "9"]
 
 
 @pytest.mark.timeout(300)
