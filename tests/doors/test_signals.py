@@ -124,6 +124,22 @@ wait()
             assert [line_of(started) for _ in said] == said, "it was called again, or heard of again"
 
 
+def test_a_handler_that_was_set_since_comes_at_once_and_once() -> None:
+    script = """
+for name in ("before", "since"):
+    signal.signal(signal.SIGTERM, lambda number, frame, name=name: say("own", name))
+    if name == "before":
+        start()
+wait()
+"""
+    with running(script) as started:
+        assert line_of(started) == "ready"
+        started.send_signal(signal.SIGTERM)
+        assert sorted([line_of(started), line_of(started)]) == ["heard SIGTERM", "own since"]
+        started.send_signal(signal.SIGUSR1)
+        assert line_of(started) == "heard SIGUSR1", "a handler was called again"
+
+
 def test_a_handler_that_waits_where_nothing_may_be_broken_off_is_called_at_the_end() -> None:
     script = """
 def own(number, frame):

@@ -90,7 +90,9 @@ class Signals:
         mark.wait(_CATCHING_UP_SECONDS)
 
     def has_handler(self, number: int) -> bool:
-        """Returns whether the user, the launcher or a framework has set a handler of a signal."""
+        """Returns whether the user, the launcher or a framework had set a handler of a signal, and none since."""
+        if signal.getsignal(number) != self._handle:
+            return False
         before = self._before.get(number)
         ours = isinstance(getattr(before, "__self__", None), Signals)  # of another training in this process
         return callable(before) and before is not signal.default_int_handler and not ours
@@ -138,9 +140,10 @@ class Signals:
     def stop(self) -> None:
         """Puts back what was there before. `received` comes to its end; `close` follows when its thread has."""
         if self._write >= 0:
-            self._restore()
-            os.close(self._write)  # the reader sees the end of the pipe
-            self._write = -1
+            with self._lock:
+                self._restore()
+                os.close(self._write)  # the reader sees the end of the pipe
+                self._write = -1
 
     def close(self) -> None:
         """Lets go of the pipe that was read."""
@@ -170,9 +173,11 @@ class Signals:
 
     def _send(self, number: int) -> None:
         with self._lock:
+            if self._write < 0 or signal.getsignal(number) != self._handle:
+                return  # it would come to somebody else
             self._echoes[number] += 1
             self._released.add(number)
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def _keep_waiting(self, number: int) -> None:
         with self._lock:
@@ -195,6 +200,7 @@ class Signals:
     def _in_child(self) -> None:
         # A data-loading worker that kept these would tell us of its own signals as if they were ours.
         if self._write >= 0 and os.getpid() != self._owner:
+            self._lock = threading.RLock()  # a thread that the child does not have may have held it
             self.stop()
             self.close()
 
