@@ -85,7 +85,8 @@ def _gated(method: Callable[..., Any], mode: bool | None) -> Callable[..., Any]:
     @functools.wraps(method)
     def gated(self: Any, *args: Any, **kwargs: Any) -> Any:
         gate = _gates.get(self)
-        if gate is not None and (mode is None or _mode_of(self) is not mode):
+        # accelerate's wrapper, whose eval a Trainer calls at each evaluation, says no mode: what is inside passes.
+        if gate is not None and (mode is None or _mode_of(self) not in (mode, None)):
             gate.enter_update()
         return method(self, *args, **kwargs)
 
