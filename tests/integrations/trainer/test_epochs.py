@@ -1,11 +1,13 @@
 """A Trainer's place in its data, where the number of steps alone does not tell it. Real Trainers, in this process."""
 
 import json
+import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
@@ -268,5 +270,40 @@ def test_a_loader_that_knows_its_position_goes_on(tmp_path: Path, stop: int, kin
     whole = Run(tmp_path / "whole", kind=kind)
     first = Run(tmp_path / "cut", stop=stop, kind=kind)
     second = Run(tmp_path / "cut", resume=True, kind=kind)
+    assert first.samples + second.samples == whole.samples
+    assert second.weights == whole.weights
+
+
+class Noisy(Rows):
+    """Samples with noise from a generator of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = random.Random(1)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor([index + self.generator.random() / 2])}
+
+
+class Shuffled(Backwards):
+    def __init__(self) -> None:
+        self.mine = np.random.default_rng(3)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.mine.permutation(SAMPLES).tolist()
+
+
+class OwnShuffle(Trainer):  # type: ignore[misc]
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return Shuffled()
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_generators_inside_the_data_go_on(tmp_path: Path, stop: int, accumulate: int) -> None:
+    options: dict[str, Any] = {"kind": OwnShuffle, "gradient_accumulation_steps": accumulate, "num_train_epochs": 4}
+    whole = Run(tmp_path / "whole", data=Noisy(), **options)
+    first = Run(tmp_path / "cut", stop=stop, data=Noisy(), **options)
+    second = Run(tmp_path / "cut", resume=True, data=Noisy(), **options)
     assert first.samples + second.samples == whole.samples
     assert second.weights == whole.weights

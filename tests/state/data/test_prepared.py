@@ -34,6 +34,16 @@ class Augmented(Dataset[Any]):
         return torch.tensor([index, noise], dtype=torch.float64)
 
 
+class Noisy(Augmented):
+    """Samples with noise from a generator of their own."""
+
+    def __init__(self) -> None:
+        self.generator = random.Random(3)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return super().__getitem__(index) + self.generator.random()
+
+
 class Plain(Dataset[int]):
     def __init__(self) -> None:
         self.loaded: list[int] = []
@@ -71,6 +81,8 @@ EXACT: dict[str, Make] = {
     "of two, seedable": lambda: prepared(Augmented(), 1, 2, shuffle=True, use_seedable_sampler=True, data_seed=3),
     "of two, uneven": lambda: prepared(Augmented(), 0, 2, shuffle=True, even_batches=False),
     "of two, split": lambda: prepared(Augmented(), 1, 2, batch=4, shuffle=True, split_batches=True),
+    "own generator": lambda: prepared(Noisy(), 1, 2, shuffle=True),
+    "own generator, dispatched": lambda: prepared(Noisy(), shuffle=True, dispatch_batches=True),
     "workers": lambda: prepared(Plain(), 1, 2, shuffle=True, num_workers=2),
     "workers kept": lambda: prepared(Plain(), shuffle=True, num_workers=2, persistent_workers=True),
     "stream": lambda: prepared(Stream()),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import BatchSampler
 
+from holdfast.state.data.inner import InnerState
 from holdfast.state.data.loader import can_skip, is_plain
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
@@ -44,10 +45,14 @@ class PrefetchTracker:
 
     Args:
         loader: The loader that training goes through.
+        inner: The generators and states inside it.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, inner: InnerState | None = None) -> None:
         base = getattr(loader, "base_dataloader", loader)
+        self._inner = inner
+        self.inner_before: dict[str, Any] = {}
+        """The states of those before the last batch was fetched."""
         self.why_not = why_not_watched(base)
         """The reason why what is drawn for a batch cannot be drawn again; empty where it can."""
         self._base = base
@@ -68,7 +73,13 @@ class PrefetchTracker:
         """Returns how far the loader is, as of now; None where it has not begun, or cannot be watched."""
         return None if self._before is None else PrefetchState(self._batches, self._begin, self._before)
 
-    def redraw(self, fetched: Mapping[str, Any], set_random_state: SetRandomState, go_on: Callable[[], None]) -> None:
+    def redraw(
+        self,
+        fetched: Mapping[str, Any],
+        set_random_state: SetRandomState,
+        go_on: Callable[[], None],
+        inner_ahead: Mapping[str, Any] = {},
+    ) -> None:
         """Has the next pass over the data, which skips what was trained on, draw what it drew before.
 
         Args:
@@ -76,8 +87,11 @@ class PrefetchTracker:
             set_random_state: Called before each part that is drawn again.
             go_on: Called when the batch that was ahead is there, and before anything further is: sets the random state
                 of the boundary.
+            inner_ahead: What is inside the loader, before it fetched the batch that was ahead.
         """
-        self._redraw = _Redraw(fetched["batches"], fetched["begin"], fetched["before"], set_random_state, go_on)
+        self._redraw = _Redraw(
+            fetched["batches"], fetched["begin"], fetched["before"], set_random_state, go_on, inner_ahead
+        )
 
     def cancel(self) -> None:
         """Draws nothing again: training begins an epoch, or is at the boundary already."""
@@ -104,8 +118,11 @@ class PrefetchTracker:
         redraw = self._redraw
         if redraw is not None and self._batches == redraw.batches:
             redraw.set_random_state(redraw.before)
+            if self._inner is not None:
+                self._inner.arrive(redraw.inner_ahead, made_again=False)
         if redraw is None or self._batches in (1, redraw.batches):
             self._before = rng_state.record()
+            self.inner_before = self._inner.record() if self._inner else {}
         if self._batches == 1 and self._begin is not None and self._before is not None:
             drawn = _differing(self._begin, self._before.encode())
             self._begin = self._begin if drawn else None
@@ -117,6 +134,7 @@ class _Redraw(NamedTuple):
     before: Mapping[str, Any]
     set_random_state: SetRandomState
     go_on: Callable[[], None]
+    inner_ahead: Mapping[str, Any]
 
 
 class _WatchedSampler(BatchSampler):

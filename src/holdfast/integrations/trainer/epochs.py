@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 
 from transformers import Trainer
 
+from holdfast.capture import boundary
 from holdfast.engine.engine import Engine
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer.counters import reading_boundary
 from holdfast.integrations.trainer.data import why_not_watched
+from holdfast.integrations.trainer.position import TrainerPosition, decode
 from holdfast.state.data import loader, order
+from holdfast.state.data.inner import InnerState
 from holdfast.state.data.order import DRAWN, Order
 from holdfast.state.data.partition import Partition, partition_of
 from holdfast.state.data.skip import SkippingLoader
@@ -27,28 +30,6 @@ from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
 _REPLACED = ("set_initial_training_values", "_init_training_state", "_run_epoch")
-WORD = "trainer_data"
-"""The word of `requires` for a position that plain division does not find."""
-
-
-class TrainerPosition(NamedTuple):
-    """The position of a Trainer in its data, at a boundary."""
-
-    epoch: int
-    batches: int
-    """Of each process, since those that `order` says were passed."""
-    accumulate: int
-    shift: int
-    """The steps that the training is longer by than the settings alone make it."""
-    order: Order | None
-    loader: Mapping[str, int]
-    begin: RngRecord | None
-    """The random state when the epoch began, where the loader cannot be watched as it draws."""
-
-    def encode(self) -> dict[str, Any]:
-        """Returns it as JSON."""
-        known = None if self.order is None else self.order._asdict()
-        return {**self._asdict(), "order": known, "begin": None if self.begin is None else self.begin.encode()}
 
 
 class _Values(NamedTuple):
@@ -99,6 +80,10 @@ class EpochAccounting:
         self._epoch = 0
         self._first_step = 0
         self._begin_state: RngRecord | None = None
+        self.inner = InnerState(None)
+        """The generators and states inside the loader."""
+        self._inner_begin: Mapping[str, Any] = {}
+        self._then: TrainerPosition | None = None
         self.goes_on = True
         """False where the loader goes through the epoch otherwise than it did: nothing that it drew is drawn again."""
 
@@ -131,7 +116,10 @@ class EpochAccounting:
         if size is not None and batches >= size:
             epoch, batches, known = epoch + 1, 0, self._order
         begin = self._begin_state if epoch == self._epoch and batches else None
-        return TrainerPosition(epoch, batches, accumulate, self._shift, known, self._settings, begin)
+        position = TrainerPosition(epoch, batches, accumulate, self._shift, known, self._settings, begin)
+        if self.inner:
+            position = position._replace(inner=self.inner.record(), inner_begin=self._inner_begin)
+        return position
 
     def end_epoch(self) -> None:
         """Notes that nothing is left of the epoch: all that belongs to its end is done."""
@@ -139,13 +127,15 @@ class EpochAccounting:
         self._first_step = self._trainer.state.global_step
 
     def is_beyond_division(self, position: TrainerPosition) -> bool:
-        """Tells if a Trainer that divides the steps by those of an epoch comes to another place."""
+        """Tells if a Trainer that divides the steps by those of an epoch goes on with something else."""
         values, step = self._values, self._trainer.state.global_step
         if values is None:
             return False
         passed = position.order.passed if position.order is not None else 0
         plain = step // values.updates * values.updates + position.batches // position.accumulate
-        return bool(passed or position.shift or step // values.updates != position.epoch or plain != step)
+        return bool(
+            position.inner or passed or position.shift or step // values.updates != position.epoch or plain != step
+        )
 
     def _reckon(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """Replaces what a Trainer reckons before it begins: how many epochs, and steps, there are."""
@@ -154,17 +144,20 @@ class EpochAccounting:
         self._order = self._order_of_rest = order.order_of(dataloader)
         self._settings = _settings(dataloader, self._engine.world_size)
         self._epoch = self._first_step = 0
-        self._begin_state = None
+        self._begin_state = self._then = None
+        self.inner = InnerState(dataloader)
         self.goes_on = True
         chosen = self._engine.origin.chosen
         if chosen is None or chosen.manifest is None or args.ignore_data_skip:
             return values
-        entry = chosen.manifest.boundary.get("data")
+        entry = (boundary.of_rank(chosen.manifest.boundary, self._engine.rank) or chosen.manifest.boundary).get("data")
         if entry is None:
             return values
         with reading_boundary(chosen.path):
-            then = _decoded(entry)
-        self._begin_state = then.begin
+            then = decode(entry)
+        self._begin_state, self._then = then.begin, then
+        for line in self.inner.differences(then.inner):
+            self._engine.log.announce(line, logging.WARNING)
         self._values = self._resumed(then, chosen.manifest.step, values)
         return self._values
 
@@ -186,6 +179,14 @@ class EpochAccounting:
         if checkpoint is not None and not skipped and 0 < epoch <= arguments["epochs_trained"] + 1:
             self._be_used()
         self._note(epoch, skipped)
+        if skipped and self._then is not None:
+            self._inner_begin = self._then.inner_begin
+            self.inner.begin(self._inner_begin)
+        elif self.inner:
+            if self._then is not None:
+                self.inner.begin(self._then.inner)
+                self._then = self._then._replace(inner={})
+            self._inner_begin = self.inner.record()
         if skipped:
             if self._begin_state is not None:
                 self._begin_state.restore()
@@ -206,6 +207,19 @@ class EpochAccounting:
             self._own[2](**arguments)
         finally:
             batches.sampler = sampler
+
+    @property
+    def inner_ahead(self) -> Mapping[str, Any]:
+        """The states inside the loader from which a resume fetches the batch that was ahead."""
+        return {} if self._then is None else self._then.inner_ahead
+
+    def arrive(self) -> None:
+        """Puts what is inside the loader where it was at the boundary that training goes on from."""
+        if self._then is not None:
+            lines = self.inner.arrive(self._then.inner, made_again=self.goes_on)
+            for line in lines:
+                self._engine.log.announce(line, logging.WARNING)
+            self._then = self._then._replace(inner={})
 
     def _note(self, epoch: int, skipped: int) -> None:
         """Notes that the Trainer is in an epoch of which it has skipped some batches."""
@@ -364,13 +378,3 @@ def _shared_out(epoch: int, left: int, samples: int, partition: Partition) -> st
     if cut_off := left - partition.covered(left):
         line += f"; {cut_off} are cut off, too few for a batch"
     return line
-
-
-def _decoded(entry: Mapping[str, Any]) -> TrainerPosition:
-    """Returns the position that `TrainerPosition.encode` gave."""
-    counts = {name: entry[name] for name in ("epoch", "batches", "accumulate", "shift")}
-    settings = {**entry["loader"]}
-    if any(type(count) is not int for count in [*counts.values(), *settings.values()]) or counts["accumulate"] < 1:
-        raise ValueError("counts that are none")
-    begin = None if entry["begin"] is None else rng_state.decode(entry["begin"])
-    return TrainerPosition(**counts, order=order.decode(entry["order"]), loader=settings, begin=begin)

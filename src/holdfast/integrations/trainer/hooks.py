@@ -87,7 +87,7 @@ class StepHooks:
         trainer, engine, chosen = self._trainer, self._engine, self._engine.origin.chosen
         self._begun = time.monotonic()
         self._has_gone_on = False
-        self._prefetch = prefetch = PrefetchTracker(trainer.callback_handler.train_dataloader)
+        self._prefetch = prefetch = PrefetchTracker(trainer.callback_handler.train_dataloader, self._epochs.inner)
         outside = TrainerOutside(trainer, engine.rank)
         outside.restore(engine, chosen)
         self._settings.begin()
@@ -99,6 +99,7 @@ class StepHooks:
                 engine,
                 prefetch,
                 self._resumed,
+                self._epochs.inner_ahead,
                 checkpoint,
                 self._restore_random_state,
                 lambda: self._go_on(checkpoint),
@@ -205,6 +206,7 @@ class StepHooks:
         self._has_gone_on = True
         assert self._prefetch is not None
         self._prefetch.cancel()
+        self._epochs.arrive()
         self._restore_random_state(checkpoint)
         pending = self._resumed.pending
         self._resumed = self._resumed._replace(pending={})

@@ -14,8 +14,9 @@ from transformers.trainer_callback import ExportableState
 from holdfast.integrations.trainer import counters
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
-from holdfast.integrations.trainer.epochs import WORD, EpochAccounting, TrainerPosition
+from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.outside import OutsideOfTrainer, TrainerOutside
+from holdfast.integrations.trainer.position import WORD, TrainerPosition
 from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.state.rng import state as rng_state
 from holdfast.store import names
@@ -106,6 +107,8 @@ class Recorder:
     def record(self) -> TrainerRecord:
         """Records the small state, as of now."""
         trainer, position = self._trainer, self._epochs.record()
+        if position is not None and position.inner:
+            position = position._replace(inner_ahead=self._prefetch.inner_before)
         return TrainerRecord(
             copy.copy(trainer.state),
             len(trainer.state.log_history),

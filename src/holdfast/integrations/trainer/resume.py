@@ -66,6 +66,7 @@ def redraw_batch_ahead(
     engine: Engine,
     prefetch: PrefetchTracker,
     resumed: Resumed,
+    inner_ahead: Mapping[str, Any],
     checkpoint: str,
     restore_random_state: Callable[[str], None],
     go_on: Callable[[], None],
@@ -77,6 +78,7 @@ def redraw_batch_ahead(
         engine: The open engine.
         prefetch: Watches the trainer's loader.
         resumed: What the checkpoint says of the loader.
+        inner_ahead: What is inside the loader, before it fetched that batch.
         checkpoint: The path of the checkpoint.
         restore_random_state: The trainer's own, which reads the checkpoint.
         go_on: Called when the batch is there.
@@ -96,7 +98,7 @@ def redraw_batch_ahead(
     why_not = prefetch.why_not or ("" if fetched else "the checkpoint does not say where that stood")
     if fetched and not why_not:
         with reading_boundary(checkpoint):
-            prefetch.redraw(fetched, set_random_state, go_on)
+            prefetch.redraw(fetched, set_random_state, go_on, inner_ahead)
     elif epoch != int(epoch) and not trainer.args.ignore_data_skip:
         engine.log.announce(
             f"data: the order goes on, what samples and collator draw at random does not: {why_not}", logging.WARNING

@@ -12,7 +12,7 @@ from holdfast.state.data.inner import InnerState
 from holdfast.state.data.lookahead import Lookahead
 from holdfast.state.data.order import Order
 from holdfast.state.data.position import Position
-from holdfast.state.data.prepared import Fetching
+from holdfast.state.data.prepared import Ahead, Fetching
 from holdfast.state.data.skip import SkippingLoader, too_short
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
@@ -134,11 +134,12 @@ class DataCursor:
         if self._iterator is None or loader.is_exhausted(self._iterator):
             between = self.epoch + (self._iterator is not None)
             return Position(between, 0, None, loader.keeps_workers(self._data), state, None, inner)
-        ahead = self._fetching.before if self._fetching is not None else None
-        begin, kept = self._begin, self._workers_kept
-        return Position(
-            self.epoch, self.consumed, begin, kept, state, self._order, inner, self._inner_begin, ahead, self._set_epoch
+        position = Position(
+            self.epoch, self.consumed, self._begin, self._workers_kept, state, self._order, inner, self._inner_begin
         )
+        if (before := self._fetching.before if self._fetching is not None else None) is not None:
+            position = position._replace(ahead=before.random, inner_ahead=before.inner)
+        return position if self._set_epoch is None else position._replace(set_epoch=self._set_epoch)
 
     def close(self) -> None:
         """Lets the epoch go, and with it the workers that the data does not keep itself."""
@@ -271,7 +272,7 @@ class DataCursor:
             return iter(self._data) if iterator is None else iterator
         in_one = prepared.in_one(self._data)
         beneath = iter(self._data.base_dataloader) if iterator is None else iterator
-        self._fetching = Fetching(beneath, at * in_one, in_one)
+        self._fetching = Fetching(beneath, at * in_one, in_one, self._inner)
         return prepared.through(self._data, self._fetching, skipped)
 
     def _resumed(self) -> Iterator[Any]:
@@ -318,7 +319,7 @@ class DataCursor:
             resume.after_skip()
 
         if self._fetching is not None and at.ahead is not None:
-            self._fetching.resume(at.consumed * prepared.in_one(self._data), at.ahead, go_on)
+            self._fetching.resume(at.consumed * prepared.in_one(self._data), Ahead(at.ahead, at.inner_ahead), go_on)
         else:
             go_on()
         self._resume = None

@@ -21,16 +21,7 @@ _ROOTS = ("dataset", "collate_fn", "sampler", "batch_sampler")
 _MOST_OBJECTS, _MOST_ITEMS, _MOST_LEVELS = 2_000, 64, 8
 _GLOBAL = (torch.default_generator, getattr(random, "_inst", None), getattr(np.random.mtrand, "_rand", None))
 # They hold samples, models and files, and what they draw from is their own to save.
-_CLOSED = (
-    "torch.nn",
-    "torch.storage",
-    "datasets.",
-    "pyarrow",
-    "pandas",
-    "transformers",
-    "tokenizers",
-    "multiprocessing",
-)
+_CLOSED = ("torch.nn", "torch.storage", "datasets.", "pyarrow", "pandas", "tokenizers", "logging", "transformers.mod")
 
 
 class InnerState:

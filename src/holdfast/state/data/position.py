@@ -12,6 +12,7 @@ from holdfast.state.data.order import Order
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
+_INNER = ("inner", "inner_begin", "inner_ahead")
 WORD = "data"
 """The word of `requires` for a position with fields that version 1 does not have."""
 
@@ -35,6 +36,8 @@ class Position(NamedTuple):
     """The states of generators and samplers inside the data, by their paths in it."""
     inner_begin: Mapping[str, Any] = {}
     """The same when the epoch began; empty between two epochs."""
+    inner_ahead: Mapping[str, Any] = {}
+    """The same before the batch was fetched that a prepared loader has ahead."""
     ahead: RngRecord | None = None
     """The random state from which the batch was fetched that a prepared loader has ahead."""
     set_epoch: int | None = None
@@ -58,7 +61,7 @@ class Position(NamedTuple):
         encoded |= {"begin": begin, "state": state}
         if self.order is not None:
             encoded["order"] = self.order._asdict()
-        for name in ("inner", "inner_begin"):
+        for name in _INNER:
             if states := getattr(self, name):
                 encoded[name] = {
                     path: values.encode(state, f"{name}: {path}", tensors) for path, state in states.items()
@@ -92,7 +95,7 @@ def decode(encoded: Mapping[str, Any]) -> Position:
         known.check(decoded.generators)
     tensors = inline_tensors.decode(encoded.get("tensors", {}))
     state = values.decode(encoded.get("state"), tensors)
-    inner, inner_begin = (_decoded_states(encoded.get(name, {}), tensors) for name in ("inner", "inner_begin"))
+    inner, inner_begin, inner_ahead = (decoded_states(encoded.get(name, {}), tensors) for name in _INNER)
     ahead, set_epoch = encoded.get("ahead"), encoded.get("set_epoch")
     if set_epoch is not None and type(set_epoch) is not int:
         raise _bad("set_epoch is no epoch")
@@ -107,12 +110,14 @@ def decode(encoded: Mapping[str, Any]) -> Position:
         known,
         inner,
         inner_begin,
+        inner_ahead,
         None if ahead is None else rng_state.decode(ahead),
         set_epoch,
     )
 
 
-def _decoded_states(encoded: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def decoded_states(encoded: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Returns states inside the data, by their paths in it."""
     if not isinstance(encoded, Mapping):
         raise _bad("the states inside the data are none")
     return {path: values.decode(state, tensors) for path, state in encoded.items()}

@@ -5,14 +5,23 @@ it is recorded as well; a resume fetches that batch from there, and sets the bou
 """
 
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from holdfast.state.data import loader
+from holdfast.state.data.inner import InnerState
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
 _END = object()
+
+
+class Ahead(NamedTuple):
+    """The random state from which a batch was fetched ahead."""
+
+    random: RngRecord
+    inner: Mapping[str, Any]
+    """The states of the generators inside the loader, by their paths in it."""
 
 
 class Fetching:
@@ -22,19 +31,21 @@ class Fetching:
         iterator: That of the loader that it was prepared from.
         at: The number of batches that it has left out.
         in_one: The number of its batches that make one of the prepared loader.
+        inner: The generators and states inside the loader.
     """
 
-    def __init__(self, iterator: Iterator[Any], at: int, in_one: int) -> None:
+    def __init__(self, iterator: Iterator[Any], at: int, in_one: int, inner: InnerState) -> None:
         self._iterator = iterator
+        self._inner = inner
         self._fetched = at
         self._in_one = in_one
         self._resumed_at = -1
-        self._ahead: RngRecord | None = None
+        self._ahead: Ahead | None = None
         self._go_on: Callable[[], object] | None = None
-        self.before: RngRecord | None = None
+        self.before: Ahead | None = None
         """The random state before the batch ahead was fetched."""
 
-    def resume(self, at: int, ahead: RngRecord, go_on: Callable[[], object]) -> None:
+    def resume(self, at: int, ahead: "Ahead", go_on: Callable[[], object]) -> None:
         """Has the batch after so many fetched from a random state; then `go_on` sets that of the boundary."""
         self._resumed_at, self._ahead, self._go_on = at, ahead, go_on
 
@@ -48,14 +59,13 @@ class Fetching:
         return self
 
     def __next__(self) -> Any:
-        if self._go_on is not None and self._fetched == self._resumed_at and self._ahead is not None:
-            self._ahead.restore()
-        if self._fetched == self._resumed_at + self._in_one or (
-            self._ahead is None and self._fetched == self._resumed_at
-        ):
+        if self._fetched == self._resumed_at and self._ahead is not None:
+            self._ahead.random.restore()
+            self._inner.arrive(self._ahead.inner, made_again=False)
+        elif self._fetched == self._resumed_at + self._in_one:
             self.arrive()
         if self._fetched % self._in_one == 0:
-            self.before = rng_state.record()
+            self.before = Ahead(rng_state.record(), self._inner.record() if self._inner else {})
         try:
             batch = next(self._iterator)
         except StopIteration:
