@@ -219,19 +219,6 @@ def test_each_rank_has_its_own_generators_and_position(tmp_path: Path) -> None:
         assert extra == {"training": {"step": 7}, "random": {"of": whose}, "data": {"of": whose}}
 
 
-def test_what_a_rank_had_of_its_own_comes_back_to_it_alone() -> None:
-    mine = {"mean": torch.ones(2), SIDECAR_PREFIX + "cache": torch.ones(1)}
-    images = native.images([("model", {}, REST)], {}, 1, 3, {"model": mine, "ema": {}})
-    assert [image.path for image in images] == ["model.own-00001.safetensors"]
-    paths = [
-        "model.own-00001.safetensors",
-        "ema.own-00002.safetensors",
-        "model.json",
-        "own.aside-00001-of-00002.safetensors",
-    ]
-    assert native.differing_parts(paths) == ["ema", "model"]
-
-
 def test_a_rank_whose_generators_are_missing_is_named() -> None:
     there = ["training.json", "random.json", "random-00001.json", "random-00002.json", "model.json"]
     assert native.missing(there, 3) == [] and native.missing(there) == []

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from holdfast import Checkpointer
 from holdfast.errors import HoldfastError
 from holdfast.state.rng import codec
+from ranks.own_state import OPTIMIZERS, Queue
 
 SAMPLES = 48
 
@@ -46,6 +48,8 @@ class Orders:
         waits: Whether such a call waits for its answer.
         adds_up: Whether gradients are never zeroed.
         evaluates: Whether each step has an evaluation before its boundary.
+        optimizer: Which of `own_state.OPTIMIZERS`.
+        queues: The ranks that have a queue of their own.
         settings: Further keywords for the `Checkpointer`.
     """
 
@@ -63,6 +67,8 @@ class Orders:
     waits: bool = False
     adds_up: bool = False
     evaluates: bool = False
+    optimizer: str = "adamw"
+    queues: Sequence[int] = ()
     settings: dict[str, Any] | None = None
 
 
@@ -158,6 +164,16 @@ def whole(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     return found.hexdigest()
 
 
+def tell_what_is_own(when: str, rank: int, optimizer: torch.optim.Optimizer, queues: Mapping[str, Queue]) -> None:
+    """Prints what this rank has of the optimizer's state, by the number of the parameter, and its queue."""
+    for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            held = hashlib.sha256(local(value).contiguous().numpy().tobytes()).hexdigest()
+            print(f"rank {rank} {when} owning {number}/{key} {held}", flush=True)
+    for queue in queues.values():
+        print(f"rank {rank} {when} queueing {queue}", flush=True)
+
+
 def main() -> None:
     """Trains as one rank."""
     orders = Orders(**json.loads(os.environ["LOOP"]))
@@ -169,7 +185,8 @@ def main() -> None:
     model = MODELS[orders.model]()
     trained = wrapped(model, orders.kind)
     torch.manual_seed(100 + rank)
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    optimizer = OPTIMIZERS[orders.optimizer](trained.parameters())
+    queues: dict[str, Any] = {"queue": Queue()} if rank in orders.queues else {}
     fixed = torch.Generator().manual_seed(3)
     rows = TensorDataset(
         torch.randn(SAMPLES, 8, generator=fixed), torch.randn(SAMPLES, 1, generator=fixed), torch.arange(SAMPLES)
@@ -184,12 +201,18 @@ def main() -> None:
     draw = random.Random(rank)
     tickets = []
     with Checkpointer(
-        orders.run, model=trained, optimizer=optimizer, data=data, **{"save_at_end": False, **(orders.settings or {})}
+        orders.run,
+        model=trained,
+        optimizer=optimizer,
+        data=data,
+        **queues,
+        **{"save_at_end": False, **(orders.settings or {})},
     ) as checkpointer:
         print(f"rank {rank} is open", flush=True)
         for number, (inputs, wanted, ids) in enumerate(checkpointer.batches(until=orders.until)):
             if not number:
                 print(f"rank {rank} begins with {whole(trained, optimizer)}", flush=True)
+                tell_what_is_own("begins", rank, optimizer, queues)
             here = [rank, checkpointer.step_count]
             if orders.raises == here:
                 raise AssertionError("this rank has an error of its own")
@@ -207,6 +230,8 @@ def main() -> None:
             optimizer.step()
             if not orders.adds_up:
                 optimizer.zero_grad()
+            for queue in queues.values():
+                queue.take(inputs)
             if orders.evaluates:
                 with torch.no_grad():  # after it, fully_shard shows whole weights until the next backward
                     trained.eval()(inputs)
@@ -229,6 +254,7 @@ def main() -> None:
     print(f"rank {rank} asked {len(tickets)}, answered {sum(bool(t.answer and t.answer.saved) for t in tickets)}")
     print(f"rank {rank} ends {checkpointer.step_count} {digest(trained, optimizer)}", flush=True)
     print(f"rank {rank} leaves with {whole(trained, optimizer)}", flush=True)
+    tell_what_is_own("leaves", rank, optimizer, queues)
     if orders.kind != "alone":
         dist.destroy_process_group()
 

@@ -27,8 +27,6 @@ class Boundary:
             it asked for a save.
         asked: The requests that training has made at this boundary.
         reached_at: The time on the monotonic clock.
-        rank0_digests: In a rank but the first, those of what rank 0 writes for all that yet may differ, as
-            `LiveSubject.rank0_digests` gives them.
     """
 
     step: int
@@ -41,7 +39,6 @@ class Boundary:
     revision: int = 0
     asked: tuple[Any, ...] = ()
     reached_at: float = field(default_factory=time.monotonic)
-    rank0_digests: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.nonfinite import TensorRanges
+from holdfast.capture.replicas import Replicas
 from holdfast.capture.staging import Pool
 from holdfast.capture.stream import Stream
 from holdfast.capture.subject import Subject
@@ -75,6 +76,8 @@ class Snapshots:
         self._pool = pool
         self.throttle = throttle or Throttle()
         """May be changed from save to save."""
+        # What only a writer of its own can gather is that writer's to tell apart.
+        self._incomparable = Replicas()
         self._direct: bool | None = None
         self._structure: Hashable = None
         self._tensors: Mapping[str, torch.Tensor] = {}
@@ -147,9 +150,14 @@ class Snapshots:
             not_carried=subject.not_carried,
         )
 
-    def rank0_digests(self, boundary: Boundary) -> Mapping[str, Any]:
-        """Returns what rank 0 tells the other ranks of a boundary before they write."""
-        return self._live.rank0_digests(boundary.recorded) if self._live is not None else {}
+    @property
+    def replicas(self) -> Replicas:
+        """The comparison of the state with that of the other ranks, where there are some."""
+        return self._live.replicas if self._live is not None else self._incomparable
+
+    def tally(self, boundary: Boundary) -> Mapping[str, Any]:
+        """Digests what this rank holds at a boundary, and returns what rank 0 tells the others. The gate is shut."""
+        return self.replicas.tally(self._live.contents(boundary) if self._live is not None else {})
 
     def _layout_pieces(self) -> Mapping[str, Any]:
         return self._live.layout_pieces() if self._live is not None else {}

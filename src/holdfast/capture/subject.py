@@ -8,6 +8,7 @@ import torch
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
+from holdfast.capture.replicas import Content, Replicas
 
 
 class Subject(Protocol):
@@ -56,6 +57,9 @@ class Subject(Protocol):
 class LiveSubject(Subject, Protocol):
     """A subject whose tensors are read from live memory, beside training."""
 
+    replicas: Replicas
+    """The comparison with the other ranks."""
+
     def parameters(self) -> Sequence[torch.Tensor]:
         """Returns the parameters that the optimizers update."""
 
@@ -77,5 +81,5 @@ class LiveSubject(Subject, Protocol):
     def layout_pieces(self) -> Mapping[str, Any]:
         """Returns the pieces of tensors that the files of `file_images` hold; empty where they hold whole ones."""
 
-    def rank0_digests(self, recorded: Any) -> Mapping[str, Any]:
-        """Returns digests of what rank 0 writes for all ranks, though each may have its own and then writes it too."""
+    def contents(self, boundary: Boundary) -> Mapping[str, Content]:
+        """Returns what is compared with the other ranks before anything is written, by part. The gate is shut."""

@@ -18,7 +18,17 @@ from holdfast.ranks.agreement import Offer, join
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Record
 from holdfast.ranks.heartbeat import Heartbeat
-from holdfast.ranks.keys import begun_key, call_key, done_key, ended_key, outcome_key, record_key, stage_key
+from holdfast.ranks.keys import (
+    begun_key,
+    call_key,
+    difference_key,
+    done_key,
+    ended_key,
+    outcome_key,
+    record_key,
+    settled_key,
+    stage_key,
+)
 from holdfast.run.request import Answer
 from holdfast.store import commit, digest, names
 
@@ -173,26 +183,46 @@ class Follower:
         return over
 
     def _give(self, number: int, boundary: Boundary | None) -> None:
+        """Gives this rank's share: it compares what it holds with rank 0, and writes what is settled to be its own."""
+        assert self._in_use is not None
+        snapshots, _ = self._in_use
+        error, boundary = self._tally(boundary)
         stage = self._channel.get(stage_key(number), _LONGEST_SECONDS)
         staged = stage["directory"]
         if staged is None:
             return
-        if boundary is None:
-            record = Record(error="its training never came to the boundary that was agreed on")
-        elif not names.is_staging(staged):
-            record = Record(error=f"{staged!r} is no staging directory")
-        else:
-            record = self._write(replace(boundary, rank0_digests=stage["common"]), self._session.run.root / staged)
+        if not names.is_staging(staged):
+            error = f"{staged!r} is no staging directory"
+        differences = {} if error else snapshots.replicas.differences(stage["digests"])
+        own = {"error": error, "differences": differences}
+        self._channel.put(difference_key(number, self._channel.rank), own)
+        settled = self._channel.get(settled_key(number), _LONGEST_SECONDS)
+        if settled is None or boundary is None:
+            return
+        snapshots.replicas.follow(settled)
+        record = self._write(boundary, self._session.run.root / staged)
         self._channel.put(record_key(number, self._channel.rank), asdict(record))
+
+    def _tally(self, boundary: Boundary | None) -> tuple[str, Boundary | None]:
+        """Digests what this rank holds; returns why it cannot take part, or nothing, and the boundary to write."""
+        assert self._in_use is not None
+        snapshots, _ = self._in_use
+        if boundary is None:
+            return "its training never came to the boundary that was agreed on", None
+        if not snapshots.is_still_valid(boundary):
+            if not self._gate.is_blocked:
+                return "its state was given other tensors since the boundary; ask again", None
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
+        try:
+            snapshots.tally(boundary)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this save and not the training
+            return str(error) or type(error).__name__, None
+        return "", boundary
 
     def _write(self, boundary: Boundary, directory: Path) -> Record:
         """Writes this rank's share into the directory that rank 0 has staged."""
         assert self._in_use is not None
         snapshots, budget = self._in_use
-        if not snapshots.is_still_valid(boundary):
-            if not self._gate.is_blocked:
-                return Record(error="its state was given other tensors since the boundary; ask again")
-            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
         begun = time.monotonic()
         try:
             snapshot = snapshots.of(boundary)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
+from holdfast.capture.replicas import Replicas, in_short
 from holdfast.capture.snapshot import Snapshot, Snapshots
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine.batch import Batch
@@ -191,7 +192,8 @@ class RankZero:
         others: list[Record] = []
 
         def write(directory: Path) -> Mapping[str, str]:
-            self._coordinator.stage(directory.name, snapshots.rank0_digests(boundary))
+            self._coordinator.stage(directory.name, snapshots.tally(boundary))
+            self._settle(snapshots.replicas)
             digests = own.write(directory)
             records = self._coordinator.gather()
             others.extend(records)
@@ -207,6 +209,15 @@ class RankZero:
             not_finite=lambda: [*own.not_finite(), *(name for record in others for name in record.not_finite)],
             requires=lambda: [*own.requires(), *(word for record in others for word in record.requires)],
         )
+
+    def _settle(self, replicas: Replicas) -> None:
+        """Settles with the other ranks what of the state is alike, and names what is seen to differ, once."""
+        self._coordinator.settle(replicas.settle(self._coordinator.differences()))
+        if replicas.news:
+            differ = "differs" if len(replicas.news) == 1 else "differ"
+            self._session.log.info(
+                f"{in_short(replicas.news)} {differ} between the ranks: each saves its own, and resumes with it"
+            )
 
     def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
         """Tells the other ranks what became of the save."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
+from holdfast.capture.replicas import Replicas
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
@@ -62,6 +63,7 @@ class Saver:
         self._stale_before = -1
         self._merge_until = 0.0
         self._labels: set[str] = set()
+        self._compared = ""
         self._concluded: tuple[Answer | None, Sequence[str]] = (None, ())
 
     def listen(self) -> None:
@@ -279,7 +281,9 @@ class Saver:
             except TornError as torn:
                 self._try_again(torn, boundary)
                 return
-        self._account_for(snapshots, boundary, self._gate.blocked_seconds - blocked_before)
+        waited = self._gate.blocked_seconds - blocked_before
+        self._account_for(snapshots, boundary, waited)
+        self._compared = _comparison(snapshots.replicas, waited) if answer.saved else ""
         self._take_in(boundary, answer, requests, stops)
         self._learn(snapshots, answer)
         if hung and self._retry.schedule(requests, 0.0) is not None:
@@ -344,7 +348,8 @@ class Saver:
         self._outcomes.last_answer = answer
         self._concluded = (answer, ids)
         self._batch.remove(requests)
-        self._log.log(logging.INFO if answer.saved else logging.ERROR, answer.line(_asked(requests)))
+        line, self._compared = answer.line(_asked(requests)) + self._compared, ""
+        self._log.log(logging.INFO if answer.saved else logging.ERROR, line)
         if any(request.stop for request in requests):
             self._session.stop.saved = answer.saved
             self._session.stop.begin(self._peers.leave_after)
@@ -421,3 +426,11 @@ def _ids(requests: Sequence[Request]) -> list[str]:
 def _asked(requests: Sequence[Request]) -> str:
     asked = ",".join(request.id for request in requests if request.door != "schedule")
     return f"request:{asked}" if asked else "schedule"
+
+
+def _comparison(replicas: Replicas, waited: float) -> str:
+    """Returns what the line of a save says where ranks have compared large tensors: the first after a start."""
+    if not replicas.digested_bytes:
+        return ""
+    size = f"{replicas.digested_bytes / 1e6:,.1f} MB in {replicas.seconds:.3f} s"
+    return f"; the ranks compared what they hold ({size}); training was held for {waited:.3f} s"

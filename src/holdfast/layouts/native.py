@@ -5,7 +5,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, SaveError, UnsupportedError
+from holdfast.layouts import ownership
 from holdfast.layouts.image import Image, json_image
+from holdfast.layouts.ownership import Own
 from holdfast.layouts.safetensors import writing
 from holdfast.state.part import SIDECAR_PREFIX, Stored
 from holdfast.state.sharding import ShardRange
@@ -30,7 +32,6 @@ REST = ".json"
 """The ending of a part's file that holds all but its tensors."""
 # The files that every process has for itself; the number is its rank.
 _OWN = re.compile(r"(random|data)-([0-9]+)")
-_DIFFERING = re.compile(r"(?P<part>[^.]+)\.own-[0-9]{5,}\.safetensors")
 _SHARD = re.compile(r"(?P<part>.+?)(?:\.aside)?-[0-9]{5,}-of-[0-9]{5,}\.safetensors")
 
 
@@ -39,7 +40,7 @@ def images(
     extra: Mapping[str, Any],
     rank: int = 0,
     size: int = 1,
-    own: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
+    own: Mapping[str, Own] | None = None,
 ) -> list[Image]:
     """Returns the files of a checkpoint to be that this process writes. No tensor is copied.
 
@@ -49,8 +50,7 @@ def images(
         extra: The JSON that belongs to no part, by the names of `state.part.RESERVED`.
         rank: The number of this process.
         size: The number of processes that write.
-        own: For each part those of its tensors of which this process has other values than rank 0, which writes them
-            for all.
+        own: For each part what this process has for itself.
 
     Raises:
         UnsupportedError: Something is of a kind, or a size, that cannot be written.
@@ -65,14 +65,15 @@ def images(
             file_images.append(writing.image(_path(name, ending, rank, size), tensors, metadata))
         if rank == 0:
             file_images.append(json_image(name + REST, stored.rest))
-    for name, differing in (own or {}).items():
-        if differing:
-            file_images.append(writing.image(_fitting(own_path(name, rank), name, size), differing, {"format": "pt"}))
-    for name, content in extra.items():
+    for name, content in (own or {}).items():
+        for image in ownership.images(name, rank, content):
+            _fitting(image.path, name, size)
+            file_images.append(image)
+    for name, small in extra.items():
         if rank == 0:
-            file_images.append(json_image(name + REST, content))
+            file_images.append(json_image(name + REST, small))
         elif name != "training":
-            file_images.append(json_image(f"{name}-{rank:05}{REST}", content))
+            file_images.append(json_image(f"{name}-{rank:05}{REST}", small))
     return file_images
 
 
@@ -147,15 +148,6 @@ def _on_one_alone(part: str, name: str, present: int, lacking: int) -> SaveError
     )
 
 
-def differing_parts(files: Iterable[str]) -> list[str]:
-    """Returns the parts of which some process had tensors with other values than rank 0.
-
-    Args:
-        files: The paths of a checkpoint's files.
-    """
-    return sorted({match["part"] for path in files if (match := _DIFFERING.fullmatch(path))})
-
-
 def missing(paths: Iterable[str], world_size: int = 1) -> list[str]:
     """Returns the files that a checkpoint lacks and must have to be resumed from.
 
@@ -175,11 +167,6 @@ def _path(part: str, ending: str, rank: int, size: int) -> str:
     return _fitting(f"{part}{ending.removesuffix(TENSORS)}-{rank:05}-of-{size:05}{TENSORS}", part, size)
 
 
-def own_path(part: str, rank: int) -> str:
-    """Returns the file of those tensors of which a process has other values than rank 0."""
-    return f"{part}.own-{rank:05}{TENSORS}"
-
-
 def _fitting(path: str, part: str, size: int) -> str:
     if not names.is_component(path):
         raise UnsupportedError(f"{part}: this name is too long for a checkpoint of {size} processes; choose a shorter")
@@ -196,15 +183,27 @@ def _by_file(live: Mapping[str, "torch.Tensor"], stored: Stored, rank: int) -> d
     return {ending: group for ending, group in ((TENSORS, own), (_SIDECAR, sidecar)) if group}
 
 
-def names_of_json(listed: Collection[str], rank: int) -> dict[str, str]:
-    """Returns the JSON that one process reads: by its name the file's name without its ending."""
-    stems = {}
-    for path in sorted(listed):
+def files_of_json(listed: Collection[str], rank: int, *, own: bool) -> dict[str, str]:
+    """Returns the files of the JSON that one process reads, by name.
+
+    Args:
+        listed: The paths of the checkpoint's files.
+        rank: The number of the process.
+        own: True where it takes back what was its own of a part.
+    """
+    rests = ownership.own_rests(listed)
+    of_others = {path for files in rests.values() for path in files.values()}
+    paths = {}
+    for path in sorted(set(listed) - of_others):
         stem = path.removesuffix(REST)
         if path.endswith(REST) and "/" not in path and path != names.MANIFEST and not _OWN.fullmatch(stem):
-            own = f"{stem}-{rank:05}"
-            stems[stem] = own if rank and stem in ("random", "data") and own + REST in listed else stem
-    return stems
+            of_rank = f"{stem}-{rank:05}{REST}"
+            paths[stem] = of_rank if rank and stem in ("random", "data") and of_rank in listed else path
+    # Another number of processes takes rank 0's of a part that not every rank has.
+    for part, files in rests.items():
+        if (mine := files.get(rank if own else 0)) is not None:
+            paths[part] = mine
+    return paths
 
 
 def refuse_unknown_pieces(listed: Collection[str], tensors: Tensors) -> None:

@@ -6,9 +6,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import DamagedCheckpointError
-from holdfast.layouts import image, native
+from holdfast.errors import CheckpointError, DamagedCheckpointError
+from holdfast.layouts import image, native, ownership
 from holdfast.layouts.image import decode_json
+from holdfast.layouts.native_resized import resized
 from holdfast.layouts.pieces import PiecesReader, Wanted
 from holdfast.layouts.safetensors.reading import TensorFile
 from holdfast.state.part import BESIDE, RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
@@ -32,8 +33,8 @@ class NativeReading:
         listed: The files that its manifest lists; no other file is read.
         tensors: The manifest's entries for tensors in pieces.
         rank: The number of this process.
-        own: True where this process takes back the tensors of which it had other values than rank 0: when as many
-            processes go on.
+        saved_by: The number of processes that wrote it.
+        own: True where this process takes back what was its own: when as many processes go on.
         places: The ranges that are needed. Where it speaks of another whole shape, all is given. None: everything
             whole.
         memory: Live tensors by part and name, which are read into where they fit. All else goes to memory of its own.
@@ -50,6 +51,7 @@ class NativeReading:
         listed: Sequence[File],
         tensors: native.Tensors,
         rank: int = 0,
+        saved_by: int = 1,
         own: bool = False,
         places: NeededRange | None = None,
         memory: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
@@ -62,16 +64,26 @@ class NativeReading:
         self._memory = memory or {}
         self._reader = PiecesReader(directory, folder, self._listed)
         self._taken: list[tuple[int, int]] = []
+        self._own_files = ownership.own_tensors(self._listed)
+        self._own_rests = ownership.own_rests(self._listed)
         native.refuse_unknown_pieces(self._listed, tensors)
-        content = self._read_json(native.names_of_json(self._listed, rank))
+        content = self._read_json(native.files_of_json(self._listed, rank, own=own))
         self.extra: dict[str, Any] = {name: content.pop(name) for name in RESERVED if name in content}
         """The JSON that belongs to no part, by name."""
         self.stored: dict[str, Stored] = {}
         """The checkpoint's content, by part. Its tensors have their values once `read` has returned."""
+        self.refused: list[str] = []
+        """Tensors that each rank had its own of, and that another number of processes cannot have."""
+        self.differing: list[str] = []
+        """The parts of which each rank had its own, and another number of processes is given rank 0's."""
+        self.rank0_buffers: list[str] = []
+        """The models of which each rank had buffers of its own, likewise."""
         for part, rest in content.items():
-            self.stored[part] = self._part(part, rest, native.own_path(part, rank) if own else "")
+            self.stored[part] = self._own_part(part, rest, rank) if own else self._resized_part(part, rest, saved_by)
         self.beside = {name: self.stored.pop(name) for name in BESIDE if name in self.stored}
         """The content of files that are written as a part's and hold none, by the names of `state.part.BESIDE`."""
+        for part in sorted(self._own_rests.keys() - content.keys()) if not own else ():
+            self.differing.append(part)
 
     def read(self, *, through_cache: bool = False) -> None:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.
@@ -86,8 +98,8 @@ class NativeReading:
 
     def _read_json(self, wanted: Mapping[str, str]) -> dict[str, Any]:
         content, problems = {}, []
-        for name, stem in wanted.items():
-            file = self._listed[stem + native.REST]
+        for name, path in wanted.items():
+            file = self._listed[path]
             data, problem = reading.read_small(self._folder, file, image.MOST_JSON_BYTES)
             if problem is not None:
                 problems.append(problem)
@@ -97,18 +109,52 @@ class NativeReading:
             raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
         return content
 
-    def _part(self, part: str, rest: Any, own: str) -> Stored:
+    def _own_part(self, part: str, rest: Any, rank: int) -> Stored:
+        """Plans to read a part as this rank had it."""
+        path = ownership.tensors_path(part, rank)
+        own = self._whole_entries(path) if path in self._listed else {}
+        note = ownership.note_of(part, rest)
+        lacking = note.differing - own.keys() if rank else ()
+        if lacking or (rank and note.rest and ownership.rest_path(part, rank) not in self._listed):
+            lacks = repr(min(lacking)) if lacking else "what is no tensor"
+            raise CheckpointError(
+                f"{self._directory}: rank {rank} has {part} of its own, and no file has {lacks} of it"
+            )
+        return self._part(part, rest, own)
+
+    def _resized_part(self, part: str, rest: Any, saved_by: int) -> Stored:
+        """Plans to read a part as another number of processes takes it."""
+        files, other_rests = self._own_files.get(part, {}), self._own_rests.get(part, {})
+        own = {rank: self._whole_entries(path) for rank, path in files.items() if rank < saved_by}
+        if 0 in other_rests:  # only some ranks had it, rank 0 among them
+            self.differing += [part] * (len(other_rests) > 1)
+            return self._part(part, rest, own.get(0, {}))
+        rests = [rest] * saved_by
+        for rank, path in other_rests.items():
+            if rank < saved_by:
+                rests[rank] = self._read_json({part: path})[part]
+        shapes = [{name: entry["shape"] for name, entry in own.get(rank, {}).items()} for rank in range(saved_by)]
+        taken = resized(ownership.note_of(part, rest), rests, shapes)
+        self.refused += [f"{part}.{name}" for name in taken.refused]
+        self.differing += [part] * taken.differs
+        if isinstance(rest, dict) and rest.get("kind") == "model" and files:
+            self.rank0_buffers.append(part)
+        return self._part(part, taken.rest, {name: own[rank][name] for name, rank in taken.source.items()})
+
+    def _part(self, part: str, rest: Any, own: Mapping[str, Any]) -> Stored:
+        """Plans to read a part: the tensors of `own` from files of a rank's own, and the others from those for all."""
         entries = dict(self._tensors.get(part) or self._entries_of_one_process(part))
         # Each of the files says all of them.
         first = next(
             (entry["pieces"][0]["file"] for name, entry in entries.items() if not name.startswith(SIDECAR_PREFIX)), None
         )
         metadata = {} if first is None else self._reader.file(first).metadata
-        if own in self._listed:
-            entries |= self._whole_entries(own)
+        for path in {entry["pieces"][0]["file"] for entry in own.values()}:
+            metadata = {**metadata, **self._reader.file(path).metadata}
+        entries |= own
         tensors = LoadedTensors()
         for name, entry in entries.items():
-            inside = name if entry["pieces"][0]["file"] == own else name.removeprefix(SIDECAR_PREFIX)
+            inside = name if name in own else name.removeprefix(SIDECAR_PREFIX)
             place = self._place(part, name, tuple(entry["shape"]))
             wanted = self._reader.want(name, entry["pieces"], place, inside)
             live = self._live(part, name, wanted)

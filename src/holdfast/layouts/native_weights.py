@@ -5,9 +5,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from holdfast.errors import UnsupportedError
 from holdfast.layouts.image import read_json
 from holdfast.layouts.native import REST, TENSORS
 from holdfast.layouts.native_reading import open_checkpoint
+from holdfast.layouts.ownership import note_of
 from holdfast.layouts.pieces import PiecesReader
 from holdfast.layouts.safetensors.reading import bytes_of
 from holdfast.layouts.safetensors.writing import arranged
@@ -33,14 +35,16 @@ def leave_weights(report: Report, target: Path) -> None:
 
     Raises:
         DamagedCheckpointError: A file was changed since.
+        UnsupportedError: The ranks that saved it had weights of their own.
     """
     checkpoint, manifest = report.entry.path, report.entry.manifest
     assert manifest is not None
     listed = {file.path for file in manifest.files}
     for path in sorted(listed):
         part = path.removesuffix(REST)
-        if part == path or "/" in path or not _is_model(checkpoint / path):
+        if part == path or "/" in path or not _is_model(rest := read_json(checkpoint / path)):
             continue
+        _refuse_own(checkpoint, manifest, part, rest)
         entries = {
             name: entry for name, entry in manifest.tensors.get(part, {}).items() if not name.startswith(SIDECAR_PREFIX)
         }
@@ -104,6 +108,19 @@ def _in_turns(tensors: Mapping[str, "torch.Tensor"]) -> Iterator[dict[str, "torc
     yield together
 
 
-def _is_model(path: Path) -> bool:
-    rest = read_json(path)
+def _is_model(rest: Any) -> bool:
     return isinstance(rest, dict) and rest.get("kind") == "model"
+
+
+def _refuse_own(checkpoint: Path, manifest: Manifest, part: str, rest: Any) -> None:
+    """Refuses a model of which there is not one.
+
+    Raises:
+        UnsupportedError: The ranks that saved it had weights of their own.
+    """
+    if own := note_of(part, rest).tensors:
+        what = f"{own[0]!r} and {len(own) - 1} more of its tensors differ" if len(own) > 1 else f"{own[0]!r} differs"
+        raise UnsupportedError(
+            f"{checkpoint} holds no one {part}: {what} between the {manifest.world_size} ranks that saved it",
+            hint=f"resume it with {manifest.world_size} processes, and save there what you need",
+        )

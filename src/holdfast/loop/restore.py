@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
-from holdfast.layouts import native
 from holdfast.layouts.native_reading import NativeReading, open_checkpoint
 from holdfast.log import RunLog
 from holdfast.loop.subject import LoopState
@@ -33,10 +32,12 @@ class _Content(NamedTuple):
     stored: dict[str, Stored]
     beside: dict[str, Stored]
     """The state in no part, by the names of `state.part.BESIDE`."""
+    rank0_buffers: list[str]
+    """The models of which each rank had buffers of its own, where another number of processes goes on."""
     extra: dict[str, Any]
     random: RngRecord
     notices: list[str]
-    """A line for each part that is only here or only there."""
+    """A line for each part that is only here or only there, or rank 0's though others had their own."""
 
 
 def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: bool, log: RunLog) -> int:
@@ -86,7 +87,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     set_random_state()
     notices += _data_notices(state, "data" in content.extra)
     if before != now:
-        notices.append(_world_size_notice(manifest, now, redistribution))
+        notices.append(_world_size_notice(before, now, content.rank0_buffers, redistribution))
     elif redistribution:
         notices.append(f"data: {redistribution}")
     log.announce(f"resumed from {chosen.path}: step {manifest.step}{where}")
@@ -118,12 +119,21 @@ def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> 
     """Compares everything with what is here before the first tensor is read, into the live ones where they fit."""
     # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
     memory = state.parts.memory() if strict else None
-    own = state.world_size == manifest.world_size
-    needs: dict[str, Any] = {"rank": state.rank, "own": own, "places": state.shard_range, "memory": memory}
+    before = manifest.world_size
+    needs: dict[str, Any] = {
+        "rank": state.rank,
+        "saved_by": before,
+        "own": before == state.world_size,
+        "places": state.shard_range,
+        "memory": memory,
+    }
     try:
         with open_checkpoint(path) as folder:
             reading = NativeReading(path, folder, manifest.files, manifest.tensors, **needs)
+            if reading.refused:
+                raise _cannot_be_shared_out(path, manifest, state.world_size, reading.refused)
             content = _checked(state, path, manifest, reading)
+            content.notices.extend(_of_rank0(part, before) for part in reading.differing)
             misfits = content.notices + _misfits(state, path, content.stored)
             if strict and misfits:
                 raise _does_not_fit(path, misfits)
@@ -152,7 +162,7 @@ def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeRe
         *(f"{name}: in the checkpoint, and nothing here has that name" for name in stored if name not in here),
         *([other_order] if other_order else []),
     ]
-    return _Content(stored, reading.beside, extra, random, notices)
+    return _Content(stored, reading.beside, reading.rank0_buffers, extra, random, notices)
 
 
 def _data_notices(state: LoopState, is_there: bool) -> list[str]:
@@ -190,15 +200,24 @@ def _does_not_fit(path: Path, misfits: list[str]) -> CheckpointError:
     )
 
 
-def _world_size_notice(manifest: Manifest, now: int, redistribution: str) -> str:
+def _cannot_be_shared_out(path: Path, manifest: Manifest, now: int, refused: list[str]) -> CheckpointError:
+    shown = refused[:_MOST_LINES] + [f"and {len(refused) - _MOST_LINES:,} more"] * (len(refused) > _MOST_LINES)
+    return CheckpointError(
+        f"{path} was saved by {manifest.world_size} processes, each with its own of what follows, and {now} go on:\n  "
+        + "\n  ".join(shown),
+        hint=f"go on with {manifest.world_size} processes; nothing was changed",
+    )
+
+
+def _of_rank0(part: str, before: int) -> str:
+    return f"{part}: each of the {before} processes that saved it had its own; another number of them takes rank 0's"
+
+
+def _world_size_notice(before: int, now: int, buffers: list[str], redistribution: str) -> str:
     """Says what is the same, and what is not, where another number of processes goes on."""
-    differing = native.differing_parts(file.path for file in manifest.files)
     changes = ["random numbers are others from here on"]
-    if differing:
-        changes.insert(0, f"buffers of {', '.join(differing)} that differed between them are those of rank 0")
+    if buffers:
+        changes.insert(0, f"buffers of {', '.join(buffers)} that differed between them are those of rank 0")
     if redistribution:
         changes.insert(0, redistribution)
-    return (
-        f"{manifest.world_size} processes saved it and {now} go on: the tensors are the same, bit for bit;"
-        f" {'; '.join(changes)}"
-    )
+    return f"{before} processes saved it and {now} go on: the tensors are the same, bit for bit; {'; '.join(changes)}"

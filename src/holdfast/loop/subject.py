@@ -1,6 +1,5 @@
 """The state of a plain loop, as the engine saves it: its parts, the random generators, the position in the data."""
 
-import ctypes
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,11 @@ import torch
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.copying import why_not_live
+from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
 from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
+from holdfast.loop.shares import Share, content_of, parameters_of, share_of
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.data.position import WORD as DATA
 from holdfast.state.gradients import Gradients, gradients_rest
@@ -21,11 +22,10 @@ from holdfast.state.likeness import alike
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import with_inner
 from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, owner_of
-from holdfast.state.part import BESIDE, CARRIED, GRADIENTS, Part, Stored
+from holdfast.state.part import CARRIED, GRADIENTS, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
-from holdfast.state.sharding import ShardRange, local_of, range_of, written_by
-from holdfast.store import digest
+from holdfast.state.sharding import ShardRange, local_of, range_of
 
 
 class LoopRecord(NamedTuple):
@@ -80,13 +80,15 @@ class LoopState:
         self._recorded_at = (0, 0)
         # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
         self._live: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._is_local = False
         self._bytes = 0
         self._position_requires = False
-        self._written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
         self._last_outside: OutsideRecord | None = None
         self._carried = Carried()
         self._gradient_ranges: Mapping[str, ShardRange] = {}
+        self._encoded: tuple[Any, dict[str, Stored]] = (None, {})
+        self._shares: list[Share] = []
+        self._beside: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
+        self.replicas = Replicas()
 
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
@@ -110,8 +112,7 @@ class LoopState:
         self._live = self.parts.live()
         whole = self._live_by_path()
         local = {path: local_of(tensor) for path, tensor in whole.items()}
-        # Both are asked for at every save, and take milliseconds where there are many tensors.
-        self._is_local = all(local[path] is tensor for path, tensor in whole.items())
+        # Asked for at every save, and takes milliseconds where there are many tensors.
         self._bytes = sum(tensor.nbytes for tensor in local.values() if tensor.layout == torch.strided)
         return local
 
@@ -121,7 +122,7 @@ class LoopState:
         for part in self.parts:
             live = self._live.get(part.name, {})
             if isinstance(part, ModelPart):
-                live = _parameters_of(live)
+                live = parameters_of(live)
             if isinstance(part, ModelPart | OptimizerPartOfAnyKind):
                 tensors.update({f"{part.name}.{name}": local_of(tensor) for name, tensor in live.items()})
         return tensors
@@ -179,14 +180,16 @@ class LoopState:
         """Returns none: the layout's own files hold all of it."""
         return {}
 
-    def rank0_digests(self, recorded: LoopRecord) -> Mapping[str, Any]:
-        """Returns the digests of the buffers that rank 0 writes, by model."""
-        return {name: buffer_digests(buffers) for name, buffers in self.parts.buffers(recorded.parts).items()}
+    def contents(self, boundary: Boundary) -> Mapping[str, Content]:
+        """Returns what of each part is compared with the other ranks."""
+        stored = self._encode(boundary)
+        return {part.name: content_of(part, self._live[part.name], stored[part.name]) for part in self.parts}
 
     def requires(self) -> Sequence[str]:
-        """Returns words for what those files hold that is in no part, and one for what the position holds."""
-        beside = [name for name, *_ in self._written if name in BESIDE]
-        return [*beside, *([DATA] if self._position_requires else [])]
+        """Returns the words for what is each rank's own, for what is in no part, and for what the position holds."""
+        own = [word for share in self._shares for word in share.requires]
+        beside = [name for name, *_ in self._beside]
+        return [*own, *beside, *([DATA] if self._position_requires else [])]
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for what changed outside of all parts and is in none of those files."""
@@ -203,23 +206,27 @@ class LoopState:
     def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """Returns the files-to-be of this process."""
         recorded: LoopRecord = boundary.recorded
-        stored = self.parts.encode(recorded.parts)
-        self._written = [(part.name, self._own(part), stored[part.name]) for part in self.parts]
+        stored, rank, size = self._encode(boundary), self.rank, self.world_size
+        self._shares = [
+            share_of(part, self._live[part.name], stored[part.name], self.replicas.of(part.name), rank, size)
+            for part in self.parts
+        ]
+        self._beside = []
         if recorded.outside is not None:
             self._carried = self.outside.at_save(recorded.outside)
             if self._carried.tensors:
-                self._written.append((CARRIED, self._carried.tensors, Stored({}, carried_rest())))
+                self._beside.append((CARRIED, self._carried.tensors, Stored({}, carried_rest())))
         if recorded.gradients is None:
             self.gradients.saved_without(boundary.step)
         else:
             own = self.gradients.written(recorded.gradients, self.rank, self.world_size)
             self._gradient_ranges = self.gradients.ranges(recorded.gradients) if self.world_size > 1 else {}
-            self._written.append((GRADIENTS, own, Stored({}, gradients_rest())))
+            self._beside.append((GRADIENTS, own, Stored({}, gradients_rest())))
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)
             self._position_requires = recorded.data.requires
-        return native.images(self._written, extra, self.rank, self.world_size, self._own_buffers(boundary))
+        return native.images(self._for_all(), extra, rank, size, {share.part: share.own for share in self._shares})
 
     def shard_range(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Returns the range of a whole tensor of a checkpoint that this process needs; None where it needs all."""
@@ -231,68 +238,27 @@ class LoopState:
         """Returns what those files hold of whole tensors, where several processes write them."""
         if self.world_size == 1:
             return {}
-        ranges: dict[str, Mapping[str, ShardRange]] = {
-            part: {name: range_of(tensor, f"{part}.{name}") for name, tensor in live.items()}
-            for part, live in self._live.items()
-        }
-        if any(name == GRADIENTS for name, *_ in self._written):
+        ranges: dict[str, Mapping[str, ShardRange]] = {}
+        for share in self._shares:
+            live = {name: tensor for name, tensor in self._live[share.part].items() if name not in share.others}
+            ranges[share.part] = {name: range_of(tensor, f"{share.part}.{name}") for name, tensor in live.items()}
+        if any(name == GRADIENTS for name, *_ in self._beside):
             ranges[GRADIENTS] = self._gradient_ranges
-        return native.pieces(self._written, ranges, self.rank, self.world_size)
+        return native.pieces(self._for_all(), ranges, self.rank, self.world_size)
 
     def estimated_bytes(self) -> int:
         """Returns the bytes of the tensors that this process has, and some for the rest."""
         return self._bytes + (1 << 20)
 
-    def _own_buffers(self, boundary: Boundary) -> dict[str, dict[str, torch.Tensor]]:
-        """Returns those buffers of each model of which this process has other values than rank 0."""
-        if not self.rank:
-            return {}
-        differing = {}
-        for name, buffers in self.parts.buffers(boundary.recorded.parts).items():
-            rank0, live = boundary.rank0_digests.get(name, {}), self._live[name]
-            # Large ones that were seen to change in rank 0, and were not here.
-            unchanged_here = {key: local_of(live[key]) for key in rank0.keys() & live.keys() - buffers.keys()}
-            differing[name] = differing_from_rank0({**buffers, **unchanged_here}, rank0)
-        return differing
+    def _encode(self, boundary: Boundary) -> dict[str, Stored]:
+        """Returns what was recorded at a boundary, encoded once: it is compared and written."""
+        if self._encoded[0] is not boundary.recorded:
+            self._encoded = (boundary.recorded, self.parts.encode(boundary.recorded.parts))
+        return self._encoded[1]
 
-    def _own(self, part: Part) -> Mapping[str, torch.Tensor]:
-        """Returns what this process writes of a part. All have the models and optimizers alike, or shards of them."""
-        live = self._live[part.name]
-        if self.world_size == 1 and self._is_local:
-            return live
-        shared = live if isinstance(part, OptimizerPartOfAnyKind) else {}
-        if isinstance(part, ModelPart):
-            # Each process finds out by itself which large buffers stand still, so they may disagree about those.
-            shared = _parameters_of(live)
-        names = written_by(shared, self.rank, self.world_size)
-        if self.rank == 0:
-            names |= live.keys() - shared.keys()
-        return {name: local_of(tensor) for name, tensor in live.items() if name in names}
+    def _for_all(self) -> list[tuple[str, Mapping[str, torch.Tensor], Stored]]:
+        """Returns what this process writes of what all have, as the layout takes it."""
+        return [*((share.part, share.live, share.stored) for share in self._shares if not share.alone), *self._beside]
 
     def _live_by_path(self) -> dict[str, torch.Tensor]:
         return {f"{part}.{name}": tensor for part, live in self._live.items() for name, tensor in live.items()}
-
-
-def _parameters_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.nn.Parameter)}
-
-
-def buffer_digests(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Returns digests, by which other processes see if theirs are the same, by name. Sparse ones are left out."""
-    return {name: _digest_of(tensor) for name, tensor in tensors.items() if tensor.layout == torch.strided}
-
-
-def differing_from_rank0(tensors: Mapping[str, torch.Tensor], rank0: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Returns those of this process that are not what rank 0 has.
-
-    Args:
-        tensors: Those of this process, by name.
-        rank0: The digests that `buffer_digests` gave in rank 0.
-    """
-    return {name: tensors[name] for name, own in buffer_digests(tensors).items() if rank0.get(name) != own}
-
-
-def _digest_of(tensor: torch.Tensor) -> str:
-    plain = tensor.detach().cpu().contiguous()
-    data = ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.nbytes else b""
-    return digest.of([f"{plain.dtype} {list(plain.shape)}".encode(), data])

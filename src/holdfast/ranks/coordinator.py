@@ -1,7 +1,7 @@
 """Rank 0's side of each save: it calls, decides, gathers what the ranks wrote, and tells them what became of it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,11 +12,13 @@ from holdfast.ranks.keys import (
     begun_key,
     call_key,
     decision_key,
+    difference_key,
     done_key,
     ended_key,
     offer_key,
     outcome_key,
     record_key,
+    settled_key,
     stage_key,
 )
 from holdfast.ranks.membership import Membership
@@ -65,7 +67,9 @@ class Coordinator:
         self._channel = channel
         self._membership = membership
         self._number = 0
+        # Until each of the two is told, somebody waits for it.
         self._staged = True
+        self._settled = True
 
     def not_begun(self) -> list[int]:
         """Returns the ranks that have not loaded yet what they resume from.
@@ -80,7 +84,7 @@ class Coordinator:
     def begin(self) -> None:
         """Begins a new agreement. The own offer follows, then `call`."""
         self._number += 1
-        self._staged = False
+        self._staged = self._settled = False
         self._forget(self._number - _REMEMBERED)
 
     def call(self, own: Offer, *, stop: bool, after: int, asked_at: int | None = None) -> Decision:
@@ -99,15 +103,30 @@ class Coordinator:
         self._channel.put(call_key(self._number), {"stop": stop, "after": after, "asked_at": asked_at})
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
-    def stage(self, directory: str, common: Mapping[str, Any]) -> None:
+    def stage(self, directory: str, digests: Mapping[str, Any]) -> None:
         """Tells all ranks the directory to write into.
 
         Args:
             directory: The name of the staging directory in the run directory.
-            common: Digests of what rank 0 writes for all.
+            digests: Those of what rank 0 holds, for the others to compare theirs with.
         """
         self._staged = True
-        self._channel.put(stage_key(self._number), {"directory": directory, "common": common})
+        self._channel.put(stage_key(self._number), {"directory": directory, "digests": digests})
+
+    def differences(self) -> list[Mapping[str, Any]]:
+        """Waits for what the other ranks hold otherwise than rank 0.
+
+        Raises:
+            SaveError: A rank cannot take part, or has not been heard of for too long.
+        """
+        answers = self._from_all(difference_key, "has not compared its state")
+        _raise_errors({rank: answer["error"] for rank, answer in enumerate(answers, start=1) if answer["error"]})
+        return [answer["differences"] for answer in answers]
+
+    def settle(self, settled: Mapping[str, Any]) -> None:
+        """Tells all ranks what is whose, by which they write."""
+        self._settled = True
+        self._channel.put(settled_key(self._number), settled)
 
     def gather(self) -> list[Record]:
         """Waits for the records of all other ranks.
@@ -116,7 +135,20 @@ class Coordinator:
             TornError: A rank's state was written to meanwhile.
             SaveError: A rank could not write, or has not been heard of for too long.
         """
-        keys = [record_key(self._number, rank) for rank in self._channel.others]
+        records = [Record(**content) for content in self._from_all(record_key, "has not written its share")]
+        torn = [f"rank {rank}: {name}" for rank, record in enumerate(records, start=1) for name in record.torn]
+        if torn:
+            raise TornError(torn, at_rest=any(record.torn and record.at_rest for record in records))
+        _raise_errors({rank: record.error for rank, record in enumerate(records, start=1) if record.error})
+        return records
+
+    def _from_all(self, key: Callable[[int, int], str], lacking: str) -> list[Any]:
+        """Waits for what each other rank puts under a key of its own; `lacking` says of a silent one what it has not.
+
+        Raises:
+            SaveError: One has not been heard of for too long.
+        """
+        keys = [key(self._number, rank) for rank in self._channel.others]
         begun = time.monotonic()
 
         def check() -> None:
@@ -126,24 +158,16 @@ class Coordinator:
             silent = [
                 rank
                 for rank in self._membership.silent()
-                if not self._channel.all_there([record_key(self._number, int(rank))])
+                if not self._channel.all_there([key(self._number, int(rank))])
             ]
             if silent:
                 raise SaveError(
-                    f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s, and has not"
-                    " written its share"
+                    f"rank {', '.join(silent)} has not been heard of for {self._channel.seconds:g} s, and {lacking}"
                 )
             if waited > _LONGEST_SECONDS:
-                raise SaveError(f"not all ranks have written their share within {_LONGEST_SECONDS:g} s")
+                raise SaveError(f"not all ranks were done within {_LONGEST_SECONDS:g} s: one {lacking}")
 
-        records = [Record(**content) for content in self._channel.wait_for_all(keys, check)]
-        torn = [f"rank {rank}: {name}" for rank, record in enumerate(records, start=1) for name in record.torn]
-        if torn:
-            raise TornError(torn, at_rest=any(record.torn and record.at_rest for record in records))
-        wrong = [f"rank {rank}: {record.error}" for rank, record in enumerate(records, start=1) if record.error]
-        if wrong:
-            raise SaveError("; ".join(wrong))
-        return records
+        return self._channel.wait_for_all(keys, check)
 
     def conclude(self, answer: Answer | None, requests: Sequence[str]) -> None:
         """Tells all ranks what became of the save.
@@ -155,6 +179,9 @@ class Coordinator:
         if not self._staged:
             self._staged = True
             self._channel.put(stage_key(self._number), {"directory": None})
+        elif not self._settled:
+            self._channel.put(settled_key(self._number), None)
+        self._settled = True
         content = {"answer": None if answer is None else asdict(answer), "requests": list(requests)}
         self._channel.put(outcome_key(self._number), content)
 
@@ -196,6 +223,12 @@ class Coordinator:
 
     def _forget(self, number: int) -> None:
         if number > 0:
-            own = [call_key(number), decision_key(number), stage_key(number), outcome_key(number)]
-            others = [key(number, rank) for rank in self._channel.others for key in (offer_key, record_key)]
+            own = [key(number) for key in (call_key, decision_key, stage_key, settled_key, outcome_key)]
+            theirs = (offer_key, difference_key, record_key)
+            others = [key(number, rank) for rank in self._channel.others for key in theirs]
             self._channel.forget([*own, *others])
+
+
+def _raise_errors(errors: Mapping[int, str]) -> None:
+    if errors:
+        raise SaveError("; ".join(f"rank {rank}: {error}" for rank, error in errors.items()))

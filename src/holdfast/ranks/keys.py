@@ -21,6 +21,16 @@ def stage_key(number: int) -> str:
     return f"stage/{number}"
 
 
+def difference_key(number: int, rank: int) -> str:
+    """Returns where a rank puts what it holds otherwise than rank 0."""
+    return f"difference/{number}/{rank}"
+
+
+def settled_key(number: int) -> str:
+    """Returns where ranks learn what is whose, or that nothing will be written."""
+    return f"settled/{number}"
+
+
 def record_key(number: int, rank: int) -> str:
     """Returns where a rank puts its record."""
     return f"record/{number}/{rank}"

@@ -46,7 +46,7 @@ def range_of(tensor: "torch.Tensor", name: str = "a tensor") -> ShardRange:
     Raises:
         UnsupportedError: This process's values are not one box of the whole.
     """
-    if not _is_distributed(tensor):
+    if not is_distributed(tensor):
         return ShardRange.whole(tensor.shape)
     from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -73,7 +73,7 @@ def range_of(tensor: "torch.Tensor", name: str = "a tensor") -> ShardRange:
 
 def local_of(tensor: "torch.Tensor") -> "torch.Tensor":
     """Returns this process's own of a distributed tensor, in the same memory; a plain one itself. Nothing is sent."""
-    return tensor._local_tensor.detach() if _is_distributed(tensor) else tensor
+    return tensor._local_tensor.detach() if is_distributed(tensor) else tensor
 
 
 def show_shards(module: "torch.nn.Module") -> None:
@@ -103,7 +103,7 @@ def written_by(tensors: Mapping[str, "torch.Tensor"], rank: int, size: int) -> s
     copies: dict[Any, list[tuple[int, int]]] = {}
     # The largest first: so the last ones make even what the first ones left uneven.
     for name, tensor in sorted(tensors.items(), key=lambda item: (-_bytes(item[1]), item[0])):
-        if not _is_distributed(tensor):
+        if not is_distributed(tensor):
             mine, loads = rank, ranks
         elif (copy := _copy_of(tensor)) is not None:
             group, mine, count = copy
@@ -117,7 +117,8 @@ def written_by(tensors: Mapping[str, "torch.Tensor"], rank: int, size: int) -> s
     return written
 
 
-def _is_distributed(tensor: "torch.Tensor") -> "TypeIs[DTensor]":
+def is_distributed(tensor: "torch.Tensor") -> "TypeIs[DTensor]":
+    """Tells whether a tensor is a distributed one, of which this process has its own part."""
     # To import it takes a second, and whoever has such a tensor has done so.
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
@@ -195,7 +196,7 @@ def _beside(mesh: "DeviceMesh") -> tuple[tuple[int, ...], list[tuple[int, int]]]
 
 def _has_a_piece(tensor: "torch.Tensor") -> bool:
     """Tells if there is a piece to write here: an empty one only of a tensor that has no others, for its dtype."""
-    if not _is_distributed(tensor) or tensor._local_tensor.numel():
+    if not is_distributed(tensor) or tensor._local_tensor.numel():
         return True
     coordinate = tensor.device_mesh.get_coordinate()
     placed = zip(coordinate or (), tensor.placements, strict=True)

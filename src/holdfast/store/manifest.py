@@ -13,7 +13,9 @@ from typing import Any
 from holdfast.store import digest, grid, names
 
 FORMAT = "holdfast-checkpoint"
-KNOWN: frozenset[str] = frozenset(("carried", "data", "gradients", "trainer_data"))
+KNOWN: frozenset[str] = frozenset(
+    ("carried", "data", "gradients", "own_models", "own_objects", "own_optimizers", "trainer_data")
+)
 """The words of `requires` that this reader knows."""
 _PLAIN, _REQUIRING = 1, 2
 MOST_BYTES = 64 << 20

@@ -12,6 +12,7 @@ from transformers import Trainer
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.copying import why_not_live
+from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
 from holdfast.integrations.trainer import writer
 from holdfast.integrations.trainer.data import PrefetchTracker
@@ -23,6 +24,7 @@ from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import with_inner
 from holdfast.state.registry import parts_of
+from holdfast.state.sharding import is_distributed
 
 
 class TrainerSubject(Recorder):
@@ -52,6 +54,7 @@ class TrainerSubject(Recorder):
     ) -> None:
         super().__init__(trainer, prefetch, outside, epochs, protected, world_size)
         self._rank = rank
+        self.replicas = Replicas("a Trainer's checkpoint has what rank 0 holds, and no place for the others'")
         self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
         self._optimizer_file = OptimizerFile()
         beside = {"beside": _module_of(outside.updated)} if outside.updated else {}
@@ -80,9 +83,7 @@ class TrainerSubject(Recorder):
 
     def to_be_finite(self) -> dict[str, torch.Tensor]:
         """Returns all of that but large buffers of the model."""
-        live = self._model.live().items()
-        weights = {name: tensor for name, tensor in live if isinstance(tensor, torch.nn.Parameter)}
-        return {**weights, **self._live_moments()}
+        return {**self._weights(), **self._live_moments()}
 
     def copied_buffers(self) -> dict[str, int]:
         """Returns the large buffers of the model that were seen to change, and what else is copied like them."""
@@ -122,9 +123,14 @@ class TrainerSubject(Recorder):
         """Returns none: one process writes all of the model."""
         return {}
 
-    def rank0_digests(self, recorded: TrainerRecord) -> Mapping[str, Any]:
-        """Returns none: a Trainer's model is saved by rank 0 alone, buffers included."""
-        return {}
+    def contents(self, boundary: Boundary) -> Mapping[str, Content]:
+        """Returns what of the model and the optimizer is compared with the other ranks: not buffers."""
+        live = {"model": self._weights(), "optimizer": self._moments.live()}
+        plain = {
+            part: {name: tensor for name, tensor in tensors.items() if not is_distributed(tensor)}
+            for part, tensors in live.items()
+        }
+        return {part: Content(None, {}, tensors) for part, tensors in plain.items()}
 
     def estimated_bytes(self) -> int:
         """Returns the bytes of the weights that are written, and of the optimizer's state."""
@@ -135,6 +141,10 @@ class TrainerSubject(Recorder):
             written = [parameter for parameter in self.parameters() if parameter.requires_grad]
         moments = self._moments.live().values()
         return sum(tensor.nbytes for tensor in [*written, *moments]) + self._outside.bytes
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        live = self._model.live().items()
+        return {name: tensor for name, tensor in live if isinstance(tensor, torch.nn.Parameter)}
 
     def _live_moments(self) -> dict[str, torch.Tensor]:
         return {f"optimizer.{name}": tensor for name, tensor in self._moments.live().items()}

@@ -1,0 +1,239 @@
+"""The comparison of what the processes of a training hold: what is alike is written once, what differs by each.
+
+At the first save after a start everything plain is digested whole; from then on large tensors are sampled. Rank 0 tells
+its digests, each other rank answers what it has otherwise, and rank 0 tells all what is whose.
+"""
+
+import ctypes
+import json
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from holdfast.capture.chunks import bytes_of
+from holdfast.errors import SaveError
+from holdfast.store import digest
+
+_SAMPLES = 4
+_SAMPLE_BYTES = 64
+_MOST_NAMED = 3
+# An object's tensors are on the device of their own rank, which has another number in each.
+_NUMBERED_DEVICE = re.compile(r'"cuda:[0-9]+"')
+_SPARSE = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of one part in this process, as far as it is not distributed.
+
+    Args:
+        rest: The part's JSON; None where it is not compared.
+        small: Tensors that were copied at the boundary: digested whole at each save.
+        large: Live tensors: digested whole once, and sampled from then on.
+        expected: The names of tensors that may well differ, as buffers do: nobody is told.
+    """
+
+    rest: Any
+    small: Mapping[str, torch.Tensor]
+    large: Mapping[str, torch.Tensor]
+    expected: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Ownership:
+    """The share of a part that the ranks do not hold alike. All ranks know the same of it.
+
+    Args:
+        differing: Tensors that all have, and not all with the same values, dtype and shape.
+        partial: Tensors that only some have.
+        rest: True where the part's JSON differs.
+        alone: True where only some ranks have the part.
+    """
+
+    differing: frozenset[str] = frozenset()
+    partial: frozenset[str] = frozenset()
+    rest: bool = False
+    alone: bool = False
+
+
+class Replicas:
+    """One process's knowledge of how the ranks' states differ.
+
+    Args:
+        why_refused: Where each rank's own cannot be saved, the reason: a difference fails the save then.
+    """
+
+    def __init__(self, why_refused: str = "") -> None:
+        self._why_refused = why_refused
+        self._contents: Mapping[str, Content] = {}
+        self._table: dict[str, Any] = {}
+        self._compared: dict[str, set[str]] = {}
+        self._owned: dict[str, Ownership] = {}
+        self.news: list[str] = []
+        """The names of what the last comparison was the first to see as different."""
+        self.digested_bytes = 0
+        """The bytes of live tensors that were digested whole for the last save."""
+        self.seconds = 0.0
+        """The time that this took."""
+
+    def of(self, part: str) -> Ownership:
+        """Returns what of a part the ranks do not hold alike, as of the last comparison."""
+        return self._owned.get(part, Ownership())
+
+    def tally(self, contents: Mapping[str, Content]) -> Mapping[str, Any]:
+        """Digests what this process holds, and returns what rank 0 tells the others.
+
+        Args:
+            contents: The content of each part, by name; nothing of it changes before the save is over.
+        """
+        begun = time.monotonic()
+        self._contents, self._table, self.digested_bytes = contents, {}, 0
+        for part, content in contents.items():
+            self._compared.setdefault(part, set()).intersection_update(content.large)
+            tensors = {name: self._entry(part, name, whole=True) for name in content.small}
+            for name in content.large.keys() - content.small.keys():
+                tensors[name] = self._entry(part, name, whole=name not in self._compared[part])
+            self._table[part] = {"rest": _digest_of_rest(content.rest), "tensors": tensors}
+        self.seconds = time.monotonic() - begun
+        return self._table
+
+    def differences(self, of_rank0: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Compares what this process holds with what rank 0 told.
+
+        Returns:
+            By part, where there is a difference: whether the JSON differs, and the tensors that `differ`, that this
+            process `lacks`, and that it has `more`. For a part that is missing here or there, whether it is here.
+        """
+        differences: dict[str, Any] = {}
+        for part in of_rank0.keys() | self._table.keys():
+            if part not in of_rank0 or part not in self._table:
+                differences[part] = {"alone": part in self._table}
+                continue
+            here, there = self._table[part]["tensors"], of_rank0[part]["tensors"]
+            entry = {
+                "rest": self._table[part]["rest"] != of_rank0[part]["rest"],
+                "differ": [name for name in there.keys() & here.keys() if self._differs(part, name, there[name])],
+                "lacks": list(there.keys() - here.keys()),
+                "more": list(here.keys() - there.keys()),
+            }
+            if any(entry.values()):
+                differences[part] = entry
+        self._remember()
+        return differences
+
+    def settle(self, by_rank: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Takes in what the other ranks have otherwise than rank 0, and returns what is whose, for all to follow.
+
+        Raises:
+            SaveError: They differ, and each rank's own cannot be saved.
+        """
+        self._remember()
+        settled: dict[str, Any] = {}
+        for part in sorted({*self._table, *(part for differences in by_rank for part in differences)}):
+            entries = [differences[part] for differences in by_rank if part in differences]
+            if any("alone" in entry for entry in entries):
+                settled[part] = {"alone": True}
+                continue
+            before = self._owned.get(part, Ownership())
+            large = self._contents[part].large.keys() - self._contents[part].small.keys()
+            partial = {name for entry in entries for name in (*entry["lacks"], *entry["more"])}
+            # Large ones are only sampled from now on: what was seen to differ stays each rank's own.
+            differing = {name for entry in entries for name in entry["differ"]} | (before.differing & large)
+            rest = any(entry["rest"] for entry in entries)
+            if partial or differing or rest:
+                settled[part] = {"differing": sorted(differing - partial), "partial": sorted(partial), "rest": rest}
+        known = set(self._labels())
+        self.follow(settled)
+        labels = self._labels()
+        if labels and self._why_refused:
+            raise SaveError(f"{in_short(labels)} differ between the ranks: {self._why_refused}")
+        self.news = [label for label in labels if label not in known]
+        return settled
+
+    def follow(self, settled: Mapping[str, Any]) -> None:
+        """Takes in what rank 0 has settled."""
+        self._owned = {}
+        for part, entry in settled.items():
+            if entry.get("alone"):
+                self._owned[part] = Ownership(alone=True)
+            else:
+                self._owned[part] = Ownership(frozenset(entry["differing"]), frozenset(entry["partial"]), entry["rest"])
+
+    def _labels(self) -> list[str]:
+        """Returns the names of all that differs and that is worth a word."""
+        labels = []
+        for part, owned in self._owned.items():
+            expected = self._contents[part].expected if part in self._contents else ()
+            tensors = [name for name in sorted(owned.differing | owned.partial) if name not in expected]
+            labels += [f"{part}.{name}" for name in tensors] or [part] * (owned.rest or owned.alone)
+        return labels
+
+    def _remember(self) -> None:
+        """Notes what was digested whole: the next comparison samples it."""
+        for part, content in self._contents.items():
+            self._compared[part] = set(content.large)
+
+    def _entry(self, part: str, name: str, *, whole: bool) -> str:
+        """Returns the digest of a tensor of this process, with a letter for what it is of."""
+        content = self._contents[part]
+        is_small = name in content.small
+        tensor = content.small[name] if is_small else content.large[name]
+        if not whole and (samples := _samples_of(tensor)) is not None:
+            return f"s{digest.of([_form_of(tensor), *samples])}"
+        if not is_small:
+            self.digested_bytes += tensor.nbytes if tensor.layout == torch.strided else 0
+        return f"w{digest.of(chain([_form_of(tensor)], _bytes_of(tensor)))}"
+
+    def _differs(self, part: str, name: str, of_rank0: str) -> bool:
+        here = self._table[part]["tensors"][name]
+        if here[0] != of_rank0[0]:  # rank 0 knows it for longer, or not for so long
+            here = self._entry(part, name, whole=of_rank0[0] == "w")
+        return bool(here != of_rank0)
+
+
+def in_short(labels: Sequence[str]) -> str:
+    """Returns names for a line: the first ones, and the number of the others."""
+    shown = ", ".join(labels[:_MOST_NAMED])
+    return shown if len(labels) <= _MOST_NAMED else f"{shown} and {len(labels) - _MOST_NAMED:,} more"
+
+
+def _digest_of_rest(rest: Any) -> str:
+    if rest is None:
+        return ""
+    return digest.of([_NUMBERED_DEVICE.sub('"cuda"', json.dumps(rest)).encode()])
+
+
+def _form_of(tensor: torch.Tensor) -> bytes:
+    return f"{tensor.dtype} {list(tensor.shape)} {tensor.layout}".encode()
+
+
+def _bytes_of(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """Yields the bytes of all elements, in the order of indices. Each piece is there until the next is asked for."""
+    for component in _SPARSE.get(tensor.layout, ()):
+        yield from _bytes_of(getattr(tensor, component)().detach())
+    if tensor.layout == torch.strided and tensor.nbytes:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        yield memoryview((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
+
+
+def _samples_of(tensor: torch.Tensor) -> list[bytes] | None:
+    """Returns a few bytes from all over a tensor; None where its bytes do not lie in order."""
+    if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        return None
+    size = min(_SAMPLE_BYTES, tensor.nbytes)
+    places = [(tensor.nbytes - size) * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
+    if tensor.device.type == "cpu":
+        return [ctypes.string_at(tensor.data_ptr() + place, size) for place in places] if size else []
+    flat = bytes_of(tensor)
+    return [torch.cat([flat[place : place + size] for place in places]).cpu().numpy().tobytes()] if size else []
