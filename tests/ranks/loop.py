@@ -137,12 +137,18 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return getattr(tensor, "_local_tensor", tensor).detach()
 
 
+def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer that has this rank's state."""
+    here: torch.optim.Optimizer = getattr(optimizer, "optim", optimizer)
+    return here
+
+
 def digest(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
     """All that this rank has at the end: weights, moments, and the random state."""
     found = hashlib.sha256()
     for tensor in model.state_dict().values():
         found.update(local(tensor).numpy().tobytes())
-    for state in optimizer.state_dict()["state"].values():
+    for state in inner(optimizer).state_dict()["state"].values():
         for tensor in state.values():
             found.update(local(tensor).numpy().tobytes())
     found.update(torch.get_rng_state().numpy().tobytes())
@@ -167,7 +173,7 @@ def whole(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> str:
 def tell_what_is_own(when: str, rank: int, optimizer: torch.optim.Optimizer, queues: Mapping[str, Queue]) -> None:
     """Prints what this rank has of the optimizer's state, by the number of the parameter, and its queue."""
     for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in inner(optimizer).state.get(parameter, {}).items():
             held = hashlib.sha256(local(value).contiguous().numpy().tobytes()).hexdigest()
             print(f"rank {rank} {when} owning {number}/{key} {held}", flush=True)
     for queue in queues.values():

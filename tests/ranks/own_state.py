@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 
 def _place() -> tuple[int, int]:
@@ -50,10 +51,15 @@ def adamw(parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-2)
 
 
+def zero(parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+    return ZeroRedundancyOptimizer(parameters, torch.optim.AdamW, lr=1e-2)
+
+
 OPTIMIZERS: dict[str, Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]] = {
     "adamw": adamw,
     "whole states": WholeStates,
     "slices": Slices,
+    "zero": zero,
 }
 
 

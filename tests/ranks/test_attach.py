@@ -1,6 +1,7 @@
 """`holdfast.attach` on a Trainer of two processes."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -31,7 +32,12 @@ args = TrainingArguments(
 )
 torch.manual_seed(3)
 config = LlamaConfig.from_pretrained(sys.argv[1])
-trainer = Slow(LlamaForCausalLM(config), args, train_dataset=rows, eval_dataset=rows[:8])
+model = LlamaForCausalLM(config)
+optimizers = (None, None)
+if os.environ.get("SLICES"):
+    from ranks.own_state import Slices
+    optimizers = (Slices(model.parameters()), None)
+trainer = Slow(model, args, train_dataset=rows, eval_dataset=rows[:8], optimizers=optimizers)
 if sys.argv[2] != "plain":
     import holdfast
     holdfast.attach(trainer)
@@ -118,3 +124,18 @@ def test_fault_29_a_signal_to_one_process_stops_both_at_one_step_and_once(
     (saved,) = wait_until(lambda: [event for event in events(tmp_path / "out", "saved") if event["step"] == 6])
     assert "signal" in saved["doors"]
     job.kill()
+
+
+def test_state_that_differs_between_ranks_fails_the_save_and_is_named(
+    launcher: Launcher, tmp_path: Path, tiny: Path
+) -> None:
+    """Plain transformers would keep rank 0's slices for both."""
+    job = start(launcher, tmp_path, tiny, "ours", SLICES="1")
+    job.processes[0].wait_for("checkpoint failed step=4")
+    job.kill()
+    assert re.search(
+        r"error=optimizer\.model\.\S+/momentum, .* and \d+ more differ between the ranks: a Trainer's checkpoint has"
+        r" what rank 0 holds, and no place for the others'",
+        job.output,
+    )
+    assert not list((tmp_path / "out").glob("checkpoint-*"))

@@ -67,15 +67,18 @@ def test_models_that_nobody_makes_alike_come_back_to_each_and_are_no_other_numbe
     )
 
 
-def test_state_that_one_rank_has_whole_is_shared_out_by_name(ranks: Ranks, tmp_path: Path) -> None:
-    first = resumed_as_one(ranks, tmp_path, 2, optimizer="whole states")
+@pytest.mark.parametrize(("optimizer", "count"), [("whole states", 8), ("zero", 12)])
+def test_state_that_one_rank_has_whole_is_shared_out_by_name(
+    ranks: Ranks, tmp_path: Path, optimizer: str, count: int
+) -> None:
+    first = resumed_as_one(ranks, tmp_path, 2, optimizer=optimizer)
     left = {line.partition(" owning ")[2] for line in told(first, "leaves owning")}
-    for size, kind in ((3, "ddp"), (1, "alone")):
+    for size, kind in ((3, "ddp"), (1, "ddp")):
         settings = {"resume": str(ranks.run / "checkpoint-3")}
-        job = ranks.start(size, kind=kind, optimizer="whole states", until=4, settings=settings)
+        job = ranks.start(size, kind=kind, optimizer=optimizer, until=4, settings=settings)
         assert job.wait() == [0] * size, job.output
         begun = {line.partition(" owning ")[2] for line in told(job, "begins owning")}
-        assert len(begun) == 8 and begun == left
+        assert len(begun) == count and begun == left
 
 
 def test_slices_cannot_be_shared_out_and_a_queue_is_rank_0s_for_who_wants_that(ranks: Ranks) -> None:
