@@ -45,6 +45,16 @@ def test_an_answer_names_what_is_not_finite_only_where_there_is_something_and_sa
             decode_answer(json.dumps({**json.loads(ANSWER.encode(REQUEST.id)), **wrong}).encode())
 
 
+def test_an_answer_names_what_is_not_carried_only_where_there_is_something_and_says_it_in_its_line() -> None:
+    assert b"not_carried" not in ANSWER.encode(REQUEST.id)
+    lacking = dataclasses.replace(ANSWER, not_carried=("model.ema: it is\na view", "loss: it is sharded"))
+    assert decode_answer(lacking.encode(REQUEST.id)) == lacking
+    assert lacking.line("schedule").endswith("; it does not carry model.ema: it is a view, and 1 more")
+    for wrong in ("loss", [1]):
+        with pytest.raises(MalformedError):
+            decode_answer(json.dumps({**json.loads(ANSWER.encode(REQUEST.id)), "not_carried": wrong}).encode())
+
+
 def test_no_two_requests_share_an_identity() -> None:
     assert len({Request("signal").id for _ in range(100)}) == 100
 

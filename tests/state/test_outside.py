@@ -145,6 +145,14 @@ def test_it_comes_back_in_place_is_carried_on_and_what_has_no_place_is_named() -
     assert torch.equal(saved(outside).tensors["model.kept.average"], torch.ones(64)), "it has not changed since"
 
 
+def test_what_an_optimizer_updates_is_carried_whether_or_not_it_was_seen_to_change() -> None:
+    model, outside = watched()
+    bias = model.kept.teacher[0].bias
+    assert outside.places_of([bias, nn.Parameter(torch.ones(1))]) == {"model.kept.teacher.0.bias": bias}
+    outside.carry(["model.kept.teacher.0.bias"])
+    assert list(saved(outside).tensors) == ["model.kept.teacher.0.bias"]
+
+
 def test_what_is_told_in_short_names_what_a_user_made() -> None:
     owners = {
         "ref_model.layers.0.weight": "ref_model",
