@@ -137,7 +137,7 @@ def test_a_program_that_fails_shows_its_words(drill: Drill) -> None:
 
 def test_a_training_that_is_shorter_is_rehearsed_as_far_as_it_goes(drill: Drill) -> None:
     code, found, _ = drill(EXACT.replace("1000", "9"))
-    assert code == 0 and found["steps"] == 9
+    assert (code, found["steps"]) == (0, 9), found
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,8 @@ class Engine:
         asked = look and self._intake.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
         if self._rehearsing is not None:
-            self._rehearsing.go_on(step, is_last_stage=look, stopping=self._stop.noticed.is_set)
+            live = not self.gate.only_when_blocked
+            self._rehearsing.go_on(step, self._stop, is_last_stage=look, is_live=live)
 
     def _record(self, step: int, stage: str, scheduled: str = "") -> Boundary:
         """Returns the boundary that training is at, with the small state and the fingerprint of the large one."""

@@ -19,6 +19,7 @@ import torch
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import bytes_of, in_order
 from holdfast.capture.subject import Subject
+from holdfast.engine.stop import Stop
 from holdfast.log import LOGGER
 from holdfast.ranks.channel import Channel
 from holdfast.run import rehearsal
@@ -62,30 +63,34 @@ class Rehearsing:
 
     def take_loss(self, loss: Any) -> None:
         """Takes the loss that the program gives for the step whose boundary comes next."""
-        self._loss = None if loss is None else float(loss).hex()
+        number = loss.detach() if isinstance(loss, torch.Tensor) else loss
+        self._loss = None if number is None else float(number).hex()
 
     def reach(self, subject: Subject, boundary: Boundary) -> None:
         """Leaves a digest of what a checkpoint of this boundary would hold. Called by training, at the boundary."""
         line = {"step": boundary.step, "stage": boundary.stage, "loss": self._loss}
         self._write({**line, "parts": _digests(subject, boundary)})
 
-    def go_on(self, step: int, *, is_last_stage: bool, stopping: Callable[[], bool]) -> None:
+    def go_on(self, step: int, stop: Stop, *, is_last_stage: bool, is_live: bool) -> None:
         """Ends the program at the last step; before a stop it waits for whoever asks and stops it.
 
         Args:
             step: The step of the boundary.
+            stop: The stop that comes.
             is_last_stage: True where nothing more of the step is to come.
-            stopping: Returns True once the stop has been noticed.
+            is_live: True where a save needs no boundary to come.
         """
         plan = self._plan
         if is_last_stage and plan.steps and step >= plan.steps:
             self.leave(step)
-        if not plan.interrupted_at or step < plan.interrupted_at or stopping():
+        if not plan.interrupted_at or step < plan.interrupted_at:
             return
         if step == plan.interrupted_at:
             _wait_for(plan.asked.exists)
-        elif step >= plan.until - 2:
-            _wait_for(stopping)
+        elif stop.noticed.is_set() or step >= plan.until - 2:
+            _wait_for(stop.noticed.is_set)
+            # Without this, small steps would come to their end before the save of the stop is complete.
+            _wait_for(lambda: stop.requested, stop.grace if is_live else _PACE_SECONDS)
         else:
             time.sleep(_PACE_SECONDS)
 
@@ -162,7 +167,7 @@ def _of_json(content: Any) -> str:
     return digest.of([json.dumps(content, sort_keys=True, default=repr).encode()])
 
 
-def _wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _LONGEST_SECONDS
+def _wait_for(happened: Callable[[], bool], seconds: float = _LONGEST_SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while not happened() and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
