@@ -12,6 +12,7 @@
       WaitTimeoutError                  5   the answer did not come in time; the request stands
       SaveError                         1   a save failed; training goes on
         NoSpaceError                    1   the disk is full, or would be
+        LateError                       1   a rank did not come to a stop's boundary in time; it is tried again
         TornError                       1   the state was written to outside an update while it was saved
       PartialAccumulationError          1   `step()` was called in the middle of an accumulation
       CheckpointError
@@ -139,6 +140,10 @@ class TornError(SaveError):
         )
         self.names = tuple(names)
         self.at_rest = at_rest
+
+
+class LateError(SaveError):
+    """A rank did not come to the boundary of a stop's save in time. It is tried again, with the mark before that."""
 
 
 class PartialAccumulationError(HoldfastError):

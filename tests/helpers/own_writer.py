@@ -48,9 +48,9 @@ torch.manual_seed(3)
 trainer = Own(LlamaForCausalLM(LlamaConfig.from_pretrained(sys.argv[1])), args, train_dataset=rows, eval_dataset=rows)
 if sys.argv[2] == "ours":
     import holdfast
-    from holdfast.integrations.trainer import attach, hooks
+    from holdfast.integrations.trainer import hooks, supported
     if "FORM" in os.environ:
-        attach.form_of = lambda trainer: os.environ["FORM"]
+        supported.form_of = lambda trainer: os.environ["FORM"]
     hooks.why_own_writer = lambda trainer: "in this test its own writer alone reads it"
     holdfast.attach(trainer)
 trainer.train(resume_from_checkpoint=sys.argv[3] if len(sys.argv) > 3 else None)

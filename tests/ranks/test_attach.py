@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,19 @@ from ranks.conftest import Job, free_port
 OWN = """
 import os, sys, time, torch
 from pathlib import Path
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+class Breaks(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        here = f"{args.process_index} {state.global_step}"
+        if os.environ.get("RAISES") == here:
+            raise LookupError("the tracker is gone")
+        if os.environ.get("SWAPS", "").startswith(here):
+            for tensor in kwargs["model"].parameters():
+                tensor.data.zero_()
+        while os.environ.get("HANGS") == here and not list(Path("out").glob(f"checkpoint-{state.global_step}")):
+            print("hangs", flush=True)
+            time.sleep(0.05)
 
 class Slow(Trainer):
     def training_step(self, *args, **kwargs):
@@ -40,7 +53,8 @@ if os.environ.get("SLICES"):
 trainer = Slow(model, args, train_dataset=rows, eval_dataset=rows[:8], optimizers=optimizers)
 if sys.argv[2] != "plain":
     import holdfast
-    holdfast.attach(trainer)
+    trainer.add_callback(Breaks())
+    holdfast.attach(trainer, stop_grace_seconds=float(os.environ.get("GRACE", "25")))
 trainer.train(resume_from_checkpoint=sys.argv[3] if len(sys.argv) > 3 else None)
 timed = ("per_second", "runtime")
 logs = [[item for item in sorted(row.items()) if not item[0].endswith(timed)] for row in trainer.state.log_history]
@@ -139,3 +153,47 @@ def test_state_that_differs_between_ranks_fails_the_save_and_is_named(
         job.output,
     )
     assert not list((tmp_path / "out").glob("checkpoint-*"))
+
+
+def manifest_of(folder: Path, step: int) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "out" / f"checkpoint-{step}" / "MANIFEST.json").read_text())
+    return content
+
+
+def are_before_their_callbacks(manifest: dict[str, Any]) -> bool:
+    boundaries = [manifest["boundary"], *manifest["boundary"]["ranks"]]
+    return manifest["requires"] == ["pending_callbacks"] and all("callbacks" in b["pending"] for b in boundaries)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_callback_that_raises_in_one_rank_has_all_save_what_was_before_it(
+    launcher: Launcher, tmp_path: Path, tiny: Path, uninterrupted: tuple[list[str], list[str]], rank: int
+) -> None:
+    job = start(launcher, tmp_path, tiny, "ours", RAISES=f"{rank} 5")
+    job.processes[rank].wait()
+    job.kill()
+    assert are_before_their_callbacks(manifest_of(tmp_path, 5)), job.output
+    assert start(launcher, tmp_path, tiny, "ours", "auto").digests() == uninterrupted[0]
+    assert logs(tmp_path) == uninterrupted[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_that_meets_a_callback_which_outlasts_its_grace_has_all_save_what_was_before_it(
+    launcher: Launcher, tmp_path: Path, tiny: Path, uninterrupted: tuple[list[str], list[str]], rank: int
+) -> None:
+    job = start(launcher, tmp_path, tiny, "ours", HANGS=f"{rank} 6", GRACE="8")
+    job.processes[rank].wait_for("hangs")
+    for process in job.processes:
+        process.send(signal.SIGTERM)
+    assert job.wait() == [75, 75], job.output
+    assert are_before_their_callbacks(manifest_of(tmp_path, 6))
+    assert start(launcher, tmp_path, tiny, "ours", "auto").digests() == uninterrupted[0]
+    assert logs(tmp_path) == uninterrupted[1]
+
+
+def test_a_rank_whose_callbacks_have_moved_weights_is_named(launcher: Launcher, tmp_path: Path, tiny: Path) -> None:
+    job = start(launcher, tmp_path, tiny, "ours", RAISES="0 5", SWAPS="1 5")
+    job.processes[0].wait()
+    job.kill()
+    assert "rank 1: " in job.output and "written outside the optimizer's step" in job.output, job.output
+    assert not list((tmp_path / "out").glob("checkpoint-5"))

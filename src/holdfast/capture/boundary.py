@@ -27,6 +27,7 @@ class Boundary:
             it asked for a save.
         asked: The requests that training has made at this boundary.
         reached_at: The time on the monotonic clock.
+        is_wanted: True where its save is one that somebody asked for, and not the schedule alone.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Boundary:
     revision: int = 0
     asked: tuple[Any, ...] = ()
     reached_at: float = field(default_factory=time.monotonic)
+    is_wanted: bool = True
 
     @property
     def state(self) -> tuple[int, int]:

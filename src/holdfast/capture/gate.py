@@ -71,6 +71,7 @@ class Gate:
         self._changed = threading.Condition()
         self._boundary: Boundary | None = None
         self._taken: Boundary | None = None
+        self._mark: Boundary | None = None
         self._updating = False
         self._shut = False
         self._wanted = False
@@ -155,6 +156,25 @@ class Gate:
                 self.undisturbed_seconds.append(time.monotonic() - self._boundary.reached_at)
             self._wait_until_open()
             self._updating = True
+            self._mark = None
+
+    def mark(self, boundary: Boundary) -> None:
+        """Keeps a state after an update, until the next one: what comes between it and its boundary may fail or hang.
+
+        Args:
+            boundary: The state, with the number of the boundary that is to follow.
+        """
+        with self._changed:
+            self._mark = boundary
+
+    def take_mark(self) -> bool:
+        """Makes the mark the last boundary, where the one that was to follow was not reached.
+
+        Returns:
+            False where there is no mark since the last update, or its boundary was reached.
+        """
+        with self._changed:
+            return self._take_mark()
 
     def reach(self, boundary: Boundary, *, shut: bool, last: bool = False) -> None:
         """Takes in a boundary that training has reached.
@@ -245,17 +265,20 @@ class Gate:
             done = self._calls.send(work)
         done.result()
 
-    def shut(self, after: int) -> Boundary | None:
+    def shut(self, after: int, out_of_time: Callable[[], bool] = lambda: False) -> Boundary | None:
         """Shuts the gate as soon as there is a boundary to take; called by the thread that takes snapshots.
 
         Args:
             after: The number of a boundary that is of no use any more; the next one is.
+            out_of_time: Asked now and then for whether a mark has to do, because the boundary may come too late.
 
         Returns:
             The boundary; None where training is ending, and there will be none.
         """
         with self._changed:
             while not self._can_shut(after):
+                if not self.only_when_blocked and out_of_time() and self._take_mark():
+                    continue
                 self._wanted = True
                 if self._is_hopeless:
                     self._wanted = False
@@ -266,13 +289,19 @@ class Gate:
             self._taken = self._boundary
             return self._boundary
 
-    def offer(self, after: int) -> tuple[int, bool]:
+    @property
+    def is_at_mark(self) -> bool:
+        """True where the last boundary is a mark, because the boundary behind it was not reached."""
+        return self._boundary is not None and self._boundary is self._mark
+
+    def offer(self, after: int, *, out_of_time: bool = False) -> tuple[int, bool]:
         """Shuts the gate at the earliest boundary that can still be taken: the last one, or the next.
 
         Called by the thread that takes snapshots. `take` follows, or `open` if there will be no snapshot.
 
         Args:
             after: The number of a boundary that is of no use any more.
+            out_of_time: True where a mark has to do, because the boundary may come too late.
 
         Returns:
             The number of the boundary, and whether training comes to no later one before it is answered. Training does
@@ -282,6 +311,8 @@ class Gate:
             if self.only_when_blocked and self._is_last:
                 # Where it ends it can be taken as it is blocked; a promise of the next boundary could not be kept.
                 self._changed.wait_for(lambda: self._shut or self._blocked or self._updating, _END_SECONDS)
+            if out_of_time and not self.only_when_blocked:
+                self._take_mark()
             here = self._boundary.number if self._boundary is not None else 0
             if self._can_shut(after):
                 self._shut = True
@@ -290,7 +321,12 @@ class Gate:
             return here + 1, False
 
     def take(
-        self, number: int, give_up: Callable[[], bool] | None = None, asked_at: int | None = None
+        self,
+        number: int,
+        give_up: Callable[[], bool] | None = None,
+        asked_at: int | None = None,
+        *,
+        mark: bool = False,
     ) -> Boundary | None:
         """Waits until training has come to a boundary that was agreed on, and shuts the gate there.
 
@@ -299,9 +335,10 @@ class Gate:
             give_up: Asked now and then for whether the wait is in vain.
             asked_at: The boundary at which training has asked for this save in another rank, and may do so here: the
                 small state that it has by then is saved.
+            mark: True where the mark before the boundary was agreed on. It is there until the next update.
 
         Returns:
-            The boundary; None where it was given up, or training will not come to it.
+            The boundary; None where it was given up, training will not come to it, or the mark is there no more.
         """
         with self._changed:
             self._wanted = False
@@ -317,7 +354,12 @@ class Gate:
                     self._changed.wait(0.05)
             finally:
                 self._awaited = None
+            if mark and (self._mark is None or self._mark.number != number):
+                return None
             self._shut = True
+            if mark:
+                self._taken = self._mark
+                return self._mark
             if number == asked_at:
                 self._wait_for_call(self._boundary)
             self._taken = self._boundary
@@ -376,6 +418,12 @@ class Gate:
         has_gone_on = self._updating or self._blocked or self.blocked_since is not None or self._ending
         is_late = time.monotonic() > max(here.reached_at, since) + _CALL_SECONDS
         return here.number == number and not here.asked and not has_gone_on and not is_late
+
+    def _take_mark(self) -> bool:
+        if self._mark is None or not self._updating:
+            return False
+        self._boundary, self._updating = self._mark, False
+        return True
 
     def _can_shut(self, after: int) -> bool:
         if self._shut:

@@ -70,7 +70,9 @@ def _gate_methods(kind: type) -> bool:
     In the class, as torch does with `step`: what is put into an object would be copied with it, and act on the first.
     """
     names = [name for name in _WRITERS if callable(getattr(kind, name, None))]
-    if all(callable(getattr(kind, name, None)) for name in _MODES):
+    # accelerate's wrapper hands them on to the optimizer inside, if that has them, and writes nothing itself.
+    hands_on = kind.__name__ == "AcceleratedOptimizer"
+    if not hands_on and all(callable(getattr(kind, name, None)) for name in _MODES):
         names += _MODES
     if not kind.__weakrefoffset__ or kind.__hash__ is None:
         return False

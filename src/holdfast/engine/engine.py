@@ -123,6 +123,8 @@ class Engine:
         try:
             self._saver.close(together=error is None, seconds=LEAVING_SECONDS if self._shutdown.has_left else None)
             self._saves = False
+            if isinstance(error, Exception) and not is_stop:
+                self._tell_of_loss(error)
             self._run_last_hooks(error)
             self._shutdown.call_handlers()
         except BaseException as late:
@@ -179,13 +181,18 @@ class Engine:
         return self.gate.updating
 
     def begin(self, subject: Subject, step: int, max_steps: int) -> None:
-        """Takes in that training begins.
+        """Takes in that training begins, or begins anew: a trainer may do so with smaller batches.
 
         Args:
             subject: The state that is saved.
             step: The step at which it begins: 0 unless it is resumed.
             max_steps: The step at which it ends; 0 if that is not known.
         """
+        if self._hook is not None:
+            if not self.gate.updating:
+                self.settle()
+            self.gate.leave()  # what was reached before is the state of nothing any more
+            self._hook.remove()
         budget = StagingBudget(self.settings.staging_memory)
         throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
         self._subject = subject
@@ -200,7 +207,7 @@ class Engine:
             self._minutes.restart()
         if self._rehearsing is not None:
             self._rehearsing.begin(step)
-        if self.channel is not None:
+        if self.channel is not None and not self._saver.serving:
             self.channel.prepare()
         self._saver.start(self._snapshots, budget)
         if self.origin.chosen is not None and not self.rank:
@@ -219,12 +226,17 @@ class Engine:
             look: True where it is worth looking at the trigger file: once a step.
         """
         assert self._subject is not None and self._snapshots is not None, "begin() comes first"
-        self._hooks.run()
         self._shutdown.look()
         self.gate.leave()
         self._stop.reach(step)
         self._number, self._calls = self._number + 1, []
-        boundary = self._record(step, stage, scheduled)
+        boundary = self._record(step, stage)
+        if self._hooks.wait:
+            self.gate.reach(boundary, shut=False)  # whatever a hook does, it finds a whole boundary
+            self._hooks.run()
+            here = self.gate.boundary or boundary  # a hook may have asked for a save of it
+            boundary = replace(self._record(step, stage), asked=here.asked, revision=here.revision + 1)
+        boundary = replace(boundary, scheduled=scheduled)
         self._status.beat(step)
         if self._rehearsing is not None:
             self._rehearsing.reach(self._subject, boundary)
@@ -249,6 +261,20 @@ class Engine:
         """Takes the loss of the step whose boundary comes next, as the program gives it."""
         if self._rehearsing is not None:
             self._rehearsing.take_loss(loss)
+
+    def mark(self, step: int, stage: str) -> None:
+        """Keeps the state of a step whose update is done and whose boundary is not reached yet.
+
+        What comes in between, callbacks, may fail or outlast the grace of a stop; the mark is saved then, and the
+        boundary in every other case.
+
+        Args:
+            step: The step.
+            stage: The stage, from which a resume knows what is to be done yet.
+        """
+        assert self._subject is not None and self._snapshots is not None, "begin() comes first"
+        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
+        self.gate.mark(Boundary(step, stage, {}, self._number + 1, recorded, fingerprint))
 
     @contextmanager
     def update(self) -> Iterator[None]:
@@ -363,11 +389,24 @@ class Engine:
         if not self.settings.save_on_exception or boundary is None or boundary.number == 0:
             return
         name = type(error).__name__
-        if self.gate.updating:
-            self.log.warning(f"{name} in the middle of an update: the state is that of no boundary, and is not saved")
-        elif not self._outcomes.has_saved(boundary):
+        if self.gate.updating and not self.gate.take_mark():
+            return  # `_tell_of_loss` says so, when the saves that are under way have ended
+        boundary = self.gate.boundary
+        if boundary is not None and not self._outcomes.has_saved(boundary):
             self.log.info(f"{name}: saving step {boundary.step} before it ends the training")
             self._intake.accept(Request("exception", why=name))
+
+    def _tell_of_loss(self, error: Exception) -> None:
+        """Says that an error met the state of no boundary, and which checkpoint a resume would go on from."""
+        if not self.settings.save_on_exception or self.gate.boundary is None or not self.gate.updating:
+            return
+        last, chosen = self._status.now.last_checkpoint, self.origin.chosen
+        path = last["path"] if last else str(chosen.path) if chosen is not None else ""
+        there = f"the last checkpoint is {path}" if path else "there is no checkpoint yet"
+        name = type(error).__name__
+        self.log.warning(
+            f"{name} in the middle of an update: the state is that of no boundary, and is not saved; {there}"
+        )
 
     def _run_last_hooks(self, error: BaseException | None) -> None:
         if error is None:

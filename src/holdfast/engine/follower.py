@@ -71,7 +71,8 @@ class Follower:
         """
         self._channel.put(begun_key(self._channel.rank), True)
         self._in_use = (snapshots, budget)
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     @property
     def serving(self) -> bool:
@@ -158,23 +159,28 @@ class Follower:
         """Agrees on a boundary, gives this rank's share of it, and hears what became of the save."""
         boundary = None
         try:
-            offer = Offer(*self._gate.offer(max(self._stale_before, call["after"])))
+            late_at = None if call["spare"] is None else time.monotonic() + call["spare"]
+            stale_before = max(self._stale_before, call["after"])
+            offer = Offer(*self._gate.offer(stale_before, out_of_time=_is_over(late_at)), mark=self._gate.is_at_mark)
             decision = self._channel.agree(join(number, self._channel.rank, offer, self._channel.seconds))
             if decision.boundary is not None:
-                boundary = self._gate.take(decision.boundary, self._is_over(number), call["asked_at"])
+                over, mark = self._is_over(number, None if decision.mark else late_at), decision.mark
+                boundary = self._gate.take(decision.boundary, over, call["asked_at"], mark=mark)
                 if boundary is not None and call["stop"]:
                     self._session.stop.begin(boundary.step)
-                self._give(number, boundary)
+                self._give(number, boundary, late=not decision.mark and _is_over(late_at))
         finally:
             self._gate.open(None if boundary is None else boundary.number)
         self._hear(self._channel.get(outcome_key(number), _LONGEST_SECONDS), boundary, stop=call["stop"])
 
-    def _is_over(self, number: int) -> Callable[[], bool]:
-        """Returns what tells whether rank 0 has given the save up; the store is asked once a second."""
+    def _is_over(self, number: int, late_at: float | None) -> Callable[[], bool]:
+        """Returns what tells if rank 0 has given the save up, or it is too late; the store is asked once a second."""
         looked = time.monotonic()
 
         def over() -> bool:
             nonlocal looked
+            if _is_over(late_at):
+                return True
             if time.monotonic() - looked < _LOOK_SECONDS:
                 return False
             looked = time.monotonic()
@@ -182,7 +188,7 @@ class Follower:
 
         return over
 
-    def _give(self, number: int, boundary: Boundary | None) -> None:
+    def _give(self, number: int, boundary: Boundary | None, *, late: bool) -> None:
         """Gives this rank's share: it compares what it holds with rank 0, and writes what is settled to be its own."""
         assert self._in_use is not None
         snapshots, _ = self._in_use
@@ -194,12 +200,13 @@ class Follower:
         if not names.is_staging(staged):
             error = f"{staged!r} is no staging directory"
         differences = {} if error else snapshots.replicas.differences(stage["digests"])
-        own = {"error": error, "differences": differences}
+        own = {"error": error, "differences": differences, "late": late and boundary is None}
         self._channel.put(difference_key(number, self._channel.rank), own)
         settled = self._channel.get(settled_key(number), _LONGEST_SECONDS)
         if settled is None or boundary is None:
             return
         snapshots.replicas.follow(settled)
+        boundary = replace(boundary, is_wanted=stage["wanted"])
         record = self._write(boundary, self._session.run.root / staged)
         self._channel.put(record_key(number, self._channel.rank), asdict(record))
 
@@ -208,7 +215,7 @@ class Follower:
         assert self._in_use is not None
         snapshots, _ = self._in_use
         if boundary is None:
-            return "its training never came to the boundary that was agreed on", None
+            return "its training does not have what was agreed on: the boundary, or the mark before it", None
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 return "its state was given other tensors since the boundary; ask again", None
@@ -254,3 +261,7 @@ class Follower:
         self._heartbeat.answered(outcome["requests"])
         outcomes.resolve(answer, outcome["requests"])
         self._gate.notice()
+
+
+def _is_over(late_at: float | None) -> bool:
+    return late_at is not None and time.monotonic() >= late_at

@@ -34,6 +34,11 @@ class OnPublished:
         """
         self._hooks.append((hook, raises))
 
+    @property
+    def wait(self) -> bool:
+        """True where something was published that no hook has seen."""
+        return bool(self._hooks and self._published)
+
     def publish(self, answer: Answer) -> None:
         """Hands over a checkpoint. Called by the saving thread, after the commit."""
         self._published.append(answer)

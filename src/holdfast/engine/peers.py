@@ -32,6 +32,8 @@ _NEVER = sys.maxsize
 _HEARD_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 _BEGUN_SECONDS = 0.05
+# A rank that waits for a boundary in vain hears within a second that a mark is to be saved in its place.
+_AGREEING_SECONDS = 3.0
 
 
 class Peers(Protocol):
@@ -102,6 +104,7 @@ class Alone:
     leave_after: int | None = None
 
     def __init__(self, session: Session) -> None:
+        self._session = session
         self._gate: Gate = session.gate
         self._stop: Stop = session.stop
 
@@ -110,7 +113,7 @@ class Alone:
 
     def boundary(self, batch: Batch, stale_before: int) -> Boundary | None:
         """Shuts the gate at the next boundary, and takes the batch: what comes until then shares the save."""
-        boundary = self._gate.shut(stale_before)
+        boundary = self._gate.shut(stale_before, self._session.is_running_out)
         if boundary is not None:
             batch.take(boundary)
         return boundary
@@ -176,7 +179,11 @@ class RankZero:
         batch.take(gate.boundary)
         stop = bool(batch.stops)
         decision = self._agree(stop=stop, stale_before=stale_before)
-        boundary = None if decision.boundary is None else gate.take(decision.boundary)
+        boundary = self._take(decision)
+        if boundary is None and stop and decision.boundary is not None and self._is_running_out():
+            self.conclude(None, ())  # training does not come to it in time: a mark has to do, in all ranks
+            decision = self._agree(stop=stop, stale_before=stale_before)
+            boundary = self._take(decision)
         if boundary is None:
             raise RanksError(decision.why or "training ended before the boundary that was agreed on")
         if not stop:
@@ -192,7 +199,7 @@ class RankZero:
         others: list[Record] = []
 
         def write(directory: Path) -> Mapping[str, str]:
-            self._coordinator.stage(directory.name, snapshots.tally(boundary))
+            self._coordinator.stage(directory.name, snapshots.tally(boundary), wanted=boundary.is_wanted)
             self._settle(snapshots.replicas)
             digests = own.write(directory)
             records = self._coordinator.gather()
@@ -287,15 +294,28 @@ class RankZero:
                 time.sleep(_BEGUN_SECONDS)
         return True
 
+    def _take(self, decision: Decision) -> Boundary | None:
+        """Takes the boundary that was agreed on; None where there is none, or training does not come to it in time."""
+        if decision.boundary is None:
+            return None
+        give_up = None if decision.mark else self._is_running_out
+        return self._session.gate.take(decision.boundary, give_up, mark=decision.mark)
+
+    def _is_running_out(self) -> bool:
+        spare = self._session.spare_seconds(_AGREEING_SECONDS)
+        return spare is not None and spare <= 0
+
     def _agree(self, *, stop: bool, stale_before: int) -> Decision:
         gate, begun = self._session.gate, time.monotonic()
         self._called = True
         try:
             self._coordinator.begin()
-            offer = Offer(*gate.offer(stale_before))
+            spare = self._session.spare_seconds(_AGREEING_SECONDS) if stop else None
+            late = spare is not None and spare <= 0
+            offer = Offer(*gate.offer(stale_before, out_of_time=late), mark=gate.is_at_mark)
             here = gate.boundary
             asked_at = here.number if here is not None and here.asked else None
-            decision = self._coordinator.call(offer, stop=stop, after=stale_before, asked_at=asked_at)
+            decision = self._coordinator.call(offer, stop=stop, after=stale_before, asked_at=asked_at, spare=spare)
         except RanksError as error:
             return Decision(None, str(error))
         seconds = round(time.monotonic() - begun, 4)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
-from holdfast.errors import NoSpaceError, TornError
+from holdfast.errors import LateError, NoSpaceError, TornError
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
@@ -42,6 +42,7 @@ def save(
         patient: Those of the requests that stay open when it fails, because it will be tried again for them.
 
     Raises:
+        LateError: A rank did not come to the boundary in time. Nothing is answered: a mark is to be saved.
         TornError: The state was written to while it was read. Nothing is answered: the save is to be tried again.
     """
     begun = time.monotonic()
@@ -57,7 +58,7 @@ def save(
         sealed = attempt.seal(digest.of_descriptor, known)
         manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
         published = attempt.publish(manifest, run.lease.check)
-    except TornError:
+    except (TornError, LateError):
         if attempt is not None:
             attempt.discard()
         status.update(phase=phase)

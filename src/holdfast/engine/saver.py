@@ -19,7 +19,7 @@ from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry
 from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.watchdog import Watchdog
-from holdfast.errors import LeaseLostError, RanksError, TornError
+from holdfast.errors import LateError, LeaseLostError, RanksError, TornError
 from holdfast.log import RunLog
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
@@ -78,7 +78,8 @@ class Saver:
             budget: The staging memory.
         """
         self._in_use = (snapshots, budget)
-        self._thread.start()
+        if not self._thread.is_alive():
+            self._thread.start()
 
     @property
     def serving(self) -> bool:
@@ -219,7 +220,9 @@ class Saver:
         if not self._batch.requests:
             return None
         self._merge_until = time.monotonic() + _MERGING_SECONDS
-        return None if self._answer_with_last(boundary) else boundary
+        if self._answer_with_last(boundary):
+            return None
+        return replace(boundary, is_wanted=any(request.door != SCHEDULE for request in self._batch.requests))
 
     def _answer_with_last(self, boundary: Boundary) -> bool:
         """Answers the batch with the last checkpoint, where it is of that boundary; False where another is needed.
@@ -280,6 +283,9 @@ class Saver:
                     answer = save.save(run, snapshot, requests, self._policy, stops)
             except TornError as torn:
                 self._try_again(torn, boundary)
+                return
+            except LateError as late:
+                self._log.warning(f"{late}: saving what was before the callbacks that it is in")
                 return
         waited = self._gate.blocked_seconds - blocked_before
         self._account_for(snapshots, boundary, waited)

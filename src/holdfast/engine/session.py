@@ -17,6 +17,9 @@ from holdfast.run.run import Run
 
 # A rank that asks later than the others finds the answer among so many.
 _REMEMBERED = 64
+# The time that is kept for the save of a stop: before any save was measured, and at least.
+_UNMEASURED_SECONDS = 5.0
+_LEAST_SECONDS = 1.0
 
 
 class Outcomes:
@@ -99,3 +102,18 @@ class Session:
     outcomes: Outcomes
     log: RunLog
     origin: Resumption
+
+    def spare_seconds(self, least: float = _LEAST_SECONDS) -> float | None:
+        """Returns the seconds until the grace of a stop leaves just twice the time of a save; None before a stop.
+
+        Args:
+            least: The seconds that any save is given.
+        """
+        left, last = self.stop.seconds_left, self.outcomes.last_answer
+        needed = max(2 * last.seconds, least) if last is not None and last.saved else _UNMEASURED_SECONDS
+        return None if left is None else left - needed
+
+    def is_running_out(self) -> bool:
+        """Returns whether the grace of a stop leaves just the time for its save."""
+        spare = self.spare_seconds()
+        return spare is not None and spare <= 0

@@ -130,6 +130,11 @@ def leave_weights(report: Report, target: Path) -> None:
         (target / path).unlink(missing_ok=True)
 
 
+def has_model(folder: Path) -> bool:
+    """Returns whether a folder itself holds the weights of a model."""
+    return any((folder / name).is_file() for name in WEIGHTS)
+
+
 def copy_model(source: Path, target: Path) -> None:
     """Copies the model's files from a checkpoint, each by write and rename, so that none is ever half there.
 

@@ -58,10 +58,12 @@ class Offer:
     Args:
         boundary: Its number, which counts alike on all ranks.
         last: The rank can give no later one: its data has ended, or its training thread waits for this save.
+        mark: It is the mark before that boundary: the rank may not come to the boundary itself.
     """
 
     boundary: int
     last: bool = False
+    mark: bool = False
 
     def encode(self) -> str:
         """Returns it as text for the store."""
@@ -70,10 +72,11 @@ class Offer:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision that all ranks read, word for word: the boundary, or why there is none."""
+    """The decision that all ranks read, word for word: the boundary, or why there is none; if its mark is saved."""
 
     boundary: int | None
     why: str = ""
+    mark: bool = False
 
     def encode(self) -> str:
         """Returns it as text for the store."""
@@ -129,4 +132,4 @@ def decide(offers: Sequence[Offer]) -> Decision:
     if behind:
         ranks = ", ".join(str(rank) for rank in behind)
         return Decision(None, f"ranks ended unevenly: rank {ranks} stands at an earlier boundary than the others")
-    return Decision(wanted)
+    return Decision(wanted, mark=any(offer.mark for offer in offers if offer.boundary == wanted))

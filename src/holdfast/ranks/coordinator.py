@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from holdfast.errors import RanksError, SaveError, TornError
+from holdfast.errors import LateError, RanksError, SaveError, TornError
 from holdfast.ranks.agreement import Decision, Offer, coordinate
 from holdfast.ranks.channel import Channel
 from holdfast.ranks.keys import (
@@ -87,7 +87,9 @@ class Coordinator:
         self._staged = self._settled = False
         self._forget(self._number - _REMEMBERED)
 
-    def call(self, own: Offer, *, stop: bool, after: int, asked_at: int | None = None) -> Decision:
+    def call(
+        self, own: Offer, *, stop: bool, after: int, asked_at: int | None = None, spare: float | None = None
+    ) -> Decision:
         """Calls all ranks, and decides which boundary is saved.
 
         Args:
@@ -95,31 +97,37 @@ class Coordinator:
             stop: True where training ends after it.
             after: The number of a boundary that is of no use.
             asked_at: The number of the boundary at which training itself asks for it; None where it does not.
+            spare: The seconds from now on for which a boundary is waited for, and not the mark before it taken; None
+                waits as long as it takes.
 
         Raises:
             RanksError: The store is gone.
         """
         offers = [offer_key(self._number, rank) for rank in self._channel.others]
-        self._channel.put(call_key(self._number), {"stop": stop, "after": after, "asked_at": asked_at})
+        self._channel.put(call_key(self._number), {"stop": stop, "after": after, "asked_at": asked_at, "spare": spare})
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
-    def stage(self, directory: str, digests: Mapping[str, Any]) -> None:
+    def stage(self, directory: str, digests: Mapping[str, Any], *, wanted: bool) -> None:
         """Tells all ranks the directory to write into.
 
         Args:
             directory: The name of the staging directory in the run directory.
             digests: Those of what rank 0 holds, for the others to compare theirs with.
+            wanted: True where it is not the schedule alone that asks for the save.
         """
         self._staged = True
-        self._channel.put(stage_key(self._number), {"directory": directory, "digests": digests})
+        self._channel.put(stage_key(self._number), {"directory": directory, "digests": digests, "wanted": wanted})
 
     def differences(self) -> list[Mapping[str, Any]]:
         """Waits for what the other ranks hold otherwise than rank 0.
 
         Raises:
+            LateError: A rank did not come to the boundary in the time that the stop leaves.
             SaveError: A rank cannot take part, or has not been heard of for too long.
         """
         answers = self._from_all(difference_key, "has not compared its state")
+        if late := [str(rank) for rank, answer in enumerate(answers, start=1) if answer["late"]]:
+            raise LateError(f"rank {', '.join(late)} did not come to the boundary in time")
         _raise_errors({rank: answer["error"] for rank, answer in enumerate(answers, start=1) if answer["error"]})
         return [answer["differences"] for answer in answers]
 

@@ -14,7 +14,16 @@ from holdfast.store import digest, grid, names
 
 FORMAT = "holdfast-checkpoint"
 KNOWN: frozenset[str] = frozenset(
-    ("carried", "data", "gradients", "own_models", "own_objects", "own_optimizers", "trainer_data")
+    (
+        "carried",
+        "data",
+        "gradients",
+        "own_models",
+        "own_objects",
+        "own_optimizers",
+        "pending_callbacks",
+        "trainer_data",
+    )
 )
 """The words of `requires` that this reader knows."""
 _PLAIN, _REQUIRING = 1, 2

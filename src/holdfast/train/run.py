@@ -9,8 +9,8 @@ from typing import Any
 
 from holdfast.engine.engine import Engine
 from holdfast.errors import FAILED, UnsupportedError
+from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
-from holdfast.layouts.transformers import copy_model
 from holdfast.ranks import launcher
 from holdfast.run import rehearsal
 from holdfast.store.retention import RetentionPolicy
@@ -100,8 +100,10 @@ def _leave_model(trainer: Any, engine: Engine, screen: Screen) -> None:
     root, last = engine.run.root, engine.last_answer
     if not engine.finished:
         return
+    if engine.gate.boundary is None and layout.has_model(root):
+        return  # it had ended before, and has left its model then
     if last is not None and last.saved and last.step == trainer.state.global_step:
-        copy_model(Path(last.path), root)
+        layout.copy_model(Path(last.path), root)
     else:
         _write_model(trainer, root, engine.run.identity)
     screen.say(f"the model can be loaded from {root}")
@@ -113,6 +115,6 @@ def _write_model(trainer: Any, root: Path, run: str) -> None:
     attempt = Attempt(root, run, trainer.state.global_step)
     try:
         trainer.save_model(str(attempt.directory))
-        copy_model(attempt.directory, root)
+        layout.copy_model(attempt.directory, root)
     finally:
         attempt.discard()

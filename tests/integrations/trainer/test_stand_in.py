@@ -35,7 +35,9 @@ def test_a_stand_in_shows_what_was_recorded_and_the_trainer_keeps_its_own(tmp_pa
     trainer.state.total_flos = 5.0
     exported = ("EarlyStoppingCallback", {"args": {}, "attributes": {"early_stopping_patience_counter": 1}})
     before, args = dict(vars(trainer)), dict(vars(trainer.args))
-    stand_in = stand_in_for(trainer, record_of(trainer, logged=1, flos=2.0, callbacks=(exported,)), tmp_path)
+    stand_in = stand_in_for(
+        trainer, record_of(trainer, logged=1, flos=2.0, callbacks=(exported,)), tmp_path, weights_only=False
+    )
     assert stand_in.state.log_history == [{"loss": 2.0}] and stand_in.state.total_flos == 7.0
     assert stand_in.state.stateful_callbacks["EarlyStoppingCallback"] == exported[1]
     assert (stand_in.args.push_to_hub, stand_in.args.save_total_limit) == (False, None)
@@ -47,7 +49,7 @@ def test_a_stand_in_shows_what_was_recorded_and_the_trainer_keeps_its_own(tmp_pa
 
 def test_a_stand_in_has_the_methods_of_the_trainers_class(tmp_path: Path) -> None:
     trainer = attached(tmp_path)
-    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path)
+    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path, weights_only=False)
     assert "train" in vars(trainer)
     for name in ("_save", "train", "_save_checkpoint"):
         assert getattr(stand_in, name).__func__ is getattr(Trainer, name)
@@ -57,7 +59,7 @@ def test_the_best_checkpoint_goes_by_its_final_name_where_it_is_there(tmp_path: 
     trainer = attached(tmp_path)
     trainer.state.global_step, trainer.state.best_global_step = 4, 2
     trainer.state.best_model_checkpoint = "staged"
-    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path)
+    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path, weights_only=False)
     name_the_best(stand_in, tmp_path)
     assert stand_in.state.best_model_checkpoint == "staged"
     best = tmp_path / "out" / "checkpoint-2"

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -12,16 +12,17 @@ from transformers.trainer_utils import TrainOutput
 from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer.epochs import EpochAccounting
+from holdfast.integrations.trainer.fit import loading
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
-from holdfast.integrations.trainer.own_writer import form_of, why_own_writer
+from holdfast.integrations.trainer.own_writer import why_own_writer
 from holdfast.integrations.trainer.rehearsed import rehearse
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.integrations.trainer.settings import TrainerSettings
+from holdfast.integrations.trainer.supported import ATTACHED, require_readable, require_supported
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
-from holdfast.resume.choose import ResumePoint
 from holdfast.settings import Settings, SettingsKwargs, validated
 from holdfast.store.retention import RetentionPolicy
 
@@ -30,6 +31,7 @@ def attach(
     trainer: Trainer,
     *,
     keep_every: int | None = None,
+    strict: bool = True,
     on_stop: Literal["exit", "return"] = "exit",
     engine: Engine | None = None,
     **settings: Unpack[SettingsKwargs],
@@ -41,6 +43,8 @@ def attach(
     Args:
         trainer: A `transformers.Trainer` or a subclass, before `train`.
         keep_every: Keep the checkpoints whose step is a multiple of this, whatever `save_total_limit` says.
+        strict: Refuses a checkpoint that does not fit model and optimizer. Otherwise what does not fit begins anew, and
+            is named in a line.
         on_stop: The end of `train` after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
@@ -52,13 +56,13 @@ def attach(
 
     Raises:
         ConfigError: A setting is wrong.
-        UnsupportedError: This trainer saves in a way that this version cannot commit.
+        UnsupportedError: This is no Trainer, or one that saves in a way that this version cannot commit.
     """
-    _require_supported(trainer)
+    require_supported(trainer)
     rehearse(trainer)
     checked = validated(**settings)
     retention = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
-    trainer.train = _saving_train(trainer, checked, retention, engine, on_stop)
+    trainer.train = _saving_train(trainer, checked, retention, engine, on_stop, strict=strict)
     trainer.push_to_hub = _push_without_ours(trainer)
     trainer.args = pickled_blank(trainer.args)
     return trainer
@@ -70,6 +74,8 @@ def _saving_train(
     retention: RetentionPolicy,
     engine: Engine | None,
     on_stop: Literal["exit", "return"],
+    *,
+    strict: bool,
 ) -> Callable[..., TrainOutput]:
     own = trainer.train
 
@@ -88,13 +94,15 @@ def _saving_train(
             StepHooks(trainer, running, given_settings, epochs),
         ):
             chosen = running.origin.chosen
-            _require_readable(trainer, chosen)
-            output = own(None if chosen is None else str(chosen.path), None, *args, **kwargs)
+            require_readable(trainer, chosen)
+            with nullcontext() if chosen is None else loading(trainer, chosen, running.log, strict=strict):
+                output = own(None if chosen is None else str(chosen.path), None, *args, **kwargs)
             _leave_model(trainer, running)
         if running.stop_requested and on_stop == "exit":
             raise Stopped(running.exit_code)
         return output
 
+    setattr(train, ATTACHED, True)
     return train
 
 
@@ -128,24 +136,3 @@ def _open_engine(
         return
     with Engine(Path(trainer.args.output_dir), settings, retention, resume, TRANSFORMERS) as opened:
         yield opened
-
-
-def _require_supported(trainer: Trainer) -> None:
-    """Refuses what this version cannot commit, before anything is written."""
-    if trainer.args.enable_jit_checkpoint:
-        raise UnsupportedError(
-            "this trainer has enable_jit_checkpoint set, which saves beside Holdfast and unknown to it",
-            hint="leave it out: Holdfast does its work",
-        )
-
-
-def _require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
-    """Refuses a checkpoint of another form: a trainer loads what it knows of it, and starts the rest from zero."""
-    if chosen is None or chosen.manifest is None:
-        return
-    theirs = layout.form(file.path for file in chosen.manifest.files)
-    if theirs != (ours := form_of(trainer)):
-        raise UnsupportedError(
-            f"{chosen.path} was written by a trainer that uses {theirs}, and this one uses {ours}",
-            hint="resume with the same, or start anew from its weights",
-        )

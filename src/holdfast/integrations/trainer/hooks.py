@@ -7,33 +7,40 @@ rest of that step before the next. Read against transformers 5.23.
 """
 
 import copy
+import logging
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
+from holdfast.integrations.trainer import ended
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
 from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
 from holdfast.integrations.trainer.record import Pending
-from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters
+from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters, without_tied
 from holdfast.integrations.trainer.settings import TrainerSettings
+from holdfast.integrations.trainer.stand_in import REPLACED
 from holdfast.integrations.trainer.subject import TrainerSubject
 from holdfast.run.request import Answer
 from holdfast.store import names
 
+_CALLBACKS = "callbacks"
 _UPDATE = "update"
 _LOGGED = "logged"
 _EPOCH_END = "epoch_end"
 
-_REPLACED = ("_maybe_log_save_evaluate", "_save_checkpoint", "_finalize_training", "_load_rng_state")
+_Arguments = tuple[Any, Any, Any, Any, Any, Any, Any]
+"""The arguments of a trainer's logging and evaluation, by position."""
 
 
 class StepHooks:
@@ -54,6 +61,13 @@ class StepHooks:
         self._log_and_evaluate = trainer._maybe_log_save_evaluate
         self._finalize = trainer._finalize_training
         self._restore_random_state = trainer._load_rng_state
+        self._step_end = trainer.callback_handler.on_step_end
+        self._own_grad_norm = trainer._get_grad_norm
+        self._own_learning_rate = trainer._get_learning_rate
+        self._grad_norm: torch.Tensor | float | None = None
+        self._learning_rate: float | None = None
+        self._warn_of_keys = trainer._issue_warnings_after_load
+        self._skipping = ended.Skipping(trainer)
         self._callback = _Callback(self)
         self._pushes = Pushes(trainer, engine.log)
         self._subject: TrainerSubject | OwnWriterSubject | None = None
@@ -62,47 +76,73 @@ class StepHooks:
         self._resumed = Resumed()
         self._has_gone_on = False
         self._save_wanted = False
+        self._named: set[str] = set()
         self._last_step = -1
         self._begun = time.monotonic()
 
     def __enter__(self) -> "StepHooks":
-        replacements = (self._end_step, self._note_save, self._end_training, self._go_on)
-        for name, replacement in zip(_REPLACED, replacements, strict=True):
+        for name, replacement in zip(REPLACED, self._replacements(), strict=True):
             setattr(self._trainer, name, replacement)
+        self._trainer.callback_handler.on_step_end = self._call_step_end
         self._trainer.add_callback(self._callback)
         # An error of a Trainer's own callback ends the training, as it does in plain transformers.
         self._engine.on_published(self._tell_of_save, raises=True)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for name in _REPLACED:
+        for name in REPLACED:
             delattr(self._trainer, name)
+        self._skipping.end()
+        del self._trainer.callback_handler.on_step_end
         self._trainer.remove_callback(self._callback)
         self._pushes.close()
         if self._prefetch is not None:
             self._prefetch.close()
+
+    def _replacements(self) -> tuple[Callable[..., Any], ...]:
+        """Returns what stands for the trainer's own methods, in the order of `REPLACED`."""
+        return (
+            self._end_step,
+            self._note_save,
+            self._end_training,
+            self._go_on,
+            self._tell_of_keys,
+            self._note_grad_norm,
+            self._note_learning_rate,
+        )
 
     def begin(self) -> None:
         """Puts back what a Trainer forgets on resume, and begins to serve saves, right before the first step."""
         trainer, engine, chosen = self._trainer, self._engine, self._engine.origin.chosen
         self._begun = time.monotonic()
         self._has_gone_on = False
+        if self._prefetch is not None:
+            self._prefetch.close()  # training begins anew, with smaller batches
         self._prefetch = prefetch = PrefetchTracker(trainer.callback_handler.train_dataloader, self._epochs.inner)
         outside = TrainerOutside(trainer, engine.rank)
         outside.restore(engine, chosen)
         self._settings.begin()
         if chosen is not None:
-            checkpoint = str(chosen.path)
             self._resumed = restore_counters(trainer, engine, chosen, self._epochs)
+        if chosen is not None and ended.has_ended(trainer):
+            self._skipping.begin()
+            if not self._resumed.has_pending:
+                state = trainer.state
+                engine.log.announce(
+                    f"{engine.run.root} has ended at step {state.global_step} of {state.max_steps}: nothing is left to"
+                    " do; to go on, set num_train_epochs or max_steps to more"
+                )
+                return
+        elif chosen is not None:
             redraw_batch_ahead(
                 trainer,
                 engine,
                 prefetch,
                 self._resumed,
                 self._epochs.inner_ahead,
-                checkpoint,
+                str(chosen.path),
                 self._restore_random_state,
-                lambda: self._go_on(checkpoint),
+                lambda: self._go_on(str(chosen.path)),
             )
         self._subject = self._new_subject(prefetch, outside, [chosen.path] if chosen else [])
         self._subject.given = self._settings
@@ -134,6 +174,31 @@ class StepHooks:
         return OwnWriterSubject(
             trainer, prefetch, outside, self._epochs, protected, engine.rank, engine.world_size, why, run
         )
+
+    def _tell_of_keys(self, loaded: Any) -> None:
+        """Replaces the trainer's warnings after loading, which miss tied weights that are there under another name."""
+        self._warn_of_keys(without_tied(self._trainer.model, loaded))
+
+    def _note_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces the trainer's own, whose result its callbacks do not see and the log after them has."""
+        self._grad_norm = self._own_grad_norm(*args, **kwargs)
+        return self._grad_norm
+
+    def _note_learning_rate(self) -> float:
+        """Replaces the trainer's own, as above: the last one before the callbacks is that of the step."""
+        self._learning_rate = self._own_learning_rate()
+        return self._learning_rate
+
+    def _call_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Replaces the event at the end of an update: callbacks may raise, or outlast the grace of a stop."""
+        if self._subject is not None and not self._why_own_writer:
+            control_flags = control.state()["args"]
+            epoch = float(math.ceil(state.epoch) - 1)
+            self._subject.pending = Pending(
+                grad_norm=self._grad_norm, learning_rate=self._learning_rate, epoch=epoch, callbacks=control_flags
+            )
+            self._engine.mark(state.global_step, _CALLBACKS)
+        return self._step_end(args, state, control, **kwargs)
 
     def _note_save(self, model: Any, trial: Any) -> None:
         """Replaces the trainer's save, which is taken at the step's last stage instead."""
@@ -181,7 +246,7 @@ class StepHooks:
     def _mark(self, stage: str, pending: Pending, *, last_of_step: bool = False) -> None:
         trainer, subject = self._trainer, self._subject
         assert subject is not None
-        self._look_at_saves()
+        self._pushes.report_failures()
         subject.pending = pending
         scheduled = ""
         if last_of_step and self._save_wanted:
@@ -220,17 +285,38 @@ class StepHooks:
         control.should_log, control.should_evaluate, control.should_save = log, evaluate, save
         grad_norm, learning_rate = _number(pending["grad_norm"]), _number(pending["learning_rate"])
         arguments = (trainer._tr_loss, grad_norm, trainer.model_wrapped, None, pending["epoch"], None, time.time())
+        if (flags := pending.get("callbacks")) is not None:
+            self._finish_callbacks(flags, arguments, learning_rate)
+            return
         if log or evaluate or (save and not epoch_end):
             self._end_step(*arguments, learning_rate=learning_rate)
         if epoch_end:
-            self._last_step = trainer.state.global_step
-            trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, trainer.control)
-            self._end_step(*arguments, learning_rate=learning_rate)
+            self._finish_epoch(arguments, learning_rate)
+
+    def _finish_callbacks(self, flags: Mapping[str, Any], arguments: _Arguments, learning_rate: float | None) -> None:
+        """Does all that comes after an update."""
+        trainer = self._trainer
+        for name in trainer.control.state()["args"]:
+            setattr(trainer.control, name, bool(flags[name]))
+        self._grad_norm, self._learning_rate = arguments[1], learning_rate
+        trainer.control = self._call_step_end(trainer.args, trainer.state, trainer.control)
+        self._end_step(*arguments, learning_rate=learning_rate)
+        if self._epoch_end_follows():
+            self._finish_epoch(arguments, learning_rate)
+
+    def _finish_epoch(self, arguments: _Arguments, learning_rate: float | None) -> None:
+        trainer = self._trainer
+        self._last_step = trainer.state.global_step
+        trainer.control = trainer.callback_handler.on_epoch_end(trainer.args, trainer.state, trainer.control)
+        self._end_step(*arguments, learning_rate=learning_rate)
 
     def _end_training(self, trial: Any, num_train_samples: int, start_time: float) -> TrainOutput:
         """Replaces the trainer's summary, which follows only where training was not stopped."""
         trainer, engine = self._trainer, self._engine
-        step = trainer.state.global_step
+        step, chosen = trainer.state.global_step, engine.origin.chosen
+        if self._resumed.has_pending and chosen is not None and not engine.stop_requested:
+            self._skipping.end()
+            self._go_on(str(chosen.path))  # there was no further step, before which it is done
         if not engine.stop_requested and self._last_step >= 0:
             self._mark(_EPOCH_END, Pending(), last_of_step=True)
         engine.settle()
@@ -243,7 +329,8 @@ class StepHooks:
             trainer.is_in_train = False
             return TrainOutput(step, float("nan"), {})
         # The sums go over all resumes, and so must the time.
-        output: TrainOutput = self._finalize(trial, num_train_samples, start_time - self._resumed.elapsed)
+        begun = start_time - self._resumed.elapsed
+        output = ended.finalize(trainer, lambda: self._finalize(trial, num_train_samples, begun))
         self._pushes.report_failures()
         return output
 
@@ -254,16 +341,26 @@ class StepHooks:
 
     def _tell_of_save(self, answer: Answer) -> None:
         trainer = self._trainer
-        if getattr(vars(trainer).get(_REPLACED[0]), "__self__", self) is not self:
+        if getattr(vars(trainer).get(REPLACED[0]), "__self__", self) is not self:
             return  # a later `train` on the same engine, which tells
         if trainer.state.best_global_step == answer.step:
             trainer.state.best_model_checkpoint = str(Path(trainer.args.output_dir, names.checkpoint(answer.step)))
+        if uncarried := [name for name in self._uncarried() if name not in self._named]:
+            self._named.update(uncarried)
+            self._engine.log.announce(
+                f"no checkpoint has {', '.join(uncarried)}, which changes: a callback comes back as it was if it is an"
+                " ExportableState",
+                logging.WARNING,
+            )
         # Callbacks find the directory by the step, and training may be further by now.
         then = copy.copy(trainer.state)
         then.global_step = answer.step
         if trainer.args.push_to_hub:
             self._pushes.begin(Path(answer.path), then)
         trainer.control = trainer.callback_handler.on_save(trainer.args, then, trainer.control)
+
+    def _uncarried(self) -> list[str]:
+        return [] if self._subject is None else self._subject.uncarried.changed()
 
     def _epoch_end_follows(self) -> bool:
         control, epoch = self._trainer.control, self._trainer.state.epoch

@@ -102,7 +102,11 @@ def _interceptable(original: Any) -> Any:
 
 
 class _Quiet(logging.Filter):
-    """Keeps the staging directory's name out of the log; the final one is said when the checkpoint is there."""
+    """Keeps out of the log what is not so.
+
+    The staging directory's name: the final one is said when the checkpoint is there. That the best checkpoint does not
+    exist: it is looked for beside the one that is resumed, where it is if the run was moved.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not getattr(_thread, "quiet", False)
+        return not getattr(_thread, "quiet", False) and not str(record.msg).startswith("The best checkpoint ")

@@ -87,13 +87,15 @@ class OwnWriterSubject(Recorder):
     def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
         """Returns the random state's file. All else is written by the trainer when this returns."""
         record: TrainerRecord = boundary.recorded
-        self._run_on_training_thread(lambda: self._write(record, directory))
+        weights_only = self.is_weights_only(boundary)
+        self._run_on_training_thread(lambda: self._write(record, directory, weights_only=weights_only))
         if self._rank:
             _sync(directory)
         else:
             # The writer's own collectives let no rank end before what it needs of the others is there.
-            require_complete(self._trainer, directory, layout.random_files(self._world_size), self._world_size)
-        if self._trainer.args.save_only_model:
+            to_come = layout.random_files(self._world_size)
+            require_complete(directory, to_come, self._world_size, weights_only=weights_only)
+        if weights_only:
             return []
         assert record.outside is not None
         carried = self._outside.images(record.outside)
@@ -108,13 +110,13 @@ class OwnWriterSubject(Recorder):
         weights = sum(_elements(parameter) * parameter.itemsize for parameter in parameters)
         return weights + sum(map(_elements, trained)) * _MOMENTS_BYTES
 
-    def _write(self, record: TrainerRecord, directory: Path) -> None:
+    def _write(self, record: TrainerRecord, directory: Path, *, weights_only: bool) -> None:
         """Runs in the training thread. Whatever the writer draws at random, training draws as if it had not."""
         trainer = self._trainer
         # The trainer joins its folder and the checkpoint's name itself. Other ranks may still be writing when this one
         # is done, so that nothing could be moved up afterwards.
         with TemporaryDirectory(prefix="holdfast-") as folder:
-            stand_in = stand_in_for(trainer, record, Path(folder))
+            stand_in = stand_in_for(trainer, record, Path(folder), weights_only=weights_only)
             stand_in._save_rng_state = lambda output_dir: None  # it may be further by now; the recorded one is written
             staged = Path(folder, names.checkpoint(record.state.global_step))
             staged.symlink_to(directory.absolute(), target_is_directory=True)

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerControl, TrainerState
-from transformers.trainer_callback import ExportableState
 
-from holdfast.integrations.trainer import counters
+from holdfast.capture.boundary import Boundary
+from holdfast.integrations.trainer import callbacks, counters
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
@@ -20,6 +20,9 @@ from holdfast.integrations.trainer.position import WORD, TrainerPosition
 from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.state.rng import state as rng_state
 from holdfast.store import names
+
+PENDING_CALLBACKS = "pending_callbacks"
+"""The word of a manifest's `requires` for a checkpoint before the `on_step_end` callbacks of its step."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,14 @@ class Pending:
     grad_norm: "torch.Tensor | float | None" = None
     learning_rate: float | None = None
     epoch: float = 0.0
+    callbacks: Mapping[str, bool] | None = None
+    """The control flags before the `on_step_end` callbacks, where these are still to be called; otherwise None."""
 
     def encode(self) -> dict[str, Any]:
         """Returns it as JSON, floats in hexadecimal."""
+        later = {} if self.callbacks is None else {"callbacks": dict(self.callbacks)}
         return {
+            **later,
             "log": self.log,
             "evaluate": self.evaluate,
             "save": self.save,
@@ -55,7 +62,7 @@ class TrainerRecord:
     logged: int
     flos: float
     control: TrainerControl
-    callbacks: tuple[tuple[str, dict[str, Any]], ...]
+    callbacks: callbacks.Exported
     random: rng_state.RngRecord
     counters: Counters
     pending: Pending
@@ -97,8 +104,8 @@ class Recorder:
         self._epochs = epochs
         self._resumed_from = list(protected)
         self._world_size = world_size
-        self._exported = [cb for cb in trainer.callback_handler.callbacks if isinstance(cb, ExportableState)]
         self._requires: Sequence[str] = ()
+        self.uncarried = callbacks.UncarriedNumbers(trainer)
         self.pending = Pending()
         self.elapsed: Callable[[], float] = time.monotonic
         self.given: TrainerSettings | None = None
@@ -115,7 +122,7 @@ class Recorder:
             # Of all processes together; a Trainer adds them up, which takes a collective. Their batches are alike.
             float(trainer.current_flos) * self._world_size,
             copy.copy(trainer.control),
-            tuple((type(callback).__name__, callback.state()) for callback in self._exported),
+            callbacks.exported(trainer),
             rng_state.record(),
             counters.record(trainer, self.elapsed()),
             self.pending,
@@ -133,8 +140,17 @@ class Recorder:
         """Returns what a Trainer forgets, what of the step is still to be done, what was drawn for the batch ahead."""
         fetched = None if recorded.fetched is None else recorded.fetched.encode(recorded.random)
         data = None if recorded.position is None else recorded.position.encode()
-        self._requires = (WORD,) if recorded.is_beyond_division else ()
-        return {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched, "data": data}
+        beyond_division = (WORD,) if recorded.is_beyond_division else ()
+        self._requires = (*beyond_division, *((PENDING_CALLBACKS,) if recorded.pending.callbacks is not None else ()))
+        entry = {**recorded.counters.encode(), "pending": recorded.pending.encode(), "fetched": fetched, "data": data}
+        return {**entry, "uncarried": uncarried} if (uncarried := self.uncarried.changed()) else entry
+
+    def is_weights_only(self, boundary: Boundary) -> bool:
+        """Returns whether a boundary's checkpoint is the model alone: what the user wants of the schedule's saves.
+
+        A save that somebody asks for, by a stop above all, is there to be resumed from.
+        """
+        return self._trainer.args.save_only_model and not boundary.is_wanted
 
     def requires(self) -> Sequence[str]:
         """Returns a word for each thing that a reader of version 1 would go wrong with."""

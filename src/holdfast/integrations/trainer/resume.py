@@ -5,19 +5,22 @@ Read against transformers 5.23.
 
 import logging
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import Trainer
 
 from holdfast.capture import boundary
 from holdfast.engine.engine import Engine
-from holdfast.integrations.trainer import counters
+from holdfast.integrations.trainer import callbacks, counters
 from holdfast.integrations.trainer.counters import reading_boundary
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.resume.choose import ResumePoint
 from holdfast.state import environment
 from holdfast.state.rng import state as rng_state
+from holdfast.store import names
 from holdfast.store.manifest import Manifest
 
 
@@ -33,6 +36,13 @@ class Resumed(NamedTuple):
     data_goes_on: bool = True
     """False where the loader goes through other data than it did, which the user knows."""
 
+    @property
+    def has_pending(self) -> bool:
+        """True where something of the step was still to be done."""
+        return "callbacks" in self.pending or any(
+            self.pending.get(name) for name in ("log", "evaluate", "save", "epoch_end")
+        )
+
 
 def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint, epochs: EpochAccounting) -> Resumed:
     """Puts back what a Trainer forgets, right before the first step, and says what goes on otherwise than it was.
@@ -46,6 +56,9 @@ def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint, epoc
     Raises:
         CheckpointError: The manifest does not say what a Trainer goes on from.
     """
+    _find_best(trainer, engine, chosen)
+    for line in callbacks.restore(trainer):
+        engine.log.announce(line, logging.WARNING)
     # The intervals in a resumed state are those of the old configuration; the user may have changed them.
     trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
     state, manifest = trainer.state, chosen.manifest
@@ -56,7 +69,10 @@ def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint, epoc
     with reading_boundary(chosen.path):
         elapsed = counters.restore(trainer, entry)
         pending = {**entry.get("pending", {})}
+        uncarried = callbacks.still_here(trainer, entry.get("uncarried", []))
     _announce_changes(engine, manifest, epochs)
+    if uncarried:
+        engine.log.announce(f"begins anew, for no checkpoint has it: {', '.join(uncarried)}", logging.WARNING)
     goes_on = epochs.goes_on and manifest.world_size == engine.world_size
     return Resumed(elapsed, pending, entry.get("fetched") if goes_on else None, goes_on)
 
@@ -103,6 +119,37 @@ def redraw_batch_ahead(
         engine.log.announce(
             f"data: the order goes on, what samples and collator draw at random does not: {why_not}", logging.WARNING
         )
+
+
+def without_tied(model: torch.nn.Module, loaded: Any) -> Any:
+    """Returns what came of loading weights, without the missing names of those that were loaded under another name.
+
+    Args:
+        model: The model.
+        loaded: The missing and the unexpected names, as torch gives them.
+    """
+    tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if _is_tensor(value)}
+    missing = set(loaded.missing_keys)
+    there = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
+    tied = {name for name in missing & tensors.keys() if tensors[name].data_ptr() in there}
+    return loaded._replace(missing_keys=[name for name in loaded.missing_keys if name not in tied])
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not value.is_meta
+
+
+def _find_best(trainer: Trainer, engine: Engine, chosen: ResumePoint) -> None:
+    """Gives the best checkpoint the path that it has now: beside the one that is resumed, wherever both were before."""
+    state = trainer.state
+    if not state.best_global_step:
+        return
+    name = names.checkpoint(state.best_global_step)
+    if (chosen.path.parent / name).is_dir():
+        here = chosen.path.parent.resolve() == Path(trainer.args.output_dir).resolve()
+        state.best_model_checkpoint = str((Path(trainer.args.output_dir) if here else chosen.path.parent) / name)
+    elif state.best_model_checkpoint is None and trainer.args.load_best_model_at_end:
+        engine.log.announce(f"{name}, the best so far, is not here: it cannot be loaded at the end", logging.WARNING)
 
 
 def _announce_changes(engine: Engine, manifest: Manifest, epochs: EpochAccounting) -> None:

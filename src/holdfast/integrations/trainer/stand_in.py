@@ -10,37 +10,40 @@ from typing import Any
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
+from holdfast.integrations.trainer.callbacks import by_name
 from holdfast.integrations.trainer.record import TrainerRecord
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
-# What `StepHooks` and `attach` put in the place of the trainer's own; the stand-in has the trainer's own again.
-_REPLACED = (
-    "train",
+REPLACED = (
     "_maybe_log_save_evaluate",
     "_save_checkpoint",
     "_finalize_training",
     "_load_rng_state",
-    "_load_optimizer_and_scheduler",
+    "_issue_warnings_after_load",
+    "_get_grad_norm",
+    "_get_learning_rate",
 )
+"""The methods that `StepHooks` replaces; the stand-in has the trainer's own again."""
 
 
-def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path) -> Any:
+def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path, *, weights_only: bool) -> Any:
     """Returns a trainer to all appearances, whose state is what was recorded.
 
     Args:
         trainer: The trainer.
         record: The small state of the boundary.
         folder: The directory that its checkpoints go into, instead of the run directory.
+        weights_only: True where it writes the model alone.
     """
     stand_in = copy.copy(trainer)
-    for name in _REPLACED:
+    for name in ("train", "_load_optimizer_and_scheduler", *REPLACED):
         stand_in.__dict__.pop(name, None)
     stand_in.state = _state(record)
     stand_in.control = record.control
     stand_in.callback_handler = copy.copy(trainer.callback_handler)
     stand_in.callback_handler.callbacks = []  # their states are recorded above
-    stand_in.args = _arguments(trainer.args)
+    stand_in.args = _arguments(trainer.args, weights_only=weights_only)
     stand_in.store_flos = lambda: None
     stand_in._get_output_dir = lambda trial=None: str(folder)
 
@@ -72,22 +75,19 @@ def _state(record: TrainerRecord) -> TrainerState:
     state = copy.copy(record.state)
     state.log_history = state.log_history[: record.logged]
     state.total_flos += record.flos
-    state.stateful_callbacks = copy.deepcopy(state.stateful_callbacks)
-    for name, exported in record.callbacks:
-        if isinstance(state.stateful_callbacks.get(name), list):
-            state.stateful_callbacks[name].append(exported)
-        else:
-            state.stateful_callbacks[name] = exported
+    state.stateful_callbacks = {**state.stateful_callbacks, **copy.deepcopy(by_name(record.callbacks))}
     return state
 
 
-def _arguments(args: TrainingArguments) -> TrainingArguments:
+def _arguments(args: TrainingArguments, *, weights_only: bool) -> TrainingArguments:
     """Returns a copy that does nothing with a finished checkpoint: pushing and rotating are not the writer's business.
 
     Args:
         args: The user's.
+        weights_only: True where the model alone is written.
     """
     writing_only = copy.copy(pickled_blank(args))
     writing_only.push_to_hub = False
     writing_only.save_total_limit = None
+    writing_only.save_only_model = weights_only
     return writing_only

@@ -109,13 +109,22 @@ class TrainerSubject(Recorder):
         record: TrainerRecord = boundary.recorded
         assert record.outside is not None
         carried = self._outside.images(record.outside)
+        weights_only = self.is_weights_only(boundary)
         if self._rank:
-            return [writer.random_image(record.random, self._rank, self._world_size), *carried]
+            own = [] if weights_only else [writer.random_image(record.random, self._rank, self._world_size)]
+            return [*own, *carried]
         buffers = self._model.encode(record.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
         replaced = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
         written = writer.write(
-            self._trainer, self._optimizer, record, replaced, directory, self._optimizer_file, self._world_size
+            self._trainer,
+            self._optimizer,
+            record,
+            replaced,
+            directory,
+            self._optimizer_file,
+            self._world_size,
+            weights_only=weights_only,
         )
         return [*written, *carried]
 

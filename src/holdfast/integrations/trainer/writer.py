@@ -31,6 +31,8 @@ def write(
     directory: Path,
     optimizer_file: OptimizerFile,
     world_size: int = 1,
+    *,
+    weights_only: bool,
 ) -> Sequence[Image]:
     """Fills `directory` with the small files, and returns the large ones.
 
@@ -43,11 +45,13 @@ def write(
         optimizer_file: Knows the optimizer's file from the last save.
         world_size: The number of processes that train together. This one, the first, writes what they have alike.
 
+        weights_only: True where the model alone is written.
+
     Raises:
         SaveError: The trainer left out something that a resume needs.
     """
     images: list[Image] = []
-    stand_in = stand_in_for(trainer, record, directory)
+    stand_in = stand_in_for(trainer, record, directory, weights_only=weights_only)
     _take_over_the_rest(stand_in, optimizer, record, images, optimizer_file, world_size)
     with quietly(stand_in), intercepted(images, replaced, directory / names.checkpoint(record.state.global_step)):
         type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
@@ -57,7 +61,7 @@ def write(
         path.rename(directory / path.name)
     written.rmdir()
     to_come = [*(image.path for image in images), *layout.random_files(world_size)[1:]]
-    require_complete(trainer, directory, to_come, world_size)
+    require_complete(directory, to_come, world_size, weights_only=weights_only)
     return images
 
 
@@ -68,20 +72,19 @@ def random_image(random: RngRecord, rank: int, world_size: int) -> Image:
     return Image(layout.random_files(world_size)[rank], (content.getvalue(),))
 
 
-def require_complete(trainer: Trainer, directory: Path, to_come: Sequence[str], world_size: int) -> None:
+def require_complete(directory: Path, to_come: Sequence[str], world_size: int, *, weights_only: bool) -> None:
     """Checks that a checkpoint has everything that a resume needs.
 
     Args:
-        trainer: The trainer that has written it.
         directory: The staging directory.
         to_come: The paths of files that are not there yet.
         world_size: The number of processes that train together.
+        weights_only: True where it is the model alone.
 
     Raises:
         SaveError: Something is missing.
     """
     written = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-    weights_only = trainer.args.save_only_model
     if missing := layout.missing([*written, *to_come], weights_only=weights_only, world_size=world_size):
         raise SaveError(f"the trainer did not write {', '.join(missing)}")
 

@@ -1,0 +1,258 @@
+"""The comparison of a checkpoint with the trainer that is to load it, before it loads anything.
+
+transformers takes weights by name and an optimizer's state by position, and ends in a traceback of torch, or trains on
+with weights that nobody loaded, where they are others. Read against transformers 5.23 and peft 0.21.
+"""
+
+import functools
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import optim
+from transformers import Trainer
+
+from holdfast.errors import CheckpointError
+from holdfast.integrations.trainer.own_writer import form_of
+from holdfast.layouts import transformers as layout
+from holdfast.layouts.safetensors import header
+from holdfast.log import RunLog
+from holdfast.resume.choose import ResumePoint
+from holdfast.state.optimizer_layers import unwrapped
+from holdfast.store.manifest import Manifest
+
+_MOST_LINES = 20
+_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
+_INDEX = "model.safetensors.index.json"
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass
+class Misfits:
+    """The mismatches between a trainer and a checkpoint.
+
+    Args:
+        lines: A line for each thing, in the words that a plain loop has.
+        weights: The names of tensors of the model that begin anew.
+        states: The positions of parameters whose state in the optimizer begins anew.
+        is_other_optimizer: True where all of the optimizer begins anew.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    weights: set[str] = field(default_factory=set)
+    states: set[int] = field(default_factory=set)
+    is_other_optimizer: bool = False
+
+
+def compare(trainer: Trainer, path: Path, manifest: Manifest | None) -> Misfits:
+    """Compares model and optimizer with a checkpoint.
+
+    Args:
+        trainer: The trainer. Its optimizer is made, if it is not there yet, as it would be a moment later.
+        path: The checkpoint.
+        manifest: Its manifest; None for one of plain transformers.
+    """
+    misfits = Misfits()
+    if form_of(trainer) != layout.PLAIN:
+        return misfits  # DeepSpeed and FSDP compare what they load themselves
+    _compare_weights(misfits, trainer, path)
+    if (path / "optimizer.pt").is_file():
+        _compare_optimizer(misfits, trainer, path, manifest)
+    return misfits
+
+
+@contextmanager
+def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool) -> Iterator[None]:
+    """Encloses a trainer's loading of a checkpoint, and its training.
+
+    Args:
+        trainer: The trainer.
+        chosen: The checkpoint.
+        log: Takes a line for each thing that begins anew.
+        strict: True refuses a checkpoint that does not fit; otherwise what does not fit begins anew.
+
+    Raises:
+        CheckpointError: It does not fit. Nothing was loaded.
+    """
+    misfits = compare(trainer, chosen.path, chosen.manifest)
+    if misfits.lines and strict:
+        more = len(misfits.lines) - _MOST_LINES
+        shown = misfits.lines[:_MOST_LINES] + [f"and {more:,} more"] * (more > 0)
+        raise CheckpointError(
+            f"{chosen.path} does not fit this training:\n  " + "\n  ".join(shown),
+            hint="build the same model and optimizer, or take what fits with attach(trainer, strict=False); nothing"
+            " was loaded",
+        )
+    for line in misfits.lines:
+        log.announce(f"{line}: begins anew")
+    model, optimizer = trainer.model, unwrapped(trainer.optimizer)
+    with _leaving_out(model, misfits.weights):
+        hook = optimizer.register_load_state_dict_pre_hook(functools.partial(_fitting, misfits)) if optimizer else None
+        try:
+            yield
+        finally:
+            if hook is not None:
+                hook.remove()
+
+
+@contextmanager
+def _leaving_out(model: Any, names: set[str]) -> Iterator[None]:
+    """Has a model load no tensors of some names."""
+    if not names:
+        yield
+        return
+    replaced: dict[str, Any] = {"load_state_dict": _Filtered(model.load_state_dict, names)}
+    if hasattr(model, "peft_config"):
+        replaced = {"load_adapter": functools.partial(_load_adapter, model.load_adapter)}
+    for name, replacement in replaced.items():
+        object.__setattr__(model, name, replacement)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            object.__delattr__(model, name)
+
+
+class _Filtered:
+    def __init__(self, own: Any, names: set[str]) -> None:
+        self._own = own
+        self._names = names
+
+    def __call__(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self._own({k: v for k, v in state_dict.items() if k not in self._names}, *args, **kwargs)
+
+
+def _load_adapter(own: Any, *args: Any, **kwargs: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Some weights of")  # they were named
+        return own(*args, **kwargs, ignore_mismatched_sizes=True)
+
+
+def _fitting(misfits: Misfits, optimizer: optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    if misfits.is_other_optimizer:
+        return optimizer.state_dict()
+    return {**state, "state": {k: v for k, v in state["state"].items() if k not in misfits.states}}
+
+
+def _compare_weights(misfits: Misfits, trainer: Trainer, path: Path) -> None:
+    stored = _stored_shapes(path)
+    if stored is None:
+        return
+    here = _live_shapes(trainer.model)
+    others = _other_names(trainer.model)
+    for name in sorted(stored.keys() | here.keys()):
+        then, now = stored.get(name), here.get(name)
+        if then == now or (then is None and stored.keys() & others.get(name, set())):
+            continue
+        if then is None:
+            misfits.lines.append(f"model: {name!r} is in the model and not in the checkpoint")
+        elif now is None:
+            misfits.lines.append(f"model: {name!r} is in the checkpoint and not in the model")
+        else:
+            misfits.lines.append(f"model: {name!r} is {list(then)} in the checkpoint and {list(now)} in the model")
+        misfits.weights.add(name)
+
+
+def _stored_shapes(path: Path) -> Shapes | None:
+    """Returns the shapes of a checkpoint's weights; None where they are in no file of safetensors."""
+    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
+    if (path / _INDEX).is_file() and not files:
+        index = json.loads((path / _INDEX).read_text())
+        files = [path / name for name in sorted(set(index["weight_map"].values()))]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            shapes.update({tensor.name: tensor.shape for tensor in header.read(fd)})
+        finally:
+            os.close(fd)
+    return shapes or None
+
+
+def _live_shapes(model: Any) -> Shapes:
+    """Returns the shapes of what a model's checkpoint has: tied weights have all their names."""
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    shapes = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and name not in ignored:
+            shapes[name] = tuple(tensor.shape)
+    return shapes
+
+
+def _other_names(model: Any) -> Mapping[str, set[str]]:
+    """Returns the other names that each tensor of a model has: of tied weights a checkpoint has one."""
+    names: dict[Any, set[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+            names.setdefault((tensor.data_ptr(), tensor.shape), set()).add(name)
+    return {name: several for several in names.values() if len(several) > 1 for name in several}
+
+
+def _compare_optimizer(misfits: Misfits, trainer: Trainer, path: Path, manifest: Manifest | None) -> None:
+    optimizer = unwrapped(trainer.create_optimizer())
+    if optimizer is None:
+        return
+    stored = torch.load(path / "optimizer.pt", map_location="meta", weights_only=True)
+    groups, states = stored["param_groups"], stored["state"]
+    then, now = _stored_class(manifest, groups), type(optimizer).__qualname__
+    if then != now and (then or set(groups[0]) - {"initial_lr"} != set(optimizer.param_groups[0]) - {"initial_lr"}):
+        then = then or "another"
+        misfits.lines.append(f"optimizer: is of class {then} in the checkpoint and of class {now} here")
+        misfits.is_other_optimizer = True
+        return
+    sizes = [len(group["params"]) for group in groups]
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    if sizes != here:
+        misfits.lines.append(
+            f"optimizer: it updates {_sizes(sizes)} in the checkpoint and {_sizes(here)} here: parameters are new,"
+            " gone, frozen or not frozen any more"
+        )
+        misfits.is_other_optimizer = True
+        return
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return  # its state may have shapes of its own, as a projection has
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in groups for number in group["params"]]
+    for number, parameter in zip(numbers, live, strict=True):
+        shape = _shape_of_state(states.get(number))
+        if shape is not None and shape != tuple(parameter.shape):
+            name = names.get(id(parameter), str(number))
+            misfits.lines.append(
+                f"optimizer: the state of {name!r} is for {list(shape)}, and it is {list(parameter.shape)} here"
+            )
+            misfits.states.add(number)
+
+
+def _stored_class(manifest: Manifest | None, groups: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the class of a checkpoint's optimizer: as its settings say, or its groups do; empty if nobody knows."""
+    parts = {} if manifest is None else manifest.settings.get("parts", {})
+    recorded = parts.get("optimizer") if isinstance(parts, dict) else None
+    if isinstance(recorded, dict) and isinstance(recorded.get("class"), str):
+        return str(recorded["class"])
+    keys = set(groups[0]) - {"params", "initial_lr", "param_names"}
+    if "decoupled_weight_decay" in keys and {"amsgrad", "betas"} <= keys:
+        return "AdamW" if groups[0]["decoupled_weight_decay"] else "Adam"
+    return "SGD" if {"momentum", "dampening", "nesterov"} <= keys else ""
+
+
+def _shape_of_state(state: Any) -> tuple[int, ...] | None:
+    """Returns the shape of the first tensor that is no number; None where there is none, or shapes are not alike."""
+    tensors = [value for value in state.values() if isinstance(value, torch.Tensor)] if isinstance(state, dict) else []
+    shapes = {tuple(tensor.shape) for tensor in tensors if tensor.numel() > 1}
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def _sizes(sizes: Sequence[int]) -> str:
+    return f"{' + '.join(map(str, sizes))} parameters"

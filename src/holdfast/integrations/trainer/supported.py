@@ -1,0 +1,79 @@
+"""The trainers that `attach` takes. Anything else is refused by name, with what to use in its place."""
+
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from holdfast.errors import UnsupportedError
+from holdfast.integrations.trainer.own_writer import form_of
+from holdfast.layouts import transformers as layout
+from holdfast.resume.choose import ResumePoint
+
+ATTACHED = "_is_of_holdfast"
+"""The name of the attribute by which the `train` of an attached trainer is known."""
+
+_LOOP = "for a loop of your own use holdfast.Checkpointer(output_dir, model=..., optimizer=...)"
+# The packages whose own trainers people bring, by the first part of their name.
+_LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
+
+
+def require_supported(trainer: Any) -> None:
+    """Refuses what this version cannot commit, before anything is written.
+
+    Args:
+        trainer: Anything that was given to `attach`.
+
+    Raises:
+        UnsupportedError: It is no Trainer, is attached already, or saves in a way that cannot be committed.
+    """
+    if not isinstance(trainer, Trainer):
+        what, instead = _stranger(trainer)
+        raise UnsupportedError(f"attach takes a transformers.Trainer, and this is {what}", hint=instead)
+    if hasattr(trainer.train, ATTACHED):
+        raise UnsupportedError(
+            f"this {type(trainer).__name__} is attached already", hint="one call of attach holds for every train()"
+        )
+    if trainer.args.enable_jit_checkpoint:
+        raise UnsupportedError(
+            "this trainer has enable_jit_checkpoint set, which saves beside Holdfast and unknown to it",
+            hint="leave it out: Holdfast does its work",
+        )
+
+
+def require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
+    """Refuses a checkpoint of another form: a trainer loads what it knows of it, and starts the rest from zero.
+
+    Args:
+        trainer: The trainer.
+        chosen: The checkpoint that it goes on from, if there is one.
+
+    Raises:
+        UnsupportedError: The checkpoint is of another form.
+    """
+    if chosen is None or chosen.manifest is None:
+        return
+    theirs = layout.form(file.path for file in chosen.manifest.files)
+    if theirs != (ours := form_of(trainer)):
+        raise UnsupportedError(
+            f"{chosen.path} was written by a trainer that uses {theirs}, and this one uses {ours}",
+            hint="resume with the same, or start anew from its weights",
+        )
+
+
+def _stranger(stranger: Any) -> tuple[str, str]:
+    """Returns words for something that is no Trainer, and for what to use in its place."""
+    if stranger is None:
+        return "None", "make the trainer first: trainer = Trainer(...), then attach(trainer)"
+    if isinstance(stranger, type):
+        instead = f"make one first: attach({stranger.__name__}(...))" if issubclass(stranger, Trainer) else _LOOP
+        return f"the class {stranger.__name__}", instead
+    package = type(stranger).__module__.partition(".")[0]
+    name = f"{package}'s {type(stranger).__name__}"
+    if isinstance(stranger, torch.nn.Module):
+        return f"a model, {type(stranger).__name__}", f"attach the Trainer that trains it; {_LOOP}"
+    if package in _LIGHTNING:
+        return name, f"trainers of Lightning are not supported; {_LOOP}"
+    if package == "accelerate":
+        return name, f"{_LOOP}, and give it what prepare() returned"
+    return name, _LOOP

@@ -1,0 +1,102 @@
+"""A Trainer that is as small as one can be, in this process, and what is known of its run afterwards."""
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+import holdfast
+from helpers.trainings import events
+from helpers.waiting import wait_until
+from holdfast.engine.engine import Engine
+from holdfast.settings import SettingsKwargs
+
+STEPS_PER_EPOCH = 5
+
+
+class Fit(torch.nn.Module):
+    """A line through points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.line = torch.nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        predicted = self.line(x).squeeze(-1)
+        return {"loss": ((predicted - labels) ** 2).mean(), "logits": predicted}
+
+
+class Points(Dataset[dict[str, torch.Tensor]]):
+    def __init__(self, count: int = 4 * STEPS_PER_EPOCH) -> None:
+        self._x = torch.randn(count, 3, generator=torch.Generator().manual_seed(1))
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        return {"x": self._x[number], "labels": self._x[number].sum()}
+
+
+class Stop(TrainerCallback):  # type: ignore[misc]
+    """Asks for a save and the end, by a signal, at the end of a step; begins no later one before it is told to end."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.trainer: Any = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            asked = len(events(Path(args.output_dir), "request"))
+            os.kill(os.getpid(), signal.SIGUSR2)
+            wait_until(lambda: len(events(Path(args.output_dir), "request")) > asked)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step:
+            wait_until(lambda: engine_of(self.trainer).stop_requested)
+
+
+def engine_of(trainer: Trainer) -> Engine:
+    """Returns the engine of a trainer that is training."""
+    engine: Engine = trainer._maybe_log_save_evaluate.__self__._engine
+    return engine
+
+
+def small_trainer(out: Path, callbacks: Sequence[Any] = (), kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
+    """Returns a Trainer that is not attached yet."""
+    usual = {
+        "output_dir": str(out),
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "learning_rate": 1e-2,
+        "save_steps": 100,
+    }
+    args = TrainingArguments(**{**usual, **settings})
+    return kind(Fit(), args, train_dataset=Points(), eval_dataset=Points(4), callbacks=list(callbacks))
+
+
+def train(out: Path, callbacks: Sequence[Any] = (), *, resume: str | None = "auto", **settings: Any) -> Trainer:
+    """Trains in this process, under `attach`; a stop returns."""
+    ours = {name: settings.pop(name) for name in SettingsKwargs.__annotations__ if name in settings}
+    trainer = holdfast.attach(small_trainer(out, callbacks, **settings), on_stop="return", **ours)
+    for callback in callbacks:
+        callback.trainer = trainer
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def weights(trainer: Trainer) -> list[float]:
+    return [value for tensor in trainer.model.state_dict().values() for value in tensor.flatten().tolist()]
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted((path.name for path in out.glob("checkpoint-*")), key=lambda name: int(name.partition("-")[2]))

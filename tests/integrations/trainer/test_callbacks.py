@@ -1,0 +1,80 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import ProgressCallback, TrainerCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback
+
+from helpers.small_trainer import Stop, small_trainer, train
+from holdfast.integrations.trainer.callbacks import UncarriedNumbers, by_name
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    text = caplog.text
+    caplog.clear()
+    return text
+
+
+class Counts(TrainerCallback):  # type: ignore[misc]
+    """Counts steps, and tells nobody."""
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self.steps = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps += 1
+
+
+class Told(Counts, ExportableState):  # type: ignore[misc]
+    def state(self) -> dict[str, Any]:
+        return {"args": {"every": self.every}, "attributes": {"steps": self.steps}}
+
+
+def test_attributes_come_back_to_the_users_own_objects_which_keep_their_arguments(tmp_path: Path) -> None:
+    train(tmp_path / "out", [Told(1), Told(2), Stop(4)])
+    first, second = Told(1), Told(7)
+    trainer = train(tmp_path / "out", [first, second])
+    assert first in trainer.callback_handler.callbacks
+    assert (first.steps, second.steps, second.every) == (15, 15, 7)
+
+
+def test_a_callback_that_comes_or_goes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(tmp_path / "with", [Told(), Stop(4)])
+    train(tmp_path / "with", max_steps=6)
+    assert "Told: the checkpoint has its state, and no callback here is of that class" in said(caplog)
+    train(tmp_path / "without", [Stop(4)])
+    train(tmp_path / "without", [Told()], max_steps=6)
+    assert "Told: the checkpoint has no state of it; it begins anew" in said(caplog)
+
+
+def test_numbers_of_a_callback_that_exports_none_are_named_once_and_at_a_resume(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "out", [Counts(), Stop(7)], save_steps=2)
+    assert said(caplog).count("no checkpoint has Counts.steps") == 1
+    train(tmp_path / "out", [Counts()], save_steps=2)
+    assert "begins anew, for no checkpoint has it: Counts.steps" in said(caplog)
+    train(tmp_path / "out", num_train_epochs=4, save_steps=2)
+    assert "Counts" not in said(caplog)
+
+
+class Wider(ProgressCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(max_str_len=9)
+        self.seen = 0
+
+
+def test_stock_callbacks_and_what_they_give_to_those_that_extend_them_are_no_alarm(tmp_path: Path) -> None:
+    wider = Wider()
+    trainer = small_trainer(tmp_path / "out", [ProgressCallback(), PrinterCallback(), wider])
+    numbers = UncarriedNumbers(trainer)
+    for callback in trainer.callback_handler.callbacks:
+        callback.current_step = 9
+    assert numbers.changed() == []
+    wider.seen = 1
+    assert numbers.changed() == ["Wider.seen"]
+
+
+def test_several_of_one_class_are_a_list() -> None:
+    assert by_name((("A", {"n": 1}), ("B", {"n": 2}), ("A", {"n": 3}))) == {"A": [{"n": 1}, {"n": 3}], "B": {"n": 2}}
