@@ -144,6 +144,8 @@ class Outside:
             self._is_first = False
             # Caches that the first forward makes are as little a change as what was there before it.
             self._take({**self._walk(), **{name: watched.place for name, watched in self._watched.items()}})
+        if not self._watched:
+            return self._nothing
         seen = self._still.look()
         if changed := self._still.changed(self._seen, seen):
             self._moving.update(dict.fromkeys(changed, False))
@@ -232,6 +234,7 @@ class Outside:
         self._live = Glance({w.place.name: w for w in moving if w.place.name not in names})
         self._still = Glance({name: w for name, w in self._watched.items() if name not in self._moving})
         self._seen = self._still.look()
+        self._nothing = OutsideRecord(self._still, self._seen, self._live, self._live.look(), {})
 
 
 def put_back(outside: Outside, beside: Mapping[str, Stored]) -> list[str]:
