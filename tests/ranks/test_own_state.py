@@ -97,6 +97,12 @@ def test_slices_cannot_be_shared_out_and_a_queue_is_rank_0s_for_who_wants_that(r
     assert of_its_own(taken, "begins")[-1] == next(line for line in of_its_own(first, "leaves") if "queueing" in line)
 
 
+def test_gradients_that_nobody_has_added_up_over_the_ranks_come_back_to_each(ranks: Ranks, tmp_path: Path) -> None:
+    resumed_as_one(ranks, tmp_path, 2, kind="apart", optimizer="slices", adds_up=True)
+    assert {"gradients", "own_optimizers"} <= set(ranks.manifest(3)["requires"])
+    assert "gradients.own-00001.safetensors" in {file["path"] for file in ranks.manifest(3)["files"]}
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_slices_are_refused_by_name(ranks: Ranks, size: int) -> None:
     assert ranks.start(2, optimizer="slices", until=3, settings={"save_steps": 3}).wait() == [0, 0]

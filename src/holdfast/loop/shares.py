@@ -9,9 +9,10 @@ import torch
 from holdfast.capture.replicas import Content, Ownership
 from holdfast.errors import UnsupportedError
 from holdfast.layouts.ownership import OWN_MODELS, OWN_OBJECTS, OWN_OPTIMIZERS, Own, note, with_note
+from holdfast.state.gradients import Gradients, gradients_rest
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.model import ModelPart
-from holdfast.state.part import Part, Stored
+from holdfast.state.part import GRADIENTS, Part, Stored
 from holdfast.state.sharding import is_distributed, local_of, written_by
 
 
@@ -86,6 +87,36 @@ def share_of(
         alone=False,
         requires=(_word_for(part),) if said else (),
     )
+
+
+def share_of_gradients(
+    gradients: Gradients, copies: Mapping[str, torch.Tensor], owned: Ownership, rank: int, size: int
+) -> Share:
+    """Returns the share of a process of the gradients, which it may not have reduced with the others'.
+
+    Args:
+        gradients: The gradients that go over boundaries.
+        copies: Their copies.
+        owned: What of them the processes do not hold alike.
+        rank: The process.
+        size: The number of processes.
+
+    Raises:
+        UnsupportedError: Only some processes have them, and they are of distributed parameters.
+    """
+    if owned.alone:
+        if len(gradients.plain(copies)) < len(copies):
+            raise UnsupportedError("gradients of distributed parameters go over a boundary, and not in every rank")
+        own = Own(copies, gradients_rest(), {})
+        return Share(GRADIENTS, {}, Stored({}, None), own, frozenset(copies), alone=True, requires=(GRADIENTS,))
+    others = owned.partial | (owned.differing if rank else frozenset())
+    shared = {name: copy for name, copy in copies.items() if name not in owned.partial | owned.differing}
+    written = gradients.written(shared, rank, size)
+    if rank == 0:
+        written |= {name: copies[name] for name in owned.differing}
+    rest = with_note(gradients_rest(), note(owned.differing, owned.partial, rest=False))
+    own = Own({name: copy for name, copy in copies.items() if name in others}, None, {})
+    return Share(GRADIENTS, written, Stored({}, rest), own, others, alone=False, requires=(GRADIENTS,))
 
 
 def parameters_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

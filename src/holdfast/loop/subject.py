@@ -13,10 +13,10 @@ from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
 from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
-from holdfast.loop.shares import Share, content_of, parameters_of, share_of
+from holdfast.loop.shares import Share, content_of, parameters_of, share_of, share_of_gradients
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.data.position import WORD as DATA
-from holdfast.state.gradients import Gradients, gradients_rest
+from holdfast.state.gradients import Gradients
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.likeness import alike
 from holdfast.state.model import ModelPart
@@ -87,7 +87,6 @@ class LoopState:
         self._gradient_ranges: Mapping[str, ShardRange] = {}
         self._encoded: tuple[Any, dict[str, Stored]] = (None, {})
         self._shares: list[Share] = []
-        self._beside: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
         self.replicas = Replicas()
 
     def as_live(self) -> LiveSubject:
@@ -183,13 +182,16 @@ class LoopState:
     def contents(self, boundary: Boundary) -> Mapping[str, Content]:
         """Returns what of each part is compared with the other ranks."""
         stored = self._encode(boundary)
-        return {part.name: content_of(part, self._live[part.name], stored[part.name]) for part in self.parts}
+        contents = {part.name: content_of(part, self._live[part.name], stored[part.name]) for part in self.parts}
+        if (copies := boundary.recorded.gradients) is not None:
+            contents[GRADIENTS] = Content(None, self.gradients.plain(copies), {})
+        return contents
 
     def requires(self) -> Sequence[str]:
         """Returns the words for what is each rank's own, for what is in no part, and for what the position holds."""
         own = [word for share in self._shares for word in share.requires]
-        beside = [name for name, *_ in self._beside]
-        return [*own, *beside, *([DATA] if self._position_requires else [])]
+        carried = [CARRIED] if self._carried.tensors else []
+        return [*own, *carried, *([DATA] if self._position_requires else [])]
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for what changed outside of all parts and is in none of those files."""
@@ -211,17 +213,14 @@ class LoopState:
             share_of(part, self._live[part.name], stored[part.name], self.replicas.of(part.name), rank, size)
             for part in self.parts
         ]
-        self._beside = []
         if recorded.outside is not None:
             self._carried = self.outside.at_save(recorded.outside)
-            if self._carried.tensors:
-                self._beside.append((CARRIED, self._carried.tensors, Stored({}, carried_rest())))
         if recorded.gradients is None:
             self.gradients.saved_without(boundary.step)
         else:
-            own = self.gradients.written(recorded.gradients, self.rank, self.world_size)
-            self._gradient_ranges = self.gradients.ranges(recorded.gradients) if self.world_size > 1 else {}
-            self._beside.append((GRADIENTS, own, Stored({}, gradients_rest())))
+            owned = self.replicas.of(GRADIENTS)
+            self._shares.append(share_of_gradients(self.gradients, recorded.gradients, owned, rank, size))
+            self._gradient_ranges = self.gradients.ranges(recorded.gradients) if size > 1 else {}
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)
@@ -240,10 +239,10 @@ class LoopState:
             return {}
         ranges: dict[str, Mapping[str, ShardRange]] = {}
         for share in self._shares:
-            live = {name: tensor for name, tensor in self._live[share.part].items() if name not in share.others}
-            ranges[share.part] = {name: range_of(tensor, f"{share.part}.{name}") for name, tensor in live.items()}
-        if any(name == GRADIENTS for name, *_ in self._beside):
-            ranges[GRADIENTS] = self._gradient_ranges
+            live = self._live.get(share.part, {})
+            of_part = {name: range_of(tensor, f"{share.part}.{name}") for name, tensor in live.items()}
+            known = self._gradient_ranges if share.part == GRADIENTS else of_part
+            ranges[share.part] = {name: place for name, place in known.items() if name not in share.others}
         return native.pieces(self._for_all(), ranges, self.rank, self.world_size)
 
     def estimated_bytes(self) -> int:
@@ -258,7 +257,10 @@ class LoopState:
 
     def _for_all(self) -> list[tuple[str, Mapping[str, torch.Tensor], Stored]]:
         """Returns what this process writes of what all have, as the layout takes it."""
-        return [*((share.part, share.live, share.stored) for share in self._shares if not share.alone), *self._beside]
+        written = [(share.part, share.live, share.stored) for share in self._shares if not share.alone]
+        if self._carried.tensors:
+            written.append((CARRIED, self._carried.tensors, Stored({}, carried_rest())))
+        return written
 
     def _live_by_path(self) -> dict[str, torch.Tensor]:
         return {f"{part}.{name}": tensor for part, live in self._live.items() for name, tensor in live.items()}

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from holdfast.state.model import ModelPart
 from holdfast.state.part import GRADIENTS, Stored
-from holdfast.state.sharding import ShardRange, local_of, range_of, written_by
+from holdfast.state.sharding import ShardRange, is_distributed, local_of, range_of, written_by
 
 # A loop that has zeroed its gradients so often before its next backward pass does so always.
 _ENOUGH = 3
@@ -101,6 +101,11 @@ class Gradients:
                 local_of(parameter.grad).copy_(left.pop(name))
         self.are_carried = self._told = True
         return [f"{name}: its gradient in the checkpoint fits nothing here, and is left out" for name in left]
+
+    def plain(self, copies: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns those of the copies that are of no distributed parameter: processes may have them alike, or not."""
+        parameters = self._parameters()
+        return {name: copy for name, copy in copies.items() if not is_distributed(parameters[name])}
 
     def written(self, copies: Mapping[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
         """Returns those of the copies that one process writes."""
