@@ -179,3 +179,102 @@ loader = torch.utils.data.DataLoader(rows, batch_size=4, sampler=torch.utils.dat
     ended = subprocess.run(holdfast, cwd=tmp_path, capture_output=True, text=True, check=False)
     found = json.loads(ended.stdout)
     assert ended.returncode == 0 and found["exact"] and found["in_time"] and found["ranks"] == 2
+
+
+AVERAGE = """
+class Average(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.aside = torch.nn.Linear(4, 1), [torch.zeros(1, 4)]
+    def forward(self, x):
+        return self.fc(x) - x @ self.aside[0].T
+model = Average()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with Checkpointer("own", model=model, optimizer=optimizer, data=loader) as ckpt:
+    for (x,) in ckpt.batches(until=1000):
+        loss = update(x)
+        model.aside[0].mul_(0.9).add_(model.fc.weight.detach())
+        ckpt.step(loss=loss)
+"""
+INNER = (
+    """
+class Slow(torch.optim.Optimizer):  # an optimizer around another, which alone says what it keeps
+    def __init__(self, inner):
+        self.inner, self.slow, self.taken = inner, [p.detach().clone() for p in model.parameters()], 0
+        self.param_groups, self.state, self.defaults = inner.param_groups, inner.state, inner.defaults
+    def step(self, closure=None):
+        self.inner.step()
+        self.taken += 1
+        if self.taken % 3 == 0:
+            for slow, p in zip(self.slow, model.parameters()):
+                slow.add_(p.detach() - slow, alpha=0.5)
+                p.data.copy_(slow)
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+    def state_dict(self):
+        return {"inner": self.inner.state_dict(), "slow": self.slow, "taken": self.taken}
+    def load_state_dict(self, state):
+        self.inner.load_state_dict(state["inner"])
+        self.slow, self.taken = [t.clone() for t in state["slow"]], state["taken"]
+optimizer = Slow(optimizer)
+"""
+    + EXACT
+)
+GRADIENTS = """
+with Checkpointer("own", model=model, optimizer=optimizer, data=loader) as ckpt:
+    for (x,) in ckpt.batches(until=1000):
+        loss = model(x).square().mean()
+        loss.backward(); optimizer.step()  # and never zero_grad
+        ckpt.step(loss=loss)
+"""
+SAMPLER = (
+    """
+import random
+class Shuffled(torch.utils.data.Sampler):
+    def __init__(self):
+        self.own = random.Random(7)
+    def __iter__(self):
+        order = list(range(24))
+        self.own.shuffle(order)
+        return iter(order)
+    def __len__(self):
+        return 24
+loader = torch.utils.data.DataLoader(rows, batch_size=4, sampler=Shuffled())
+"""
+    + EXACT
+)
+AHEAD = """
+with Checkpointer("own", model=model, optimizer=optimizer, data=loader) as ckpt:
+    batches = ckpt.batches(until=1000)
+    (ahead,) = next(batches)
+    for (following,) in batches:  # one batch is always fetched ahead
+        ckpt.step(loss=update(ahead))
+        ahead = following
+"""
+# What each puts back is how it was before: what was saved, or put back, did not have it.
+FAULTS = {
+    "a tensor in no part": (AVERAGE, "from holdfast.state import outside; outside.Outside.restore = lambda *_: []"),
+    "an optimizer's own state": (
+        INNER,
+        "from holdfast.state import stated_optimizer as s; s.StatedOptimizerPart.restore = lambda *_, strict: []",
+    ),
+    "gradients over a boundary": (
+        GRADIENTS,
+        "from holdfast.state import gradients as g; g.Gradients.restore = lambda *_: []",
+    ),
+    "a generator in a sampler": (SAMPLER, "from holdfast.state.data import inner; inner._walk = lambda data: {}"),
+    "a batch that was taken and not used": (
+        AHEAD,
+        "from holdfast.state.data import lookahead as l; l.Lookahead._unused = lambda self: 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_is_put_back_is_found(drill: Drill, fault: str) -> None:
+    program, putting_it_back = FAULTS[fault]
+    code, found, _ = drill(program, "--steps", "14")
+    assert (code, found["exact"]) == (0, True), found
+    code, found, _ = drill(putting_it_back + program, "--steps", "14")
+    assert (code, found["deterministic"], found["exact"]) == (1, True, False), found
+    assert found["first_difference"]["step"] > found["resumed_at"]
