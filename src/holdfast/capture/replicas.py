@@ -87,6 +87,17 @@ class Replicas:
         self.seconds = 0.0
         """The time that this took."""
 
+    def report(self, waited: float) -> str:
+        """Returns what the line of a save says where large tensors were digested whole: the first after a start.
+
+        Args:
+            waited: The seconds that training was held for the save.
+        """
+        if not self.digested_bytes:
+            return ""
+        size = f"{self.digested_bytes / 1e6:,.1f} MB in {self.seconds:.3f} s"
+        return f"; the ranks compared what they hold ({size}); training was held for {waited:.3f} s"
+
     def of(self, part: str) -> Ownership:
         """Returns what of a part the ranks do not hold alike, as of the last comparison."""
         return self._owned.get(part, Ownership())

@@ -9,7 +9,6 @@ from dataclasses import replace
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.capture.replicas import Replicas
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
@@ -289,7 +288,7 @@ class Saver:
                 return
         waited = self._gate.blocked_seconds - blocked_before
         self._account_for(snapshots, boundary, waited)
-        self._compared = _comparison(snapshots.replicas, waited) if answer.saved else ""
+        self._compared = snapshots.replicas.report(waited) if answer.saved else ""
         self._take_in(boundary, answer, requests, stops)
         self._learn(snapshots, answer)
         if hung and self._retry.schedule(requests, 0.0) is not None:
@@ -432,11 +431,3 @@ def _ids(requests: Sequence[Request]) -> list[str]:
 def _asked(requests: Sequence[Request]) -> str:
     asked = ",".join(request.id for request in requests if request.door != "schedule")
     return f"request:{asked}" if asked else "schedule"
-
-
-def _comparison(replicas: Replicas, waited: float) -> str:
-    """Returns what the line of a save says where ranks have compared large tensors: the first after a start."""
-    if not replicas.digested_bytes:
-        return ""
-    size = f"{replicas.digested_bytes / 1e6:,.1f} MB in {replicas.seconds:.3f} s"
-    return f"; the ranks compared what they hold ({size}); training was held for {waited:.3f} s"

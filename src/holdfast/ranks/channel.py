@@ -19,6 +19,8 @@ from holdfast.ranks.agreement import Claim, Decision, Get, Operation, Present, P
 # A wait that only the end of the training ends. The store must be given some number.
 _FOR_EVER = timedelta(days=365)
 _LOOK_SECONDS = 0.02
+# What ranks compare comes within milliseconds, and gates are shut meanwhile.
+_FIRST_LOOK_SECONDS = 0.001
 # An agreement has ended, one way or the other, after this many times the limit of a silent rank.
 _PATIENCE = 3.0
 # A server that is there takes a connection in this time, the look-up of its name included.
@@ -104,10 +106,11 @@ class Channel:
             keys: The keys.
             check: Called again and again; raises when there is nothing to wait for any more.
         """
-        pause = threading.Event()
+        pause, seconds = threading.Event(), _FIRST_LOOK_SECONDS
         while not self.all_there(keys):
             check()
-            pause.wait(_LOOK_SECONDS)
+            pause.wait(seconds)
+            seconds = min(2 * seconds, _LOOK_SECONDS)
         return self.all(keys)
 
     def forget(self, keys: Sequence[str]) -> None:
