@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.layouts.image import Image
+from holdfast.layouts.loadable import require_loadable
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +39,7 @@ class OptimizerFile:
         self._skeleton: _Skeleton | None = None
 
     def image(self, path: str, content: Mapping[str, Any], scratch: Path) -> Image:
-        """Returns the file that `torch.save(content, path)` would write.
+        """Returns the file that `torch.save(content, path)` would write, and that `weights_only` loads.
 
         Args:
             path: Its path inside the checkpoint.
@@ -194,6 +195,7 @@ def _image(path: str, content: Any, scratch: Path) -> Image:
     try:
         with torch.serialization.skip_data(), _aligned_as_ever():
             torch.save(content, scratch)
+        require_loadable(scratch, path)
         with scratch.open("rb") as skeleton:
             reader: Any = torch._C.PyTorchFileReader(str(scratch))
             between: list[bytes] = []

@@ -75,6 +75,11 @@ class LayeredOptimizerPart:
         lines = [part.unregistered() for part in self._layers.values() if not isinstance(part, AttributesPart)]
         return list(dict.fromkeys(line for some in lines for line in some))
 
+    def attributes(self) -> list[str]:
+        """Returns the names of the attributes that are state."""
+        parts = (part for part in self._layers.values() if isinstance(part, AttributesPart))
+        return [name for part in parts for name in part.record()]
+
     def structure(self) -> Hashable:
         """Returns a value that differs when `live` would give other tensors."""
         return tuple([part.structure() for part in self._layers.values()])

@@ -71,6 +71,8 @@ class TrainerRecord:
     is_beyond_division: bool = False
     """True where a Trainer that knows the number of steps alone would come to another place in the data."""
     groups: Sequence[dict[str, Any]] = ()
+    optimizer: Any = None
+    """The result of the optimizer's own `state_dict`, where that has not the form of torch's."""
     schedule: Mapping[str, Any] = field(default_factory=dict)
     scaler: Mapping[str, Any] | None = None
     buffers: Any = None

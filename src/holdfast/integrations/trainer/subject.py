@@ -14,6 +14,7 @@ from holdfast.capture.chunks import Image
 from holdfast.capture.copying import why_not_live
 from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
+from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import writer
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
@@ -21,10 +22,12 @@ from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
+from holdfast.state.layered_optimizer import LayeredOptimizerPart
 from holdfast.state.model import ModelPart
-from holdfast.state.optimizer_layers import with_inner
+from holdfast.state.optimizer_layers import layers_of, unwrapped, with_inner
 from holdfast.state.registry import parts_of
 from holdfast.state.sharding import is_distributed
+from holdfast.state.stated_optimizer import StatedOptimizerPart
 
 
 class TrainerSubject(Recorder):
@@ -55,11 +58,12 @@ class TrainerSubject(Recorder):
         super().__init__(trainer, prefetch, outside, epochs, protected, world_size)
         self._rank = rank
         self.replicas = Replicas("a Trainer's checkpoint has what rank 0 holds, and no place for the others'")
-        self._optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+        self._optimizer = unwrapped(trainer.optimizer)
         self._optimizer_file = OptimizerFile()
         beside = {"beside": _module_of(outside.updated)} if outside.updated else {}
         parts = parts_of({"model": trainer.model, **beside, "optimizer": self._optimizer})
         self._model, self._moments = parts[0], parts[-1]
+        _require_complete_state_dict(self._optimizer)
 
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
@@ -99,6 +103,7 @@ class TrainerSubject(Recorder):
         return replace(
             super().record(),
             groups=[_without_parameters(group) for group in self._optimizer.param_groups],
+            optimizer=self._moments.record() if isinstance(self._moments, StatedOptimizerPart) else None,
             schedule={name: copy.copy(value) for name, value in self._trainer.lr_scheduler.state_dict().items()},
             scaler=_scaler_state(self._trainer),
             buffers=self._model.record(),
@@ -127,6 +132,12 @@ class TrainerSubject(Recorder):
             weights_only=weights_only,
         )
         return [*written, *carried]
+
+    def not_carried(self) -> Sequence[str]:
+        """Returns what the last save should have and has not."""
+        names = self._moments.attributes() if isinstance(self._moments, LayeredOptimizerPart) else []
+        why = "its state_dict leaves them out, and a Trainer resumes by that alone"
+        return [*super().not_carried(), *([f"optimizer: {', '.join(names)} ({why})"] if names else [])]
 
     def layout_pieces(self) -> Mapping[str, Any]:
         """Returns none: one process writes all of the model."""
@@ -170,6 +181,18 @@ def _module_of(weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
 
 def _without_parameters(group: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in group.items() if k != "params"}
+
+
+def _require_complete_state_dict(optimizer: Any) -> None:
+    """Refuses an optimizer with state that its own `state_dict` leaves out: a Trainer resumes by that alone."""
+    outside = [layer for layer in layers_of(optimizer) if layer.path and layer.form != "attributes"]
+    own = getattr(optimizer, "state", None)
+    if any(layer.optimizer.state is not own for layer in outside):
+        raise UnsupportedError(
+            f"optimizer: the state_dict of {type(optimizer).__qualname__} leaves out what its {outside[0].path} keeps,"
+            " and a Trainer resumes by that alone",
+            hint="use an optimizer whose state_dict has all of its state",
+        )
 
 
 def _scaler_state(trainer: Trainer) -> dict[str, Any] | None:

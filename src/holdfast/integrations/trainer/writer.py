@@ -5,12 +5,14 @@ become files-to-be that the engine fills from the live tensors.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import safe_globals
 
 from holdfast.errors import SaveError
 from holdfast.integrations.trainer.interception import intercepted, quietly
@@ -18,6 +20,7 @@ from holdfast.integrations.trainer.record import TrainerRecord
 from holdfast.integrations.trainer.stand_in import name_the_best, stand_in_for
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.image import Image
+from holdfast.layouts.loadable import require_loadable
 from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.rng.state import RngRecord
 from holdfast.store import names
@@ -100,24 +103,31 @@ def _take_over_the_rest(
     """Has the stand-in write optimizer, schedule, scaler and random state as they were recorded."""
 
     def save_optimizer_and_scheduler(output_dir: str) -> None:
-        content = optimizer.state_dict()
-        content["param_groups"] = [
-            {**group, **recorded} for group, recorded in zip(content["param_groups"], record.groups, strict=True)
-        ]
+        content = record.optimizer
+        if content is None:
+            content = optimizer.state_dict()
+            content["param_groups"] = [
+                {**group, **recorded} for group, recorded in zip(content["param_groups"], record.groups, strict=True)
+            ]
         images.append(optimizer_file.image("optimizer.pt", content, Path(output_dir, "optimizer.pt")))
-        torch.save(record.schedule, Path(output_dir, "scheduler.pt"))
+        _save(record.schedule, Path(output_dir, "scheduler.pt"))
 
     def save_scaler(output_dir: str) -> None:
         if record.scaler is not None:
-            torch.save(_scaler_content(stand_in, record.scaler), Path(output_dir, "scaler.pt"))
+            _save(_scaler_content(stand_in, record.scaler), Path(output_dir, "scaler.pt"))
 
     def save_random_state(output_dir: str) -> None:
         path = Path(output_dir, layout.random_files(world_size)[0])
-        torch.save(record.random.as_transformers(every_device=world_size > 1), path)
+        _save(record.random.as_transformers(every_device=world_size > 1), path, safe_globals)
 
     stand_in._save_optimizer_and_scheduler = save_optimizer_and_scheduler
     stand_in._save_scaler = save_scaler
     stand_in._save_rng_state = save_random_state
+
+
+def _save(content: Any, path: Path, allowing: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+    torch.save(content, path)
+    require_loadable(path, path.name, allowing)
 
 
 def _scaler_content(trainer: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
