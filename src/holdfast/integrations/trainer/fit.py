@@ -93,13 +93,22 @@ def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool)
     for line in misfits.lines:
         log.announce(f"{line}: begins anew")
     model, optimizer = trainer.model, unwrapped(trainer.optimizer)
-    with _leaving_out(model, misfits.weights):
-        hook = optimizer.register_load_state_dict_pre_hook(functools.partial(_fitting, misfits)) if optimizer else None
-        try:
-            yield
-        finally:
-            if hook is not None:
-                hook.remove()
+    with _leaving_out(model, misfits.weights), _leaving_out_states(optimizer, misfits):
+        yield
+
+
+@contextmanager
+def _leaving_out_states(optimizer: Any, misfits: Misfits) -> Iterator[None]:
+    """Has an optimizer load what fits it. Wrappers have not the hooks that torch's optimizers have for that."""
+    if optimizer is None or not (misfits.is_other_optimizer or misfits.states):
+        yield
+        return
+    own = optimizer.load_state_dict
+    optimizer.load_state_dict = lambda state: own(_fitting(misfits, optimizer, state))
+    try:
+        yield
+    finally:
+        del optimizer.load_state_dict
 
 
 @contextmanager
@@ -204,9 +213,13 @@ def _compare_optimizer(misfits: Misfits, trainer: Trainer, path: Path, manifest:
     if optimizer is None:
         return
     stored = torch.load(path / "optimizer.pt", map_location="meta", weights_only=True)
-    groups, states = stored["param_groups"], stored["state"]
-    then, now = _stored_class(manifest, groups), type(optimizer).__qualname__
-    if then != now and (then or set(groups[0]) - {"initial_lr"} != set(optimizer.param_groups[0]) - {"initial_lr"}):
+    # The `state_dict` of wrappers may have a form of its own.
+    groups, states = stored.get("param_groups"), stored.get("state", {})
+    then, now = _stored_class(manifest, groups or [{}]), type(optimizer).__qualname__
+    if not groups and then == now:
+        return
+    keys_here = set(optimizer.param_groups[0]) - {"initial_lr"}
+    if then != now and (then or not groups or set(groups[0]) - {"initial_lr"} != keys_here):
         then = then or "another"
         misfits.lines.append(f"optimizer: is of class {then} in the checkpoint and of class {now} here")
         misfits.is_other_optimizer = True
