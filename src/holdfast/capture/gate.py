@@ -4,10 +4,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.training_thread_calls import TrainingThreadCalls
 
 _REMEMBERED = 64
 # What a blocked training thread waits for may come without a word.
@@ -16,43 +16,6 @@ _LOOK_SECONDS = 0.05
 _CALL_SECONDS = 2.0
 # From its last boundary training comes to its end, where it is blocked, at once, unless the user has more to do there.
 _END_SECONDS = 2.0
-
-
-class TrainingThreadCalls:
-    """Calls that the saving thread has the blocked training thread make, one at a time: collectives belong there.
-
-    Args:
-        changed: Guards the call, and tells training that there is one. It is acquired whenever a method is called.
-    """
-
-    def __init__(self, changed: threading.Condition) -> None:
-        self._changed = changed
-        self._next: tuple[Callable[[], None], Future[None]] | None = None
-
-    def send(self, work: Callable[[], None]) -> Future[None]:
-        """Has training make a call; the result tells when it is done, and what it raised."""
-        done: Future[None] = Future()
-        self._next = (work, done)
-        self._changed.notify_all()
-        return done
-
-    def wait_and_run(self, seconds: float | None = None) -> None:
-        """Waits until something has changed, unless there is a call already, and makes it. Called by training."""
-        if self._next is None:
-            self._changed.wait(seconds)
-        if self._next is None:
-            return
-        (work, done), self._next = self._next, None
-        # Without the lock: a call takes as long as a write, and others ask the gate meanwhile.
-        self._changed.release()
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that had training make the call
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-        finally:
-            self._changed.acquire()
 
 
 class Gate:
@@ -174,7 +137,10 @@ class Gate:
             False where there is no mark since the last update, or its boundary was reached.
         """
         with self._changed:
-            return self._take_mark()
+            if self._mark is None or not self._updating:
+                return False
+            self._boundary, self._updating = self._mark, False
+            return True
 
     def reach(self, boundary: Boundary, *, shut: bool, last: bool = False) -> None:
         """Takes in a boundary that training has reached.
@@ -189,12 +155,8 @@ class Gate:
             self._is_last = last
             self._updating = False
             if shut or self._wanted or (self._awaited is not None and boundary.number >= self._awaited):
-                self._shut = True
                 self._wanted = False
-                self._changed.notify_all()
-                self._wake.set()
-                if self.only_when_blocked:
-                    self._wait_until_open()
+                self._shut_here()
 
     def renew(self, boundary: Boundary) -> None:
         """Shuts the gate at the last boundary, for a save that training asks for there.
@@ -206,11 +168,7 @@ class Gate:
         """
         with self._changed:
             self._boundary = boundary
-            self._shut = True
-            self._changed.notify_all()
-            self._wake.set()
-            if self.only_when_blocked:
-                self._wait_until_open()
+            self._shut_here()
 
     @contextmanager
     def blocked(self) -> Iterator[None]:
@@ -277,7 +235,7 @@ class Gate:
         """
         with self._changed:
             while not self._can_shut(after):
-                if not self.only_when_blocked and out_of_time() and self._take_mark():
+                if not self.only_when_blocked and out_of_time() and self.take_mark():
                     continue
                 self._wanted = True
                 if self._is_hopeless:
@@ -312,7 +270,7 @@ class Gate:
                 # Where it ends it can be taken as it is blocked; a promise of the next boundary could not be kept.
                 self._changed.wait_for(lambda: self._shut or self._blocked or self._updating, _END_SECONDS)
             if out_of_time and not self.only_when_blocked:
-                self._take_mark()
+                self.take_mark()
             here = self._boundary.number if self._boundary is not None else 0
             if self._can_shut(after):
                 self._shut = True
@@ -357,13 +315,10 @@ class Gate:
             if mark and (self._mark is None or self._mark.number != number):
                 return None
             self._shut = True
-            if mark:
-                self._taken = self._mark
-                return self._mark
-            if number == asked_at:
+            if number == asked_at and not mark:
                 self._wait_for_call(self._boundary)
-            self._taken = self._boundary
-            return self._boundary
+            self._taken = self._mark if mark else self._boundary
+            return self._taken
 
     def has_made_its_calls(self, number: int) -> bool:
         """Returns whether training has asked for a save at a boundary, or will not do so any more."""
@@ -381,7 +336,7 @@ class Gate:
 
         Args:
             number: The boundary that was taken. One that training has reached since, and wants saved, keeps the gate
-                shut. None opens it whatever it is shut for.
+                shut. None opens it whatever it is shut for; a snapshot that is not whole is lost then.
 
         Returns:
             True when it was shut for that until now.
@@ -389,18 +344,14 @@ class Gate:
         with self._changed:
             if number is None:
                 self._wanted = False
-            here = self._boundary
+            here, taken = self._boundary, self._taken
             is_shut_for_it = self._shut and (number is None or here is None or here.number == number)
             # Training has asked for one more save of the boundary that was taken.
-            is_renewed = number is not None and self._taken is not None and here is not self._taken
-            if is_shut_for_it and not (is_renewed and self._taken is not None and self._taken.number == number):
+            is_renewed = taken is not None and taken.number == number and here is not taken
+            if is_shut_for_it and not is_renewed:
                 self._shut = False
             self._changed.notify_all()
             return is_shut_for_it
-
-    def let_go(self) -> None:
-        """Lets training go on while storage hangs. A snapshot that is not whole is lost."""
-        self.open(None)
 
     @property
     def _is_hopeless(self) -> bool:
@@ -410,7 +361,7 @@ class Gate:
     def _wait_for_call(self, boundary: Boundary) -> None:
         """Waits until training has asked for a save at a boundary, at which the gate is shut, or will not."""
         begun = time.monotonic()
-        while self._boundary is boundary and (self._may_call(boundary, boundary.number, begun)):
+        while self._boundary is boundary and self._may_call(boundary, boundary.number, begun):
             self._changed.wait(0.05)
 
     def _may_call(self, here: Boundary, number: int, since: float = 0.0) -> bool:
@@ -419,20 +370,20 @@ class Gate:
         is_late = time.monotonic() > max(here.reached_at, since) + _CALL_SECONDS
         return here.number == number and not here.asked and not has_gone_on and not is_late
 
-    def _take_mark(self) -> bool:
-        if self._mark is None or not self._updating:
-            return False
-        self._boundary, self._updating = self._mark, False
-        return True
-
     def _can_shut(self, after: int) -> bool:
         if self._shut:
             return True
         if self._boundary is None or self._updating:
             return False
-        if self._blocked:
-            return True
-        return self._boundary.number > after and not self.only_when_blocked
+        return self._blocked > 0 or (self._boundary.number > after and not self.only_when_blocked)
+
+    def _shut_here(self) -> None:
+        """Shuts the gate for a save of the boundary that training is at, and wakes the thread that takes it."""
+        self._shut = True
+        self._changed.notify_all()
+        self._wake.set()
+        if self.only_when_blocked:
+            self._wait_until_open()
 
     def _wait_until_open(self) -> None:
         if not self._shut:

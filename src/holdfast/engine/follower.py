@@ -148,7 +148,7 @@ class Follower:
     def _serve(self, number: int, call: dict[str, Any]) -> None:
         self._busy = True
         try:
-            with self._watchdog.watch(lambda seconds: self._gate.let_go()):  # rank 0 says so
+            with self._watchdog.watch(lambda seconds: self._gate.open(None)):  # rank 0 says so
                 self._take_part(number, call)
         except RanksError as error:
             self._log.warning(f"no share of the save from this rank: {error}")

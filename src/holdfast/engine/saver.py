@@ -176,7 +176,7 @@ class Saver:
 
     def _write_down(self) -> None:
         """Puts on disk what was only heard. Training that asked itself may wait at its gate, and a disk may hang."""
-        with self._watchdog.watch(lambda seconds: self._gate.let_go()):
+        with self._watchdog.watch(lambda seconds: self._gate.open(None)):
             self._queue.write_down()
 
     def _merge(self) -> None:
@@ -314,7 +314,7 @@ class Saver:
         why = f"the save of step {boundary.step} has not come back for {seconds:g} s: the storage may hang"
         self._status.update(failing_since=self._status.now.failing_since or time.time(), last_failure=why)
         self._log.warning(f"{why}; training goes on")
-        self._gate.let_go()
+        self._gate.open(None)
 
     def _try_again(self, torn: TornError, boundary: Boundary) -> None:
         """Keeps the batch for another try: something writes past the gate, so training will be blocked for it."""

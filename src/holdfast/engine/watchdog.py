@@ -20,7 +20,7 @@ class Watchdog:
         """True while the save that is under way has taken too long."""
 
     @contextmanager
-    def watch(self, on_lost: Callable[[float], None]) -> Iterator[None]:
+    def watch(self, on_lost: Callable[[float], object]) -> Iterator[None]:
         """Encloses a save.
 
         Args:
