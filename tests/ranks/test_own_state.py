@@ -97,6 +97,15 @@ def test_slices_cannot_be_shared_out_and_a_queue_is_rank_0s_for_who_wants_that(r
     assert of_its_own(taken, "begins")[-1] == next(line for line in of_its_own(first, "leaves") if "queueing" in line)
 
 
+def test_a_queue_that_rank_0_had_none_of_is_left_out_for_who_wants_that(ranks: Ranks) -> None:
+    first = ranks.start(2, queues=[1], until=3, settings={"save_steps": 3})
+    assert first.wait() == [0, 0], first.output
+    line = "queue: of the 2 processes that saved it rank 0 had none; another number of them goes on without it"
+    for strict, code in ((True, 1), (False, 0)):
+        job = ranks.start(1, kind="alone", until=4, settings={"strict": strict})
+        assert job.wait() == [code] and line in job.output, job.output
+
+
 def test_gradients_that_nobody_has_added_up_over_the_ranks_come_back_to_each(ranks: Ranks, tmp_path: Path) -> None:
     resumed_as_one(ranks, tmp_path, 2, kind="apart", optimizer="slices", adds_up=True)
     assert {"gradients", "own_optimizers"} <= set(ranks.manifest(3)["requires"])

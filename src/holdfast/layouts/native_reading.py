@@ -82,8 +82,8 @@ class NativeReading:
             self.stored[part] = self._own_part(part, rest, rank) if own else self._resized_part(part, rest, saved_by)
         self.beside = {name: self.stored.pop(name) for name in BESIDE if name in self.stored}
         """The content of files that are written as a part's and hold none, by the names of `state.part.BESIDE`."""
-        for part in sorted(self._own_rests.keys() - content.keys()) if not own else ():
-            self.differing.append(part)
+        self.not_of_rank0 = [] if own else sorted(self._own_rests.keys() - content.keys())
+        """The parts that rank 0 did not have, and another number of processes is not given."""
 
     def read(self, *, through_cache: bool = False) -> None:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.

@@ -134,6 +134,7 @@ def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> 
                 raise _cannot_be_shared_out(path, manifest, state.world_size, reading.refused)
             content = _checked(state, path, manifest, reading)
             content.notices.extend(_of_rank0(part, before) for part in reading.differing)
+            content.notices.extend(_not_of_rank0(part, before) for part in reading.not_of_rank0)
             misfits = content.notices + _misfits(state, path, content.stored)
             if strict and misfits:
                 raise _does_not_fit(path, misfits)
@@ -211,6 +212,10 @@ def _cannot_be_shared_out(path: Path, manifest: Manifest, now: int, refused: lis
 
 def _of_rank0(part: str, before: int) -> str:
     return f"{part}: each of the {before} processes that saved it had its own; another number of them takes rank 0's"
+
+
+def _not_of_rank0(part: str, before: int) -> str:
+    return f"{part}: of the {before} processes that saved it rank 0 had none; another number of them goes on without it"
 
 
 def _world_size_notice(before: int, now: int, buffers: list[str], redistribution: str) -> str:
