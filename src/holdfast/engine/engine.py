@@ -1,6 +1,5 @@
 """One training's saves, as the training thread sees them."""
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ from holdfast.capture.subject import Subject
 from holdfast.capture.throttle import Throttle
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
+from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
 from holdfast.engine.hints import hints
 from holdfast.engine.on_published import Hook, OnPublished
+from holdfast.engine.own_requests import OwnRequests
 from holdfast.engine.peers import Alone, Peers, RankZero
 from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.rehearsing import rehearsing
@@ -86,12 +87,12 @@ class Engine:
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
         self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
+        self._failure = Failure(session, self._intake, is_saved=settings.save_on_exception)
+        self._own = OwnRequests(session, self._intake, self._saver, among_ranks=self.channel is not None)
         self._subject: Subject | None = None
         self._snapshots: Snapshots | None = None
         self._hook: OptimizerHook | None = None
         self._number = 0
-        self._calls: list[Request] = []
-        self._saves = True
         self.finished = False
         """True when training has come to its end by itself."""
         self.outcome = ""
@@ -116,15 +117,15 @@ class Engine:
         if self._shutdown.is_end_by_signal(error) or is_stop:
             self._stop.requested = True  # whatever becomes of its save: training is not finished
         if isinstance(error, Exception) and not is_stop:
-            self._save_before_it_leaves(error)
+            self._failure.save_before(error)
         elif self.finished and self.gate.boundary is not None:
             self._intake.look(self.gate.boundary.step, last=True)
         raised = None if is_stop else error
         try:
             self._saver.close(together=error is None, seconds=LEAVING_SECONDS if self._shutdown.has_left else None)
-            self._saves = False
+            self._own.end()
             if isinstance(error, Exception) and not is_stop:
-                self._tell_of_loss(error)
+                self._failure.tell_of_loss(error)
             self._run_last_hooks(error)
             self._shutdown.call_handlers()
         except BaseException as late:
@@ -198,6 +199,7 @@ class Engine:
         self._subject = subject
         self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
         self._hook = OptimizerHook(self.gate, self._snapshots.parameters(), self._snapshots.optimizers())
+        self._own.begin(subject, self._snapshots)
         self.gate.begin()
         if self.origin.chosen is None:
             self.gate.reach(self._record(step, "update"), shut=False)
@@ -229,7 +231,8 @@ class Engine:
         self._shutdown.look()
         self.gate.leave()
         self._stop.reach(step)
-        self._number, self._calls = self._number + 1, []
+        self._number += 1
+        self._own.reach()
         boundary = self._record(step, stage)
         if self._hooks.wait:
             self.gate.reach(boundary, shut=False)  # whatever a hook does, it finds a whole boundary
@@ -288,43 +291,7 @@ class Engine:
         One that the training thread asks for between two updates is of the last boundary: the gate is shut there and
         then, and the small state is recorded anew.
         """
-        here = self.gate.boundary
-        is_call = self.gate.is_training_thread and not self.gate.updating and self._saver.serving
-        if here is None or not is_call or not self._saves:
-            return self._ask_for_any(request)
-        if self.channel is not None:
-            # All ranks that make this call make the same request; one with another label is another.
-            request = replace(request, id=self._id_of_call(here, request))
-        pending = PendingSave(request.id, self.gate, here.step)
-        self._outcomes.expect(pending)
-        if pending.answer is None:
-            renewed = self._renewed(here)
-            self.gate.renew(replace(renewed, asked=(*here.asked, request)))
-            self._intake.hear(request, here.number)
-        return pending
-
-    def _ask_for_any(self, request: Request) -> PendingSave:
-        pending = PendingSave(request.id, self.gate)
-        if not self._saves:  # a hook of the last save asks
-            pending.resolve(Answer(saved=False, error="training has ended"))
-            return pending
-        self._outcomes.expect(pending)
-        self._intake.hear(request)
-        return pending
-
-    def _id_of_call(self, boundary: Boundary, request: Request) -> str:
-        number = sum((before.label, before.stop) == (request.label, request.stop) for before in self._calls)
-        self._calls.append(request)
-        text = f"{self.run.lease.holder.token}/{boundary.number}/{number}/{request.stop}/{request.label}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-    def _renewed(self, here: Boundary) -> Boundary:
-        """Returns a boundary with the small state as training goes on from it now."""
-        assert self._subject is not None and self._snapshots is not None
-        recorded, fingerprint = self._subject.renewed(here.recorded), self._snapshots.renewed(here)
-        if recorded is here.recorded and fingerprint is here.fingerprint:
-            return here
-        return replace(here, recorded=recorded, fingerprint=fingerprint, revision=here.revision + 1)
+        return self._own.ask(request)
 
     def on_published(self, hook: Hook, *, raises: bool = False) -> None:
         """Adds a hook that runs in the training thread of every rank, after the commit of each checkpoint.
@@ -343,7 +310,7 @@ class Engine:
         is_over = here is None or here.number == 0 or self.gate.updating or self.stop_requested
         if here is None or is_over or self._outcomes.has_saved_step_of(here) or not self._saver.serving:
             return
-        self.gate.renew(replace(self._renewed(here), scheduled="save_at_end"))
+        self.gate.renew(replace(self._own.renewed(here), scheduled="save_at_end"))
 
     def run_hooks(self) -> None:
         """Runs the hooks for what was published since; `reach` does so as well."""
@@ -382,31 +349,6 @@ class Engine:
             outcome, code = f"failed: {type(error).__name__}", FAILED
         self.run.close(outcome, code)
         self._shutdown.over()
-
-    def _save_before_it_leaves(self, error: Exception) -> None:
-        """Asks for a save of the last boundary: it is as good as ever, whatever has happened after it."""
-        boundary = self.gate.boundary
-        if not self.settings.save_on_exception or boundary is None or boundary.number == 0:
-            return
-        name = type(error).__name__
-        if self.gate.updating and not self.gate.take_mark():
-            return  # `_tell_of_loss` says so, when the saves that are under way have ended
-        boundary = self.gate.boundary
-        if boundary is not None and not self._outcomes.has_saved(boundary):
-            self.log.info(f"{name}: saving step {boundary.step} before it ends the training")
-            self._intake.accept(Request("exception", why=name))
-
-    def _tell_of_loss(self, error: Exception) -> None:
-        """Says that an error met the state of no boundary, and which checkpoint a resume would go on from."""
-        if not self.settings.save_on_exception or self.gate.boundary is None or not self.gate.updating:
-            return
-        last, chosen = self._status.now.last_checkpoint, self.origin.chosen
-        path = last["path"] if last else str(chosen.path) if chosen is not None else ""
-        there = f"the last checkpoint is {path}" if path else "there is no checkpoint yet"
-        name = type(error).__name__
-        self.log.warning(
-            f"{name} in the middle of an update: the state is that of no boundary, and is not saved; {there}"
-        )
 
     def _run_last_hooks(self, error: BaseException | None) -> None:
         if error is None:

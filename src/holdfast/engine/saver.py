@@ -12,13 +12,13 @@ from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
-from holdfast.engine import beginning, save
+from holdfast.engine import beginning, cost, save
 from holdfast.engine.batch import Batch
 from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry
 from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.watchdog import Watchdog
-from holdfast.errors import LateError, LeaseLostError, RanksError, TornError
+from holdfast.errors import LateError, RanksError, TornError
 from holdfast.log import RunLog
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
@@ -28,8 +28,6 @@ from holdfast.store.retention import SCHEDULE, RetentionPolicy
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
 _LOOK_SECONDS = 0.01
-# Training that is blocked longer than this at its gate hears why.
-_WORTH_SAYING_SECONDS = 0.1
 
 
 class Saver:
@@ -266,7 +264,7 @@ class Saver:
     def _write(self, boundary: Boundary) -> None:
         """Writes a checkpoint of a boundary, and takes in what became of it."""
         assert self._in_use is not None
-        snapshots, _ = self._in_use
+        snapshots, budget = self._in_use
         run, requests, stops = self._session.run, list(self._batch.requests), self._batch.stops
         blocked_before = self._gate.blocked_seconds
         snapshots.throttle.pressing = bool(stops)
@@ -287,10 +285,10 @@ class Saver:
                 self._log.warning(f"{late}: saving what was before the callbacks that it is in")
                 return
         waited = self._gate.blocked_seconds - blocked_before
-        self._account_for(snapshots, boundary, waited)
+        cost.account_for(self._session, boundary, waited, streamed=snapshots.streamed)
         self._compared = snapshots.replicas.report(waited) if answer.saved else ""
         self._take_in(boundary, answer, requests, stops)
-        self._learn(snapshots, answer)
+        cost.learn(self._session, snapshots, budget, answer)
         if hung and self._retry.schedule(requests, 0.0) is not None:
             self._retry.hurry()  # what was due meanwhile has passed unsaved
 
@@ -359,7 +357,7 @@ class Saver:
             self._session.stop.saved = answer.saved
             self._session.stop.begin(self._peers.leave_after)
         elif not answer.saved:
-            given_up = self._closing or self._is_taken_over()
+            given_up = self._closing or self._session.is_taken_over()
             pause = None if given_up else self._retry.schedule(requests, answer.seconds)
             self._log.warning("training goes on; earlier checkpoints are intact" + self._next_try(pause))
         self._outcomes.resolve(answer, ids)
@@ -368,7 +366,7 @@ class Saver:
         """Returns whether the save of a stop is tried again. Training leaves meanwhile, and is blocked at its end."""
         self._session.stop.saved = False
         self._session.stop.begin(self._peers.leave_after)
-        pause = None if self._is_taken_over() else self._retry.stop(stops, answer.seconds)
+        pause = None if self._session.is_taken_over() else self._retry.stop(stops, answer.seconds)
         if pause is None:
             save.answer_all(self._session.run, answer, stops)
             return False
@@ -381,38 +379,6 @@ class Saver:
             return ""
         self._status.update(next_try_at=time.time() + pause)
         return f"; trying again in {pause:.1f} s"
-
-    def _is_taken_over(self) -> bool:
-        """Returns whether another process has the run by now, so that no try of this one can succeed."""
-        try:
-            self._session.run.lease.check()
-        except LeaseLostError:
-            return True
-        except OSError:
-            return False
-        return False
-
-    def _account_for(self, snapshots: Snapshots, boundary: Boundary, waited: float) -> None:
-        """Says how long training was blocked for a save."""
-        if waited:
-            self._journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=snapshots.streamed)
-        if snapshots.streamed and waited > _WORTH_SAYING_SECONDS:
-            self._log.warning(
-                f"training waited {waited:.2f} s for this save: its steps are shorter than the write, and the staging"
-                " memory did not hold the rest; it grows up to staging_memory"
-            )
-
-    def _learn(self, snapshots: Snapshots, answer: Answer) -> None:
-        """Lets the staging memory grow to what this save has shown, and shows it."""
-        assert self._in_use is not None
-        _, budget = self._in_use
-        budget.grow(answer.bytes, answer.seconds, list(self._gate.undisturbed_seconds))
-        self._status.update(
-            staging_bytes=budget.bytes,
-            writes=snapshots.writes,
-            copied_buffers=dict(snapshots.copied_buffers),
-            held_seconds=round(self._gate.blocked_seconds, 3),
-        )
 
     def _give_up(self) -> None:
         """Answers the batch after an error of our own; a stop is one all the same, and training goes on."""

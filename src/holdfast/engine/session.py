@@ -10,6 +10,7 @@ from holdfast.capture.gate import Gate
 from holdfast.engine.on_published import OnPublished
 from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.stop import Stop
+from holdfast.errors import LeaseLostError
 from holdfast.log import RunLog
 from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Answer
@@ -117,3 +118,13 @@ class Session:
         """Returns whether the grace of a stop leaves just the time for its save."""
         spare = self.spare_seconds()
         return spare is not None and spare <= 0
+
+    def is_taken_over(self) -> bool:
+        """Returns whether another process has the run by now, so that no save of this one can succeed."""
+        try:
+            self.run.lease.check()
+        except LeaseLostError:
+            return True
+        except OSError:
+            return False
+        return False
