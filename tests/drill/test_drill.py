@@ -2,16 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import helpers
 from helpers.full import in_full
+from helpers.waiting import wait_until
 
 FORKING = Path(helpers.__file__).with_name("forking.py")
 PRELUDE = """
@@ -138,6 +141,22 @@ def test_a_program_that_fails_shows_its_words(drill: Drill) -> None:
 def test_a_training_that_is_shorter_is_rehearsed_as_far_as_it_goes(drill: Drill) -> None:
     code, found, _ = drill(EXACT.replace("1000", "9"))
     assert (code, found["steps"]) == (0, 9), found
+
+
+def test_ctrl_c_ends_ranks_that_a_launcher_has_given_sessions_of_their_own(tmp_path: Path) -> None:
+    launcher = "echo $$ >shell; setsid sh -c 'echo $$ >rank.new; mv rank.new rank; exec sleep 600' & wait"
+    command = [sys.executable, "-m", "holdfast", "drill", "--", "sh", "-c", launcher]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
+    ) as drilling:
+        wait_until(lambda: (tmp_path / "rank").exists())
+        started = [psutil.Process(int((tmp_path / name).read_text())) for name in ("shell", "rank")]
+        drilling.send_signal(signal.SIGINT)
+        assert drilling.wait(60) == 130
+    gone, alive = psutil.wait_procs(started, 10)
+    for process in alive:
+        process.kill()
+    assert len(gone) == 2
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,18 @@ def test_with_keep_the_checkpoint_holds_and_each_change_is_named(tmp_path: Path)
     ]
 
 
+def test_what_was_kept_is_what_the_next_resume_compares_with(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"schedule": SCHEDULES["StepLR"](3), "lr": 0.5}
+    cut_run(tmp_path, schedule=SCHEDULES["StepLR"](2))
+    Loop(tmp_path, **how, how={"resume_settings": "keep"}).train(cut=CUT + 2)
+    followed = Loop(tmp_path, **how).train()
+    assert followed.rates == Loop(tmp_path / "whole", **how).train().rates[CUT + 2 :]
+    assert followed.named == [
+        "optimizer.lr: 0.01 -> 0.5, from your configuration",
+        "scheduler.step_size: 2 -> 3, from your configuration",
+    ]
+
+
 def test_each_of_several_groups_follows_its_own(tmp_path: Path) -> None:
     def optimizer(rates: tuple[float, float]) -> Callable[..., optim.Optimizer]:
         def build(parameters: Any, lr: float) -> optim.Optimizer:

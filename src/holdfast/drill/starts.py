@@ -173,6 +173,13 @@ def _ended_with_us(process: "subprocess.Popen[bytes]") -> Iterator[None]:
         yield
     finally:
         if process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                launcher = psutil.Process(process.pid)
+                launcher.suspend()  # it would start others in the place of ranks that die
+                # torchrun gives its ranks sessions of their own, where no signal to a group reaches them.
+                for each in launcher.children(recursive=True):
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

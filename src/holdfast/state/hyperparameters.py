@@ -48,6 +48,17 @@ class _Schedule:
         before = entry.get("numbers") if isinstance(entry, Mapping) else None
         return list(changes(before, self.numbers, self.name))
 
+    def keep(self, recorded: Mapping[str, Any], why: str) -> list[Change]:
+        """Returns what was changed: functions hold, numbers do not, and the next checkpoint records those that do."""
+        differing = []
+        for change in self.changes(recorded):
+            name = change.path[1]
+            if not schedules.is_functions(name):
+                self.numbers[name] = recorded[self.name]["numbers"][name]
+                change = change.staying(why)
+            differing.append(change)
+        return differing
+
 
 @dataclass
 class _Optimizer:
@@ -68,6 +79,15 @@ class _Optimizer:
             path = (self.name,) if len(self.recorded) == 1 else (self.name, "groups", str(number))
             for change in changes(before, group["settings"], *path):
                 differing.append((number, change.path[len(path)], change))
+        return differing
+
+    def keep(self, recorded: Mapping[str, Any], why: str) -> list[Change]:
+        """Returns what was changed and does not hold. The next checkpoint records what holds in its place."""
+        by_first, differing = _recorded_groups(recorded.get(self.name)), []
+        for number, key, change in self.changes(recorded):
+            group = self.recorded[number]
+            group["settings"][key] = by_first[group["first"], str(group["parameters"])][key]
+            differing.append(change.staying(why))
         return differing
 
     def is_driven_by(self, key: str) -> bool:
@@ -131,10 +151,9 @@ class Hyperparameters:
 
     def keep(self, recorded: Mapping[str, Any]) -> list[Change]:
         """Returns what the script has changed, where all that was restored stays. Functions are always the script's."""
-        differing = [change.staying(KEPT) for known in self._optimizers for *_, change in known.changes(recorded)]
+        differing = [change for known in self._optimizers for change in known.keep(recorded, KEPT)]
         for schedule in self._schedules:
-            for change in schedule.changes(recorded):
-                differing.append(change if schedules.is_functions(change.path[1]) else change.staying(KEPT))
+            differing += schedule.keep(recorded, KEPT)
         return differing
 
 
@@ -178,7 +197,7 @@ def _follow(known: _Optimizer, recorded: Mapping[str, Any], steps: int | None) -
     again = [schedule for schedule in known.schedules if schedule.fresh is not None] if drives else []
     if again and len(groups) != len(known.groups):
         why = "for the checkpoint has parameter groups that your script has not added yet, and a schedule goes over all"
-        return [change.staying(why) for *_, change in differing]
+        return known.keep(recorded, why)
     scheduled = _replayed(known, [(each, steps if each in others else None) for each in again]) if again else []
     for number, key, change in differing:
         rates = _learning_rate(known, number, change) if key == "lr" and not again else {}

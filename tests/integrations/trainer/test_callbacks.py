@@ -39,6 +39,17 @@ def test_attributes_come_back_to_the_users_own_objects_which_keep_their_argument
     assert (first.steps, second.steps, second.every) == (15, 15, 7)
 
 
+class Brief(Told):
+    def state(self) -> dict[str, Any]:
+        return {"attributes": {"steps": self.steps}}
+
+
+def test_a_callback_that_exports_no_arguments_gets_its_attributes_back(tmp_path: Path) -> None:
+    train(tmp_path / "out", [Brief(), Stop(4)])
+    train(tmp_path / "out", [again := Brief()])
+    assert again.steps == 15
+
+
 def test_a_callback_that_comes_or_goes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path / "with", [Told(), Stop(4)])
     train(tmp_path / "with", max_steps=6)

@@ -479,6 +479,30 @@ def test_data_of_another_size_begins_the_epoch_anew(workers: int) -> None:
     assert data.epoch == 1
 
 
+def test_data_of_another_size_after_the_last_batch_of_an_epoch_begins_the_next() -> None:
+    for through in (False, True):  # a loop hears of an epoch's end when it asks for more
+        data = DataCursor(DataLoader(Subset(Plain(), range(9)), batch_size=3))
+        seen = list(data.rest_of_epoch()) if through else train(data, 3)
+        assert len(seen) == 3
+        data, notices = resumed(lambda: DataLoader(Plain(), batch_size=3), checkpoint(data))
+        assert notices == ["data: the data set has 10 samples and had 9"]
+        assert [(epoch, batch) for epoch, _, batch, _ in train(data, 1)] == [(1, [0, 1, 2])]
+
+
+def test_the_generator_of_a_loader_goes_on_between_two_epochs() -> None:
+    def make() -> Any:
+        generator = torch.Generator().manual_seed(5)
+        return DataLoader(Plain(), batch_size=BATCH, shuffle=True, generator=generator)
+
+    data = DataCursor(make())
+    first = list(data.rest_of_epoch())
+    saved, second = checkpoint(data), list(data.rest_of_epoch())
+    again, notices = resumed(make, saved)
+    assert data.epoch == 2 and not notices
+    assert [batch.tolist() for batch in again.rest_of_epoch()] == [batch.tolist() for batch in second]
+    assert [batch.tolist() for batch in first] != [batch.tolist() for batch in second]
+
+
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -> None:

@@ -40,9 +40,7 @@ class TrainerSettings:
         self._own_arguments = trainer.args
         self._adapters = adapters.configurations(trainer.model)
         self._data = _size(trainer.train_dataset)
-        self._callbacks = [
-            (name, number, dict(callback.state()["args"])) for name, number, callback in _exported(trainer)
-        ]
+        self._callbacks = [(name, number, _arguments_of(callback)) for name, number, callback in _exported(trainer)]
         self._hyperparameters: Hyperparameters | None = None
         self._changes: list[Change] = []
 
@@ -145,7 +143,7 @@ class TrainerSettings:
             kept = {change.path[1]: before[change.path[1]] for change in differing} if self._keep else {}
             callback = present.get((name, number))
             for argument, value in {**args, **kept}.items():
-                if callback is not None and callback.state()["args"].get(argument) != value:
+                if callback is not None and _arguments_of(callback).get(argument) != value:
                     setattr(callback, argument, value)
             yield from (change.staying(KEPT) if self._keep else change for change in differing)
 
@@ -158,6 +156,11 @@ def _exported(trainer: Trainer) -> Iterator[tuple[str, int, Any]]:
             name = type(callback).__name__
             numbers[name] = numbers.get(name, -1) + 1
             yield name, numbers[name], callback
+
+
+def _arguments_of(callback: Any) -> dict[str, Any]:
+    """Returns the arguments that a callback exports; a Trainer asks for them only where it makes callbacks anew."""
+    return dict(callback.state().get("args", {}))
 
 
 def _size(dataset: object) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 from holdfast.errors import ConfigError
 from holdfast.state import values
 from holdfast.state.data import loader, order, position, prepared, redistribute
-from holdfast.state.data.inner import InnerState
+from holdfast.state.data.inner import InnerState, put
 from holdfast.state.data.lookahead import Lookahead
 from holdfast.state.data.order import Order
 from holdfast.state.data.position import Position
@@ -133,6 +133,8 @@ class DataCursor:
         inner = self._inner.record() if self._inner else {}
         if self._iterator is None or loader.is_exhausted(self._iterator):
             between = self.epoch + (self._iterator is not None)
+            # The next epoch draws its order from these; one that has begun has them in `begin`.
+            inner |= {path: generator.get_state() for path, generator in self._generators.items()}
             return Position(between, 0, None, loader.keeps_workers(self._data), state, None, inner)
         position = Position(
             self.epoch, self.consumed, self._begin, self._workers_kept, state, self._order, inner, self._inner_begin
@@ -186,10 +188,11 @@ class DataCursor:
         settings = encoded.get("loader")
         notices = at.begin.check(self._generators) if at.begin is not None else []
         if at.inner or self._inner:
-            notices += self._inner.differences(at.inner)
+            notices += self._inner.differences({k: v for k, v in at.inner.items() if k not in self._generators})
         now = loader.settings(self._data)
-        if at.begin is not None and (line := loader.other_size(settings, now, at.epoch)):
-            notices, at = [line], Position(at.epoch, 0, None, False, None, None)
+        if line := loader.other_size(settings, now):
+            at, anew = redistribute.in_other_data(at, settings)
+            notices = [line + anew]
         else:
             notices += loader.differences(settings, now)
         if at.state is not None and self._stateful is None:
@@ -291,6 +294,8 @@ class DataCursor:
             plain.start_workers()
         if at.begin is None:
             self._inner.begin(at.inner)
+            for path in self._generators.keys() & at.inner.keys():
+                put(path, self._generators[path], at.inner[path])
             resume.after_skip()
             self._resume = None
             return self._begun()

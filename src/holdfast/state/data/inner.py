@@ -59,7 +59,7 @@ class InnerState:
             CheckpointError: One does not take its state.
         """
         for path in self._members.keys() & states.keys():
-            _set(path, self._members[path], states[path])
+            put(path, self._members[path], states[path])
 
     def arrive(self, states: Mapping[str, Any], *, made_again: bool) -> list[str]:
         """Puts generators and the data set's own where they were at a position that was come to.
@@ -75,7 +75,7 @@ class InnerState:
         for path in self._members.keys() & states.keys():
             member, state = self._members[path], states[path]
             if _is_generator(member) or _is_of_samples(path):
-                _set(path, member, state)
+                put(path, member, state)
             elif made_again and _as_json(_state_of(member)) != _as_json(state):
                 lines.append(f"data: {path} came to another state than it had: its order may be another from here on")
         return lines
@@ -155,7 +155,17 @@ def _state_of(member: Any) -> Any:
     return values.snapshot(member.state_dict(), lambda tensor: True)
 
 
-def _set(path: str, member: Any, state: Any) -> None:
+def put(path: str, member: Any, state: Any) -> None:
+    """Puts something inside a loader where it was.
+
+    Args:
+        path: Its path in the loader.
+        member: A generator, or what takes a state.
+        state: Its state.
+
+    Raises:
+        CheckpointError: It does not take that state.
+    """
     try:
         if isinstance(member, torch.Generator):
             member.set_state(state)

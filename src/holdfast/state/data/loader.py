@@ -133,12 +133,12 @@ def settings(data: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
-def other_size(then: Any, now: dict[str, Any], epoch: int) -> str:
+def other_size(then: Any, now: dict[str, Any]) -> str:
     """Returns a line if a data set has another number of samples than it had; otherwise nothing."""
     before, samples = (then if isinstance(then, Mapping) else {}).get("samples"), now.get("samples")
     if type(before) is not int or samples is None or before == samples:
         return ""
-    return f"data: the data set has {samples:,} samples and had {before:,}: epoch {epoch} begins anew"
+    return f"data: the data set has {samples:,} samples and had {before:,}"
 
 
 def differences(then: Any, now: dict[str, Any]) -> list[str]:

@@ -149,5 +149,26 @@ def _about_as_far(at: Position, settings: Any, data: Any, saved_by: int, process
     return Redistribution(at._replace(consumed=consumed, order=None), notice, by_guess)
 
 
+def in_other_data(at: Position, settings: Any) -> tuple[Position, str]:
+    """Finds the position in data of another size: the beginning of the epoch, or of the next if that one was over.
+
+    Args:
+        at: The position that was saved.
+        settings: The loader's settings that were saved with it.
+
+    Returns:
+        The position, and the end of a line for the user, which is empty where nothing is gone through again.
+    """
+    if at.begin is None:
+        return at, ""
+    whole = settings.get("batches") if isinstance(settings, Mapping) else None
+    is_over = type(whole) is int and at.consumed >= whole
+    if at.order is not None:
+        is_over = at.order.taken(at.consumed) >= at.order.total
+    if is_over:
+        return _next_epoch(at), ""
+    return Position(at.epoch, 0, None, False, None, None), f": epoch {at.epoch} begins anew"
+
+
 def _next_epoch(at: Position) -> Position:
     return Position(at.epoch + 1, 0, None, False, None, None)
