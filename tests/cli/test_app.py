@@ -32,7 +32,7 @@ VERBS: dict[str, list[str]] = {
     "diff": ["A", "B", "--json"],
     "pin": ["CHECKPOINT...", "--json"],
     "unpin": ["CHECKPOINT...", "--json"],
-    "prune": ["RUN", "--dry-run", "--json", "--keep-every", "--keep-last", "--yes"],
+    "prune": ["RUN", "--dry-run", "--json", "--keep-every", "--keep-last", "--labelled", "--yes"],
     "export": ["CHECKPOINT", "DIR", "--json"],
     "drill": ["-- COMMAND", "--grace", "--json", "--kill-at", "--steps"],
 }
@@ -51,6 +51,7 @@ CODES = {
     "SaveError": 1,
     "NoSpaceError": 1,
     "TornError": 1,
+    "LateError": 1,
     "PartialAccumulationError": 1,
     "CheckpointError": 1,
     "DamagedCheckpointError": 3,

@@ -23,7 +23,7 @@ NEEDED_OTHERWISE = {
     "files.sync_directory < files.replace < lease.take": "likewise",
     "files._replacing < files.replace < lease.release": "a lease that is not given back is looked at once more",
     "files.sync_directory < files.replace < lease.release": "likewise",
-    "files.write_new < pins.pin": "the file of a pin is empty: its name is what counts",
+    "files.write_new < pins._mark < pins.pin": "the file of a pin is empty: its name is what counts",
 }
 # Those that are needed for what was told elsewhere: the names of a new run, and what a killed process has left.
 OF_A_START = "files.sync_directory < retention.sweep < run."

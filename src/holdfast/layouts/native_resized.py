@@ -11,7 +11,6 @@ from typing import Any
 
 from holdfast.errors import CheckpointError
 from holdfast.layouts.ownership import Note
-from holdfast.state.values import tensor_names
 
 
 @dataclass
@@ -56,6 +55,8 @@ def resized(note: Note, rests: Sequence[Any], shapes: Sequence[Mapping[str, tupl
 
 
 def _optimizer(note: Note, rests: Sequence[Any], shapes: Sequence[Mapping[str, tuple[int, ...]]]) -> Resized:
+    from holdfast.state.values import tensor_names  # loads torch, and verbs that look at files do without
+
     owned = note.differing | note.partial
     result = Resized({**rests[0], "state": {}}, differs=any(_settings(rest) != _settings(rests[0]) for rest in rests))
     left = set(owned)
