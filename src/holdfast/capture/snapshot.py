@@ -145,9 +145,9 @@ class Snapshots:
             protected=subject.protected(boundary.recorded),
             tensors=self._layout_pieces,
             not_finite=lambda: self.not_finite,
-            requires=subject.requires,
+            requires=lambda: subject.requires(),
             settings=subject.settings(),
-            not_carried=subject.not_carried,
+            not_carried=lambda: subject.not_carried(),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
+from holdfast.capture.replicas import Replicas
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.engine.session import Session
@@ -13,16 +14,18 @@ from holdfast.run.status import StatusFile
 _WORTH_SAYING_SECONDS = 0.1
 
 
-def account_for(session: Session, boundary: Boundary, waited: float, *, streamed: bool) -> None:
-    """Says how long training was blocked for a save.
+def account_for(session: Session, snapshots: Snapshots, boundary: Boundary, waited: float) -> str:
+    """Says how long training was blocked for a save, and returns what the line of the save says of it.
 
     Args:
         session: The training.
+        snapshots: Takes its snapshots; the last one is that of the save.
         boundary: The boundary that was saved.
         waited: The seconds that training was blocked.
-        streamed: True where the snapshot did not fit into the staging memory meanwhile.
     """
     journal: Journal = session.run.journal
+    replicas: Replicas = snapshots.replicas
+    streamed = snapshots.streamed
     if waited:
         journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=streamed)
     if streamed and waited > _WORTH_SAYING_SECONDS:
@@ -30,6 +33,7 @@ def account_for(session: Session, boundary: Boundary, waited: float, *, streamed
             f"training waited {waited:.2f} s for this save: its steps are shorter than the write, and the staging"
             " memory did not hold the rest; it grows up to staging_memory"
         )
+    return replicas.report(waited)
 
 
 def learn(session: Session, snapshots: Snapshots, budget: StagingBudget, answer: Answer) -> None:

@@ -285,8 +285,8 @@ class Saver:
                 self._log.warning(f"{late}: saving what was before the callbacks that it is in")
                 return
         waited = self._gate.blocked_seconds - blocked_before
-        cost.account_for(self._session, boundary, waited, streamed=snapshots.streamed)
-        self._compared = snapshots.replicas.report(waited) if answer.saved else ""
+        compared = cost.account_for(self._session, snapshots, boundary, waited)
+        self._compared = compared if answer.saved else ""
         self._take_in(boundary, answer, requests, stops)
         cost.learn(self._session, snapshots, budget, answer)
         if hung and self._retry.schedule(requests, 0.0) is not None:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from holdfast.resume import changed_settings
 from holdfast.run.request import Request, clean_label
 from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.gradients import Gradients
 from holdfast.state.outside import Outside
 from holdfast.state.reachable import MOST_OBJECTS, known_of
 from holdfast.state.registry import Parts, parts_of
@@ -119,7 +120,7 @@ class Checkpointer:
         chosen = self._engine.origin.chosen
         self._data = None if data is None else DataCursor(data)
         protected = [chosen.path] if chosen else []
-        outside = Outside(lambda: named, lambda: known_of(named))
+        outside = Outside(named.copy, partial(known_of, named))
         self._state = LoopState(
             registered, outside, generators, self._data, protected, self._engine.rank, self._engine.world_size
         )
@@ -283,7 +284,8 @@ class Checkpointer:
         last = self._step == self._until
         scheduled = f"save_steps {self._save_steps}" if due else "save_at_end" if last and self._save_at_end else ""
         self._engine.reach(self._step, last=last, scheduled=scheduled)
-        if news := self._state.gradients.news(self._step):
+        gradients: Gradients = self._state.gradients
+        if news := gradients.news(self._step):
             self._engine.log.announce(news)
 
     def update(self) -> AbstractContextManager[None]:

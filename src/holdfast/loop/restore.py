@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.native_reading import NativeReading, open_checkpoint
 from holdfast.log import RunLog
+from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
 from holdfast.resume import changed_settings
 from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.gradients import Gradients
 from holdfast.state.outside import put_back
 from holdfast.state.part import GRADIENTS, Stored
 from holdfast.state.registry import Parts
@@ -67,9 +69,11 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     parts: Parts = state.parts
     notices += parts.restore(content.stored, strict=strict)
     notices += put_back(state.outside, content.beside)
-    notices += state.gradients.restore(content.beside.get(GRADIENTS))
+    gradients: Gradients = state.gradients
+    notices += gradients.restore(content.beside.get(GRADIENTS))
     notices += content.random.check(state.generators)
-    changes = state.given.follow(manifest.settings) if state.given is not None else []
+    settings: LoopSettings | None = state.given
+    changes = settings.follow(manifest.settings) if settings is not None else []
     before, now = manifest.world_size, state.world_size
 
     def set_random_state() -> None:

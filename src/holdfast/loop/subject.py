@@ -69,7 +69,7 @@ class LoopState:
     ) -> None:
         self.parts = parts
         self.outside = outside
-        self.gradients = Gradients(parts.weights, parts.models)
+        self.gradients = Gradients(parts.models)
         self.generators = generators
         self.data = data
         self.rank = rank

@@ -22,13 +22,13 @@ class Gradients:
     """The gradients of a training's weights, as far as they go over its boundaries.
 
     Args:
-        weights: Gives the weights, by name.
-        models: The models that they are of, if any: a weight's name begins with its model's.
+        models: The models that the weights are of: a weight's name begins with its model's.
+        others: Weights that are of no model, by name.
     """
 
-    def __init__(self, weights: Callable[[], Mapping[str, torch.Tensor]], models: Sequence[ModelPart] = ()) -> None:
-        self._parameters = weights
+    def __init__(self, models: Sequence[ModelPart] = (), others: Mapping[str, torch.Tensor] | None = None) -> None:
         self._models = models
+        self._others = others or {}
         self._zeroed = 0
         self._probe: torch.Tensor | None = None
         self._hooks: list[RemovableHandle] = []
@@ -124,6 +124,11 @@ class Gradients:
         """Returns the range of a whole gradient of a checkpoint that this process needs; None where it needs all."""
         parameter = self._parameters().get(name)
         return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """Returns the weights by name, those of the models as of the last look at them."""
+        of_models = {f"{model.name}.{name}": weight for model in self._models for name, weight in model.weights.items()}
+        return {**of_models, **self._others}
 
     def _look(self) -> None:
         """Has the next backward pass tell what it meets, if there is a gradient now."""

@@ -39,10 +39,6 @@ class Parts:
         """The models."""
         return self._models
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Returns the parameters of the models, by `model.name`, as of the last look at them."""
-        return {f"{model.name}.{name}": weight for model in self._models for name, weight in model.weights.items()}
-
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizers update."""
         return [tensor for model in self._models for tensor in model.live().values()]

@@ -136,8 +136,11 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
             raise _names_two(name)
         tensors[name] = value.detach()
         form = {"$tensor": name} if value.device == home else {"$tensor": name, "device": str(value.device)}
-        strides = _strides_of(value)
-        return form if strides is None else {**form, "strides": strides}
+        if type(value) is torch.Tensor and value.layout == torch.strided and not value.is_contiguous():
+            # A product of matrices is rounded otherwise when they lie otherwise.
+            strides = list(value.stride())
+            return {**form, "strides": strides} if _is_gapless(value.shape, strides) else form
+        return form
     if kind in _MAPPINGS:
         return _encode_mapping(value, name, tensors, home)
     if kind is list or kind in _SEQUENCES or kind is deque:
@@ -227,16 +230,8 @@ def _decode_tensor(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor],
     return torch.empty_strided(own.shape, strides, dtype=own.dtype, device=own.device).copy_(own)
 
 
-def _strides_of(tensor: torch.Tensor) -> list[int] | None:
-    """Returns the strides of a tensor whose elements lie in another order than its indices; None for all others."""
-    # A product of matrices is rounded otherwise when they lie otherwise.
-    if type(tensor) is not torch.Tensor or tensor.layout != torch.strided or tensor.is_contiguous():
-        return None
-    strides = list(tensor.stride())
-    return strides if _is_gapless(tensor.shape, strides) else None
-
-
 def _is_gapless(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Tells if elements lie side by side, in whichever order."""
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
         if size != 1 and stride != expected:

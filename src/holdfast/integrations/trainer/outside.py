@@ -59,7 +59,7 @@ class TrainerOutside:
         self.updated = self._updated_by_optimizer()
         """The weights beside the model's that the optimizer updates, by the names of their places: those of a loss."""
         self._tensors.carry(self.updated)
-        self._gradients = Gradients(lambda: self.updated)
+        self._gradients = Gradients(others=self.updated)
         self.not_carried: Sequence[str] = ()
         """A text for each thing that the last checkpoint should carry and does not."""
         self.requires: Sequence[str] = ()

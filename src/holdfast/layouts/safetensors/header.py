@@ -126,4 +126,6 @@ def _tensor(name: str, entry: Any, start: int, size: int) -> Tensor:
 
 
 def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(count) is int and 0 <= count < 2**63 for count in value)
+    if not isinstance(value, list) or not set(map(type, value)) <= {int}:
+        return False
+    return min(value, default=0) >= 0 and max(value, default=0) < 2**63
