@@ -204,6 +204,22 @@ def test_an_order_of_the_users_own_goes_on_or_is_refused_by_name(tmp_path: Path)
     assert first.samples + Run(tmp_path, resume=True, kind=OwnOrder).samples == [*reversed(range(SAMPLES))] * 3
 
 
+class OwnLoader(Trainer):  # type: ignore[misc]
+    """One with a loader that no accelerate has prepared, which draws its order from a generator of its own."""
+
+    def get_train_dataloader(self) -> Any:
+        generator = torch.Generator().manual_seed(5)
+        return DataLoader(self.train_dataset, 4, shuffle=True, generator=generator, collate_fn=self.data_collator)
+
+
+@pytest.mark.parametrize("stop", [5, 7])
+def test_the_generator_of_a_loader_of_the_users_own_goes_on(tmp_path: Path, stop: int) -> None:
+    whole = Run(tmp_path / "whole", kind=OwnLoader)
+    first = Run(tmp_path / "run", stop, kind=OwnLoader)
+    second = Run(tmp_path / "run", resume=True, kind=OwnLoader)
+    assert first.samples + second.samples == whole.samples and second.weights == whole.weights
+
+
 def test_other_data_begins_the_epoch_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     Run(tmp_path, stop=7)
     second = Run(tmp_path, resume=True, data=Rows(24))

@@ -145,7 +145,8 @@ class EpochAccounting:
         self._settings = _settings(dataloader, self._engine.world_size)
         self._epoch = self._first_step = 0
         self._begin_state = self._then = None
-        self.inner = InnerState(dataloader)
+        # accelerate, which a Trainer has prepare its own loader, shuffles by a seed and the number of the epoch.
+        self.inner = InnerState(dataloader, with_known=not loader.is_prepared(dataloader))
         self.goes_on = True
         chosen = self._engine.origin.chosen
         if chosen is None or chosen.manifest is None or args.ignore_data_skip:

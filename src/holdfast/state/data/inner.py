@@ -29,10 +29,11 @@ class InnerState:
 
     Args:
         data: The loader.
+        with_known: Takes those generators in that the loader itself knows of, for who records them nowhere else.
     """
 
-    def __init__(self, data: Any) -> None:
-        self._members = _walk(data)
+    def __init__(self, data: Any, *, with_known: bool = False) -> None:
+        self._members = {**_walk(data), **(loader.generators(data) if with_known else {})}
 
     def __bool__(self) -> bool:
         return bool(self._members)
