@@ -310,12 +310,12 @@ def test_the_end_and_the_accumulation_that_batches_got_first_are_named(tmp_path:
 
 
 def test_of_a_checkpoint_that_records_none_it_is_said_and_what_it_holds_is_kept(tmp_path: Path) -> None:
-    cut_run(tmp_path)
+    cut_run(tmp_path, schedule=plateau(patience=50))
     checkpoint = tmp_path / f"checkpoint-{CUT}"
     manifest = catalog.read(checkpoint).manifest
     assert manifest is not None
     (checkpoint / "MANIFEST.json").write_bytes(replace(manifest, settings={}).encode())
-    resumed = Loop(tmp_path, lr=0.5).train()
+    resumed = Loop(tmp_path, lr=0.5, schedule=plateau(patience=50, factor=0.1)).train()
     assert resumed.rates == [0.01] * CUT and resumed.named == []
     assert (
         "settings: the checkpoint records none; what you changed since cannot be seen, and what it holds is kept"

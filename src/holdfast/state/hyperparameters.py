@@ -256,7 +256,7 @@ def _learning_rate(known: _Optimizer, number: int, change: Change) -> Group:
 def _follow_numbers(known: _Schedule, recorded: Mapping[str, Any]) -> list[Change]:
     """Gives a schedule that keeps its history the numbers that were changed; one that was stepped anew has them."""
     differing = known.changes(recorded)
-    if known.fresh is not None:
+    if known.fresh is not None or not differing:
         return differing
     before, restored = recorded[known.name]["numbers"], schedules.numbers(known.schedule)
     outcome = []
