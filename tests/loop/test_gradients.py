@@ -79,6 +79,60 @@ def test_a_loop_that_zeroes_them_has_no_line_and_no_byte_of_them(tmp_path: Path,
     assert not any(weight._backward_hooks for weight in loop.model.parameters())
 
 
+class Two:
+    """A loop with two models and an optimizer for each, named so that either may come first."""
+
+    def __init__(self, root: Path, *, names: tuple[str, str], seldom: bool) -> None:
+        torch.manual_seed(1)
+        self.seldom = seldom
+        self.often, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.of_often, self.of_other = optim.SGD(self.often.parameters(), 0.1), optim.SGD(self.other.parameters(), 0.1)
+        models: dict[str, Any] = dict(sorted(zip(names, (self.often, self.other), strict=True)))
+        self.said: list[str] = []
+        self.ckpt = Checkpointer(
+            root, **models, of_often=self.of_often, of_other=self.of_other, say=self.said.append, save_steps=6
+        )
+
+    def train(self, steps: int) -> str:
+        with self.ckpt:
+            for step in range(self.ckpt.resume(), steps):
+                self.of_often.zero_grad()
+                self.other(self.often(torch.full((1, 4), float(step)))).square().mean().backward()
+                self.of_often.step()
+                if not self.seldom:  # as an adversary is trained: its gradients of the other's loss are none of its own
+                    self.of_other.zero_grad()
+                    self.other(torch.ones(1, 4)).square().mean().backward()
+                if not self.seldom or step % 8 == 7:
+                    self.of_other.step()
+                if self.seldom and step % 8 == 7:
+                    self.of_other.zero_grad()
+                self.ckpt.step()
+        return str([weight.tolist() for weight in (*self.often.parameters(), *self.other.parameters())])
+
+    @property
+    def told(self) -> list[str]:
+        return [line for line in self.said if "gradients add" in line]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_one_optimizer_that_steps_more_seldom_has_its_gradients_back(tmp_path: Path, names: tuple[str, str]) -> None:
+    whole = Two(tmp_path / "whole", names=names, seldom=True).train(9)
+    first = Two(tmp_path / "cut", names=names, seldom=True)
+    first.train(6)
+    assert len(first.told) == 1
+    assert Two(tmp_path / "cut", names=names, seldom=True).train(9) == whole
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_gradients_that_another_loss_leaves_and_the_update_zeroes_are_none(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    loop = Two(tmp_path, names=names, seldom=False)
+    loop.train(6)
+    assert loop.told == []
+    assert not any(weight._backward_hooks for weight in (*loop.often.parameters(), *loop.other.parameters()))
+
+
 def test_gradients_without_an_update_are_still_refused(tmp_path: Path) -> None:
     Loop(tmp_path, "never").train(3)
     loop = Loop(tmp_path, "never")

@@ -1,10 +1,12 @@
 """Gradients that a loop lets add up over its updates: they are state, and most loops have none.
 
-Whether a loop does so shows in the first backward pass after a boundary: it adds to the gradient that was there, or to
-none, because the loop has zeroed it first. One parameter is watched, and only while there are gradients at boundaries.
+Whether a loop does so shows in the backward passes after a boundary: they add to the gradient that was there, or to
+none, because the loop has zeroed it first. It may zero those of one optimizer and not of another, so each parameter is
+watched, and only in the first steps, while there are gradients at boundaries.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,8 @@ class Gradients:
         self._models = models
         self._others = others or {}
         self._zeroed = 0
-        self._probe: torch.Tensor | None = None
+        # For each weight that a backward pass came to: True while all of them have met a gradient there.
+        self._met: dict[str, bool] = {}
         self._hooks: list[RemovableHandle] = []
         self._told = False
         self._saved_without: list[int] = []
@@ -49,8 +52,8 @@ class Gradients:
         Returns:
             The copies, by the names of their parameters; None where a loop zeroes them, or may.
         """
+        self._judge()
         if self.are_carried:
-            self._stop_looking()
             return {
                 name: local_of(parameter.grad).detach().clone()
                 for name, parameter in self._parameters().items()
@@ -58,8 +61,6 @@ class Gradients:
             }
         if self._zeroed < _ENOUGH:
             self._look()
-        else:
-            self._stop_looking()
         return None
 
     def saved_without(self, step: int) -> None:
@@ -131,41 +132,45 @@ class Gradients:
         return {**of_models, **self._others}
 
     def _look(self) -> None:
-        """Has the next backward pass tell what it meets, if there is a gradient now."""
-        self._stop_looking()
-        for name, weight in self._parameters().items():
-            # Of a gradient that is zero by itself nothing could be told.
-            if weight.grad is not None and _is_nonzero(weight.grad):
-                self._probe = weight
-                model = next((model for model in self._models if name.startswith(f"{model.name}.")), None)
-                self._hooks.append(_before_backward(model, weight, self._meet))
-                return
-        self._zeroed += 1
-
-    def _meet(self, incoming: torch.Tensor) -> None:
-        """Runs in the backward pass, before what comes is added to what is there."""
-        if self._probe is None:
-            return
-        present, self._probe = self._probe.grad, None
-        if present is not None and _is_nonzero(present):
-            self.are_carried = True
-        else:
+        """Has the next backward passes tell what they meet, if there is a gradient now."""
+        weights = {n: w for n, w in self._parameters().items() if w.grad is not None and w.requires_grad}
+        # Of gradients that are zero by themselves nothing could be told.
+        if not any(_is_nonzero(weight.grad) for weight in weights.values() if weight.grad is not None):
             self._zeroed += 1
+            return
+        for model in self._models:
+            # What is sharded takes no part in a pass itself; that begins with what the model gave.
+            names = [n for n, w in weights.items() if n.startswith(f"{model.name}.") and local_of(w) is not w]
+            if sharded := {name: weights.pop(name) for name in names}:
+                self._hooks.append(_before_backward(model, partial(self._meet, sharded)))
+        for name, weight in weights.items():
+            hook = weight.register_hook(partial(self._meet, {name: weight}))  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
 
-    def _stop_looking(self) -> None:
-        self._probe = None
+    def _meet(self, weights: Mapping[str, torch.Tensor], incoming: torch.Tensor) -> None:
+        """Runs in a backward pass, before what comes is added to what is there."""
+        for name, weight in weights.items():
+            present = weight.grad if self._met.get(name, True) else None
+            self._met[name] = present is not None and _is_nonzero(present)
+
+    def _judge(self) -> None:
+        """Takes in what the passes since the last boundary have met.
+
+        What one of several passes has met as zero was zeroed in between: a generator's loss leaves gradients in the
+        discriminator, which are none of its update.
+        """
         while self._hooks:
             self._hooks.pop().remove()
+        met, self._met = self._met, {}
+        if any(met.values()):
+            self.are_carried = True
+        elif met:
+            self._zeroed += 1
 
 
-def _before_backward(
-    model: ModelPart | None, weight: torch.Tensor, call: Callable[[torch.Tensor], None]
-) -> RemovableHandle:
-    """Has something called in each backward pass, before it adds to the gradient of a weight."""
-    if model is None or local_of(weight) is weight:
-        return weight.register_hook(call)  # type: ignore[no-any-return, no-untyped-call]
+def _before_backward(model: ModelPart, call: Callable[[torch.Tensor], None]) -> RemovableHandle:
+    """Has something called at the beginning of each backward pass through a model."""
 
-    # What is sharded takes no part in a pass itself; that begins with what the model gave.
     def watch(module: object, arguments: object, output: object) -> None:
         learning = (tensor for tensor in _tensors_in(output) if tensor.requires_grad)
         if (tensor := next(learning, None)) is not None:
@@ -183,7 +188,9 @@ def _tensors_in(output: object) -> Iterator[torch.Tensor]:
 
 
 def _is_nonzero(gradient: torch.Tensor) -> bool:
-    return bool(local_of(gradient).detach().to_dense().count_nonzero())
+    own = local_of(gradient).detach()
+    # A sparse one is of a table that may not fit into memory a second time.
+    return bool((own._values() if own.layout == torch.sparse_coo else own.to_dense()).count_nonzero())
 
 
 def gradients_rest() -> dict[str, Any]:
