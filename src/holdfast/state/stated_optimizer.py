@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import CheckpointError, HoldfastError, UnsupportedError
+from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state import values
-from holdfast.state.comparison import line_of_differences
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import inner_optimizers
 from holdfast.state.part import Stored, rest_of
@@ -78,24 +77,11 @@ class StatedOptimizerPart(StatefulPart):
             " numbers"
         ]
 
-    def restore(self, stored: Stored, *, strict: bool) -> list[str]:
+    def _load(self, state: Any) -> None:
         """Has the optimizer load its state, and puts back in its own dtype what that has cast."""
-        if problems := self.problems(stored):
-            if strict:
-                raise CheckpointError("; ".join(problems))
-            return [f"{problem}: left out" for problem in problems]
-        state = values.decode(stored.rest.get("state"), stored.tensors)
         loaded = values.snapshot(state, lambda _: False)
-        try:
-            self._object.load_state_dict(state)
-        except HoldfastError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{self.name} does not take the checkpoint's state: {error!r}") from error
-        now = self._object.state_dict()
-        _undo_casts(loaded, now)
-        self.record()
-        return line_of_differences(self.name, loaded, self._object.state_dict())
+        super()._load(state)
+        _undo_casts(loaded, self._object.state_dict())
 
     def _class_name(self) -> str:
         return type(self._optimizer).__qualname__

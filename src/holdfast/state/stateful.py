@@ -108,16 +108,19 @@ class StatefulPart:
             if strict:
                 raise CheckpointError("; ".join(problems))
             return [f"{problem}: left out" for problem in problems]
-        state = values.decode(rest_of(stored, self.name, "object").get("state"), stored.tensors)
+        state = values.decode(stored.rest.get("state"), stored.tensors)
         loaded = values.snapshot(state, lambda _: False)  # objects take theirs apart
+        self._load(state)
+        self.record()
+        return line_of_differences(self.name, loaded, self._object.state_dict())
+
+    def _load(self, state: Any) -> None:
         try:
             self._object.load_state_dict(state)
         except HoldfastError:
             raise
         except Exception as error:
             raise CheckpointError(f"{self.name} does not take the checkpoint's state: {error!r}") from error
-        self.record()
-        return line_of_differences(self.name, loaded, self._object.state_dict())
 
 
 class _ScalerPart(StatefulPart):
