@@ -163,6 +163,11 @@ def test_an_error_is_one_line_and_a_hint_or_one_json_object(tmp_path: Path, verb
     assert words.returncode == as_json.returncode == 4
 
 
+def test_an_option_of_a_rehearsed_command_is_none_of_ours() -> None:
+    ended = holdfast("drill", "--steps", "4", "--", "python", "train.py", "--json")
+    assert ended.returncode == 2 and "a drill needs 5 steps" in ended.stderr and not ended.stdout.startswith("{")
+
+
 def test_a_directory_that_this_user_may_not_read_is_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir()

@@ -60,6 +60,9 @@ def test_numbers_truth_values_and_short_texts_are_recorded_and_nothing_else() ->
 def test_nothing_whose_name_speaks_of_a_secret_is_recorded_however_deep() -> None:
     values = {"api_key": "abc", "hub": {"token": "abc", "size": 1, "list": [{"password": "abc", "size": 2}]}}
     assert readable(values) == {"hub": {"size": 1, "list": [{"size": 2}]}}
+    assert readable(dict.fromkeys(["apiKey", "passwd", "auth", "credentials", "webhook_url", "author"], "abc")) == {
+        "author": "abc"
+    }
 
 
 def test_what_refers_to_itself_ends() -> None:

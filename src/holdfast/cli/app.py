@@ -96,7 +96,8 @@ def main() -> NoReturn:
 
 
 def _tell(error: HoldfastError) -> int:
-    if "--json" in sys.argv:
+    ours = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv  # what follows is another program's
+    if "--json" in ours:
         print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
     else:
         print(f"holdfast: {error}" if error.exit_code != ConfigError.exit_code else str(error), file=sys.stderr)

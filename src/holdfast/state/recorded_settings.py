@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-_SECRET = re.compile(r"token|secret|password|(^|_)keys?(_|$)", re.IGNORECASE)
+_SECRET = re.compile(r"token|secret|passw|passphrase|credential|webhook|api_?key|(^|_)(keys?|auth)(_|$)", re.IGNORECASE)
 _LONGEST_TEXT = 60
 _MOST_ITEMS = 100
 _MOST_LEVELS = 4

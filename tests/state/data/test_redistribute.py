@@ -391,6 +391,29 @@ def test_a_script_that_calls_set_epoch_itself_keeps_its_order(told: int) -> None
         assert seen + [int(sample) for batch in again.rest_of_epoch() for sample in batch] == order_of(told + 2)
 
 
+@pytest.mark.parametrize("is_through", [True, False])
+def test_set_epoch_holds_for_the_epoch_after_a_resume_at_the_end_of_one(is_through: bool) -> None:
+    def epoch_of(cursor: DataCursor) -> list[int]:
+        return [int(sample) for batch in cursor.rest_of_epoch() for sample in batch]
+
+    data: Any = distributed()(0, 1)
+    cursor = DataCursor(data)
+    data.sampler.set_epoch(100)
+    batches = cursor.rest_of_epoch()
+    for _ in range(SAMPLES // 2):
+        next(batches)
+    if is_through:  # the loop has heard that there is no more
+        assert next(batches, None) is None
+    tree = json.loads(json.dumps(cursor.encode(cursor.record())))
+    again: Any = distributed()(0, 1)
+    resumed = DataCursor(again)
+    resumed.restore(tree, after_skip=lambda: None)
+    for script in (data, again):
+        script.sampler.set_epoch(101)
+    assert is_through or not epoch_of(cursor) + epoch_of(resumed)
+    assert epoch_of(resumed) == [*data.sampler]
+
+
 def test_a_script_that_tells_what_holdfast_would_tell_leaves_it_to_holdfast() -> None:
     data: Any = distributed()(0, 1)
     cursor = DataCursor(data)

@@ -49,6 +49,7 @@ class DataCursor:
         # Who has told it one before this, has told it more than none. Some begin at -1.
         self._epochs_told = {path: min(epoch, 0) for path, epoch in loader.epoch_of(data).items()}
         self._set_epoch: int | None = None
+        self._told_ahead: int | None = None
         self._iterator: Iterator[Any] | None = None
         self._begin: RngRecord | None = None
         self._order: Order | None = None
@@ -269,6 +270,17 @@ class DataCursor:
             loader.tell_epoch(self._data, self.epoch)
         self._epochs_told = loader.epoch_of(self._data)
 
+    def _tell_epoch_of(self, at: Position) -> None:
+        """Calls `set_epoch` for an epoch that is resumed; what the script has called may be for the next."""
+        if at.begin is None:
+            self._tell_epoch()
+            return
+        now, then = loader.epoch_of(self._data), self._epochs_told
+        self._told_ahead = max((epoch for path, epoch in now.items() if epoch != then.get(path, 0)), default=None)
+        self._set_epoch = at.set_epoch
+        loader.tell_epoch(self._data, self.epoch if at.set_epoch is None else at.set_epoch)
+        self._epochs_told = loader.epoch_of(self._data)
+
     def _pass(self, iterator: Iterator[Any] | None = None, at: int = 0, skipped: int = 0) -> Iterator[Any]:
         """Returns the iterator of one pass, through a loader of torch's that has gone some batches ahead already."""
         if not loader.is_prepared(self._data):
@@ -282,10 +294,7 @@ class DataCursor:
         """Goes to the position that is to be resumed, and returns the iterator from there on."""
         assert self._resume is not None
         at, resume = self._resume.at, self._resume
-        if at.set_epoch is not None:
-            self._set_epoch = at.set_epoch
-        loader.tell_epoch(self._data, self.epoch if at.set_epoch is None else at.set_epoch)
-        self._epochs_told = loader.epoch_of(self._data)
+        self._tell_epoch_of(at)
         if at.state is not None:
             self._stateful.load_state_dict(at.state)
         base = loader.base(self._data)
@@ -327,6 +336,8 @@ class DataCursor:
             self._fetching.resume(at.consumed * prepared.in_one(self._data), Ahead(at.ahead, at.inner_ahead), go_on)
         else:
             go_on()
+        if self._told_ahead is not None and at.state is None and not loader.is_prepared(self._data):
+            loader.tell_epoch(self._data, self._told_ahead)  # seen where the next epoch begins, if this one is through
         self._resume = None
         self._has_begun = True
         self._begin, self._order, self._workers_kept = at.begin, at.order, at.workers_kept
