@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler, Subset
 
+from helpers.samples import Augmented, Plain
 from holdfast.errors import CheckpointError, ConfigError, UnsupportedError
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.rng import state as rng_state
@@ -24,28 +25,6 @@ STEPS = 11
 CUTS = (0, 1, 2, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH, 2 * PER_EPOCH + 2)
 
 Make = Callable[[], Any]
-
-
-class Plain(Dataset[int]):
-    """Samples that draw nothing, and tell which were loaded in this process."""
-
-    def __init__(self) -> None:
-        self.loaded: list[int] = []
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> int:
-        self.loaded.append(index)
-        return index
-
-
-class Augmented(Plain):
-    """Samples with random numbers of every kind."""
-
-    def __getitem__(self, index: int) -> Any:
-        noise = random.random() + np.random.standard_normal() + torch.rand(()).item()
-        return torch.tensor([index, noise], dtype=torch.float64)
 
 
 class Counting(IterableDataset[int]):
@@ -178,8 +157,10 @@ def seeded(seed: int = 7) -> torch.Generator:
 
 def drawing_late(workers: int) -> DataLoader[Any]:
     # It draws 32 indices at a time, from the loader's own generator.
-    sampler = RandomSampler(Plain(), replacement=True, num_samples=BATCH * PER_EPOCH * 8, generator=(own := seeded()))
-    return DataLoader(Plain(), batch_size=BATCH * 8, sampler=sampler, generator=own, num_workers=workers)
+    sampler = RandomSampler(
+        Plain(SAMPLES), replacement=True, num_samples=BATCH * PER_EPOCH * 8, generator=(own := seeded())
+    )
+    return DataLoader(Plain(SAMPLES), batch_size=BATCH * 8, sampler=sampler, generator=own, num_workers=workers)
 
 
 def kept(dataset: Any, **options: Any) -> DataLoader[Any]:
@@ -187,14 +168,14 @@ def kept(dataset: Any, **options: Any) -> DataLoader[Any]:
 
 
 EXACT: dict[str, Make] = {
-    "in order": lambda: DataLoader(Augmented(), batch_size=BATCH),
-    "shuffled": lambda: DataLoader(Augmented(), batch_size=BATCH, shuffle=True),
-    "dropping the last": lambda: DataLoader(Augmented(), batch_size=2, shuffle=True, drop_last=True),
-    "no batches": lambda: DataLoader(Augmented(), batch_size=None, shuffle=True),
-    "own generator": lambda: DataLoader(Augmented(), batch_size=BATCH, shuffle=True, generator=seeded()),
+    "in order": lambda: DataLoader(Augmented(SAMPLES), batch_size=BATCH),
+    "shuffled": lambda: DataLoader(Augmented(SAMPLES), batch_size=BATCH, shuffle=True),
+    "dropping the last": lambda: DataLoader(Augmented(SAMPLES), batch_size=2, shuffle=True, drop_last=True),
+    "no batches": lambda: DataLoader(Augmented(SAMPLES), batch_size=None, shuffle=True),
+    "own generator": lambda: DataLoader(Augmented(SAMPLES), batch_size=BATCH, shuffle=True, generator=seeded()),
     "drawing late": lambda: drawing_late(0),
-    "eager": lambda: DataLoader(Augmented(), batch_sampler=Eager()),
-    "of the epoch": lambda: DataLoader(Augmented(), batch_size=BATCH, sampler=OfTheEpoch()),
+    "eager": lambda: DataLoader(Augmented(SAMPLES), batch_sampler=Eager()),
+    "of the epoch": lambda: DataLoader(Augmented(SAMPLES), batch_size=BATCH, sampler=OfTheEpoch()),
     "stream": lambda: DataLoader(Counting(), batch_size=BATCH),
     "stream with a position": lambda: DataLoader(Stream(), batch_size=BATCH),
     "stream with generators": lambda: DataLoader(Drawing(), batch_size=BATCH),
@@ -202,15 +183,15 @@ EXACT: dict[str, Make] = {
     "stream in whole batches": lambda: DataLoader(Stream(), batch_size=5),
     "loader with a position": Knowing,
     "list": lambda: ["a", "b", "c", "d"],
-    "workers": lambda: DataLoader(Plain(), batch_size=BATCH, shuffle=True, num_workers=2),
+    "workers": lambda: DataLoader(Plain(SAMPLES), batch_size=BATCH, shuffle=True, num_workers=2),
     "workers, own generator": lambda: DataLoader(
-        Plain(), batch_size=BATCH, shuffle=True, generator=seeded(), num_workers=2
+        Plain(SAMPLES), batch_size=BATCH, shuffle=True, generator=seeded(), num_workers=2
     ),
     "workers, drawing late": lambda: drawing_late(2),
-    "workers, eager": lambda: DataLoader(Plain(), batch_sampler=Eager(), num_workers=2),
+    "workers, eager": lambda: DataLoader(Plain(SAMPLES), batch_sampler=Eager(), num_workers=2),
     "workers, stream": lambda: DataLoader(Counting(), batch_size=BATCH, num_workers=2),
-    "workers kept": lambda: kept(Plain()),
-    "workers kept, own generator": lambda: kept(Plain(), generator=seeded()),
+    "workers kept": lambda: kept(Plain(SAMPLES)),
+    "workers kept, own generator": lambda: kept(Plain(SAMPLES), generator=seeded()),
 }
 
 
@@ -302,7 +283,7 @@ def test_replaying_is_exact_as_well(name: str, uninterrupted: Whole) -> None:
 
 
 def with_workers() -> DataLoader[Any]:
-    return DataLoader(Augmented(), batch_size=BATCH, shuffle=True, num_workers=2)
+    return DataLoader(Augmented(SAMPLES), batch_size=BATCH, shuffle=True, num_workers=2)
 
 
 @pytest.mark.parametrize("cut", [2, PER_EPOCH, PER_EPOCH + 3])
@@ -322,7 +303,7 @@ def test_a_skip_with_workers_gives_the_same_samples_and_draws_others_in_them(uni
 
 def test_workers_that_outlive_an_epoch_are_replayed_within_their_first(uninterrupted: Whole) -> None:
     def make() -> DataLoader[Any]:
-        return kept(Augmented())
+        return kept(Augmented(SAMPLES))
 
     seen, _ = interrupted(make, 2, replay=True)
     assert seen == uninterrupted("augmented in kept workers", make)[0]
@@ -330,10 +311,10 @@ def test_workers_that_outlive_an_epoch_are_replayed_within_their_first(uninterru
 
 def test_a_resumed_loader_keeps_its_workers() -> None:
     seed_all(1)
-    data = DataCursor(kept(Plain()))
+    data = DataCursor(kept(Plain(SAMPLES)))
     train(data, 2)
     tree = checkpoint(data)
-    loader = kept(Plain())
+    loader = kept(Plain(SAMPLES))
     data, _ = resumed(lambda: loader, tree)
     pids = []
     for _ in range(STEPS):
@@ -344,9 +325,9 @@ def test_a_resumed_loader_keeps_its_workers() -> None:
 
 
 def test_skipped_samples_are_not_loaded() -> None:
-    dataset = Plain()
+    dataset = Plain(SAMPLES)
     seed_all(1)
-    data = DataCursor(DataLoader(Plain(), batch_size=BATCH))
+    data = DataCursor(DataLoader(Plain(SAMPLES), batch_size=BATCH))
     train(data, 3)
     data, _ = resumed(lambda: DataLoader(dataset, batch_size=BATCH), checkpoint(data))
     train(data, 1)
@@ -355,9 +336,9 @@ def test_skipped_samples_are_not_loaded() -> None:
 
 def test_nothing_is_loaded_before_the_random_state_is_set() -> None:
     seed_all(1)
-    data = DataCursor(DataLoader(Plain(), batch_size=BATCH))
+    data = DataCursor(DataLoader(Plain(SAMPLES), batch_size=BATCH))
     train(data, 2)
-    dataset = Plain()
+    dataset = Plain(SAMPLES)
     tree = checkpoint(data)["data"]
     data = DataCursor(DataLoader(dataset, batch_size=BATCH))
     loaded_then: list[int] = []
@@ -416,7 +397,7 @@ def test_a_position_that_nobody_has_gone_to_yet_can_be_recorded_again() -> None:
 
 
 def test_what_is_closed_has_no_workers_although_its_batches_are_held() -> None:
-    data = DataCursor(DataLoader(Plain(), batch_size=1, num_workers=2))
+    data = DataCursor(DataLoader(Plain(SAMPLES), batch_size=1, num_workers=2))
     batches = batches_of(data)
     next(batches)
     mine = [child for child in multiprocessing.active_children() if child.pid]
@@ -449,13 +430,13 @@ def test_the_epoch_is_told_to_whatever_wants_to_know_it() -> None:
         def set_epoch(self, epoch: int) -> None:
             calls.append(("batch sampler", epoch))
 
-    loader: DataLoader[Any] = DataLoader(Told(), batch_sampler=Batches(sampler := OfTheEpoch(), BATCH, False))
+    loader: DataLoader[Any] = DataLoader(Told(SAMPLES), batch_sampler=Batches(sampler := OfTheEpoch(), BATCH, False))
     train(DataCursor(loader), PER_EPOCH + 1)
     assert calls == [("batch sampler", 0), ("dataset", 0), ("batch sampler", 1), ("dataset", 1)]
     assert sampler.epoch == 1
 
 
-@pytest.mark.parametrize("data", [[], DataLoader(Plain(), batch_size=SAMPLES + 1, drop_last=True), iter(())])
+@pytest.mark.parametrize("data", [[], DataLoader(Plain(SAMPLES), batch_size=SAMPLES + 1, drop_last=True), iter(())])
 def test_an_epoch_without_a_batch_is_an_error(data: Any) -> None:
     with pytest.raises(ConfigError, match=r"epoch 0 of the .* has no batch"):
         next(batches_of(DataCursor(data)))
@@ -470,9 +451,9 @@ def test_what_can_be_gone_through_once_has_no_second_epoch() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_of_another_size_begins_the_epoch_anew(workers: int) -> None:
-    data = DataCursor(DataLoader(Subset(Plain(), range(9)), batch_size=1))
+    data = DataCursor(DataLoader(Subset(Plain(SAMPLES), range(9)), batch_size=1))
     train(data, 9 + 4)
-    longer: DataLoader[Any] = DataLoader(Plain(), batch_size=BATCH, num_workers=workers)
+    longer: DataLoader[Any] = DataLoader(Plain(SAMPLES), batch_size=BATCH, num_workers=workers)
     data, notices = resumed(lambda: longer, checkpoint(data))
     assert notices == ["data: the data set has 10 samples and had 9: epoch 1 begins anew"]
     assert [batch for _, _, batch, _ in train(data, 4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
@@ -481,10 +462,10 @@ def test_data_of_another_size_begins_the_epoch_anew(workers: int) -> None:
 
 def test_data_of_another_size_after_the_last_batch_of_an_epoch_begins_the_next() -> None:
     for through in (False, True):  # a loop hears of an epoch's end when it asks for more
-        data = DataCursor(DataLoader(Subset(Plain(), range(9)), batch_size=3))
+        data = DataCursor(DataLoader(Subset(Plain(SAMPLES), range(9)), batch_size=3))
         seen = list(data.rest_of_epoch()) if through else train(data, 3)
         assert len(seen) == 3
-        data, notices = resumed(lambda: DataLoader(Plain(), batch_size=3), checkpoint(data))
+        data, notices = resumed(lambda: DataLoader(Plain(SAMPLES), batch_size=3), checkpoint(data))
         assert notices == ["data: the data set has 10 samples and had 9"]
         assert [(epoch, batch) for epoch, _, batch, _ in train(data, 1)] == [(1, [0, 1, 2])]
 
@@ -492,7 +473,7 @@ def test_data_of_another_size_after_the_last_batch_of_an_epoch_begins_the_next()
 def test_the_generator_of_a_loader_goes_on_between_two_epochs() -> None:
     def make() -> Any:
         generator = torch.Generator().manual_seed(5)
-        return DataLoader(Plain(), batch_size=BATCH, shuffle=True, generator=generator)
+        return DataLoader(Plain(SAMPLES), batch_size=BATCH, shuffle=True, generator=generator)
 
     data = DataCursor(make())
     first = list(data.rest_of_epoch())
@@ -506,9 +487,9 @@ def test_the_generator_of_a_loader_goes_on_between_two_epochs() -> None:
 @pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_data_that_has_become_too_short_is_refused(workers: int, replay: bool) -> None:
-    data = DataCursor(DataLoader(Plain(), batch_sampler=Eager()))
+    data = DataCursor(DataLoader(Plain(SAMPLES), batch_sampler=Eager()))
     train(data, 3)
-    shorter: DataLoader[Any] = DataLoader(Plain(), batch_sampler=Eager(Plain(), 5), num_workers=workers)
+    shorter: DataLoader[Any] = DataLoader(Plain(SAMPLES), batch_sampler=Eager(Plain(SAMPLES), 5), num_workers=workers)
     data, _ = resumed(lambda: shorter, checkpoint(data), replay=replay)
     with pytest.raises(CheckpointError, match=r"after 3 batches of an epoch, and the data has 2"):
         next(batches_of(data))

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
+from helpers.samples import Augmented, Plain
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.rng import state as rng_state
 
@@ -23,37 +24,15 @@ BATCH = 3
 Make = Callable[[], Any]
 
 
-class Augmented(Dataset[Any]):
-    """Samples with random numbers of every kind."""
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        noise = random.random() + np.random.standard_normal() + torch.rand(()).item()
-        return torch.tensor([index, noise], dtype=torch.float64)
-
-
 class Noisy(Augmented):
     """Samples with noise from a generator of their own."""
 
     def __init__(self) -> None:
+        super().__init__(SAMPLES)
         self.generator = random.Random(3)
 
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         return super().__getitem__(index) + self.generator.random()
-
-
-class Plain(Dataset[int]):
-    def __init__(self) -> None:
-        self.loaded: list[int] = []
-
-    def __len__(self) -> int:
-        return SAMPLES
-
-    def __getitem__(self, index: int) -> int:
-        self.loaded.append(index)
-        return index
 
 
 class Stream(IterableDataset[Any]):
@@ -72,22 +51,24 @@ def prepared(dataset: Any, rank: int = 0, ranks: int = 1, *, batch: int = BATCH,
 
 
 EXACT: dict[str, Make] = {
-    "in order": lambda: prepared(Augmented()),
-    "shuffled": lambda: prepared(Augmented(), shuffle=True),
-    "seedable": lambda: prepared(Augmented(), shuffle=True, use_seedable_sampler=True, data_seed=3),
-    "dropping the last": lambda: prepared(Augmented(), shuffle=True, drop_last=True),
-    "first of two": lambda: prepared(Augmented(), 0, 2, shuffle=True),
-    "second of two": lambda: prepared(Augmented(), 1, 2, shuffle=True),
-    "of two, seedable": lambda: prepared(Augmented(), 1, 2, shuffle=True, use_seedable_sampler=True, data_seed=3),
-    "of two, uneven": lambda: prepared(Augmented(), 0, 2, shuffle=True, even_batches=False),
-    "of two, split": lambda: prepared(Augmented(), 1, 2, batch=4, shuffle=True, split_batches=True),
+    "in order": lambda: prepared(Augmented(SAMPLES)),
+    "shuffled": lambda: prepared(Augmented(SAMPLES), shuffle=True),
+    "seedable": lambda: prepared(Augmented(SAMPLES), shuffle=True, use_seedable_sampler=True, data_seed=3),
+    "dropping the last": lambda: prepared(Augmented(SAMPLES), shuffle=True, drop_last=True),
+    "first of two": lambda: prepared(Augmented(SAMPLES), 0, 2, shuffle=True),
+    "second of two": lambda: prepared(Augmented(SAMPLES), 1, 2, shuffle=True),
+    "of two, seedable": lambda: prepared(
+        Augmented(SAMPLES), 1, 2, shuffle=True, use_seedable_sampler=True, data_seed=3
+    ),
+    "of two, uneven": lambda: prepared(Augmented(SAMPLES), 0, 2, shuffle=True, even_batches=False),
+    "of two, split": lambda: prepared(Augmented(SAMPLES), 1, 2, batch=4, shuffle=True, split_batches=True),
     "own generator": lambda: prepared(Noisy(), 1, 2, shuffle=True),
     "own generator, dispatched": lambda: prepared(Noisy(), shuffle=True, dispatch_batches=True),
-    "workers": lambda: prepared(Plain(), 1, 2, shuffle=True, num_workers=2),
-    "workers kept": lambda: prepared(Plain(), shuffle=True, num_workers=2, persistent_workers=True),
+    "workers": lambda: prepared(Plain(SAMPLES), 1, 2, shuffle=True, num_workers=2),
+    "workers kept": lambda: prepared(Plain(SAMPLES), shuffle=True, num_workers=2, persistent_workers=True),
     "stream": lambda: prepared(Stream()),
     "stream, first of two": lambda: prepared(Stream(), 0, 2, dispatch_batches=False),
-    "dispatched": lambda: prepared(Augmented(), shuffle=True, dispatch_batches=True),
+    "dispatched": lambda: prepared(Augmented(SAMPLES), shuffle=True, dispatch_batches=True),
     "dispatched stream": lambda: prepared(Stream(), dispatch_batches=True),
 }
 
@@ -132,10 +113,10 @@ def test_it_goes_on_as_if_nothing_had_happened(name: str, cut: int) -> None:
 
 
 def test_skipped_samples_are_not_loaded() -> None:
-    cursor = DataCursor(prepared(Plain()))
+    cursor = DataCursor(prepared(Plain(SAMPLES)))
     train(cursor, 3)
     tree, random_state = cursor.encode(cursor.record()), rng_state.record().encode()
-    dataset = Plain()
+    dataset = Plain(SAMPLES)
     train(resumed(lambda: prepared(dataset), tree, random_state), 1)
     assert dataset.loaded == [9, 10, 11, 12, 13]  # one batch, and the one ahead of it
 
@@ -158,7 +139,7 @@ def test_other_batches_and_other_ranks_go_on_in_the_order(
         made = []
         for rank in range(ranks):
             options = {"use_seedable_sampler": True, "data_seed": 3} if seedable else {"generator": torch.Generator()}
-            made.append(DataCursor(prepared(Plain(), rank, ranks, batch=batch, shuffle=True, **options)))
+            made.append(DataCursor(prepared(Plain(SAMPLES), rank, ranks, batch=batch, shuffle=True, **options)))
         return made
 
     seed_all(1)
@@ -183,7 +164,7 @@ def test_other_batches_and_other_ranks_go_on_in_the_order(
 
 def test_a_script_that_tells_the_epoch_itself_keeps_its_order() -> None:
     def make() -> Any:
-        return prepared(Plain(), shuffle=True, use_seedable_sampler=True, data_seed=3)
+        return prepared(Plain(SAMPLES), shuffle=True, use_seedable_sampler=True, data_seed=3)
 
     loader = make()
     cursor = DataCursor(loader)
