@@ -187,11 +187,12 @@ def test_ranks_under_torchrun_are_rehearsed_together(tmp_path: Path) -> None:
         + """
 import torch.distributed as dist
 dist.init_process_group("gloo")
-model = torch.nn.parallel.DistributedDataParallel(model)
+# Buffers that each rank moves by its own batches, and that are seen to differ at a save.
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(torch.nn.BatchNorm1d(4, affine=False), model))
 torch.manual_seed(dist.get_rank())
 loader = torch.utils.data.DataLoader(rows, batch_size=4, sampler=torch.utils.data.DistributedSampler(rows))
 """
-        + EXACT
+        + EXACT.replace("data=loader", "data=loader, save_steps=3")
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
     holdfast = [sys.executable, "-m", "holdfast", "drill", "--steps", "8", "--json", "--", *torchrun]

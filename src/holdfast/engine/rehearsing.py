@@ -18,8 +18,10 @@ import torch
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import bytes_of, in_order
-from holdfast.capture.subject import Subject
+from holdfast.capture.replicas import Content, Replicas
+from holdfast.capture.subject import LiveSubject, Subject
 from holdfast.engine.stop import Stop
+from holdfast.layouts import native
 from holdfast.log import LOGGER
 from holdfast.ranks.channel import Channel
 from holdfast.run import rehearsal
@@ -69,7 +71,7 @@ class Rehearsing:
     def reach(self, subject: Subject, boundary: Boundary) -> None:
         """Leaves a digest of what a checkpoint of this boundary would hold. Called by training, at the boundary."""
         line = {"step": boundary.step, "stage": boundary.stage, "loss": self._loss}
-        self._write({**line, "parts": _digests(subject, boundary)})
+        self._write({**line, "parts": _digests(subject, boundary, is_of_ranks=self._size > 1)})
 
     def go_on(self, step: int, stop: Stop, *, is_last_stage: bool, is_live: bool) -> None:
         """Ends the program at the last step; before a stop it waits for whoever asks and stops it.
@@ -119,21 +121,36 @@ def rehearsing(channel: Channel | None) -> Rehearsing | None:
     return None if plan is None else Rehearsing(plan, channel)
 
 
-def _digests(subject: Subject, boundary: Boundary) -> dict[str, str]:
-    """Returns a digest of each file that a checkpoint would have, by its path; of random generators one for each."""
+def _digests(subject: Subject, boundary: Boundary, *, is_of_ranks: bool) -> dict[str, str]:
+    """Returns a digest of each file that a checkpoint would have, by its path; of random generators one for each.
+
+    Where several ranks save a plain loop, all that this one holds of a part has one digest, by the part's name.
+    """
     entry = dict(subject.manifest_entry(boundary.recorded))
     for name in _OF_NO_BOUNDARY:
         entry.pop(name, None)
     digests = {"boundary": _of_json(entry)}
-    if subject.as_live() is None:
+    if (live := subject.as_live()) is None:
         return digests  # written by collectives of its own: the loss and the counters must do
+    # Who of several ranks writes what of a part depends on what the last save saw to differ between them.
+    parts = _of_parts(live, boundary) if is_of_ranks and live.layout == native.NAME else {}
+    digests.update(parts)
     with tempfile.TemporaryDirectory(prefix="holdfast-drill-") as folder:
         for image in subject.file_images(boundary, Path(folder)):
-            digests.update(_of_file(image.path, [_bytes_of(piece) for piece in image.pieces]))
+            if not any(image.path.startswith((f"{part}.", f"{part}-")) for part in parts):
+                digests.update(_of_file(image.path, [_bytes_of(piece) for piece in image.pieces]))
         for path in Path(folder).rglob("*"):
             if path.is_file() and path.name not in _NO_STATE and path.suffix != ".md":
                 digests.update(_of_file(path.relative_to(folder).as_posix(), [path.read_bytes()]))
     return digests
+
+
+def _of_parts(subject: LiveSubject, boundary: Boundary) -> dict[str, str]:
+    contents = dict(subject.contents(boundary))
+    plain = {f"{part}.{name}" for part, content in contents.items() for name in content.large}
+    if shards := {path: tensor for path, tensor in subject.live().items() if path not in plain}:
+        contents["shards"] = Content(None, {}, shards)
+    return {part: _of_json(digests) for part, digests in Replicas().tally(contents).items()}
 
 
 def _bytes_of(piece: bytes | torch.Tensor) -> bytes | memoryview:
