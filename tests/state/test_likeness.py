@@ -1,3 +1,4 @@
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "flags": [True, None, "text"],
         "pair": Pair(torch.arange(3), np.arange(3)),
         "nan": float("nan"),
+        "last": deque([torch.zeros(2), torch.ones(2)], 2),
         **changes,
     }
 
@@ -39,6 +41,7 @@ def test_two_records_of_one_state_are_alike() -> None:
         {"pair": Pair(torch.arange(3).float(), np.arange(3))},
         {"pair": Pair(torch.tensor([0, 1, 3]), np.arange(3))},
         {"nan": 0.0},
+        {"last": deque([torch.zeros(2), torch.zeros(2)], 2)},
         {"more": 1},
     ],
     ids=str,

@@ -1,13 +1,14 @@
 """The comparison of two records of the small state: has anything changed between them?"""
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-_SEQUENCES = (list, tuple)
+_SEQUENCES = (list, tuple, deque)
 
 
 def alike(first: Any, second: Any) -> bool:
