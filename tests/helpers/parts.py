@@ -1,5 +1,6 @@
 """Parts of a state on their way to a directory in the native layout, and back."""
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def same(value: Any, other: Any) -> bool:
         return raw(value) == raw(other)
     if isinstance(value, dict):
         return list(value) == list(other) and all(same(value[key], other[key]) for key in value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return len(value) == len(other) and all(map(same, value, other))
     if isinstance(value, float | complex):
         return repr(value) == repr(other)

@@ -1,4 +1,5 @@
 import json
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,22 @@ class Kept(optim.Optimizer):
                 parameter.data -= group["lr"] * state["mean"]
 
 
+class Queued(optim.Optimizer):
+    """Keeps the last gradients of each parameter in a queue that grows, and those of the first in one of its own."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, {"lr": 0.1})
+        self.norms: deque[torch.Tensor] = deque(maxlen=6)
+
+    def step(self, closure: Any = None) -> Any:
+        parameters = self.param_groups[0]["params"]
+        self.norms.append(parameters[0].grad.norm())
+        for parameter in parameters:
+            queue = self.state[parameter].setdefault("queue", deque(maxlen=5))
+            queue.append(parameter.grad.clone())
+            parameter.data -= 0.1 * sum(queue) / sum(self.norms)
+
+
 MAKERS: dict[str, Make] = {
     "sgd": lambda p: optim.SGD(p, 0.1),
     "momentum": lambda p: optim.SGD(p, 0.1, momentum=0.9),
@@ -97,6 +114,7 @@ MAKERS: dict[str, Make] = {
     "adafactor": lambda p: optim.Adafactor(p),
     "lbfgs": lambda p: optim.LBFGS(p, 0.1, max_iter=3, history_size=3),
     "kept": Kept,
+    "queued": Queued,
 }
 
 
@@ -132,6 +150,11 @@ def test_a_capture_of_a_boundary_finds_all_state_that_there_is(kind: str) -> Non
     tensors = [
         tensor for state in optimizer.state.values() for tensor in state.values() if isinstance(tensor, torch.Tensor)
     ]
+    if kind == "queued":
+        tensors += [tensor for state in optimizer.state.values() for tensor in state["queue"]]
+        in_state = part.structure()[0]
+        train(model, optimizer, 1)
+        assert part.structure()[0] != in_state
     assert kept >= {id(tensor) for tensor in tensors}
 
 

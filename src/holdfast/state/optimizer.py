@@ -1,5 +1,6 @@
 """An optimizer: its state and its groups, by the names of its parameters and never by position."""
 
+from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,7 +256,7 @@ def _tensors(state: Mapping[Any, Any]) -> Iterator[torch.Tensor]:
         for value in content.values() if isinstance(content, dict) else (content,):
             if isinstance(value, torch.Tensor):
                 yield value
-            elif isinstance(value, dict | list | tuple):
+            elif isinstance(value, dict | list | tuple | deque):
                 yield from (tensor for _, tensor in values.tensors_in(value, ""))
 
 

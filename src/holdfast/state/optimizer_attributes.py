@@ -4,6 +4,7 @@ These are attributes with tensors, and plain values that have changed since the 
 changed is how it was made, which the program that goes on decides.
 """
 
+from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -163,7 +164,7 @@ def _is_state(value: Any, names: Mapping[int, str]) -> bool:
             if id(item) in names or isinstance(item, torch.nn.Parameter):
                 return False
             tensors += 1
-        elif type(item) in (list, tuple):
+        elif type(item) in (list, tuple, deque):
             waiting += item
         elif isinstance(item, dict) and all(type(key) in _PLAIN for key in item):
             waiting += item.values()
@@ -186,7 +187,8 @@ def _put(current: Any, value: Any) -> Any:
     if isinstance(value, dict):
         before = current if isinstance(current, dict) else {}
         return type(value)((key, _put(before.get(key), item)) for key, item in value.items())
-    if type(value) in (list, tuple):
+    if type(value) in (list, tuple, deque):
         here = current if type(current) is type(value) and len(current) == len(value) else [None] * len(value)
-        return type(value)(_put(old, new) for old, new in zip(here, value, strict=True))
+        items = [_put(old, new) for old, new in zip(here, value, strict=True)]
+        return deque(items, value.maxlen) if isinstance(value, deque) else type(value)(items)
     return value
