@@ -138,10 +138,10 @@ def _digests(subject: Subject, boundary: Boundary, *, is_of_ranks: bool) -> dict
     with tempfile.TemporaryDirectory(prefix="holdfast-drill-") as folder:
         for image in subject.file_images(boundary, Path(folder)):
             if not any(image.path.startswith((f"{part}.", f"{part}-")) for part in parts):
-                digests.update(_of_file(image.path, [_bytes_of(piece) for piece in image.pieces]))
+                digests.update(digests_of_file(image.path, [_bytes_of(piece) for piece in image.pieces]))
         for path in Path(folder).rglob("*"):
             if path.is_file() and path.name not in _NO_STATE and path.suffix != ".md":
-                digests.update(_of_file(path.relative_to(folder).as_posix(), [path.read_bytes()]))
+                digests.update(digests_of_file(path.relative_to(folder).as_posix(), [path.read_bytes()]))
     return digests
 
 
@@ -157,9 +157,17 @@ def _bytes_of(piece: bytes | torch.Tensor) -> bytes | memoryview:
     return piece if isinstance(piece, bytes) else bytes_of(in_order(piece)).cpu().numpy().data
 
 
-def _of_file(path: str, content: Sequence[bytes | memoryview]) -> dict[str, str]:
+def digests_of_file(path: str, content: Sequence[bytes | memoryview]) -> dict[str, str]:
+    """Returns the digests of what a file says of the state, by its path; of random generators one for each.
+
+    Args:
+        path: The file's path in a checkpoint.
+        content: The pieces of what is in it.
+    """
     if path == "trainer_state.json":
         state = json.loads(b"".join(content))
+        # It is there once its save is complete, sooner or later; the step says which it is.
+        state.pop("best_model_checkpoint", None)
         state["log_history"] = [{key: row[key] for key in _OF_A_LOG if key in row} for row in state["log_history"]]
         return {path: _of_json(state)}
     if path.startswith("random") and path.endswith(".json"):
