@@ -26,7 +26,7 @@ from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
 from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
-from holdfast.integrations.trainer.record import Pending
+from holdfast.integrations.trainer.record import Pending, Watched
 from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters, without_tied
 from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.integrations.trainer.stand_in import REPLACED
@@ -167,13 +167,12 @@ class StepHooks:
         self, prefetch: PrefetchTracker, outside: TrainerOutside, protected: list[Path]
     ) -> TrainerSubject | OwnWriterSubject:
         trainer, engine = self._trainer, self._engine
+        watched = Watched(trainer, prefetch, outside, self._epochs)
         self._why_own_writer = why = why_own_writer(trainer)
         if not why:
-            return TrainerSubject(trainer, prefetch, outside, self._epochs, protected, engine.rank, engine.world_size)
+            return TrainerSubject(watched, protected, engine.rank, engine.world_size)
         run = engine.gate.run_on_training_thread
-        return OwnWriterSubject(
-            trainer, prefetch, outside, self._epochs, protected, engine.rank, engine.world_size, why, run
-        )
+        return OwnWriterSubject(watched, protected, engine.rank, engine.world_size, why, run)
 
     def _tell_of_keys(self, loaded: Any) -> None:
         """Replaces the trainer's warnings after loading, which miss tied weights that are there under another name."""

@@ -15,11 +15,8 @@ from transformers import Trainer
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
-from holdfast.integrations.trainer.data import PrefetchTracker
-from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.interception import quietly
-from holdfast.integrations.trainer.outside import TrainerOutside
-from holdfast.integrations.trainer.record import Recorder, TrainerRecord
+from holdfast.integrations.trainer.record import Recorder, TrainerRecord, Watched
 from holdfast.integrations.trainer.stand_in import name_the_best, stand_in_for
 from holdfast.integrations.trainer.writer import random_image, require_complete
 from holdfast.layouts import transformers as layout
@@ -47,10 +44,7 @@ class OwnWriterSubject(Recorder):
     """The state of such a trainer: the small state, and a writer for the rest.
 
     Args:
-        trainer: The trainer, prepared for training.
-        prefetch: Watches its loader.
-        outside: What changes outside of the files that it writes itself.
-        epochs: Keeps its position in the data.
+        watched: The trainer.
         protected: The checkpoint that was resumed from, if any.
         rank: The rank of this process.
         world_size: The number of processes that train together.
@@ -62,18 +56,14 @@ class OwnWriterSubject(Recorder):
 
     def __init__(
         self,
-        trainer: Trainer,
-        prefetch: PrefetchTracker,
-        outside: TrainerOutside,
-        epochs: EpochAccounting,
+        watched: Watched,
         protected: Sequence[Path],
         rank: int,
         world_size: int,
         why: str,
         run_on_training_thread: Callable[[Callable[[], None]], None],
     ) -> None:
-        super().__init__(trainer, prefetch, outside, epochs, protected, world_size)
-        self._rank = rank
+        super().__init__(watched, protected, rank, world_size)
         self._why = why
         self._run_on_training_thread = run_on_training_thread
 

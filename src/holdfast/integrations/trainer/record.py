@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Trainer, TrainerControl, TrainerState
@@ -79,35 +79,36 @@ class TrainerRecord:
     outside: OutsideOfTrainer | None = None
 
 
+class Watched(NamedTuple):
+    """A trainer, and what follows those of its things that change by themselves."""
+
+    trainer: Trainer
+    """Prepared for training."""
+    prefetch: PrefetchTracker
+    """Watches its loader."""
+    outside: TrainerOutside
+    """Has what changes outside of the files that it writes itself."""
+    epochs: EpochAccounting
+    """Keeps its position in the data."""
+
+
 class Recorder:
     """Records the small state of a trainer.
 
     Args:
-        trainer: The trainer, prepared for training.
-        prefetch: Watches its loader.
-        outside: What changes outside of the files that it writes itself.
-        epochs: Keeps its position in the data.
+        watched: The trainer.
         protected: The checkpoint that was resumed from, if any.
+        rank: The rank of this process.
         world_size: The number of processes that train together.
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        prefetch: PrefetchTracker,
-        outside: TrainerOutside,
-        epochs: EpochAccounting,
-        protected: Sequence[Path],
-        world_size: int,
-    ) -> None:
-        self._trainer = trainer
-        self._prefetch = prefetch
-        self._outside = outside
-        self._epochs = epochs
+    def __init__(self, watched: Watched, protected: Sequence[Path], rank: int, world_size: int) -> None:
+        self._trainer, self._prefetch, self._outside, self._epochs = watched
         self._resumed_from = list(protected)
+        self._rank = rank
         self._world_size = world_size
         self._requires: Sequence[str] = ()
-        self.uncarried = callbacks.UncarriedNumbers(trainer)
+        self.uncarried = callbacks.UncarriedNumbers(watched.trainer)
         self.pending = Pending()
         self.elapsed: Callable[[], float] = time.monotonic
         self.given: TrainerSettings | None = None

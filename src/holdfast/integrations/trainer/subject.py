@@ -16,10 +16,7 @@ from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import writer
-from holdfast.integrations.trainer.data import PrefetchTracker
-from holdfast.integrations.trainer.epochs import EpochAccounting
-from holdfast.integrations.trainer.outside import TrainerOutside
-from holdfast.integrations.trainer.record import Recorder, TrainerRecord
+from holdfast.integrations.trainer.record import Recorder, TrainerRecord, Watched
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.layered_optimizer import LayeredOptimizerPart
@@ -34,10 +31,7 @@ class TrainerSubject(Recorder):
     """A trainer whose state is read from its live tensors.
 
     Args:
-        trainer: The trainer, prepared for training.
-        prefetch: Watches its loader.
-        outside: What changes outside of the files that it writes itself.
-        epochs: Keeps its position in the data.
+        watched: The trainer.
         protected: The checkpoint that was resumed from, if any.
         rank: The rank of this process.
         world_size: The number of processes that train together.
@@ -45,18 +39,9 @@ class TrainerSubject(Recorder):
 
     layout = layout.NAME
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        prefetch: PrefetchTracker,
-        outside: TrainerOutside,
-        epochs: EpochAccounting,
-        protected: Sequence[Path],
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        super().__init__(trainer, prefetch, outside, epochs, protected, world_size)
-        self._rank = rank
+    def __init__(self, watched: Watched, protected: Sequence[Path], rank: int, world_size: int) -> None:
+        super().__init__(watched, protected, rank, world_size)
+        trainer, outside = watched.trainer, watched.outside
         self.replicas = Replicas("a Trainer's checkpoint has what rank 0 holds, and no place for the others'")
         self._optimizer = unwrapped(trainer.optimizer)
         self._optimizer_file = OptimizerFile()
