@@ -1,3 +1,4 @@
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,24 @@ def test_tensors_and_numbers_that_changed_come_back_and_how_it_was_made_does_not
     assert same(second.slow[new.weight], first.slow[old.weight])
     second.flat.zero_()
     assert not second.view.any(), "memory that was shared is shared still"
+
+
+def test_histories_of_numbers_come_back_if_they_have_changed(tmp_path: Path) -> None:
+    old, new = nn.Linear(2, 2), nn.Linear(2, 2)
+    first: Any = Odd(old.parameters())
+    first.norms, first.betas, first.counts, first.ids = deque([0.5], 3), [0.9, 0.999], {"skipped": 0}, [id(old)]
+    part = part_of(first, old)
+    first.norms.append(2.0)
+    first.counts["skipped"] += 1
+    first.ids.append(id(new))
+    second: Any = Odd(new.parameters())
+    second.norms, second.betas, second.counts, second.ids = deque([0.5], 3), [0.8, 0.99], {"skipped": 0}, [0]
+    assert move([part], [part_of(second, new)], tmp_path) == []
+    assert same([second.norms, second.counts], [deque([0.5, 2.0], 3), {"skipped": 1}])
+    assert second.betas == [0.8, 0.99], "how it was made is the program's"
+    assert second.ids == [0], "places in memory are no other process's"
+    second.norms.append(3.0)
+    assert second.norms.maxlen == 3
 
 
 def test_what_came_back_is_saved_again_though_it_did_not_change_since(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ These are attributes with tensors, and plain values that have changed since the 
 changed is how it was made, which the program that goes on decides.
 """
 
+import copy
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
@@ -19,6 +20,8 @@ from holdfast.state.part import Stored, rest_of
 
 KIND = "attributes"
 _PLAIN = (type(None), bool, int, float, str)
+# Of a longer history, and of a larger whole number, which may be an object's place in memory, nothing is carried.
+_LONGEST, _BIGGEST = 10_000, 1 << 31
 # A schedule leaves them at the optimizer that it works on.
 _OF_SCHEDULES = {"_opt_called", "_step_count", "_with_counter"}
 
@@ -36,7 +39,9 @@ class AttributesPart:
         self.name = name
         self._optimizer = optimizer
         self._models = models
-        self._first = {key: value for key, value in self._own().items() if type(value) in _PLAIN}
+        self._first = {
+            key: copy.copy(value) for key, value in self._own().items() if type(value) in _PLAIN or _are_numbers(value)
+        }
         self._moved: set[str] = set()
         self._known: tuple[int, dict[int, str]] | None = None
 
@@ -97,7 +102,7 @@ class AttributesPart:
         """Returns the attributes that are state; dictionaries whose keys are parameters have their names instead."""
         carried, names = {}, self._names()
         for key, value in self._own().items():
-            if type(value) in _PLAIN:
+            if type(value) in _PLAIN or _are_numbers(value):
                 if key in self._moved or key not in self._first or not _is_same(value, self._first[key]):
                     carried[key] = value
                     self._moved.add(key)
@@ -171,6 +176,17 @@ def _is_state(value: Any, names: Mapping[int, str]) -> bool:
         elif type(item) not in _PLAIN:
             return False
     return tensors > 0
+
+
+def _are_numbers(value: Any) -> bool:
+    """Tells if a value is a history of numbers, or a few under names."""
+    if type(value) is dict:
+        items = value.values() if all(type(key) is str for key in value) else None
+    else:
+        items = value if type(value) in (list, tuple, deque) else None
+    if items is None or len(items) > _LONGEST:
+        return False
+    return all(type(item) in (bool, float) or (type(item) is int and abs(item) < _BIGGEST) for item in items)
 
 
 def _is_same(value: Any, first: Any) -> bool:
