@@ -84,7 +84,8 @@ class Lookahead:
         self._per_step = per_step
         self.lines.append(
             f"data: the loop has taken {ahead} more from batches() than its steps used: the position that is saved is"
-            " that of what was used, and what is ahead is fetched again at a resume"
+            " that of what was used, and what is ahead is fetched again at a resume (right at the end of an epoch the"
+            " next one, if it was begun ahead, may get another order)"
         )
 
     def _unused(self) -> int:
