@@ -23,7 +23,7 @@ class Native(Saver):
     """
 
     title = "holdfast, native"
-    package = "holdfast"
+    package = "holdfast-torch"
     syncs = True
     every: ClassVar[int | None] = 1
     """A save at every so many boundaries; None: on demand alone."""

@@ -24,11 +24,11 @@ def stepping(self):
             time.sleep(0.01)
         self._parameters[0].data.sub_(1)
 
-def staging(self, *args):
+def staging(self, *args, **more):
     limit = time.monotonic() + 60
     while not Path("swapped").exists() and time.monotonic() < limit:
         time.sleep(0.01)
-    stage(self, *args)
+    stage(self, *args, **more)
 
 Checkpointer.step, Coordinator.stage = stepping, staging
 """

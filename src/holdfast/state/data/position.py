@@ -57,8 +57,8 @@ class Position(NamedTuple):
         tensors: dict[str, torch.Tensor] = {}
         state = values.encode(self.state, "data: state_dict()", tensors)
         begin = None if self.begin is None else self.begin.encode()
-        encoded = {name: getattr(self, name) for name in ("epoch", "consumed", "workers_kept")}
-        encoded |= {"begin": begin, "state": state}
+        encoded: dict[str, Any] = {"epoch": self.epoch, "consumed": self.consumed, "begin": begin}
+        encoded |= {"workers_kept": self.workers_kept, "state": state}
         if self.order is not None:
             encoded["order"] = self.order._asdict()
         for name in _INNER:
