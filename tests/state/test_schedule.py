@@ -57,6 +57,19 @@ def decayed(step: int, base: float) -> float:
     return base**step
 
 
+def test_a_method_has_the_numbers_of_its_object_that_it_mentions(optimizer: optim.Optimizer) -> None:
+    class Program:
+        def __init__(self) -> None:
+            self.decay = 0.5
+            self.began_at = 1700000000.0
+
+        def rate(self, step: int) -> float:
+            return float(max(self.decay**step, 0.125))
+
+    recorded = schedule.numbers(lr_scheduler.LambdaLR(optimizer, Program().rate))
+    assert recorded["function"] == {"decay": 0.5, "constants": [0.125], "defaults": []}
+
+
 def test_functions_of_groups_that_differ_have_each_their_own() -> None:
     groups = [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)]
     functions: list[Callable[[int], float]] = [functools.partial(decayed, base=base) for base in (0.5, 0.25)]

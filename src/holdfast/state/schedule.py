@@ -109,6 +109,12 @@ def _numbers_of_function(function: Any) -> dict[str, Any]:
         return {"function": name, "arguments": readable({"": function.args}).get(""), **readable(function.keywords)}
     if isinstance(function, types.FunctionType):
         return _numbers_in_code(function)
+    if isinstance(function, types.MethodType) and isinstance(function.__func__, types.FunctionType):
+        code = function.__func__
+        own = getattr(function.__self__, "__dict__", {})
+        # Its object may be all of the user's program: what the method mentions of it.
+        mentioned = {name: own[name] for name in code.__code__.co_names if name in own}
+        return {**_numbers_in_code(code), **readable(mentioned)}
     return readable(getattr(function, "__dict__", {}))
 
 
