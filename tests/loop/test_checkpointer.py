@@ -61,6 +61,20 @@ def test_no_worker_is_left_when_the_block_ends_in_the_middle_of_an_epoch(tmp_pat
     assert len(workers) == 2
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"save_steps": "5"}, "save_steps: '5'"),
+        ({"save_steps": 0}, "save_steps: 0"),
+        ({"on_stop": "retrun"}, "on_stop"),
+    ],
+)
+def test_a_setting_that_is_none_is_refused_by_its_name(setting: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=named):
+        Checkpointer(tmp_path / "run", model=torch.nn.Linear(2, 2), **setting)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("every", [0, -1])
 def test_to_keep_every_0th_checkpoint_is_refused(tmp_path: Path, every: int) -> None:
     with pytest.raises(ConfigError, match=rf"keep_every: {every} is no number of steps"):

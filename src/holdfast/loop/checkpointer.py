@@ -109,8 +109,10 @@ class Checkpointer:
             save_io_priority=save_io_priority,
             resume_settings=resume_settings,
         )
-        if save_steps is not None and save_steps < 1:
-            raise ConfigError([f"save_steps: {save_steps} is no number of steps; give 1 or more"])
+        if save_steps is not None and (not isinstance(save_steps, int) or save_steps < 1):
+            raise ConfigError([f"save_steps: {save_steps!r} is no number of steps; give 1 or more"])
+        if on_stop not in ("exit", "return"):
+            raise ConfigError([f"on_stop: {on_stop!r} is neither exit nor return"])
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         named = {name: part for name, part in parts.items() if name not in generators}
         registered = Parts(parts_of(named, _settings()))
