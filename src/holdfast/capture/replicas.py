@@ -59,12 +59,14 @@ class Ownership:
         partial: Tensors that only some have.
         rest: True where the part's JSON differs.
         alone: True where only some ranks have the part.
+        alike: Small ones of `differing` that this process has as rank 0 has them.
     """
 
     differing: frozenset[str] = frozenset()
     partial: frozenset[str] = frozenset()
     rest: bool = False
     alone: bool = False
+    alike: frozenset[str] = frozenset()
 
 
 class Replicas:
@@ -80,6 +82,7 @@ class Replicas:
         self._table: dict[str, Any] = {}
         self._compared: dict[str, set[str]] = {}
         self._owned: dict[str, Ownership] = {}
+        self._differing_here: dict[str, set[str]] = {}
         self.news: list[str] = []
         """The names of what the last comparison was the first to see as different."""
         self.digested_bytes = 0
@@ -127,6 +130,7 @@ class Replicas:
             process `lacks`, and that it has `more`. For a part that is missing here or there, whether it is here.
         """
         differences: dict[str, Any] = {}
+        self._differing_here = {}
         for part in of_rank0.keys() | self._table.keys():
             if part not in of_rank0 or part not in self._table:
                 differences[part] = {"alone": part in self._table}
@@ -138,6 +142,7 @@ class Replicas:
                 "lacks": list(there.keys() - here.keys()),
                 "more": list(here.keys() - there.keys()),
             }
+            self._differing_here[part] = set(entry["differ"])
             if any(entry.values()):
                 differences[part] = entry
         self._remember()
@@ -179,7 +184,10 @@ class Replicas:
             if entry.get("alone"):
                 self._owned[part] = Ownership(alone=True)
             else:
-                self._owned[part] = Ownership(frozenset(entry["differing"]), frozenset(entry["partial"]), entry["rest"])
+                differing = frozenset(entry["differing"])
+                small = self._contents[part].small.keys() if part in self._contents else set()
+                alike = (differing & small) - self._differing_here.get(part, differing)
+                self._owned[part] = Ownership(differing, frozenset(entry["partial"]), entry["rest"], alike=alike)
 
     def _labels(self) -> list[str]:
         """Returns the names of all that differs and that is worth a word."""

@@ -21,7 +21,7 @@ from holdfast.capture.chunks import bytes_of, in_order
 from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject, Subject
 from holdfast.engine.stop import Stop
-from holdfast.layouts import native
+from holdfast.layouts.layout import BY_NAME
 from holdfast.log import LOGGER
 from holdfast.ranks.channel import Channel
 from holdfast.run import rehearsal
@@ -31,6 +31,7 @@ from holdfast.store import digest, files
 
 # A training in small steps would be over before it could be asked.
 _PACE_SECONDS = 0.1
+_STEP_SECONDS = 1.0
 _LOOK_SECONDS = 0.01
 # Whoever drills has given up by then.
 _LONGEST_SECONDS = 600.0
@@ -92,7 +93,9 @@ class Rehearsing:
         elif stop.noticed.is_set() or step >= plan.until - 2:
             _wait_for(stop.noticed.is_set)
             # Without this, small steps would come to their end before the save of the stop is complete.
-            _wait_for(lambda: stop.requested, stop.grace if is_live else _PACE_SECONDS)
+            # Where another boundary has to come first, here or in another rank, it goes on before that.
+            alone = is_live and self._channel is None
+            _wait_for(lambda: stop.requested, stop.grace if alone else _STEP_SECONDS)
         else:
             time.sleep(_PACE_SECONDS)
 
@@ -133,7 +136,7 @@ def _digests(subject: Subject, boundary: Boundary, *, is_of_ranks: bool) -> dict
     if (live := subject.as_live()) is None:
         return digests  # written by collectives of its own: the loss and the counters must do
     # Who of several ranks writes what of a part depends on what the last save saw to differ between them.
-    parts = _of_parts(live, boundary) if is_of_ranks and live.layout == native.NAME else {}
+    parts = _of_parts(live, boundary) if is_of_ranks and BY_NAME[live.layout].every_rank_writes else {}
     digests.update(parts)
     with tempfile.TemporaryDirectory(prefix="holdfast-drill-") as folder:
         for image in subject.file_images(boundary, Path(folder)):

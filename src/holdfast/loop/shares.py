@@ -67,10 +67,10 @@ def share_of(
     if owned.alone:
         own = Own(everything, stored.rest, stored.aliases)
         return Share(part.name, {}, stored, own, frozenset(live), alone=True, requires=(_word_for(part),))
-    # Of what all have rank 0 writes its own for all, as another number of processes may take it.
-    others = owned.partial | (owned.differing if rank else frozenset())
-    own_tensors = {name: tensor for name, tensor in everything.items() if name in others}
     buffers = everything.keys() - parameters_of(live).keys() if _is_model(part) else frozenset()
+    # Of what all have rank 0 writes its own for all, as another number of processes may take it.
+    others = owned.partial | (owned.differing - (owned.alike & buffers) if rank else frozenset())
+    own_tensors = {name: tensor for name, tensor in everything.items() if name in others}
     said = note(owned.differing - buffers, owned.partial, rest=owned.rest)
     rest = with_note(stored.rest, said)
     own = Own(own_tensors, rest if owned.rest and rank else None, stored.aliases)
