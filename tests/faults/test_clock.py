@@ -65,5 +65,5 @@ def test_fault_43_the_order_is_that_of_the_commits_whatever_the_clock_says(
     times = [event["at"] for event in events(run, "saved")]
     assert max(times) - min(times) > 80_000, "the clock was not moved"
     loop = train(run, 14)
-    assert f"resumed from {run}/checkpoint-12" in loop.said[0]
+    assert any(f"resumed from {run}/checkpoint-12" in line for line in loop.said)
     assert loop.digest() == whole(14)

@@ -86,8 +86,12 @@ class Signals:
             return
         mark = threading.Event()
         self._marks.append(mark)
-        os.write(self._write, _MARK)
-        mark.wait(_CATCHING_UP_SECONDS)
+        try:
+            os.write(self._write, _MARK)
+        except OSError:  # the pipe is full: the listener is far behind
+            self._marks.remove(mark)
+        else:
+            mark.wait(_CATCHING_UP_SECONDS)
 
     def has_handler(self, number: int) -> bool:
         """Returns whether the user, the launcher or a framework had set a handler of a signal, and none since."""
