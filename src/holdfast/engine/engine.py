@@ -249,7 +249,7 @@ class Engine:
             live = not self.gate.only_when_blocked
             self._rehearsing.go_on(step, self._stop, is_last_stage=look, is_live=live)
 
-    def _record(self, step: int, stage: str, scheduled: str = "") -> Boundary:
+    def _record(self, step: int, stage: str) -> Boundary:
         """Returns the boundary that training is at, with the small state and the fingerprint of the large one."""
         assert self._subject is not None and self._snapshots is not None
         copied = self._snapshots.copied_buffers
@@ -258,7 +258,7 @@ class Engine:
             self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
             self._saver.stand_still(reason)
-        return Boundary(step, stage, {}, self._number, recorded, fingerprint, scheduled)
+        return Boundary(step, stage, {}, self._number, recorded, fingerprint)
 
     def take_loss(self, loss: Any) -> None:
         """Takes the loss of the step whose boundary comes next, as the program gives it."""
