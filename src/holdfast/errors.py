@@ -34,6 +34,10 @@ DIFFERENT = 1
 """The exit code of `holdfast diff` when the two are not the same, and of `holdfast drill` when the resume is not."""
 NOT_DETERMINISTIC = 6
 """The exit code of `holdfast drill` when two uninterrupted starts already differ."""
+STILL_TRAINING = 7
+"""The exit code of `holdfast status --outcome` while a process trains the run."""
+DID_NOT_END = 8
+"""The exit code of `holdfast status --outcome` when nobody trains the run and nothing says how the last start ended."""
 
 
 def ended_by_signal(number: int) -> int:

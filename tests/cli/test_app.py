@@ -25,7 +25,7 @@ VERBS: dict[str, list[str]] = {
     "train": ["CONFIG", "--keep-settings", "--nproc", "--resume", "--set"],
     "save": ["RUN", "--json", "--label", "--stop", "--timeout", "--wait"],
     "stop": ["RUN", "--json", "--label", "--timeout", "--wait"],
-    "status": ["RUN", "--json"],
+    "status": ["RUN", "--json", "--outcome"],
     "list": ["RUN", "--json"],
     "verify": ["RUN|CHECKPOINT", "--json"],
     "inspect": ["CHECKPOINT", "--json"],
@@ -93,6 +93,7 @@ def test_the_page_has_the_exit_codes_of_errors_and_no_others() -> None:
     documented = {int(code) for row in re.findall(r"^\| ([0-9, ]+) \|", page, re.MULTILINE) for code in row.split(",")}
     signals = {errors.ended_by_signal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)}
     own = {errors.DIFFERENT, errors.NOT_DETERMINISTIC, errors.STOPPED_AFTER_SAVE}
+    own |= {errors.STILL_TRAINING, errors.DID_NOT_END}
     assert documented == {0, *CODES.values(), *own, *signals}
 
 

@@ -125,11 +125,11 @@ def test_nothing_is_deleted_when_nobody_can_tell_the_best_one(run: Path, state: 
     assert len(steps(run)) == 6
 
 
-@pytest.mark.parametrize("said_by", ["the newest checkpoint", "the journal"])
+@pytest.mark.parametrize("said_by", ["the newest checkpoint", "its own record"])
 def test_what_a_live_run_was_resumed_from_stays_until_it_has_ended(run: Path, said_by: str) -> None:
     parent = catalog.read(run / "checkpoint-200").manifest
     assert parent is not None
-    live = Run.open(run, continues=RUN, parent=parent.attempt if said_by == "the journal" else None)
+    live = Run.open(run, continues=RUN, parent=parent.attempt if said_by == "its own record" else None)
     if said_by == "the newest checkpoint":
         commit_checkpoint(run, 600, parent=parent.attempt)
     try:

@@ -104,6 +104,53 @@ def test_it_tells_how_a_run_ended_and_how_to_go_on(tmp_path: Path, outcome: str,
     assert step == "step        0", "a total that nobody knows"
 
 
+@pytest.mark.parametrize(
+    ("outcome", "code", "ends_with", "said"),
+    [
+        ("finished", 0, 0, "finished, N s ago"),
+        ("stopped", 75, 75, "stopped after a good save (75), N s ago; to go on"),
+        ("stopped", 0, 75, "stopped after a good save (0), N s ago; to go on"),
+        ("stopped", 1, 1, "stopped (1), N s ago"),
+        ("left: SIGTERM: no step was taken yet", 143, 143, "left: SIGTERM: no step was taken yet (143), N s ago"),
+        ("failed: ValueError", 1, 1, "failed: ValueError (1), N s ago"),
+    ],
+)
+def test_the_outcome_of_the_last_start_is_an_exit_code(
+    tmp_path: Path, outcome: str, code: int, ends_with: int, said: str
+) -> None:
+    Run.open(tmp_path).close(outcome, code)
+    ended = holdfast("status", tmp_path, "--outcome")
+    assert ended.returncode == ends_with and _timeless(ended.stdout).startswith(said) and not ended.stderr
+    told = holdfast("status", tmp_path, "--outcome", "--json")
+    content = json.loads(told.stdout)
+    assert told.returncode == content["exit_code"] == ends_with
+    assert (content["outcome"], content["code"], content["alive"]) == (outcome, code, False)
+
+
+def test_a_start_that_trains_or_was_killed_or_never_was_has_no_outcome(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    Run.open(run).close("stopped", 75)
+    with training(run) as process:
+        ended = holdfast("status", run, "--outcome")
+        assert (ended.returncode, ended.stdout) == (7, f"training (pid {process.pid}): it has not ended\n")
+        process.kill()
+        process.wait(30)
+    for _ in range(2):
+        ended = holdfast("status", run, "--outcome")
+        assert ended.returncode == 8 and ended.stdout.startswith("the last start has not said how it ended")
+        Run.open(run).close("stopped", 75)
+        taken = json.loads((run / ".holdfast/lease.json").read_text())  # as one killed right after it took the lease
+        (run / ".holdfast/lease.json").write_text(json.dumps({**taken, "token": "0" * 32}))
+    assert holdfast("status", tmp_path / "none", "--outcome").returncode == 4
+
+
+def test_a_journal_that_somebody_else_put_there_decides_nothing(tmp_path: Path) -> None:
+    Run.open(tmp_path).close("failed: ValueError", 1)
+    with (tmp_path / "events.jsonl").open("a") as journal:
+        journal.write('{"event": "end", "outcome": "stopped", "code": 75}\n')
+    assert holdfast("status", tmp_path, "--outcome").returncode == 1
+
+
 def test_a_start_that_has_not_saved_yet_shows_what_an_earlier_one_has_saved(tmp_path: Path) -> None:
     with training(tmp_path) as run:
         for _ in range(2):

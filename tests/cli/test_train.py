@@ -3,21 +3,23 @@
 import re
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from helpers.support import holdfast
+from helpers.support import RUN, holdfast
 from helpers.trainings import Training, events
 from helpers.waiting import wait_until
-from holdfast.train.torchrun import command, outcome
+from holdfast.run.outcome import Outcome
+from holdfast.train.torchrun import code_of, command
 
-START = {"event": "start"}
+
+def ended(how: str, code: int) -> Outcome:
+    return replace(STARTED, outcome=how, code=code, ended_at=2.0)
 
 
-def end(how: str, code: int) -> dict[str, Any]:
-    return {"event": "end", "outcome": how, "code": code}
+STARTED = Outcome(RUN, "0" * 32, 1, 1, None)
 
 
 def test_torchrun_is_told_of_everything_that_one_process_would_be_told() -> None:
@@ -30,30 +32,29 @@ def test_torchrun_is_told_of_everything_that_one_process_would_be_told() -> None
 
 
 @pytest.mark.parametrize(
-    ("journal", "code", "signalled", "expected"),
+    ("start", "code", "signalled", "expected"),
     [
-        ([START, end("finished", 0)], 0, None, 0),
-        ([START, end("finished", 0)], 1, None, 1),  # another rank failed after rank 0 had ended
-        ([START, end("finished", 0)], 1, signal.SIGTERM, 0),
-        ([START, end("stopped", 0)], 0, None, 75),
-        ([START, end("stopped", 0)], 1, signal.SIGTERM, 75),
-        ([START, end("stopped", 1)], 1, None, 1),
-        ([START, end("failed: ValueError", 1)], 1, None, 1),
-        ([START, end("left: SIGTERM: nothing is new", 0)], 0, signal.SIGTERM, 75),
-        ([START, end("left: SIGINT: no step was taken yet", 130)], 1, signal.SIGINT, 130),
-        ([START], 1, None, 1),
-        ([START], 0, signal.SIGTERM, 1),  # killed before it could say how it ended
-        ([], 1, None, 1),
-        ([], -9, None, 1),
-        ([], 1, signal.SIGINT, 130),
-        ([], -15, signal.SIGTERM, 143),
-        ([START, {"event": "saved"}, {"event": "end"}], 0, None, 1),
+        (ended("finished", 0), 0, None, 0),
+        (ended("finished", 0), 1, None, 1),  # another rank failed after rank 0 had ended
+        (ended("finished", 0), 1, signal.SIGTERM, 0),
+        (ended("stopped", 0), 0, None, 75),
+        (ended("stopped", 0), 1, signal.SIGTERM, 75),
+        (ended("stopped", 1), 1, None, 1),
+        (ended("failed: ValueError", 1), 1, None, 1),
+        (ended("left: SIGTERM: nothing is new", 0), 0, signal.SIGTERM, 75),
+        (ended("left: SIGINT: no step was taken yet", 130), 1, signal.SIGINT, 130),
+        (STARTED, 1, None, 1),
+        (STARTED, 0, signal.SIGTERM, 1),  # killed before it could say how it ended
+        (None, 1, None, 1),
+        (None, -9, None, 1),
+        (None, 1, signal.SIGINT, 130),
+        (None, -15, signal.SIGTERM, 143),
     ],
 )
 def test_the_code_is_that_of_one_process(
-    journal: list[dict[str, Any]], code: int, signalled: int | None, expected: int
+    start: Outcome | None, code: int, signalled: int | None, expected: int
 ) -> None:
-    assert outcome(journal, code, signalled) == expected
+    assert code_of(start, code, signalled) == expected
 
 
 def test_no_processes_at_all_is_an_error_of_the_command_line() -> None:

@@ -206,6 +206,7 @@ def test_fault_29_30_every_way_to_stop_saves_once_and_the_next_start_goes_on_fro
     require_one_good_stop(folder, seen, begun, agent.output)
     assert folder.codes() == ["0", "0"], agent.output
     assert holdfast("verify", folder.run).returncode == 0
+    assert holdfast("status", folder.run, "--outcome").returncode == 75, "what torchrun's own code does not tell"
 
 
 def test_a_handler_of_each_rank_that_leaves_is_called_when_all_have_the_save(folder: Folder) -> None:
@@ -216,6 +217,7 @@ def test_a_handler_of_each_rank_that_leaves_is_called_when_all_have_the_save(fol
     assert [process.wait() for process in ranks] == [9, 9], ranks[0].output + ranks[1].output
     require_one_good_stop(folder, 0, begun, ranks[0].output + ranks[1].output)
     assert folder.codes() == ["9", "9"]
+    assert holdfast("status", folder.run, "--outcome").returncode == 9
 
 
 @pytest.mark.timeout(300)

@@ -2,15 +2,17 @@
 
 import json as json_library
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from holdfast.cli.output import ago, as_json, size
-from holdfast.errors import STOPPED_AFTER_SAVE
-from holdfast.run import lease
+from holdfast.errors import DID_NOT_END, STILL_TRAINING, STOPPED_AFTER_SAVE
+from holdfast.run import lease, outcome
 from holdfast.run.directory import RunDirectory
+from holdfast.run.lease import Holder
 from holdfast.store import catalog
 from holdfast.store.manifest import in_short
 from holdfast.store.names import shown
@@ -24,6 +26,7 @@ _TO_GO_ON = "holdfast train CONFIG --resume auto, or the script as it is"
 
 def status(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
+    ended: Annotated[bool, typer.Option("--outcome", help="How the last start ended, as an exit code.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell whether a run is alive, its step, rate, loss, last checkpoint, and what is pending."""
@@ -31,6 +34,8 @@ def status(
     directory.open()
     holder = lease.read(directory)
     alive = holder is not None and lease.is_alive(directory, holder)
+    if ended:
+        _outcome(directory, holder, alive=alive, json=json)
     content = directory.read_json(directory.status)
     known: dict[str, Any] = content if isinstance(content, dict) else {}
     if json:
@@ -46,6 +51,26 @@ def status(
         ]
     for line in lines:
         print(shown(line))
+
+
+def _outcome(directory: RunDirectory, holder: Holder | None, *, alive: bool, json: bool) -> NoReturn:
+    """Tells how the last start ended, by one line and an exit code, for scripts that decide whether to start again."""
+    last = outcome.read(directory)
+    if last is not None and (holder is None or last.token != holder.token):
+        last = None  # a later start was killed before it could say anything
+    if alive:
+        code, line = STILL_TRAINING, f"training (pid {holder.pid if holder else None}): it has not ended"
+    elif last is None or last.ended_at is None:
+        code, line = DID_NOT_END, "the last start has not said how it ended: it was killed, or its machine failed"
+    else:
+        known = {"phase": "ended", "outcome": last.outcome, "code": last.code, "written_at": last.ended_at}
+        code, line = last.exit_code, _end(known)
+    if json:
+        record = {} if last is None else asdict(last)
+        as_json({"path": str(directory.root), "alive": alive, **record, "exit_code": code})
+    else:
+        print(shown(line))
+    raise typer.Exit(code)
 
 
 def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:

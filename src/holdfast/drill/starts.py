@@ -16,7 +16,7 @@ import psutil
 from holdfast.drill import trace
 from holdfast.drill.trace import Trace
 from holdfast.errors import HoldfastError, UnsupportedError
-from holdfast.run import journal
+from holdfast.run import outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.rehearsal import Rehearsal
@@ -112,10 +112,9 @@ class Starts:
             seconds = time.monotonic() - begun
             if len(gone) == len(ranks):
                 process.wait()  # a launcher ends after them
-        events = journal.events(directory.journal)
-        ends = [event for event in events if event.get("event") == "end"]
-        waited = sum(event["seconds"] for event in events if event.get("event") == "held")
-        stopped = bool(ends) and ends[-1].get("outcome") == "stopped"
+        last, status = outcome.read(directory), directory.read_json(directory.status)
+        stopped = last is not None and last.outcome == "stopped"
+        waited = float(status.get("held_seconds", 0.0)) if isinstance(status, dict) else 0.0
         return Interrupted(trace.read(plan), answer, seconds, stopped, waited)
 
     def _ask(self, directory: RunDirectory, plan: Rehearsal, process: Any, grace: float) -> Answer | None:

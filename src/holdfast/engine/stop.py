@@ -5,7 +5,7 @@ import time
 
 from holdfast.run.status import StatusFile
 
-# Leaving writes answers and the journal's last line; a disk that hangs may not hold it up for longer. At the end of a
+# Leaving writes answers and the outcome; a disk that hangs may not hold it up for longer. At the end of a
 # grace that is at most a part of it.
 LEAVING_SECONDS = 3.0
 _LEAVING_PART = 0.1

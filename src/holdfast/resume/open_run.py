@@ -49,7 +49,7 @@ def open_run(
         return open_single(root, wanted, layout, log)
     if channel.rank == 0:
         return open_rank0(channel, root, wanted, layout, log)
-    return open_follower(channel, root)
+    return open_follower(channel, root, log)
 
 
 def open_single(
@@ -59,7 +59,7 @@ def open_single(
     point = select_checkpoint(root, wanted, layout, log)
     manifest = point.manifest if point else None
     continues = point.continues(root) if point else None
-    run = Run.open(root, continues=continues, parent=manifest.attempt if manifest else None)
+    run = Run.open(root, continues=continues, parent=manifest.attempt if manifest else None, log=log)
     return Resumption(
         run, point, channel, lambda damaged, problems: select_older(damaged, problems, root, wanted, layout, log)
     )
@@ -85,7 +85,7 @@ def open_rank0(channel: Channel, root: Path, wanted: str | bool | None, layout: 
     return opened
 
 
-def open_follower(channel: Channel, root: Path) -> "Resumption":
+def open_follower(channel: Channel, root: Path, log: Logger) -> "Resumption":
     """Opens the run that rank 0 has opened in another rank."""
     start = channel.get("start", _LONGEST_SECONDS)
     if "error" in start:
@@ -94,7 +94,7 @@ def open_follower(channel: Channel, root: Path) -> "Resumption":
     problem = ""
     opened = None
     try:
-        run = Run.join(root, Holder(**start["holder"]), start["parent"], channel.rank)
+        run = Run.join(root, Holder(**start["holder"]), start["parent"], channel.rank, log)
         point = None if start["checkpoint"] is None else _seen_here(channel.rank, start)
         opened = Resumption(run, point, channel)
     except HoldfastError as error:

@@ -42,8 +42,13 @@ class RunDirectory:
         return self.control / "status.json"
 
     @property
+    def outcome(self) -> Path:
+        """The record of the last start and of how it ended."""
+        return self.control / "outcome.json"
+
+    @property
     def journal(self) -> Path:
-        """The journal of the run, one event a line."""
+        """The journal of the run, one event a line, for people."""
         return self.root / names.JOURNAL
 
     def create(self) -> None:
@@ -61,7 +66,7 @@ class RunDirectory:
                 f"cannot use {self.root} as a run directory: {error.strerror or error}",
                 hint="choose another output_dir, or make this one writable",
             ) from error
-        self._check_private()
+        self.check_private(self.control, self.requests, self.answers)
         if os.path.lexists(self.journal) and not stat.S_ISREG(self.journal.lstat().st_mode):
             raise RunError(f"{self.journal} is not a regular file", hint="remove it: the journal is written there")
 
@@ -77,10 +82,15 @@ class RunDirectory:
                 f"no run in {self.root}",
                 hint="give the output_dir of a training that runs with Holdfast; it holds a directory .holdfast",
             )
-        self._check_private()
+        self.check_private(self.control, self.requests, self.answers)
 
-    def _check_private(self) -> None:
-        for path in (self.control, self.requests, self.answers):
+    def check_private(self, *folders: Path) -> None:
+        """Checks that directories of the run are this user's, and that nobody else may write there.
+
+        Raises:
+            RunError: One is not.
+        """
+        for path in folders:
             try:
                 status = path.lstat()
             except OSError as error:

@@ -4,7 +4,6 @@ import json
 import os
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from holdfast.store import files
 
 
 class Journal:
-    """Writes events. It is a record for people and scripts; training neither decides by it nor fails by it."""
+    """Writes events. It is a record for people: nothing decides by it, and training does not fail by it."""
 
     def __init__(self, path: Path, run: str) -> None:
         self._path = path
@@ -39,22 +38,3 @@ class Journal:
                 return size > 0 and os.pread(fd, 1, size - 1) != b"\n"
         except FileNotFoundError:
             return False
-
-
-def events(path: Path, begun: int = 0) -> list[dict[str, Any]]:
-    """Returns the events of a journal, without what is no whole line of one.
-
-    Args:
-        path: The journal.
-        begun: The bytes that it had before; what was added to them is returned.
-    """
-    events = []
-    with suppress(OSError), files.open_regular(path) as fd:
-        os.lseek(fd, begun, os.SEEK_SET)
-        with open(fd, encoding="utf-8", errors="replace", closefd=False) as lines:
-            for line in lines:
-                with suppress(ValueError):
-                    event = json.loads(line)
-                    if isinstance(event, dict):
-                        events.append(event)
-    return events

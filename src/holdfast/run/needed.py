@@ -1,12 +1,11 @@
 """The checkpoints that a run still needs, as far as another process can tell."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
-from holdfast.errors import DamagedCheckpointError
-from holdfast.run import lease
+from holdfast.errors import DamagedCheckpointError, RunError
+from holdfast.run import lease, outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.store import files, names
 from holdfast.store.catalog import Entry
@@ -15,7 +14,6 @@ from holdfast.store.verify import verify
 _STATE = "trainer_state.json"
 # It has a line for each of a training's logs.
 _MOST_STATE_BYTES = 1 << 30
-_MOST_LINE_BYTES = 1 << 20
 
 
 def identity_of(directory: RunDirectory, entries: Sequence[Entry]) -> str:
@@ -29,6 +27,7 @@ def needed(directory: RunDirectory, entries: Sequence[Entry]) -> dict[Path, str]
 
     Raises:
         DamagedCheckpointError: The newest one does not tell which is the best, as it should.
+        RunError: A process trains the run, and what it was resumed from cannot be read.
     """
     why: dict[Path, str] = {}
     run = identity_of(directory, entries)
@@ -60,23 +59,18 @@ def _best_step(newest: Entry) -> int | None:
 
 
 def _parents(directory: RunDirectory, newest: Entry | None) -> Iterator[str]:
-    """Yields the attempts that a live run was resumed from: by its newest checkpoint, and by the journal."""
+    """Yields the attempts that a live run was resumed from: by its newest checkpoint, and by its own word."""
     holder = lease.read(directory)
     if holder is None or not lease.is_alive(directory, holder):
         return
     if newest is not None and newest.manifest is not None and newest.manifest.parent is not None:
         yield newest.manifest.parent
-    start = None
-    try:
-        with files.open_regular(directory.journal) as fd, os.fdopen(os.dup(fd), "rb") as lines:
-            while line := lines.readline(_MOST_LINE_BYTES):
-                if b'"event": "start"' in line or b'"event": "fell_back"' in line:
-                    start = line
-    except FileNotFoundError:
-        return
-    try:
-        parent = json.loads(start or b"{}").get("parent")
-    except (ValueError, RecursionError, AttributeError):
-        return
-    if isinstance(parent, str):
-        yield parent
+    start = outcome.read(directory)
+    if start is None or start.token != holder.token:
+        raise RunError(
+            f"nobody knows which checkpoint the training in {directory.root} was resumed from:"
+            f" {directory.outcome} does not speak of it",
+            hint="it may have begun just now: do the same again; if that does not help, when it has ended",
+        )
+    if start.parent is not None:
+        yield start.parent

@@ -1,16 +1,21 @@
 """A run that this process trains: its lease, and the places that it shares with other processes."""
 
+import logging
 import os
 import socket
+import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.errors import RunError
+from holdfast.log import LOGGER
+from holdfast.run import outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
 from holdfast.run.lease import Holder, Lease, read
+from holdfast.run.outcome import Outcome
 from holdfast.run.status import Status, StatusFile
 from holdfast.store import retention
 from holdfast.store.catalog import Catalog
@@ -29,6 +34,7 @@ class Run:
         parent: The attempt that it was resumed from, if any.
         left_over: The ids of the requests that an earlier process left unanswered.
         rank: The number of this process among those that train it. Rank 0 alone publishes, and writes the status.
+        log: Takes a line for the user.
     """
 
     directory: RunDirectory
@@ -39,19 +45,24 @@ class Run:
     parent: str | None
     left_over: frozenset[str] = frozenset()
     rank: int = 0
+    log: logging.Logger = LOGGER
 
     def __post_init__(self) -> None:
         self.catalog = Catalog(self.root)
         self._is_closed = False
+        self._outcome = Outcome.of_start(self.lease.holder, self.parent)
 
     @classmethod
-    def open(cls, root: Path, *, continues: str | None = None, parent: str | None = None) -> "Run":
+    def open(
+        cls, root: Path, *, continues: str | None = None, parent: str | None = None, log: logging.Logger = LOGGER
+    ) -> "Run":
         """Takes the run directory over, and clears what a dead process left half-done.
 
         Args:
             root: The run directory; made if it is missing.
             continues: The identity of the run that goes on here; None begins a new one.
             parent: The attempt that the training is resumed from.
+            log: Takes a line for the user.
 
         Raises:
             RunError: The directory cannot be used.
@@ -60,27 +71,29 @@ class Run:
         directory = RunDirectory(root)
         directory.create()
         try:
-            return cls._open(directory, continues, parent)
+            return cls._open(directory, continues, parent, log)
         except OSError as error:
             raise RunError(f"cannot use {root} as a run directory: {error}", hint="is the disk full?") from error
 
     @classmethod
-    def _open(cls, directory: RunDirectory, continues: str | None, parent: str | None) -> "Run":
+    def _open(cls, directory: RunDirectory, continues: str | None, parent: str | None, log: logging.Logger) -> "Run":
         inbox = Inbox(directory)
         left_over = frozenset(request.id for request in inbox.pending()[0])
         lease = Lease.take(directory, continues)
         run = lease.holder.run
         journal = Journal(directory.journal, run)
         status = StatusFile(directory.status, Status(run, lease.holder.pid))
+        opened = cls(directory, lease, inbox, journal, status, parent, left_over, log=log)
+        outcome.write(directory, opened._outcome)  # that of the start before is not this one's
         # Not in `requests`: somebody may be writing one there.
         swept = [name for f in (directory.root, directory.control, directory.answers) for name in retention.sweep(f)]
         inbox.forget_old_answers()
         journal.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
-        return cls(directory, lease, inbox, journal, status, parent, left_over)
+        return opened
 
     @classmethod
-    def join(cls, root: Path, holder: Holder, parent: str | None, rank: int) -> "Run":
+    def join(cls, root: Path, holder: Holder, parent: str | None, rank: int, log: logging.Logger = LOGGER) -> "Run":
         """Joins an open run, in a process that trains it together with the one that opened it.
 
         Args:
@@ -88,6 +101,7 @@ class Run:
             holder: The holder of the lease, as rank 0 tells it.
             parent: The attempt that the training is resumed from.
             rank: The rank of this process.
+            log: Takes a line for the user.
 
         Raises:
             RunError: Rank 0's run is not in this directory.
@@ -101,7 +115,7 @@ class Run:
             )
         journal = Journal(directory.journal, holder.run)
         status = StatusFile(directory.status, Status(holder.run, os.getpid()))
-        return cls(directory, Lease(directory, holder), Inbox(directory), journal, status, parent, rank=rank)
+        return cls(directory, Lease(directory, holder), Inbox(directory), journal, status, parent, rank=rank, log=log)
 
     @property
     def root(self) -> Path:
@@ -114,18 +128,35 @@ class Run:
         return self.lease.holder.run
 
     def go_on_from(self, parent: str) -> None:
-        """Notes that the run goes on from another checkpoint, because that with which it was opened is damaged."""
-        self.parent = parent
-        if not self.rank:
-            self.journal.write("fell_back", parent=parent)
+        """Notes that the run goes on from another checkpoint, because that with which it was opened is damaged.
 
-    def close(self, outcome: str, code: int) -> None:
+        Raises:
+            RunError: The disk does not take it, so that the checkpoint could be deleted beside the training.
+        """
+        self.parent = parent
+        if self.rank:
+            return
+        self._outcome = replace(self._outcome, parent=parent)
+        try:
+            outcome.write(self.directory, self._outcome)
+        except OSError as error:
+            raise RunError(f"cannot use {self.root} as a run directory: {error}", hint="is the disk full?") from error
+        self.journal.write("fell_back", parent=parent)
+
+    def close(self, how: str, code: int) -> None:
         """Writes down how it ended, and gives the lease back, as far as the disk allows: training is over."""
         if self.rank or self._is_closed:
             return  # rank 0 writes it down for all
         self._is_closed = True
-        self.journal.write("end", outcome=outcome, code=code)
-        self.status.update(phase="ended", pending=(), outcome=outcome, code=code)
+        try:
+            outcome.write(self.directory, replace(self._outcome, outcome=how, code=code, ended_at=time.time()))
+        except OSError as error:
+            self.log.warning(
+                f"how this training ended cannot be written down ({error.strerror or error}): "
+                f"holdfast status {self.root} --outcome will say that it did not end, and not: {how} ({code})"
+            )
+        self.journal.write("end", outcome=how, code=code)
+        self.status.update(phase="ended", pending=(), outcome=how, code=code)
         with suppress(OSError):
             self.status.write()
         with suppress(OSError):

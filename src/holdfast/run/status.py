@@ -45,7 +45,7 @@ class Status:
     ranks: tuple[dict[str, Any], ...] = ()
     """The states of the other ranks, in a training of several processes."""
     outcome: str = ""
-    """The way in which it ended, in the words of the journal; empty while it has not."""
+    """The way in which it ended, as `outcome.json` has it; empty while it has not."""
     code: int | None = None
     """The exit code with which it ended."""
     written_at: float = field(default=0.0)

@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -11,10 +11,11 @@ from typing import Any
 
 import psutil
 
-from holdfast.errors import FAILED, STOPPED_AFTER_SAVE, UnsupportedError, ended_by_signal
+from holdfast.errors import FAILED, UnsupportedError, ended_by_signal
 from holdfast.ranks import launcher
-from holdfast.run import journal, rehearsal
+from holdfast.run import outcome, rehearsal
 from holdfast.run.directory import RunDirectory
+from holdfast.run.outcome import Outcome
 from holdfast.train.config.load import load
 
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2)
@@ -31,6 +32,7 @@ def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: s
 
     Raises:
         ConfigError: The configuration is wrong. Nothing was started.
+        RunError: The run directory does not tell which start was the last one. Nothing was started, or it has ended.
         UnsupportedError: A launcher has started this process already.
     """
     if launcher.world_size() > 1 or launcher.under_elastic_agent():
@@ -40,13 +42,15 @@ def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: s
         )
     config = load(path, overrides).config
     directory = RunDirectory(rehearsal.output_dir_for(config.output_dir))
-    begun = _journal_bytes(directory.journal)
+    before = outcome.read(directory)
     with _Signals() as signals:
         # A session of its own: a terminal's Ctrl+C comes to the ranks through us alone.
         torchrun = subprocess.Popen(command(count, path, overrides, resume), start_new_session=True)
         signals.pass_on_to(torchrun.pid)
         code = torchrun.wait()
-    return outcome(journal.events(directory.journal, begun), code, signals.ended_by)
+    last = outcome.read(directory)
+    is_of_before = last is None or (before is not None and last.token == before.token)
+    return code_of(None if is_of_before else last, code, signals.ended_by)
 
 
 def command(count: int, path: Path, overrides: Sequence[str], resume: str | None) -> list[str]:
@@ -57,26 +61,19 @@ def command(count: int, path: Path, overrides: Sequence[str], resume: str | None
     return [*torchrun, "-m", "holdfast", "train", str(path), *options]
 
 
-def outcome(events: Sequence[Mapping[str, Any]], code: int, signalled: int | None) -> int:
+def code_of(start: Outcome | None, code: int, signalled: int | None) -> int:
     """Returns the exit code that `docs/cli.md` promises.
 
     Args:
-        events: The events that this training added to the journal.
+        start: The record of this training's start; None where it did not come so far.
         code: torchrun's own exit code: 1 for whatever a rank ended with.
         signalled: The signal to end that was passed on, if any.
     """
-    ends = [event for event in events if event.get("event") == "end"]
-    if not ends:
-        if any(event.get("event") == "start" for event in events):
-            return FAILED
+    if start is None:
         return ended_by_signal(signalled) if signalled else code if code > 0 else FAILED
-    how, ended_with = ends[-1].get("outcome"), ends[-1].get("code")
-    if how == "finished":
-        return 0 if code == 0 or signalled else FAILED
-    # Ranks say 0 after a good save, because torchrun takes anything else for a failure.
-    if ended_with == 0:
-        return STOPPED_AFTER_SAVE
-    return ended_with if isinstance(ended_with, int) else FAILED
+    if start.exit_code == 0 and code != 0 and not signalled:
+        return FAILED  # another rank failed after rank 0 had finished
+    return start.exit_code
 
 
 class _Signals:
@@ -126,9 +123,3 @@ class _Signals:
                 ranks = [agent]  # it has started nobody yet
             for process in ranks:
                 process.send_signal(number)
-
-
-def _journal_bytes(path: Path) -> int:
-    with suppress(OSError):
-        return path.stat().st_size
-    return 0
