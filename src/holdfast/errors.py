@@ -26,6 +26,8 @@ Each message says what happened and to what; `hint` says what to do next.
 import signal
 from collections.abc import Sequence
 
+from holdfast.text import lines_shown
+
 FAILED = 1
 """The exit code of whatever failed and has no code of its own."""
 STOPPED_AFTER_SAVE = 75
@@ -55,6 +57,8 @@ def exit_code_of(error: SystemExit | KeyboardInterrupt) -> int:
 class HoldfastError(Exception):
     """The base of every error of Holdfast.
 
+    A message may quote what anybody has written, and ends on a terminal whoever catches it: so it is escaped here.
+
     Args:
         message: The event, and the thing that it happened to.
         hint: The next thing to do; shown on a line of its own.
@@ -63,10 +67,10 @@ class HoldfastError(Exception):
     exit_code = FAILED
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.hint = hint
-        if hint:
-            self.add_note(hint)  # where nobody catches it, the trace ends with what to do
+        super().__init__(lines_shown(message))
+        self.hint = None if hint is None else lines_shown(hint)
+        if self.hint:
+            self.add_note(self.hint)  # where nobody catches it, the trace ends with what to do
 
 
 class ConfigError(HoldfastError):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from holdfast.text import MOST_LINE, shown
+
 LOGGER = logging.getLogger("holdfast")
 """Everything that Holdfast logs. Its level is INFO unless the application has set one."""
 
@@ -40,9 +42,9 @@ class RunLog(logging.Logger):
         return self._say is not None or self._is_wanted(level)
 
     def callHandlers(self, record: logging.LogRecord) -> None:
-        """Hands a line to whoever takes it."""
-        if self.rank:
-            record.msg, record.args = f"rank {self.rank}: {record.getMessage()}", None
+        """Hands a line to whoever takes it, escaped: it may quote what anybody has written, and stays one line."""
+        line = shown(record.getMessage(), MOST_LINE)
+        record.msg, record.args = f"rank {self.rank}: {line}" if self.rank else line, None
         if self._say is not None:
             _guarded(self._say, record.getMessage())
         if self._is_wanted(record.levelno) and LOGGER.filter(record):

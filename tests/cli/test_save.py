@@ -75,7 +75,7 @@ def test_a_failed_save_is_exit_code_1_with_the_reason(tmp_path: Path) -> None:
                 answer = json.loads(output)
                 assert (answer["saved"], answer["error"], errors) == (False, "a bad day\nin two lines", "")
             else:
-                assert output == "" and errors == "holdfast: the save failed at step 7: a bad day\nin two lines\n"
+                assert output == "" and errors == "holdfast: the save failed at step 7: a bad day in two lines\n"
 
 
 @pytest.mark.parametrize("verb", [("stop",), ("save", "--stop")], ids="-".join)

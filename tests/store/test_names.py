@@ -134,24 +134,3 @@ def test_a_user_may_not_take_a_name_of_ours(name: str) -> None:
 
 def test_a_user_may_take_any_other_name() -> None:
     assert not any(map(names.is_reserved, ["axolotl_checkpoint.save", "save.now", "checkpoints", "MANIFEST.txt"]))
-
-
-@fuzzed
-@given(st.text() | TRICKY)
-def test_what_is_shown_stays_on_its_line_and_can_be_printed_anywhere(text: str) -> None:
-    shown = names.shown(text)
-    shown.encode()
-    assert shown.isprintable()
-    assert shown == text or not text.isprintable()
-
-
-@fuzzed
-@given(st.text() | st.text(min_size=300) | st.lists(st.lists(st.text())) | st.integers() | st.floats() | st.none())
-def test_what_is_quoted_is_short_and_can_be_printed_on_any_line(value: object) -> None:
-    quoted = names.quoted(value)
-    assert len(quoted) < 3000 and quoted.isprintable()
-
-
-def test_what_is_quoted_is_whole_where_a_path_may_be_that_long() -> None:
-    assert names.quoted("x" * 198) == repr("x" * 198)
-    assert len(names.quoted("x" * 100_000)) <= 200

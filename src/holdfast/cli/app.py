@@ -1,10 +1,10 @@
 """Runs the command line: its verbs, and what becomes of errors. Described in `docs/cli.md`."""
 
 import functools
-import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
@@ -12,17 +12,43 @@ from typer.core import TyperGroup
 
 from holdfast import __version__
 from holdfast.cli import diff, drill, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
+from holdfast.cli.output import as_json, tell
 from holdfast.errors import ConfigError, HoldfastError, ended_by_signal
+from holdfast.text import lines_shown
+
+_UsageError: Any = typer.BadParameter.__base__  # typer hands it on under no name of its own
 
 
 class _Verbs(TyperGroup):
-    """The verbs, and a word for who looks for one that is an option here."""
+    """The verbs, and a word for who looks for one that is an option here.
+
+    What is wrong with a command line is printed by typer, and may quote a name that a shell has found in a directory.
+    """
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parses the options before the verb."""
+        with _quoted_escaped():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parses what follows, and runs the verb."""
+        with _quoted_escaped():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: Any) -> Any:
         """Finds the verb that the command line names."""
         if args and args[0] == "resume":
             ctx.fail("No such command 'resume'. Did you mean: holdfast train CONFIG --resume auto")
         return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def _quoted_escaped() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = lines_shown(error.message)
+        raise
 
 
 app = typer.Typer(
@@ -73,7 +99,7 @@ for _name, _verb in _VERBS.items():
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"holdfast {__version__}")
+        tell(f"holdfast {__version__}")
         raise typer.Exit
 
 
@@ -98,9 +124,9 @@ def main() -> NoReturn:
 def _tell(error: HoldfastError) -> int:
     ours = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv  # what follows is another program's
     if "--json" in ours:
-        print(json.dumps({"error": str(error), "hint": error.hint, "exit_code": error.exit_code}))
+        as_json({"error": str(error), "hint": error.hint, "exit_code": error.exit_code})
     else:
-        print(f"holdfast: {error}" if error.exit_code != ConfigError.exit_code else str(error), file=sys.stderr)
+        tell(f"holdfast: {error}" if error.exit_code != ConfigError.exit_code else str(error), as_error=True)
         if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+            tell(f"  {error.hint}", as_error=True)
     return error.exit_code

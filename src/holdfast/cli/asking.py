@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
-from holdfast.cli.output import as_json
+from holdfast.cli.output import as_json, tell
 from holdfast.errors import ConfigError, RunNotAliveError, SaveError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import MOST_LABEL_BYTES, Request, clean_label
+from holdfast.text import one_line
 
 
 def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: float | None, json: bool) -> None:
@@ -38,8 +39,8 @@ def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: fl
     if json:
         as_json({"request": request.id, **{name: value for name, value in vars(answer).items() if name != "note"}})
     elif answer.saved:
-        print(answer.line(f"request:{request.id}"))
-    problem = "" if answer.saved else f"the save failed at step {answer.step}: {answer.error}"
+        tell(answer.line(f"request:{request.id}"))
+    problem = "" if answer.saved else f"the save failed at step {answer.step}: {one_line(answer.error)}"
     if answer.saved and not answer.durable:
         problem = "the file system cannot promise that the checkpoint's name survives a power cut"
     if problem:
@@ -51,8 +52,8 @@ def _print_asked(root: Path, request: Request, json: bool) -> None:
         as_json({"request": request.id})
         return
     after = "saves and ends" if request.stop else "saves and goes on"
-    print(f"asked: the run {after}, with its last boundary (request {request.id})")
-    print(f"  to wait for the answer, add --wait; to look, holdfast status {root}")
+    tell(f"asked: the run {after}, with its last boundary (request {request.id})")
+    tell(f"  to wait for the answer, add --wait; to look, holdfast status {root}")
 
 
 def _require_alive(directory: RunDirectory) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli import naming
-from holdfast.cli.output import as_json, columns
+from holdfast.cli.output import as_json, columns, tell
 from holdfast.cli.tensor_distance import distance
 from holdfast.errors import DIFFERENT, DamagedCheckpointError
 from holdfast.layouts.safetensors import header
@@ -51,8 +51,8 @@ def diff(
             columns(("FILE", "TENSOR", "DIFFERENCE"), [(t["file"], t["name"], _difference(t)) for t in unlike])
         if unlike_others:
             columns(("OTHER FILE", "DIFFERENCE"), [(file["file"], file["state"]) for file in unlike_others])
-        print(f"tensors: {len(tensors) - len(unlike)} the same, {len(unlike)} not")
-        print(f"other files: {len(others) - len(unlike_others)} the same, {len(unlike_others)} not")
+        tell(f"tensors: {len(tensors) - len(unlike)} the same, {len(unlike)} not")
+        tell(f"other files: {len(others) - len(unlike_others)} the same, {len(unlike_others)} not")
     if unlike or unlike_others:
         raise typer.Exit(DIFFERENT)
 

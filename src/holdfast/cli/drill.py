@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli.output import as_json, size
+from holdfast.cli.output import as_json, size, tell
 from holdfast.errors import ConfigError
+from holdfast.text import one_line
 
 if TYPE_CHECKING:
     from holdfast.drill.rehearse import Findings
@@ -37,7 +38,7 @@ def drill(
 
     def say(line: str) -> None:
         if not json:
-            print(line, flush=True)
+            tell(line)
 
     say(f"drill: output_dir is {scratch / 'run'} in its place; what the program writes elsewhere is yours")
     keep = True
@@ -75,7 +76,7 @@ def _lines(findings: "Findings") -> list[str]:
         lines.append("  something that influences training is in no part of the checkpoint: give it as a part")
     elif interrupted.stopped:
         lines.append(f"NOT compared: the last start began at step {findings.resumed_at}, of {findings.steps}")
-    lines += [f"  it said: {warning}" for warning in findings.warnings]
+    lines += [f"  it said: {one_line(warning)}" for warning in findings.warnings]
     if not interrupted.stopped:
         lines.append(
             f"NOT stopped with a good save; it was given {findings.grace:g} s, and took {interrupted.seconds:.1f} s"
@@ -89,7 +90,8 @@ def _lines(findings: "Findings") -> list[str]:
             lines.append("  give the job more time, and say how much in stop_grace_seconds")
     answer = interrupted.answer
     if answer is None or not answer.saved:
-        lines.append(f"the save that was asked for: {'no answer in time' if answer is None else answer.error}")
+        became = "no answer in time" if answer is None else one_line(answer.error)
+        lines.append(f"the save that was asked for: {became}")
     else:
         cost = f"training waited {interrupted.waited:.3f} s for both"
         lines.append(f"a save: {size(answer.bytes)} in {answer.seconds:.2f} s; {cost}")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import naming
-from holdfast.cli.output import as_json
+from holdfast.cli.output import as_json, tell
 
 
 def export(
@@ -23,4 +23,4 @@ def export(
         as_json({"files": [str(file) for file in written]})
     else:
         for file in written:
-            print(file)
+            tell(str(file))

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli import naming
-from holdfast.cli.output import as_json, columns, size
+from holdfast.cli.output import as_json, columns, size, tell
 from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError, Tensor
 from holdfast.layouts.whole_tensors import Whole, gather
 from holdfast.store import files
 from holdfast.store.manifest import Manifest, in_short
-from holdfast.store.names import shown
+from holdfast.text import shown
 
 
 def inspect(
@@ -62,12 +62,12 @@ def _headers(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], l
 
 def _show(path: Path, manifest: Manifest, tensors: Sequence[Whole], pinned: bool | None) -> None:
     for name, value in _facts(path, manifest, pinned):
-        print(f"{shown(name):<14}{shown(value)}")
-    print()
+        tell(f"{shown(name):<14}{shown(value)}")
+    tell()
     columns(("FILE", "SIZE"), [(file.path, size(file.size)) for file in manifest.files])
     for name, group in groupby(tensors, lambda tensor: tensor.file):
         whole = list(group)
-        print(f"\n{shown(name)}: {len(whole)} tensors, {size(sum(tensor.bytes for tensor in whole))}")
+        tell(f"\n{shown(name)}: {len(whole)} tensors, {size(sum(tensor.bytes for tensor in whole))}")
         rows = [(t.name, t.dtype, "x".join(map(str, t.shape)) or "scalar", size(t.bytes)) for t in whole]
         if manifest.tensors:
             pieces = [(*row, str(len(tensor.pieces))) for row, tensor in zip(rows, whole, strict=True)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli.naming import asked_by, pinned_in, require_run
-from holdfast.cli.output import as_json, columns, size
+from holdfast.cli.output import as_json, columns, size, tell
 from holdfast.store import catalog
 from holdfast.store.catalog import Entry
 from holdfast.store.retention import labels_of
@@ -25,7 +25,7 @@ def list_checkpoints(
     if json:
         as_json({"run": str(run), "checkpoints": [_described(entry, pinned) for entry in entries]})
     elif not entries:
-        print(f"no checkpoint in {run} yet")
+        tell(f"no checkpoint in {run} yet")
     else:
         columns(_HEAD, [_row(entry, pinned) for entry in entries])
 

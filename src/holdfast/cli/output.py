@@ -1,31 +1,48 @@
-"""Prints what the verbs have to say: columns for people, JSON for scripts."""
+"""Prints what the verbs have to say: columns for people, JSON for scripts.
+
+Nothing else in `cli/` prints: what is shown comes from files that anybody may have written, and is escaped and cut
+here.
+"""
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from holdfast.store.names import shown
+from holdfast.text import lines_shown, shortened, shown
+
+
+def tell(text: str = "", *, as_error: bool = False) -> None:
+    """Prints lines. A text in them that somebody else wrote has gone through `shown`, which cuts it alone."""
+    print(lines_shown(text), file=sys.stderr if as_error else sys.stdout, flush=True)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows under a head, each column as wide as its widest cell; never cut, so that it can be grepped."""
-    rows = [[shown(cell) for cell in row] for row in rows]  # a manifest's text may be anybody's
+    """Prints rows under a head, each column as wide as its widest cell; not cut to a terminal, but for `grep`."""
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    for row in (head, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    aligned = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (head, *rows))
+    tell("\n".join(line.rstrip() for line in aligned))
 
 
 def as_json(content: Mapping[str, Any]) -> None:
-    """Prints one JSON object."""
-    print(json.dumps(_strict(content), indent=2))
+    """Prints one JSON object. Each text in it has at most 4 KiB, and no list is cut."""
+    # JSON escapes what moves a cursor, all but this one character.
+    print(json.dumps(_strict(content), indent=2).replace("\x7f", "\\u007f"))
 
 
 def _strict(value: Any) -> Any:
-    """Replaces NaN, which a loss may be and JSON does not have, by null."""
+    """Cuts what is long, and replaces NaN, which a loss may be and JSON does not have, by null."""
+    if isinstance(value, str):
+        return shortened(value)
     if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
+        strict: dict[str, Any] = {}
+        for key, inner in value.items():
+            short = shortened(str(key))
+            strict[short if short not in strict else f"{short} ({len(strict)})"] = _strict(inner)
+        return strict
     if isinstance(value, list | tuple):
         return [_strict(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import naming
-from holdfast.cli.output import as_json
+from holdfast.cli.output import as_json, tell
 from holdfast.errors import CheckpointError
 from holdfast.run.directory import RunDirectory
 from holdfast.store import catalog, pins
@@ -23,7 +23,7 @@ def pin(checkpoints: Checkpoints, json: Json = False) -> None:
         if not _is_there(path, attempt):
             raise CheckpointError(f"{path} was deleted before it was pinned", hint=f"see: holdfast list {path.parent}")
         if not json:
-            print(f"{path.name}: pinned")
+            tell(f"{path.name}: pinned")
     if json:
         as_json({"checkpoints": [{"path": str(path), "pinned": True} for path, _ in meant]})
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from holdfast.cli.naming import asked_by, require_run
-from holdfast.cli.output import as_json, columns, size
+from holdfast.cli.output import as_json, columns, size, tell
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import Journal
@@ -49,7 +49,7 @@ def prune(
         described = [_described(verdict, deleted) for verdict in verdicts]
         as_json({"run": str(run), "dry_run": dry_run, "checkpoints": described, "problems": problems})
     elif going and not dry_run:
-        print(f"deleted {len(deleted)} of {len(going)}")
+        tell(f"deleted {len(deleted)} of {len(going)}")
     if problems and json:
         raise typer.Exit(HoldfastError.exit_code)
     if problems:
@@ -100,11 +100,11 @@ def _agreed() -> bool:
 
 def _show(run: Path, verdicts: list[Verdict], going: list[Entry]) -> None:
     if not verdicts:
-        print(f"no checkpoint in {run} yet")
+        tell(f"no checkpoint in {run} yet")
         return
     columns(("CHECKPOINT", "STEP", "SIZE", "ASKED BY", "LABEL", "VERDICT"), [_row(verdict) for verdict in verdicts])
     freed = size(sum(entry.manifest.size for entry in going if entry.manifest is not None))
-    print(f"{len(going)} of {len(verdicts)} go, {freed}" if going else "nothing to delete")
+    tell(f"{len(going)} of {len(verdicts)} go, {freed}" if going else "nothing to delete")
 
 
 def _row(verdict: Verdict) -> tuple[str, ...]:

@@ -8,14 +8,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from holdfast.cli.output import ago, as_json, size
+from holdfast.cli.output import ago, as_json, size, tell
 from holdfast.errors import DID_NOT_END, STILL_TRAINING, STOPPED_AFTER_SAVE
 from holdfast.run import lease, outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import Holder
 from holdfast.store import catalog
 from holdfast.store.manifest import in_short
-from holdfast.store.names import shown
+from holdfast.text import one_line, shown
 
 # Of more ranks than these, those alone are shown that lag behind.
 _MOST_RANKS = 16
@@ -50,7 +50,7 @@ def status(
             f"unknown     {directory.status} is not written as this Holdfast writes it",
         ]
     for line in lines:
-        print(shown(line))
+        tell(shown(line))
 
 
 def _outcome(directory: RunDirectory, holder: Holder | None, *, alive: bool, json: bool) -> NoReturn:
@@ -69,7 +69,7 @@ def _outcome(directory: RunDirectory, holder: Holder | None, *, alive: bool, jso
         record = {} if last is None else asdict(last)
         as_json({"path": str(directory.root), "alive": alive, **record, "exit_code": code})
     else:
-        print(shown(line))
+        tell(shown(line))
     raise typer.Exit(code)
 
 
@@ -130,7 +130,7 @@ def _saved_earlier(root: Path, known: dict[str, Any]) -> list[str]:
 
 
 def _failures(known: dict[str, Any], *, alive: bool) -> list[str]:
-    reason = shown(" ".join(str(known.get("last_failure")).split()))
+    reason = one_line(str(known.get("last_failure")))
     count = known.get("failed_saves", 0)
     if not (since := known.get("failing_since")):
         return [f"failed      {count} saves; the last: {reason}"] if count else []

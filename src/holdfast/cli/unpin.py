@@ -1,6 +1,6 @@
 """`holdfast unpin CHECKPOINT...`: let retention have these again."""
 
-from holdfast.cli.output import as_json
+from holdfast.cli.output import as_json, tell
 from holdfast.cli.pin import Checkpoints, Json, in_their_runs
 from holdfast.store import pins
 
@@ -11,6 +11,6 @@ def unpin(checkpoints: Checkpoints, json: Json = False) -> None:
     for path, attempt in meant:
         had = pins.unpin(path.parent, attempt)
         if not json:
-            print(f"{path.name}: " + ("no longer pinned" if had else "was not pinned"))
+            tell(f"{path.name}: " + ("no longer pinned" if had else "was not pinned"))
     if json:
         as_json({"checkpoints": [{"path": str(path), "pinned": False} for path, _ in meant]})

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.naming import is_checkpoint
-from holdfast.cli.output import as_json
+from holdfast.cli.output import as_json, tell
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.layouts.layout import BY_NAME
-from holdfast.store import catalog, names
+from holdfast.store import catalog
 from holdfast.store.manifest import in_short
 from holdfast.store.verify import Report
 from holdfast.store.verify import verify as check
+from holdfast.text import shown
 
 
 def verify(
@@ -48,7 +49,7 @@ def _notices(report: Report) -> list[str]:
     refused = _refused(report)
     notices = [notice for name, notice in zip(report.unlisted, report.notices, strict=True) if name not in refused]
     if (manifest := report.entry.manifest) is not None and manifest.not_finite:
-        notices.append(f"it holds NaN or infinity in {names.shown(in_short(manifest.not_finite))}, as training had it")
+        notices.append(f"it holds NaN or infinity in {shown(in_short(manifest.not_finite))}, as training had it")
     return notices
 
 
@@ -63,9 +64,9 @@ def _say(report: Report, *, quiet: bool) -> Report:
     if not quiet:
         problems = _problems(report)
         verdict = "no manifest" if report.entry.foreign else "DAMAGED" if problems else "good"
-        print(f"{report.entry.path.name}: {verdict}")
+        tell(f"{report.entry.path.name}: {verdict}")
         for line in (*problems, *_notices(report)):
-            print(f"  {line}")
+            tell(f"  {shown(line)}")
     return report
 
 

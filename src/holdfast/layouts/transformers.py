@@ -10,6 +10,7 @@ from pathlib import Path
 
 from holdfast.store import files, names
 from holdfast.store.verify import Report
+from holdfast.text import shown
 
 NAME = "transformers"
 
@@ -112,7 +113,7 @@ def why_refused(unlisted: Iterable[str]) -> dict[str, str]:
         For each such file a line that says why a checkpoint that holds it cannot be resumed from.
     """
     return {
-        path: f"it holds {names.shown(path)}, which its manifest does not list and a Trainer would read"
+        path: f"it holds {shown(path)}, which its manifest does not list and a Trainer would read"
         for path in unlisted
         if any(_matches(path, pattern) for pattern in _LOOKED_FOR)
     }

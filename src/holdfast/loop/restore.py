@@ -21,9 +21,9 @@ from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 from holdfast.state.stateful import StatefulPart
 from holdfast.state.values import tensor_names
-from holdfast.store import names
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
+from holdfast.text import quoted, shown
 
 _MOST_LINES = 20
 
@@ -192,26 +192,30 @@ def _misfits(state: LoopState, path: Path, stored: dict[str, Stored]) -> list[st
         content = stored[part.name]
         if absent := [name for name in tensor_names(content.rest) if name not in content.tensors]:
             raise CheckpointError(
-                f"{path}: {part.name}.json speaks of {names.quoted(absent[0])}, and no file has that tensor"
+                f"{path}: {part.name}.json speaks of {quoted(absent[0])}, and no file has that tensor"
             )
     return state.parts.problems(stored)
 
 
 def _does_not_fit(path: Path, misfits: list[str]) -> CheckpointError:
-    shown = misfits[:_MOST_LINES] + [f"and {len(misfits) - _MOST_LINES:,} more"] * (len(misfits) > _MOST_LINES)
     return CheckpointError(
-        f"{path} does not fit this training:\n  " + "\n  ".join(shown),
+        f"{path} does not fit this training:\n  " + "\n  ".join(_first_of(misfits)),
         hint="build the same model and optimizer, or take what fits with strict=False; nothing was changed",
     )
 
 
 def _cannot_be_shared_out(path: Path, manifest: Manifest, now: int, refused: list[str]) -> CheckpointError:
-    shown = refused[:_MOST_LINES] + [f"and {len(refused) - _MOST_LINES:,} more"] * (len(refused) > _MOST_LINES)
     return CheckpointError(
         f"{path} was saved by {manifest.world_size} processes, each with its own of what follows, and {now} go on:\n  "
-        + "\n  ".join(shown),
+        + "\n  ".join(_first_of(refused)),
         hint=f"go on with {manifest.world_size} processes; nothing was changed",
     )
+
+
+def _first_of(lines: list[str]) -> list[str]:
+    """Returns the first lines of many, which may quote names that a checkpoint has."""
+    more = [f"and {len(lines) - _MOST_LINES:,} more"] if len(lines) > _MOST_LINES else []
+    return [*(shown(line) for line in lines[:_MOST_LINES]), *more]
 
 
 def _of_rank0(part: str, before: int) -> str:

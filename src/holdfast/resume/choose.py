@@ -10,8 +10,8 @@ from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpoin
 from holdfast.layouts.layout import Layout
 from holdfast.store import catalog, retention
 from holdfast.store.manifest import Manifest, in_short
-from holdfast.store.names import shown
 from holdfast.store.verify import Report, verify
+from holdfast.text import shown
 
 # torch.load with weights_only was unsafe before (CVE-2025-32434, CVE-2026-24747), and a foreign checkpoint is a pickle.
 _SAFE_TORCH = (2, 10)

@@ -15,6 +15,7 @@ from typing import Any
 from holdfast.errors import LeaseLostError, RunBusyError
 from holdfast.run.directory import RunDirectory
 from holdfast.store import files, names
+from holdfast.text import shown
 
 # A process on another host cannot be looked at. Without a heartbeat for this long it is taken for dead.
 HEARTBEAT_LIMIT_SECONDS = 30.0
@@ -148,7 +149,7 @@ def _busy(directory: RunDirectory, holder: Holder) -> RunBusyError:
             f"this process (process {holder.pid}) is training the run in {directory.root} already",
             hint="end the training that was begun first: leave its with block, or call its close()",
         )
-    where = f"process {holder.pid}" + ("" if here else f" on {holder.host}")
+    where = f"process {holder.pid}" + ("" if here else f" on {shown(holder.host)}")
     return RunBusyError(
         f"{where} is training the run in {directory.root}",
         hint=f"stop it with: holdfast stop {directory.root}",

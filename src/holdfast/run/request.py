@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from holdfast.store import names
 from holdfast.store.manifest import in_short
+from holdfast.text import shown
 
 Door = Literal["trigger_file", "signal", "command", "python", "schedule", "exception"]
 
@@ -112,22 +113,22 @@ class Answer:
         """Returns one line to print and to grep for."""
         if self.saved:
             return (
-                f"checkpoint saved step={self.step} path={self.path} bytes={self.bytes}"
+                f"checkpoint saved step={self.step} path={shown(self.path)} bytes={self.bytes}"
                 f" seconds={self.seconds:.3f} trigger={trigger}{self._tell_of_numbers()}{self._tell_of_the_rest()}"
             )
-        return f"checkpoint failed step={self.step} trigger={trigger} error={_one_line(self.error)}"
+        return f"checkpoint failed step={self.step} trigger={trigger} error={shown(_one_line(self.error))}"
 
     def _tell_of_numbers(self) -> str:
         if not self.not_finite:
             return ""
-        beside = f"and so is {self.finite}, the newest without" if self.finite else "and there is none without"
-        return f"; it holds NaN or infinity in {_one_line(in_short(self.not_finite))}: it is kept, {beside}"
+        beside = f"and so is {shown(self.finite)}, the newest without" if self.finite else "and there is none without"
+        return f"; it holds NaN or infinity in {shown(_one_line(in_short(self.not_finite)))}: it is kept, {beside}"
 
     def _tell_of_the_rest(self) -> str:
         if not self.not_carried:
             return ""
         first, *others = self.not_carried
-        return f"; it does not carry {_one_line(first)}{f', and {len(others)} more' if others else ''}"
+        return f"; it does not carry {shown(_one_line(first))}{f', and {len(others)} more' if others else ''}"
 
 
 def clean_label(data: bytes) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from holdfast.store import names
+from holdfast.text import quoted
 
 _MOST_DIMENSIONS = 64  # torch's own limit
 
@@ -30,7 +30,7 @@ def problem(entry: Any, paths: set[str] | None = None) -> str:
             return "a piece is not described by a file, an offset and lengths"
         file, offset, lengths = piece["file"], piece["offset"], piece["lengths"]
         if not isinstance(file, str) or not file.endswith(".safetensors") or (paths is not None and file not in paths):
-            return f"a piece is said to be in {names.quoted(file)}, which is no file of tensors that the manifest lists"
+            return f"a piece is said to be in {quoted(file)}, which is no file of tensors that the manifest lists"
         if not _counts(offset) or not _counts(lengths) or not len(offset) == len(lengths) == len(shape):
             return f"its piece in {file} has no place"
         if any(begin + length > most for begin, length, most in zip(offset, lengths, shape, strict=True)):

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from holdfast.store import digest, grid, names
+from holdfast.text import quoted
 
 FORMAT = "holdfast-checkpoint"
 KNOWN: frozenset[str] = frozenset(
@@ -137,7 +138,7 @@ def decode(data: bytes) -> Manifest:
     version = content.get("version")
     if type(version) is not int or version not in (_PLAIN, _REQUIRING):
         raise ManifestError(
-            f"the manifest is of format version {names.quoted(version)}, and this Holdfast reads versions"
+            f"the manifest is of format version {quoted(version)}, and this Holdfast reads versions"
             f" {_PLAIN} and {_REQUIRING}"
         )
     return _checked(content)
@@ -197,7 +198,7 @@ def _requires(listed: list[Any]) -> tuple[str, ...]:
         raise ManifestError("the manifest's 'requires' is no sorted list of words")
     if unknown := [word for word in listed if word not in KNOWN]:
         raise ManifestError(
-            f"the checkpoint needs a newer Holdfast: it has {', '.join(names.quoted(word) for word in unknown)}"
+            f"the checkpoint needs a newer Holdfast: it has {', '.join(quoted(word) for word in unknown)}"
         )
     return tuple(listed)
 
@@ -219,7 +220,7 @@ def _files(listed: list[Any]) -> tuple[File, ...]:
             raise ManifestError("the manifest lists something that is no file")
         path, size, digests = item["path"], item["size"], item[digest.NAME]
         if not isinstance(path, str) or not names.is_relative_path(path) or path == names.MANIFEST:
-            raise ManifestError(f"the manifest lists a file under a name that is not allowed: {names.quoted(path)}")
+            raise ManifestError(f"the manifest lists a file under a name that is not allowed: {quoted(path)}")
         if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size < 2**63:
             raise ManifestError(f"the manifest gives {path} no size")
         if not digest.fit(digests, size):
@@ -239,7 +240,7 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
         for name, entry in tensors.items():
             if problem := grid.problem(entry, paths):
                 raise ManifestError(
-                    f"the manifest's 'tensors' are wrong about {names.quoted(name)} of {names.quoted(part)}: {problem}"
+                    f"the manifest's 'tensors' are wrong about {quoted(name)} of {quoted(part)}: {problem}"
                 )
     return parts
 

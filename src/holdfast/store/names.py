@@ -4,8 +4,6 @@ Standard library alone: the commit core stands on this.
 """
 
 import re
-import reprlib
-from typing import Any
 
 _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # The files that torch.distributed.checkpoint writes: `.metadata` and `__<rank>_<n>.distcp`.
@@ -21,9 +19,6 @@ _TOKEN = re.compile(r"[0-9a-f]{32}")
 # What a finished model leaves in a run directory ends so, and so do our own files.
 _OF_MODELS = (".json", ".jsonl", ".safetensors", ".bin", ".pt", ".pth", ".model", ".jinja", ".md")
 
-_BRIEFLY = reprlib.Repr()
-_BRIEFLY.maxstring = 200  # what a path may have, and nobody reads more
-
 MANIFEST = "MANIFEST.json"
 CONTROL = ".holdfast"
 JOURNAL = "events.jsonl"
@@ -32,16 +27,6 @@ JOURNAL = "events.jsonl"
 def is_component(name: str) -> bool:
     """Tells whether `name` may be part of a path: letters, digits, `.`, `_`, `-`; at most 100; no leading dot."""
     return _COMPONENT.fullmatch(name) is not None
-
-
-def shown(text: str) -> str:
-    """Escapes text that anybody may have written, for printing: where it would move a cursor, or is no text at all."""
-    return text if text.isprintable() else ascii(text)
-
-
-def quoted(value: Any) -> str:
-    """Quotes a value that anybody may have written, for a message: escaped, and not at length."""
-    return _BRIEFLY.repr(value)
 
 
 def is_relative_path(path: str) -> bool:

@@ -9,6 +9,7 @@ from holdfast.store import files, names, reading
 from holdfast.store.catalog import Entry, read
 from holdfast.store.manifest import File
 from holdfast.store.reading import Source
+from holdfast.text import shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def verify(path: Path, *, full: bool = True, through_cache: bool = False) -> Rep
     problems = tuple(source.problem for source in sources if source.problem is not None)
     listed = {source.file.path for source in sources} | {names.MANIFEST}
     unlisted = tuple(sorted(_all_files(path) - listed))
-    notices = tuple(f"{names.shown(name)}: not in the manifest, and never read" for name in unlisted)
+    notices = tuple(f"{shown(name)}: not in the manifest, and never read" for name in unlisted)
     return Report(entry, problems, notices, unlisted)
 
 

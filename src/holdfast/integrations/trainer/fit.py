@@ -26,6 +26,7 @@ from holdfast.log import RunLog
 from holdfast.resume.choose import ResumePoint
 from holdfast.state.optimizer_layers import unwrapped
 from holdfast.store.manifest import Manifest
+from holdfast.text import shown
 
 _MOST_LINES = 20
 _WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
@@ -84,9 +85,9 @@ def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool)
     misfits = compare(trainer, chosen.path, chosen.manifest)
     if misfits.lines and strict:
         more = len(misfits.lines) - _MOST_LINES
-        shown = misfits.lines[:_MOST_LINES] + [f"and {more:,} more"] * (more > 0)
+        lines = [shown(line) for line in misfits.lines[:_MOST_LINES]] + [f"and {more:,} more"] * (more > 0)
         raise CheckpointError(
-            f"{chosen.path} does not fit this training:\n  " + "\n  ".join(shown),
+            f"{chosen.path} does not fit this training:\n  " + "\n  ".join(lines),
             hint="build the same model and optimizer, or take what fits with attach(trainer, strict=False); nothing"
             " was loaded",
         )

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.store import names
 from holdfast.store.manifest import reject_duplicate_keys
+from holdfast.text import quoted
 
 _MOST_HEADER_BYTES = 100_000_000  # the library's own limit
 _MOST_DIMENSIONS = 64  # torch's own limit
@@ -87,7 +87,7 @@ def header_of(fd: int) -> Header:
     end = 8 + length
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.bytes)):
         if tensor.offset != end:
-            raise HeaderError(f"the bytes of {names.quoted(tensor.name)} do not begin where those before it end")
+            raise HeaderError(f"the bytes of {quoted(tensor.name)} do not begin where those before it end")
         end += tensor.bytes
     if end != size:
         raise HeaderError(f"it has {size - end:,} bytes that belong to no tensor")
@@ -111,17 +111,17 @@ def exactly(fd: int, count: int, offset: int) -> bytearray:
 
 def _tensor(name: str, entry: Any, start: int, size: int) -> Tensor:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise HeaderError(f"its header describes {names.quoted(name)} in another way than the format has it")
+        raise HeaderError(f"its header describes {quoted(name)} in another way than the format has it")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or not _counts(shape) or not _counts(offsets):
-        raise HeaderError(f"its header describes {names.quoted(name)} in another way than the format has it")
+        raise HeaderError(f"its header describes {quoted(name)} in another way than the format has it")
     if len(shape) > _MOST_DIMENSIONS or len(offsets) != 2:
-        raise HeaderError(f"its header gives {names.quoted(name)} {len(shape)} dimensions and {len(offsets)} ends")
+        raise HeaderError(f"its header gives {quoted(name)} {len(shape)} dimensions and {len(offsets)} ends")
     begin, end = offsets
     if not begin <= end <= size - start:
-        raise HeaderError(f"the bytes of {names.quoted(name)} lie outside the file")
+        raise HeaderError(f"the bytes of {quoted(name)} lie outside the file")
     if dtype in _BITS and math.prod(shape) * _BITS[dtype] != (end - begin) * 8:
-        raise HeaderError(f"{names.quoted(name)} has {end - begin:,} bytes, which do not fit its shape and type")
+        raise HeaderError(f"{quoted(name)} has {end - begin:,} bytes, which do not fit its shape and type")
     return Tensor(name, dtype, tuple(shape), end - begin, start + begin)
 
 
