@@ -6,6 +6,7 @@ built-in `open`) is found in the end, because the directory is compared with the
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ _SOURCE = str(Path(holdfast.__file__).parent) + os.sep
 _real_open, _real_write, _real_pwrite, _real_rename = os.open, os.write, os.pwrite, os.rename
 _real_unlink, _real_rmdir, _real_mkdir, _real_truncate = os.unlink, os.rmdir, os.mkdir, os.ftruncate
 _real_rename_new = files.rename_new
+
+# The path of a directory by its descriptor, and a name in it.
+_THROUGH = re.compile("/proc/self/fd/([0-9]+)/(.+)")
 
 Spot = tuple[int, str]
 """A name in a directory."""
@@ -70,12 +74,17 @@ class Recorder:
     def _spot(self, path: Any, folder: int | None) -> Spot | None:
         """Where a path leads; None for one that is not below the directory."""
         text = os.fsdecode(path)
+        if folder is None and (through := _THROUGH.fullmatch(text)):
+            folder, text = int(through[1]), through[2]
         if folder is not None:
-            return (self._open[folder], text) if folder in self._open else None
-        if not text.startswith(f"{self.top}{os.sep}"):
+            if folder not in self._open:
+                return None
+            item = self._open[folder]
+        elif text.startswith(f"{self.top}{os.sep}"):
+            item, text = TOP, text.removeprefix(f"{self.top}{os.sep}")
+        else:
             return None
-        *above, name = Path(text).relative_to(self.top).parts
-        item = TOP
+        *above, name = Path(text).parts
         for part in above:
             item = self._items[item, part]
         return item, name
@@ -137,16 +146,15 @@ class Recorder:
             self.disk.events.append(Synced(self._open[fd], _place()))
 
     def _rename_seen(self, source: Any, target: Any, **folders: Any) -> None:
-        assert not folders, "the model knows no renames by descriptor"
-        _real_rename(source, target)
-        self._renamed(source, target)
+        _real_rename(source, target, **folders)
+        self._renamed((source, folders.get("src_dir_fd")), (target, folders.get("dst_dir_fd")))
 
     def _rename_new_seen(self, source: Path, target: Path) -> None:
         _real_rename_new(source, target)
-        self._renamed(source, target)
+        self._renamed((source, None), (target, None))
 
-    def _renamed(self, source: Any, target: Any) -> None:
-        old, new = self._spot(source, None), self._spot(target, None)
+    def _renamed(self, source: tuple[Any, int | None], target: tuple[Any, int | None]) -> None:
+        old, new = self._spot(*source), self._spot(*target)
         if old is not None and new is not None:
             self._name(self._items[old], new)
 
