@@ -35,7 +35,7 @@ FLOORS = {
 }
 # These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
 FACES = {"__init__", "__main__"}
-COMMIT_CORE = ("files", "names", "grid", "digest", "manifest", "commit")
+COMMIT_CORE = ("folder", "files", "names", "grid", "digest", "manifest", "commit")
 WITHOUT_TORCH = ("store", "run", "doors", "layouts", "drill", "cli")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "safetensors", "numpy"}
 

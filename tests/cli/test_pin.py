@@ -55,7 +55,7 @@ def test_a_run_that_trains_is_pinned_in_and_deletes_around_the_pin(tmp_path: Pat
             assert line_of(process) == "saved"
         (entry, *_) = found = catalog.entries(tmp_path)
         assert entry.manifest is not None
-        surplus = retention.surplus(found, entry.manifest.run, retention.RetentionPolicy(1, 1))
+        surplus = retention.surplus(found[0].path.parent, found, entry.manifest.run, retention.RetentionPolicy(1, 1))
         assert [path.name for path in surplus] == ["checkpoint-8"]
 
 

@@ -18,6 +18,7 @@ import pytest
 import holdfast
 from crash.disk import TOP, Disk, Named, Synced, Told, Written
 from holdfast.store import files
+from holdfast.store.folder import Where, at
 
 _SOURCE = str(Path(holdfast.__file__).parent) + os.sep
 _real_open, _real_write, _real_pwrite, _real_rename = os.open, os.write, os.pwrite, os.rename
@@ -149,9 +150,9 @@ class Recorder:
         _real_rename(source, target, **folders)
         self._renamed((source, folders.get("src_dir_fd")), (target, folders.get("dst_dir_fd")))
 
-    def _rename_new_seen(self, source: Path, target: Path) -> None:
+    def _rename_new_seen(self, source: Where, target: Where) -> None:
         _real_rename_new(source, target)
-        self._renamed((source, None), (target, None))
+        self._renamed(at(source), at(target))
 
     def _renamed(self, source: tuple[Any, int | None], target: tuple[Any, int | None]) -> None:
         old, new = self._spot(*source), self._spot(*target)

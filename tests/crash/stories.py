@@ -20,6 +20,7 @@ from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, files, pins, retention
 from holdfast.store.blocks import BlockFile
+from holdfast.store.folder import Folder, Where
 from holdfast.store.retention import RetentionPolicy, StillWantedError
 
 KEEP_ALL = RetentionPolicy(None, None)
@@ -49,7 +50,8 @@ def promise_what_is_there(recorder: Recorder) -> None:
 def snapshot(step: int) -> Snapshot:
     """Three small files, written as tensors are: synced by nobody but the commit."""
 
-    def write(folder: Path) -> dict[str, str]:
+    def write(staging: Folder) -> dict[str, str]:
+        folder = staging.through
         (folder / "folder").mkdir()
         for name, content in FILES.items():
             with BlockFile(folder / name) as file:
@@ -98,7 +100,7 @@ def opens(recorder: Recorder) -> None:
 def prunes(recorder: Recorder) -> None:
     """Somebody else deletes all but the newest checkpoint, as `holdfast prune` does, whatever the run is doing."""
     root = recorder.top / RUN_FOLDER
-    for path in retention.surplus(catalog.entries(root), RUN, RetentionPolicy(0, 0, last=1)):
+    for path in retention.surplus(root, catalog.entries(root), RUN, RetentionPolicy(0, 0, last=1)):
         manifest = catalog.read(path).manifest
         assert manifest is not None
         recorder.tell("doomed", manifest.sha256)
@@ -119,7 +121,7 @@ def deletes_what_is_being_pinned(recorder: Recorder) -> None:
     root = recorder.top / RUN_FOLDER
     rename = files.rename_new
 
-    def rename_after_a_pin(source: Path, target: Path) -> None:
+    def rename_after_a_pin(source: Where, target: Where) -> None:
         if not pins.pinned(root):
             pins_the_oldest(recorder)
         rename(source, target)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_fault_12_a_rename_whose_answer_was_lost_is_known_by_what_has_the_name(m
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ctypes, "CDLL", lambda *args, **kwargs: object())
         rename = os.rename
-        patch.setattr(os, "rename", lambda *args: is_done_and_fails(rename, args))
+        patch.setattr(os, "rename", lambda *args, **at: is_done_and_fails(partial(rename, **at), args))
         files.rename_new(memory / "one", memory / "renamed")
         with pytest.raises(FileExistsError):
             files.rename_new(memory / "two", memory / "renamed")

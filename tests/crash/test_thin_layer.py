@@ -22,6 +22,7 @@ PAST_IT = {
     ("store/blocks.py", "pwrite"): "likewise",
     ("store/blocks.py", "fsync"): "a head start: sealing syncs again",
     ("store/blocks.py", "unlink"): "a probe, in a directory that is staged",
+    ("store/folder.py", "open"): "opens for the layer, and directories, which are only read",
     ("store/reading.py", "open"): "only reads",
     ("run/inbox.py", "unlink"): "an answered request that comes back is answered once more; old answers are nobody's",
     ("run/lease.py", "open"): "the lock is held by a descriptor: the file has no content",

@@ -71,7 +71,7 @@ def stage(directory: Path, content: Mapping[str, bytes] = RESUMABLE) -> None:
 def commit_checkpoint(root: Path, step: int, content: Mapping[str, bytes] = RESUMABLE, **fields: Any) -> Path:
     """Makes a checkpoint as a run does, by the commit protocol. `fields` are the manifest's."""
     attempt = commit.Attempt(root, fields.get("run", RUN), step)
-    stage(attempt.directory, content)
+    stage(attempt.folder.path, content)
     given = {
         "attempt": attempt.token,
         "sequence": catalog.next_sequence(catalog.entries(root)),

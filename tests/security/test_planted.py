@@ -49,7 +49,7 @@ def test_security_s16_s19_what_another_user_put_there_takes_no_checkpoint_of_our
     ours = [commit_checkpoint(tmp_path, step) for step in (7, 8)]
     theirs = planted(tmp_path)
     found = catalog.entries(tmp_path)
-    assert retention.surplus(found, RUN, RetentionPolicy(scheduled=1, on_demand=1)) == [ours[0]]
+    assert retention.surplus(tmp_path, found, RUN, RetentionPolicy(scheduled=1, on_demand=1)) == [ours[0]]
     assert theirs.exists()
 
 

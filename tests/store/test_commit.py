@@ -26,7 +26,7 @@ from holdfast.store.verify import verify
 
 def staged(root: Path, step: int = 7, content: Mapping[str, bytes] = RESUMABLE) -> Attempt:
     attempt = Attempt(root, RUN, step)
-    stage(attempt.directory, content)
+    stage(attempt.folder.path, content)
     return attempt
 
 
@@ -50,7 +50,7 @@ def test_a_commit_makes_one_directory_that_verifies_and_holds_what_was_staged(tm
 
 def test_what_is_staged_lies_under_a_name_that_nobody_takes_for_a_checkpoint(tmp_path: Path) -> None:
     attempt = staged(tmp_path)
-    assert names.is_staging(attempt.directory.name) and attempt.directory.parent == tmp_path
+    assert names.is_staging(attempt.folder.path.name) and attempt.folder.path.parent == tmp_path
     assert catalog.entries(tmp_path) == [] and not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -64,12 +64,12 @@ def test_a_run_directory_may_be_a_link_to_one(tmp_path: Path) -> None:
 
 
 def test_no_two_attempts_share_a_name(tmp_path: Path) -> None:
-    assert staged(tmp_path).directory != staged(tmp_path).directory
+    assert staged(tmp_path).folder.path != staged(tmp_path).folder.path
 
 
 def test_files_are_listed_by_name_with_size_and_digest_folders_included(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, RUN, 7)
-    stage(attempt.directory, {"b": b"", "a": b"abc", "folder/inner/.metadata": b"x"})
+    stage(attempt.folder.path, {"b": b"", "a": b"abc", "folder/inner/.metadata": b"x"})
     sealed = attempt.seal(digest.of_descriptor)
     assert [(file.path, file.size) for file in sealed] == [("a", 3), ("b", 0), ("folder/inner/.metadata", 1)]
     assert sealed[0].digests == "06b05ab6733a618578af5f94892f3950", "what xxhsum -H2 says of 'abc'"
@@ -77,9 +77,9 @@ def test_files_are_listed_by_name_with_size_and_digest_folders_included(tmp_path
 
 def test_whatever_the_writer_left_is_its_owners_alone(tmp_path: Path) -> None:
     attempt = Attempt(tmp_path, RUN, 7)
-    (attempt.directory / "folder").mkdir(mode=0o777)
-    (attempt.directory / "folder" / "file").write_bytes(b"x")
-    for path in (attempt.directory, *attempt.directory.rglob("*")):
+    (attempt.folder.path / "folder").mkdir(mode=0o777)
+    (attempt.folder.path / "folder" / "file").write_bytes(b"x")
+    for path in (attempt.folder.path, *attempt.folder.path.rglob("*")):
         path.chmod(0o777)
     published = publish(attempt).path
     modes = {p.name: stat.S_IMODE(p.lstat().st_mode) for p in (published, *published.rglob("*"))}
@@ -156,7 +156,7 @@ def leave_twins(folder: Path) -> None:
 def test_what_a_manifest_could_not_vouch_for_is_not_published(tmp_path: Path, leave: Callable[[Path], None]) -> None:
     before = commit_checkpoint(tmp_path, 6)
     attempt = staged(tmp_path)
-    leave(attempt.directory)
+    leave(attempt.folder.path)
     with pytest.raises((OSError, ManifestError)):
         publish(attempt)
     attempt.discard()
@@ -186,7 +186,7 @@ def test_the_fence_is_asked_when_all_is_written_and_nothing_is_published(tmp_pat
 
 
 def verify_staged(attempt: Attempt) -> None:
-    assert verify(attempt.directory).good
+    assert verify(attempt.folder.path).good
 
 
 def test_a_process_that_the_fence_stops_publishes_nothing_and_moves_nothing(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_an_error_at_any_change_ends_the_attempt_and_leaves_the_earlier_checkpoi
         except OSError:
             return
         try:
-            stage(attempt.directory, LATER)
+            stage(attempt.folder.path, LATER)
             publish(attempt)
         except OSError as error:
             attempt.discard()

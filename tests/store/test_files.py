@@ -12,6 +12,7 @@ import pytest
 
 from helpers.support import succeeds_in_child
 from holdfast.store import files
+from holdfast.store.folder import Folder
 
 
 @pytest.fixture
@@ -204,7 +205,7 @@ def test_open_inside_follows_no_link_on_the_way(tmp_path: Path) -> None:
     (inside / "a" / "b" / "file").write_bytes(b"inside")
     (inside / "linked").symlink_to(tmp_path / "outside")
     (inside / "a" / "file").symlink_to(tmp_path / "outside" / "file")
-    with files.open_folder(inside) as folder:
+    with Folder.open(inside) as folder:
         with files.open_inside(folder, "a/b/file") as fd:
             assert os.read(fd, 100) == b"inside"
         for path in ("linked/file", "a/file", "a/missing", "a/b"):
@@ -214,7 +215,7 @@ def test_open_inside_follows_no_link_on_the_way(tmp_path: Path) -> None:
 
 def test_open_folder_opens_no_link_to_one(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(OSError), files.open_folder(tmp_path / "link"):
+    with pytest.raises(OSError), Folder.open(tmp_path / "link"):
         pass
 
 

@@ -44,7 +44,7 @@ def test_pins_that_cannot_be_read_are_an_error_and_nothing_is_deleted(root: Path
     (root / "elsewhere").mkdir()
     (root / ".holdfast" / "pins").symlink_to(root / "elsewhere")
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        retention.surplus(catalog.entries(root), RUN, RetentionPolicy(1, None))
+        retention.surplus(root, catalog.entries(root), RUN, RetentionPolicy(1, None))
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
         retention.delete(root, root / "checkpoint-1")
     assert [entry.step for entry in catalog.entries(root)] == [2, 1]
@@ -76,7 +76,7 @@ def test_a_pin_survives_a_new_name(root: Path) -> None:
         if step == 1 and not pins.pinned(root):
             pins.pin(root, attempt_of(path))
     (superseded,) = root.glob("superseded-1-*")
-    verdicts = retention.judge(catalog.entries(root), RUN, RetentionPolicy(0, 0))
+    verdicts = retention.judge(root, catalog.entries(root), RUN, RetentionPolicy(0, 0))
     assert {v.entry.path.name: v.kept for v in verdicts} == {
         "checkpoint-3": "the newest good one",
         "checkpoint-2": None,

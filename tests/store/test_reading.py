@@ -10,6 +10,7 @@ import pytest
 from helpers.parts import digests_of, listed
 from holdfast.store import files, range_reading, reading
 from holdfast.store.digest import BLOCK_BYTES
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
 from holdfast.store.reading import Source, Span
 
@@ -30,7 +31,7 @@ def source(path: Path, data: bytes, ranges: Sequence[tuple[int, int]] = ()) -> t
 
 
 def read(folder: Path, sources: Sequence[Source], *, through_cache: bool = False) -> list[str | None]:
-    with files.open_folder(folder) as opened:
+    with Folder.open(folder) as opened:
         reading.read(opened, sources, through_cache=through_cache)
     return [one.problem for one in sources]
 
@@ -239,7 +240,7 @@ def test_an_error_in_one_of_the_threads_ends_the_reading(tmp_path: Path, monkeyp
 def test_a_small_file_is_proved_in_one_piece_also_where_it_has_several_blocks(tmp_path: Path, size: int) -> None:
     data = written(tmp_path / "f", size)
     file = listed(tmp_path, "f")
-    with files.open_folder(tmp_path) as folder:
+    with Folder.open(tmp_path) as folder:
         assert reading.read_small(folder, file, 1 << 30) == (data, None)
         if size:
             (tmp_path / "f").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))

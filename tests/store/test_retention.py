@@ -10,7 +10,7 @@ from holdfast.store.verify import verify
 
 
 def surplus(root: Path, keep: RetentionPolicy, *protected: Path) -> list[str]:
-    return [path.name for path in retention.surplus(catalog.entries(root), RUN, keep, protected)]
+    return [path.name for path in retention.surplus(root, catalog.entries(root), RUN, keep, protected)]
 
 
 def commit_all(root: Path, *steps: int, reasons: tuple[object, ...] = (SCHEDULED,), run: str = RUN) -> None:
@@ -142,7 +142,9 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
     commit_all(tmp_path, 14, run=OTHER_RUN)
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
     protected = [tmp_path / "checkpoint-2"]
-    verdicts = retention.judge(catalog.entries(tmp_path), RUN, RetentionPolicy(1, 1, every=5, last=2), protected)
+    verdicts = retention.judge(
+        tmp_path, catalog.entries(tmp_path), RUN, RetentionPolicy(1, 1, every=5, last=2), protected
+    )
     assert {verdict.entry.step: verdict.kept for verdict in verdicts} == {
         14: "of another run",
         13: "the newest good one",
@@ -153,7 +155,7 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
         2: "still needed",
         1: "damaged: optimizer.pt: is missing",
     }
-    verdicts = retention.judge(catalog.entries(tmp_path), RUN, RetentionPolicy(3, None))
+    verdicts = retention.judge(tmp_path, catalog.entries(tmp_path), RUN, RetentionPolicy(3, None))
     kept = {verdict.entry.step: verdict.kept for verdict in verdicts}
     assert (kept[12], kept[10]) == ("all on-demand ones stay", "one of the last 3 scheduled ones")
 

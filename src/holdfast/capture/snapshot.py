@@ -21,6 +21,7 @@ from holdfast.capture.tripwire import Fingerprint, WriteDetector
 from holdfast.errors import SaveError, TornError
 from holdfast.state import environment
 from holdfast.store.blocks import BlockFile, takes_direct_writes
+from holdfast.store.folder import Folder
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Snapshot:
     """
 
     boundary: Boundary
-    write: Callable[[Path], Mapping[str, str]]
+    write: Callable[[Folder], Mapping[str, str]]
     layout: str
     estimated_bytes: int
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -172,8 +173,9 @@ class Snapshots:
                 raise
             raise _went_on() from torn
 
-    def _write(self, boundary: Boundary, directory: Path) -> dict[str, str]:
+    def _write(self, boundary: Boundary, folder: Folder) -> dict[str, str]:
         """Streams the files of a boundary into a directory; returns the digests by their paths."""
+        directory = folder.through
         with self._torn_by_training(boundary), ExitStack() as opened:
             self._require_untouched(boundary)
             images = self._subject.file_images(boundary, directory)

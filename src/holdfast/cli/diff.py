@@ -16,6 +16,7 @@ from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.layouts.whole_tensors import SHARD, Whole, gather
 from holdfast.store import files
+from holdfast.store.folder import Folder
 from holdfast.store.verify import verify
 
 _ENDING = ".safetensors"
@@ -72,7 +73,7 @@ class _Side:
         self.files = {file.path: file for file in manifest.files}
         self.opened: dict[str, int] = {}
         headers = {}
-        folder = opened.enter_context(files.open_folder(self.path))
+        folder = opened.enter_context(Folder.open(self.path))
         for file in manifest.files:
             if not file.path.endswith(_ENDING):
                 continue

@@ -15,6 +15,7 @@ from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError, Tensor
 from holdfast.layouts.whole_tensors import Whole, gather
 from holdfast.store import files
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.text import shown
 
@@ -46,7 +47,7 @@ def inspect(
 def _headers(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
     """Returns the tensors of each file that holds some, and a line for each file that cannot be read."""
     headers, problems = {}, []
-    with files.open_folder(path) as folder:
+    with Folder.open(path) as folder:
         for file in manifest.files:
             if not file.path.endswith(".safetensors"):
                 continue

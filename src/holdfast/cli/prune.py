@@ -63,7 +63,7 @@ def _judge(run: Path, policy: RetentionPolicy) -> list[Verdict]:
         directory.open()
     entries = catalog.entries(run)
     why = needed(directory, entries)
-    verdicts = retention.judge(entries, identity_of(directory, entries), policy, protected=why)
+    verdicts = retention.judge(run, entries, identity_of(directory, entries), policy, protected=why)
     return [replace(v, kept=why[v.entry.path]) if v.kept == retention.NEEDED else v for v in verdicts]
 
 

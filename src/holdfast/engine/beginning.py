@@ -18,6 +18,7 @@ from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, digest, files, pins, retention
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File, Manifest
 
 _NOTHING_TO_SAVE = "no step was taken yet, so there is nothing to save"
@@ -90,7 +91,7 @@ def keep_as_asked_for(run: Run, answer: Answer, requests: Iterable[Request]) -> 
     if manifest is None:
         return
     try:
-        pins.mark_as_asked_for(run.root, manifest.attempt)
+        pins.mark_as_asked_for(run.folder, manifest.attempt)
     except OSError as error:
         run.journal.write("unmarked", path=str(path), problem=str(error))
 
@@ -113,13 +114,13 @@ def copy_of(chosen: ResumePoint, manifest: Manifest) -> Snapshot:
     )
 
 
-def _copy(source: Path, listed: Sequence[File], directory: Path) -> Mapping[str, str]:
+def _copy(source: Path, listed: Sequence[File], folder: Folder) -> Mapping[str, str]:
     """Copies the files of a checkpoint; returns their digests, which must be those that it has.
 
     Raises:
         SaveError: The checkpoint is damaged by now.
     """
-    digests = {}
+    digests, directory = {}, folder.through
     for file in listed:
         target = directory / file.path
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from holdfast.capture.boundary import Boundary
@@ -207,7 +206,7 @@ class Follower:
             return
         snapshots.replicas.follow(settled)
         boundary = replace(boundary, is_wanted=stage["wanted"])
-        record = self._write(boundary, self._session.run.root / staged)
+        record = self._write(boundary, staged, stage["mark"])
         self._channel.put(record_key(number, self._channel.rank), asdict(record))
 
     def _tally(self, boundary: Boundary | None) -> tuple[str, Boundary | None]:
@@ -226,14 +225,15 @@ class Follower:
             return str(error) or type(error).__name__, None
         return "", boundary
 
-    def _write(self, boundary: Boundary, directory: Path) -> Record:
-        """Writes this rank's share into the directory that rank 0 has staged."""
+    def _write(self, boundary: Boundary, staged: str, mark: str) -> Record:
+        """Writes this rank's share into the directory that rank 0 has staged, and into no other of its name."""
         assert self._in_use is not None
         snapshots, budget = self._in_use
         begun = time.monotonic()
+        snapshot = snapshots.of(boundary)
         try:
-            snapshot = snapshots.of(boundary)
-            sealed = commit.seal_files(directory, snapshot.write(directory), digest.of_descriptor)
+            with commit.open_marked(self._session.run.folder / staged, mark) as folder:
+                sealed = commit.seal_files(folder, snapshot.write(folder), digest.of_descriptor)
         except TornError as torn:
             at_rest = self._gate.only_when_blocked
             self._stale_before = boundary.number

@@ -1,12 +1,12 @@
 """The strategies of the saving thread: a process that trains alone, and rank 0, which saves with all others."""
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from holdfast.capture.boundary import Boundary
@@ -25,6 +25,9 @@ from holdfast.ranks.channel import Channel
 from holdfast.ranks.coordinator import Coordinator, Record
 from holdfast.ranks.membership import Membership
 from holdfast.run.request import Answer, Request
+from holdfast.store import files
+from holdfast.store.commit import marked
+from holdfast.store.folder import Folder
 
 # A step that training does not come to: nobody knows where all ranks could leave together.
 _NEVER = sys.maxsize
@@ -198,13 +201,14 @@ class RankZero:
         size = self._channel.size
         others: list[Record] = []
 
-        def write(directory: Path) -> Mapping[str, str]:
-            self._coordinator.stage(directory.name, snapshots.tally(boundary), wanted=boundary.is_wanted)
-            self._settle(snapshots.replicas)
-            digests = own.write(directory)
-            records = self._coordinator.gather()
+        def write(folder: Folder) -> Mapping[str, str]:
+            with marked(folder) as mark:
+                self._coordinator.stage(folder.path.name, mark, snapshots.tally(boundary), wanted=boundary.is_wanted)
+                self._settle(snapshots.replicas)
+                digests = own.write(folder)
+                records = self._coordinator.gather()
             others.extend(records)
-            return {**digests, **_digests(directory, records)}
+            return {**digests, **_digests(folder, records)}
 
         return replace(
             own,
@@ -363,13 +367,14 @@ def _merged(tensors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return native.merge(tensors) if any(tensors) else {}
 
 
-def _digests(directory: Path, records: Sequence[Record]) -> dict[str, str]:
+def _digests(folder: Folder, records: Sequence[Record]) -> dict[str, str]:
     """Returns the digests of what the other ranks wrote, as far as this one sees the same files."""
     digests = {}
     for rank, record in enumerate(records, start=1):
         for path, size, digest in record.files:
             try:
-                here = (directory / path).stat().st_size
+                with files.open_inside(folder, path) as fd:
+                    here = os.fstat(fd).st_size
             except OSError as error:
                 raise SaveError(f"rank {rank} wrote {path}, and rank 0 does not see it: {error.strerror}") from error
             if here != size:

@@ -52,20 +52,22 @@ def save(
     status.update(phase="saving")
     attempt = None
     try:
-        _preflight(run.root, snapshot.estimated_bytes)
-        attempt = commit.Attempt(run.root, run.identity, step)
-        known = snapshot.write(attempt.directory)
+        _preflight(run, snapshot.estimated_bytes)
+        attempt = commit.Attempt(run.folder, run.identity, step)
+        known = snapshot.write(attempt.folder)
         sealed = attempt.seal(digest.of_descriptor, known)
         manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
         published = attempt.publish(manifest, run.lease.check)
+        run.require_in_place()
     except (TornError, LateError):
         if attempt is not None:
             attempt.discard()
         status.update(phase=phase)
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this attempt and not the training
-        cause = _cause(run.root, error)  # before the disk has its room back
+        cause = _cause(run, error)  # before the disk has its room back
         if attempt is not None:
+            cause = attempt.folder.in_words(cause)
             attempt.discard()
         answer = Answer(saved=False, step=step, seconds=_since(begun), error=cause)
     else:
@@ -100,8 +102,9 @@ def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
             run.journal.write("unanswered", request=request.id, problem=str(error))
 
 
-def _preflight(root: Path, estimate: int) -> None:
-    space, inodes = files.free_space(root)
+def _preflight(run: Run, estimate: int) -> None:
+    run.require_in_place()
+    root, (space, inodes) = run.root, files.free_space(run.folder)
     needed = int(estimate * 1.1) + _RESERVE_BYTES
     if space < needed:
         raise NoSpaceError(f"the checkpoint needs {needed:,} bytes and {root} has {space:,} free")
@@ -144,7 +147,7 @@ def _reason(request: Request) -> dict[str, object]:
 def _newest_finite(run: Run) -> str:
     """Returns the name of the newest checkpoint that a training which went wrong can go back to; empty for none."""
     try:
-        entry = retention.newest_finite(run.catalog.entries(), run.identity)
+        entry = retention.newest_finite(run.folder, run.catalog.entries(), run.identity)
     except OSError:
         return ""  # retention meets the same error, and writes it down
     return "" if entry is None else entry.path.name
@@ -170,26 +173,26 @@ def report(run: Run, answer: Answer, requests: Sequence[Request], patient: Seque
 
 def _retain(run: Run, policy: retention.RetentionPolicy, protected: Iterable[Path]) -> None:
     try:
-        surplus = retention.surplus(run.catalog.entries(), run.identity, policy, protected)
+        surplus = retention.surplus(run.folder, run.catalog.entries(), run.identity, policy, protected)
     except OSError as error:
         run.journal.write("not deleted", path=str(run.root), problem=str(error))
         return
     for path in surplus:
         try:
-            retention.delete(run.root, path)
+            retention.delete(run.folder, path)
         except OSError as error:
             run.journal.write("not deleted", path=str(path), problem=str(error))
         else:
             run.journal.write("deleted", path=str(path))
 
 
-def _cause(root: Path, error: Exception) -> str:
+def _cause(run: Run, error: Exception) -> str:
     text = str(error) or type(error).__name__
     try:
-        full = not isinstance(error, NoSpaceError) and files.free_space(root)[0] < _FULL_BELOW_BYTES
+        full = not isinstance(error, NoSpaceError) and files.free_space(run.folder)[0] < _FULL_BELOW_BYTES
     except OSError:
         return text
-    return f"the disk of {root} is full ({text})" if full else text
+    return f"the disk of {run.root} is full ({text})" if full else text
 
 
 def _since(begun: float) -> float:

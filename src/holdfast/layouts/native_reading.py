@@ -14,7 +14,8 @@ from holdfast.layouts.pieces import PiecesReader, Wanted
 from holdfast.layouts.safetensors.reading import TensorFile
 from holdfast.state.part import BESIDE, RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
-from holdfast.store import files, reading
+from holdfast.store import reading
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class NativeReading:
     def __init__(
         self,
         directory: Path,
-        folder: int,
+        folder: Folder,
         listed: Sequence[File],
         tensors: native.Tensors,
         rank: int = 0,
@@ -199,7 +200,7 @@ class NativeReading:
 
 
 @contextmanager
-def open_checkpoint(directory: Path) -> Iterator[int]:
+def open_checkpoint(directory: Path) -> Iterator[Folder]:
     """Opens the directory of a checkpoint, once: whatever has its name later, these are the files that are read.
 
     Raises:
@@ -207,7 +208,7 @@ def open_checkpoint(directory: Path) -> Iterator[int]:
     """
     with ExitStack() as opening:
         try:
-            folder = opening.enter_context(files.open_folder(directory))
+            folder = opening.enter_context(Folder.open(directory))
         except OSError as error:
             problem = f"it cannot be opened: {error.strerror or error}"
             raise DamagedCheckpointError(f"{directory}: {problem}", [problem]) from error

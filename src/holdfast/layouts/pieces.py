@@ -16,6 +16,7 @@ from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.safetensors.reading import TensorFile
 from holdfast.state.sharding import ShardRange
 from holdfast.store import reading
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class PiecesReader:
         listed: The files that its manifest lists, by path.
     """
 
-    def __init__(self, directory: Path, folder: int, listed: Mapping[str, File]) -> None:
+    def __init__(self, directory: Path, folder: Folder, listed: Mapping[str, File]) -> None:
         self._directory = directory
         self._folder = folder
         self._listed = listed

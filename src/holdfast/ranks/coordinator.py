@@ -107,16 +107,18 @@ class Coordinator:
         self._channel.put(call_key(self._number), {"stop": stop, "after": after, "asked_at": asked_at, "spare": spare})
         return self._channel.agree(coordinate(self._number, offers, own, self._channel.seconds))
 
-    def stage(self, directory: str, digests: Mapping[str, Any], *, wanted: bool) -> None:
+    def stage(self, directory: str, mark: str, digests: Mapping[str, Any], *, wanted: bool) -> None:
         """Tells all ranks the directory to write into.
 
         Args:
             directory: The name of the staging directory in the run directory.
+            mark: The content of a file there, by which they tell that it is the same one.
             digests: Those of what rank 0 holds, for the others to compare theirs with.
             wanted: True where it is not the schedule alone that asks for the save.
         """
         self._staged = True
-        self._channel.put(stage_key(self._number), {"directory": directory, "digests": digests, "wanted": wanted})
+        staged = {"directory": directory, "mark": mark, "digests": digests, "wanted": wanted}
+        self._channel.put(stage_key(self._number), staged)
 
     def differences(self) -> list[Mapping[str, Any]]:
         """Waits for what the other ranks hold otherwise than rank 0.

@@ -183,7 +183,7 @@ def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.En
     """Says that the state went wrong: a resume goes on exactly from it all the same."""
     if not manifest.not_finite:
         return
-    finite = retention.newest_finite(beside, manifest.run)
+    finite = retention.newest_finite(path.parent, beside, manifest.run)
     instead = f"resume_from_checkpoint: {finite.path} is the newest without" if finite else "there is none without"
     log.warning(
         f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}"

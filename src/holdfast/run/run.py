@@ -19,6 +19,7 @@ from holdfast.run.outcome import Outcome
 from holdfast.run.status import Status, StatusFile
 from holdfast.store import retention
 from holdfast.store.catalog import Catalog
+from holdfast.store.folder import Folder
 
 
 @dataclass
@@ -48,7 +49,9 @@ class Run:
     log: logging.Logger = LOGGER
 
     def __post_init__(self) -> None:
-        self.catalog = Catalog(self.root)
+        self.folder = Folder.open(self.root, follow=True)
+        """The run directory, held open: its checkpoints are reached through it."""
+        self.catalog = Catalog(self.folder)
         self._is_closed = False
         self._outcome = Outcome.of_start(self.lease.holder, self.parent)
 
@@ -121,6 +124,17 @@ class Run:
     def root(self) -> Path:
         """The run directory."""
         return self.directory.root
+
+    def require_in_place(self) -> None:
+        """Checks that the run directory is still where people look for it.
+
+        Raises:
+            RunError: Its path leads elsewhere, or nowhere.
+        """
+        if not self.folder.is_at(self.root, follow=True):
+            raise RunError(
+                f"{self.root} is no longer the directory that this run has opened: it was moved or exchanged"
+            )
 
     @property
     def identity(self) -> str:

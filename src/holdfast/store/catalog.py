@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.store import files, names
+from holdfast.store.folder import Directory, Folder, Where, path_of, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
 
@@ -43,33 +44,34 @@ class Catalog:
     tensors lie, which is most of it and of no account here, is not kept.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Directory) -> None:
         self._root = root
-        self._known: dict[Path, tuple[tuple[int, ...], Entry]] = {}
+        self._known: dict[str, tuple[tuple[int, ...], Entry]] = {}
 
     def entries(self) -> list[Entry]:
         """Returns what the function `entries` does, without the manifests' `tensors`."""
         before, self._known = self._known, {}
 
-        def look(path: Path) -> Entry:
+        def look(checkpoint: Where) -> Entry:
             try:
-                status = (path / names.MANIFEST).lstat()
+                with Folder.open(checkpoint) as folder:
+                    status = status_of(folder / names.MANIFEST)
             except OSError:
-                return read(path)
+                return read(checkpoint)
             file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            known = before.get(path)
+            known = before.get(checkpoint.name)
             if known is None or known[0] != file:
-                entry = read(path)
+                entry = read(checkpoint)
                 if entry.manifest is None:
                     return entry
                 known = (file, replace(entry, manifest=replace(entry.manifest, tensors={})))
-            self._known[path] = known
+            self._known[checkpoint.name] = known
             return known[1]
 
         return entries(self._root, look)
 
 
-def entries(root: Path, look: Callable[[Path], Entry] | None = None) -> list[Entry]:
+def entries(root: Directory, look: Callable[[Where], Entry] | None = None) -> list[Entry]:
     """Returns all checkpoints of a run directory, the newest commit first; those without a manifest last, by step.
 
     Args:
@@ -77,20 +79,22 @@ def entries(root: Path, look: Callable[[Path], Entry] | None = None) -> list[Ent
         look: Reads one checkpoint; `read` by default.
     """
     listed = []
-    with os.scandir(root) as listing:
+    with os.scandir(root.fd if isinstance(root, Folder) else root) as listing:
         for item in listing:
             if names.step_of(item.name) is not None and item.is_dir(follow_symlinks=False):
-                listed.append((look or read)(Path(root, item.name)))
+                listed.append((look or read)(root / item.name))
     listed.sort(key=lambda e: e.path.name)  # so that a copy under another name always comes after its original
     return sorted(listed, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
 
 
-def read(path: Path) -> Entry:
+def read(checkpoint: Where) -> Entry:
     """Reads one checkpoint's manifest, and no other file of it."""
+    path = path_of(checkpoint)
     named = names.step_of(path.name)
     step = -1 if named is None else named
     try:
-        manifest = decode(files.read(path / names.MANIFEST, limit=MOST_BYTES))
+        with Folder.open(checkpoint) as folder:
+            manifest = decode(files.read(folder / names.MANIFEST, limit=MOST_BYTES))
     except FileNotFoundError:
         return Entry(path, step, None, "it has no MANIFEST.json: it was not finished, or not made by Holdfast")
     except OSError as error:

@@ -4,16 +4,21 @@ Standard library alone; the digest is handed in. The steps are those of `docs/fo
 """
 
 import os
+import stat
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.store import files, names
+from holdfast.store.folder import Directory, Folder, Where, exists, path_of, walk
 from holdfast.store.manifest import MOST_BYTES, File, Manifest, ManifestError, decode
 
 Digest = Callable[[int], str]
+
+# Beside what a rank writes meanwhile; it has gone when the files are sealed.
+_MARK = "staged-by-rank-0"
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,11 @@ class Published:
     durable: bool
 
 
-def seal_files(directory: Path, known: Mapping[str, str], digest: Digest) -> tuple[File, ...]:
+def seal_files(folder: Folder, known: Mapping[str, str], digest: Digest) -> tuple[File, ...]:
     """Syncs and measures the files that another process than the publisher has staged.
 
     Args:
-        directory: The staging directory.
+        folder: The staging directory.
         known: Their paths inside, each with its digests; empty where they are still to be taken.
         digest: Takes the digests of an open file.
 
@@ -36,11 +41,17 @@ def seal_files(directory: Path, known: Mapping[str, str], digest: Digest) -> tup
         OSError: Something could not be read or synced, is no file, or has a forbidden name.
     """
     for path in known:
-        if not names.is_relative_path(path):
-            raise OSError(f"a checkpoint cannot hold a file of this name: {path!r}")
-    sealed = tuple(_seal(directory / path, path, digest, digests or None) for path, digests in sorted(known.items()))
-    files.sync_directory(directory)
-    return sealed
+        _require_allowed(path)
+    sealed = []
+    for path, digests in sorted(known.items()):
+        *above, name = path.split("/")
+        with ExitStack() as opened:
+            inside = folder
+            for part in above:
+                inside = opened.enter_context(Folder.open(inside / part))
+            sealed.append(_seal(inside / name, path, digest, digests or None))
+    files.sync_directory(folder)
+    return tuple(sealed)
 
 
 class Attempt:
@@ -50,14 +61,21 @@ class Attempt:
         root: The run directory.
         run: The identity of the run.
         step: The step of the boundary that is being saved.
+
+    Raises:
+        OSError: No directory can be made there; or another one has its name at once.
     """
 
-    def __init__(self, root: Path, run: str, step: int) -> None:
+    def __init__(self, root: Directory, run: str, step: int) -> None:
         self.root = root
         self.step = step
         self.token = uuid.uuid4().hex
-        self.directory = root / names.staging(run, step, self.token)
-        files.make_directory(self.directory)
+        self._place = root / names.staging(run, step, self.token)
+        self._target = root / names.checkpoint(step)
+        files.make_directory(self._place)
+        self.folder = Folder.open(self._place)
+        """The staging directory. What is staged is reached through it: its name may lead elsewhere at any time."""
+        _require_new(self.folder)
 
     def seal(self, digest: Digest, known: Mapping[str, str] | None = None) -> tuple[File, ...]:
         """Syncs and measures all that was staged. Nothing may write there afterwards.
@@ -69,17 +87,16 @@ class Attempt:
         Raises:
             OSError: Something could not be read or synced, is neither file nor directory, or has a forbidden name.
         """
+        if not self.folder.is_at(self._place):
+            raise _exchanged(self._place, "made there")
         sealed = []
-        for folder, folders, others in os.walk(self.directory, topdown=False, onerror=_raise):
-            links = [name for name in folders if Path(folder, name).is_symlink()]  # os.walk takes them for folders
-            for name in sorted((*others, *links)):
-                path = Path(folder, name)
-                relative = path.relative_to(self.directory).as_posix()
-                if not names.is_relative_path(relative):
-                    raise OSError(f"a checkpoint cannot hold a file of this name: {relative!r}")
-                sealed.append(_seal(path, relative, digest, (known or {}).get(relative)))
-            files.make_private(Path(folder))
-            files.sync_directory(Path(folder))
+        for level in walk(self.folder):
+            for name in (*level.others, *level.deeper):
+                path = level.inside(name)
+                _require_allowed(path)
+                sealed.append(_seal(level.folder / name, path, digest, (known or {}).get(path)))
+            files.make_private(level.folder)
+            files.sync_directory(level.folder)
         return tuple(sorted(sealed, key=lambda file: file.path))
 
     def publish(self, manifest: Manifest, fence: Callable[[], None]) -> Published:
@@ -94,46 +111,96 @@ class Attempt:
         """
         encoded = manifest.encode()
         decode(encoded)
-        files.write_new(self.directory / names.MANIFEST, encoded)
-        files.sync_directory(self.directory)
+        files.write_new(self.folder / names.MANIFEST, encoded)
+        files.sync_directory(self.folder)
         fence()
-        target = self.root / names.checkpoint(self.step)
+        target = self._target
         self._make_way(target)
-        files.rename_new(self.directory, target)
+        files.rename_new(self._place, target)
+        # A rename takes a name, and no descriptor: only afterwards can be told what was renamed.
+        if not self.folder.is_at(target):
+            raise OSError(
+                f"{target} is not the directory that was written: somebody exchanged it; it was left as it is"
+            )
         try:
             durable = files.sync_directory(self.root)
         except OSError as error:
             raise OSError(
                 error.errno, f"{target} is there, but may not survive a power cut: {error.strerror}"
             ) from error
-        return Published(target, durable)
+        return Published(path_of(target), durable)
 
     def discard(self) -> None:
-        """Removes what was staged, as far as that is possible; the next start sweeps what is left."""
-        with suppress(OSError):
-            files.remove_tree(self.directory)
+        """Removes what was staged, as far as that is possible; the next start sweeps what is left.
 
-    def _make_way(self, target: Path) -> None:
+        A checkpoint that has its final name, and an error came after that, stays.
+        """
+        if self.folder.is_at(self._target):
+            return
+        with suppress(OSError):
+            files.empty(self.folder)
+        with suppress(OSError):
+            if self.folder.is_at(self._place):
+                files.remove_tree(self._place)
+
+    def _make_way(self, target: Where) -> None:
         """Renames a checkpoint that has the name already: it keeps its content under another one."""
-        if not os.path.lexists(target):
+        if not exists(target):
             return
         moved = self.root / names.superseded(self.step, _attempt_of(target) or uuid.uuid4().hex)
         files.rename_new(target, moved)
         files.sync_directory(self.root)
 
 
-def _raise(error: OSError) -> None:
-    """Raises the error of a folder that `os.walk` cannot list, and would leave out."""
-    raise error
-
-
-def _seal(path: Path, relative: str, digest: Digest, known: str | None) -> File:
-    with files.open_staged(path) as fd:
-        return File(relative, os.fstat(fd).st_size, known or digest(fd))
-
-
-def _attempt_of(directory: Path) -> str | None:
+@contextmanager
+def marked(folder: Folder) -> Iterator[str]:
+    """Puts a file with random content into a staging directory while others open it by name; yields the content."""
+    mark = uuid.uuid4().hex
+    files.write_new(folder / _MARK, mark.encode())
     try:
-        return decode(files.read(directory / names.MANIFEST, limit=MOST_BYTES)).attempt
+        yield mark
+    finally:
+        files.remove(folder / _MARK)
+
+
+@contextmanager
+def open_marked(where: Where, mark: str) -> Iterator[Folder]:
+    """Opens a staging directory that another process has made and marked.
+
+    Raises:
+        OSError: It cannot be opened, or is another directory than that process has made.
+    """
+    with Folder.open(where) as folder:
+        if files.read(folder / _MARK, limit=len(mark)) != mark.encode():
+            raise OSError(f"{where} is not the directory that rank 0 has made: somebody exchanged it")
+        yield folder
+
+
+def _require_new(folder: Folder) -> None:
+    """Checks that a directory which was opened by name is the one that was just made: ours, private and empty."""
+    status = folder.status()
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077 or folder.names():
+        raise _exchanged(folder.path, "made there")
+
+
+def _exchanged(where: Where, done: str) -> OSError:
+    what = "somebody exchanged or removed it, and what is there is left as it is"
+    return OSError(f"{where} is not the directory that was {done}: {what}")
+
+
+def _require_allowed(path: str) -> None:
+    if not names.is_relative_path(path):
+        raise OSError(f"a checkpoint cannot hold a file of this name: {path!r}")
+
+
+def _seal(where: Where, path: str, digest: Digest, known: str | None) -> File:
+    with files.open_staged(where) as fd:
+        return File(path, os.fstat(fd).st_size, known or digest(fd))
+
+
+def _attempt_of(directory: Where) -> str | None:
+    try:
+        with Folder.open(directory) as folder:
+            return decode(files.read(folder / names.MANIFEST, limit=MOST_BYTES)).attempt
     except (OSError, ManifestError):
         return None

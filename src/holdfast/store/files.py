@@ -7,18 +7,18 @@ Standard library alone, so that a fault test costs a tenth of a second. The orde
 import ctypes
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from holdfast.store import names
+from holdfast.store.folder import Directory, Folder, Where, at, exists, open_at, status_of, walk
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_ADDED = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STAGED = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # The answers of file systems that cannot sync a directory at all (SMB, some FUSE). Not EIO: that is a loss.
 _CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)
@@ -28,9 +28,10 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
 
-def make_directory(path: Path) -> None:
+def make_directory(where: Where) -> None:
     """Makes a directory that only its owner may enter. Fails if anything has that name."""
-    path.mkdir(mode=0o700)
+    name, above = at(where)
+    os.mkdir(name, 0o700, dir_fd=above)
 
 
 def make_directories(path: Path) -> None:
@@ -43,19 +44,19 @@ def make_directories(path: Path) -> None:
         sync_directory(path.parent)
 
 
-def make_private(path: Path) -> None:
+def make_private(folder: Folder) -> None:
     """Takes a directory that somebody else may have made away from everybody but its owner."""
-    path.chmod(0o700)
+    os.fchmod(folder.fd, 0o700)
 
 
-def open_new(path: Path) -> int:
+def open_new(where: Where) -> int:
     """Opens a file for writing that must not exist yet, readable by its owner alone."""
-    return os.open(path, _NEW, 0o600)
+    return open_at(where, _NEW)
 
 
-def write_new(path: Path, data: bytes) -> None:
+def write_new(where: Where, data: bytes) -> None:
     """Writes and syncs a file that must not exist yet, readable by its owner alone."""
-    fd = open_new(path)
+    fd = open_new(where)
     try:
         write_all(fd, data)
         os.fsync(fd)
@@ -70,15 +71,15 @@ def write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def replace(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Gives `path` new content in one step: readers see the old or the new, never a part. `durable` syncs both."""
-    with _replacing(path, durable=durable) as fd:
+def replace(where: Where, data: bytes, *, durable: bool = True) -> None:
+    """Gives a file new content in one step: readers see the old or the new, never a part. `durable` syncs both."""
+    with _replacing(where, durable=durable) as fd:
         write_all(fd, data)
     if durable:
-        sync_directory(path.parent)
+        sync_directory(where.parent)
 
 
-def copy(source: Path, target: Path) -> None:
+def copy(source: Where, target: Where) -> None:
     """Copies a file's content to `target` in one step, synced; the rename is made durable by syncing the directory."""
     with open_regular(source) as origin, _replacing(target, durable=True) as fd:
         while part := os.read(origin, 1 << 20):
@@ -86,10 +87,10 @@ def copy(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
-    """Opens a new file that takes the place of `path` at the end, or is removed."""
+def _replacing(where: Where, *, durable: bool) -> Iterator[int]:
+    """Opens a new file that takes the place of another at the end, or is removed."""
     # What lies in its way is never opened: whoever may write to the directory could have planted a link there.
-    temporary = path.with_name(names.temporary(path.name, os.getpid()))
+    temporary = where.with_name(names.temporary(where.name, os.getpid()))
     with suppress(FileNotFoundError):
         remove(temporary)
     try:
@@ -100,65 +101,66 @@ def _replacing(path: Path, *, durable: bool) -> Iterator[int]:
                 os.fsync(fd)
         finally:
             os.close(fd)
-        temporary.rename(path)
+        (source, above), (target, other) = at(temporary), at(where)
+        os.rename(source, target, src_dir_fd=above, dst_dir_fd=other)
     except OSError:
         with suppress(OSError):
             remove(temporary)
         raise
 
 
-def append(path: Path, data: bytes) -> None:
+def append(where: Where, data: bytes) -> None:
     """Adds `data` to the end of a file of ours in one write; never through a link, never to anything but a file."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    fd = open_at(where, _ADDED)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(where))
         write_all(fd, data)
     finally:
         os.close(fd)
 
 
-def read(path: str | Path, *, limit: int, folder: int | None = None) -> bytes:
+def read(where: Where, *, limit: int) -> bytes:
     """Reads a regular file of at most `limit` bytes, not through a link at its name.
 
     Raises:
         OSError: It cannot be opened, is no regular file, or is larger than `limit` (EFBIG).
     """
-    with open_regular(path, folder=folder) as fd:
+    with open_regular(where) as fd:
         parts = []
         left = limit + 1
         while left and (part := os.read(fd, min(left, 1 << 20))):
             parts.append(part)
             left -= len(part)
     if not left:
-        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(path))
+        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(where))
     return b"".join(parts)
 
 
 @contextmanager
-def open_regular(path: str | Path, *, folder: int | None = None) -> Iterator[int]:
+def open_regular(where: Where) -> Iterator[int]:
     """Opens a regular file for reading; never follows a link at its name, never waits (a FIFO would)."""
-    fd = os.open(path, _READ, dir_fd=folder)
+    fd = open_at(where, _READ)
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+            raise OSError(errno.EINVAL, "is not a regular file", str(where))
         yield fd
     finally:
         os.close(fd)
 
 
 @contextmanager
-def open_staged(path: Path) -> Iterator[int]:
+def open_staged(where: Where) -> Iterator[int]:
     """Opens a file that anybody may have written, once it is durable and its owner's alone.
 
     Raises:
         OSError: It cannot be opened or synced, is no regular file, or has another name beside this.
     """
-    fd = os.open(path, _STAGED)
+    fd = open_at(where, _STAGED)
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise OSError(errno.EINVAL, "is not a plain file with one name", str(path))
+            raise OSError(errno.EINVAL, "is not a plain file with one name", str(where))
         os.fchmod(fd, 0o600)
         os.fsync(fd)
         yield fd
@@ -167,84 +169,88 @@ def open_staged(path: Path) -> Iterator[int]:
 
 
 @contextmanager
-def open_folder(path: str | Path, *, folder: int | None = None) -> Iterator[int]:
-    """Opens a directory itself, not what a link at its name points to."""
-    fd = os.open(path, _FOLDER, dir_fd=folder)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def open_inside(folder: int, relative: str) -> Iterator[int]:
+def open_inside(folder: Folder, relative: str) -> Iterator[int]:
     """Opens a regular file below `folder`, following no link on the way."""
-    first, _, rest = relative.partition("/")
-    if not rest:
-        with open_regular(first, folder=folder) as fd:
-            yield fd
-    else:
-        with open_folder(first, folder=folder) as inner, open_inside(inner, rest) as fd:
-            yield fd
+    *above, last = relative.split("/")
+    with ExitStack() as opened:
+        for name in above:
+            folder = opened.enter_context(Folder.open(folder / name))
+        yield opened.enter_context(open_regular(folder / last))
 
 
-def sync_directory(path: Path) -> bool:
+def sync_directory(directory: Directory) -> bool:
     """Makes the names in a directory durable. False where the file system cannot; an I/O error is raised.
 
     A run directory may be a link to one: what is made under its path is made behind the link, so that is synced.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder = directory if isinstance(directory, Folder) else Folder.open(directory, follow=True)
     try:
-        os.fsync(fd)
+        os.fsync(folder.fd)
     except OSError as error:
         if error.errno not in _CANNOT_SYNC:
             raise
         return False
-    finally:
-        os.close(fd)
     return True
 
 
-def rename_new(source: Path, target: Path) -> None:
+def rename_new(source: Where, target: Where) -> None:
     """Renames, and fails with FileExistsError rather than replace anything. A plain rename replaces an empty directory.
 
     Where the kernel or the file system cannot promise that, looks first and then renames: what could still be
     replaced in between is an empty directory, which holds nothing.
     """
-    moving = source.lstat()
+    moving = status_of(source)
     try:
         _rename_new(source, target)
     except OSError:
         # A network file system whose answer got lost tries again, and then finds nothing to rename, or the name taken.
-        if os.path.lexists(source) or not os.path.lexists(target) or not os.path.samestat(moving, target.lstat()):
+        if exists(source) or not exists(target) or not os.path.samestat(moving, status_of(target)):
             raise
 
 
-def _rename_new(source: Path, target: Path) -> None:
+def _rename_new(source: Where, target: Where) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
+    (old, above), (new, other) = at(source), at(target)
     if hasattr(libc, "renameat2"):
-        paths = (os.fsencode(source), os.fsencode(target))
-        if libc.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
+        folders = [_AT_FDCWD if fd is None else fd for fd in (above, other)]
+        if libc.renameat2(folders[0], os.fsencode(old), folders[1], os.fsencode(new), _RENAME_NOREPLACE) == 0:
             return
         number = ctypes.get_errno()
         if number not in _NO_SUCH_RENAME:
             raise OSError(number, os.strerror(number), str(source), None, str(target))
-    if os.path.lexists(target):
+    if exists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    source.rename(target)
+    os.rename(old, new, src_dir_fd=above, dst_dir_fd=other)
 
 
-def remove(path: Path) -> None:
+def remove(where: Where) -> None:
     """Removes a file's name."""
-    path.unlink()
+    name, above = at(where)
+    os.unlink(name, dir_fd=above)
 
 
-def remove_tree(path: Path) -> None:
-    """Removes a directory and all in it."""
-    shutil.rmtree(path)
+def remove_tree(where: Where) -> None:
+    """Removes a directory and all in it.
+
+    Raises:
+        OSError: Something cannot be removed, or lies deeper than a walk goes: then it is left (ENOTEMPTY).
+    """
+    with Folder.open(where) as folder:
+        empty(folder)
+    name, above = at(where)
+    os.rmdir(name, dir_fd=above)
 
 
-def free_space(path: Path) -> tuple[int, int]:
+def empty(folder: Folder) -> None:
+    """Removes all that is in a directory, whatever name it has by now."""
+    for level in walk(folder):
+        for name in level.others:
+            remove(level.folder / name)
+        for name in level.folders:
+            os.rmdir(name, dir_fd=level.folder.fd)
+
+
+def free_space(directory: Directory) -> tuple[int, int]:
     """Returns the bytes and inodes that an ordinary user may still take; -1 inodes where nobody counts them."""
-    system = os.statvfs(path)
+    system = os.statvfs(directory.fd if isinstance(directory, Folder) else directory)
     return system.f_bavail * system.f_frsize, system.f_favail if system.f_files else -1

@@ -4,74 +4,79 @@ A published checkpoint is never opened for writing, so a pin is an empty file in
 is the checkpoint's attempt, which stays when the checkpoint is renamed. Standard library alone.
 """
 
-import os
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from holdfast.store import files, names
+from holdfast.store.folder import Directory, Folder
 
+_PINS = "pins"
 _ASKED = "asked"
 
 
-def pinned(root: Path) -> frozenset[str]:
+def pinned(root: Directory) -> frozenset[str]:
     """Returns the attempts that are pinned in a run directory.
 
     Raises:
         OSError: They cannot be read. Whoever wants to delete something then may not.
     """
-    return _marked(_folder(root))
+    return _marked(root, _PINS)
 
 
-def pin(root: Path, attempt: str) -> bool:
+def pin(root: Directory, attempt: str) -> bool:
     """Pins a checkpoint, durably. False where it was pinned already."""
-    return _mark(_folder(root), attempt)
+    return _mark(root, _PINS, attempt)
 
 
-def asked_for(root: Path) -> frozenset[str]:
+def asked_for(root: Directory) -> frozenset[str]:
     """Returns the attempts that somebody asked for after they had been saved for another reason.
 
     Raises:
         OSError: They cannot be read.
     """
-    return _marked(_folder(root, _ASKED))
+    return _marked(root, _ASKED)
 
 
-def mark_as_asked_for(root: Path, attempt: str) -> bool:
+def mark_as_asked_for(root: Directory, attempt: str) -> bool:
     """Notes, durably, that somebody has asked for a checkpoint that was there. False where that was noted already."""
-    return _mark(_folder(root, _ASKED), attempt)
+    return _mark(root, _ASKED, attempt)
 
 
-def _marked(path: Path) -> frozenset[str]:
+def unpin(root: Directory, attempt: str) -> bool:
+    """Takes a pin away, durably. False where there was none."""
     try:
-        with files.open_folder(path) as folder, os.scandir(folder) as listing:
-            return frozenset(item.name for item in listing if names.is_token(item.name))
+        with _opened(root, _PINS) as folder:
+            files.remove(folder / attempt)
+            files.sync_directory(folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _marked(root: Directory, kind: str) -> frozenset[str]:
+    try:
+        with _opened(root, kind) as folder:
+            return frozenset(filter(names.is_token, folder.names()))
     except FileNotFoundError:
         return frozenset()
 
 
-def _mark(folder: Path, attempt: str) -> bool:
-    with suppress(FileExistsError):
-        files.make_directory(folder)
-    files.sync_directory(folder.parent)
-    try:
-        files.write_new(folder / attempt, b"")
-        new = True
-    except FileExistsError:
-        new = False
-    files.sync_directory(folder)
+def _mark(root: Directory, kind: str, attempt: str) -> bool:
+    with Folder.open(root / names.CONTROL) as control:
+        with suppress(FileExistsError):
+            files.make_directory(control / kind)
+        files.sync_directory(control)
+    with _opened(root, kind) as folder:
+        try:
+            files.write_new(folder / attempt, b"")
+            new = True
+        except FileExistsError:
+            new = False
+        files.sync_directory(folder)
     return new
 
 
-def unpin(root: Path, attempt: str) -> bool:
-    """Takes a pin away, durably. False where there was none."""
-    folder = _folder(root)
-    try:
-        files.remove(folder / attempt)
-    except FileNotFoundError:
-        return False
-    files.sync_directory(folder)
-    return True
-
-
-def _folder(root: Path, kind: str = "pins") -> Path:
-    return root / names.CONTROL / kind
+@contextmanager
+def _opened(root: Directory, kind: str) -> Iterator[Folder]:
+    with Folder.open(root / names.CONTROL) as control, Folder.open(control / kind) as folder:
+        yield folder

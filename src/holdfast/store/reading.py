@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from holdfast.store import digest, files
 from holdfast.store.digest import BLOCK_BYTES
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
 from holdfast.store.range_reading import Target, read_range
 
@@ -47,7 +48,7 @@ class Source:
     """The problem of the file, once it was read; None where there is none."""
 
 
-def read(folder: int, sources: Sequence[Source], *, through_cache: bool = False) -> None:
+def read(folder: Folder, sources: Sequence[Source], *, through_cache: bool = False) -> None:
     """Reads files, and leaves in each source its problem, if any. What arrived of such a one is worth nothing.
 
     Args:
@@ -61,7 +62,7 @@ def read(folder: int, sources: Sequence[Source], *, through_cache: bool = False)
 class _Open:
     """A file while it is read, by any number of threads: the last to leave it closes it."""
 
-    def __init__(self, folder: int, source: Source, through_cache: bool) -> None:
+    def __init__(self, folder: Folder, source: Source, through_cache: bool) -> None:
         self.source = source
         self.starts = [span.offset for span in source.spans or ()]
         self.users = 1
@@ -101,7 +102,7 @@ class _Unit:
 
 
 class _Reader:
-    def __init__(self, folder: int, sources: Sequence[Source], through_cache: bool) -> None:
+    def __init__(self, folder: Folder, sources: Sequence[Source], through_cache: bool) -> None:
         self._folder = folder
         self._sources = sources
         self._through_cache = through_cache
@@ -189,7 +190,7 @@ def _targets(opened: _Open, offset: int, size: int) -> list[Target]:
     return targets
 
 
-def read_small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
+def read_small(folder: Folder, file: File, limit: int) -> tuple[bytes, str | None]:
     """Reads a small file in one piece. Returns its bytes, and their problem, if any.
 
     Args:
@@ -198,7 +199,7 @@ def read_small(folder: int, file: File, limit: int) -> tuple[bytes, str | None]:
         limit: The most bytes that are read.
     """
     try:
-        data = files.read(file.path, limit=limit, folder=folder)
+        data = files.read(folder / file.path, limit=limit)
     except OSError as error:
         return b"", unreadable(file, error)
     if len(data) != file.size:

@@ -1,7 +1,6 @@
 """Deletion: which checkpoints go, and the order in which they do: validity first, the last good one never."""
 
 import errno
-import os
 import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from pathlib import Path
 from holdfast.errors import ConfigError
 from holdfast.store import catalog, files, names, pins
 from holdfast.store.catalog import Entry
+from holdfast.store.folder import Directory, Where, exists, is_folder, names_in
 from holdfast.store.verify import verify
 
 SCHEDULE = "schedule"
@@ -58,7 +58,9 @@ class StillWantedError(OSError):
     """A checkpoint that was to be deleted was pinned, or gave its name to another, at the last moment. It is there."""
 
 
-def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Verdict]:
+def judge(
+    root: Directory, entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()
+) -> list[Verdict]:
     """Decides for each checkpoint whether it stays, and why.
 
     Only what verifies (names and sizes) counts as kept or goes; another run's checkpoints, damaged ones, pinned ones,
@@ -66,7 +68,8 @@ def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected
     infinity where none should be: a training that went wrong saves as often as one that did not.
 
     Args:
-        entries: The catalog, newest commit first.
+        root: The run directory.
+        entries: Its catalog, newest commit first.
         run: The identity of the run that asks.
         policy: The rules.
         protected: Checkpoints that something still needs: the one this run resumed from, the best one.
@@ -74,12 +77,11 @@ def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected
     Raises:
         OSError: The pins cannot be read.
     """
-    pinned = pins.pinned(entries[0].path.parent) if entries else frozenset()
-    asked = pins.asked_for(entries[0].path.parent) if entries else frozenset()
+    pinned, asked = pins.pinned(root), pins.asked_for(root)
     safe = {path.resolve() for path in protected}
     kept: dict[Path, str] = {}
     for entry in entries:
-        if (why := _why_left_alone(entry, run)) is not None:
+        if (why := _why_left_alone(root, entry, run)) is not None:
             kept[entry.path] = why
     good = [entry for entry in entries if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
@@ -98,22 +100,26 @@ def judge(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected
     return [Verdict(entry, kept.get(entry.path)) for entry in entries]
 
 
-def newest_finite(entries: Sequence[Entry], run: str) -> Entry | None:
+def newest_finite(root: Directory, entries: Sequence[Entry], run: str) -> Entry | None:
     """Returns the newest good checkpoint of a run that holds no NaN or infinity where none should be; None without one.
 
     Args:
-        entries: The catalog, newest commit first.
+        root: The run directory.
+        entries: Its catalog, newest commit first.
         run: The identity of the run.
     """
-    return next((entry for entry in entries if _is_finite(entry) and _why_left_alone(entry, run) is None), None)
+    return next((entry for entry in entries if _is_finite(entry) and _why_left_alone(root, entry, run) is None), None)
 
 
-def surplus(entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()) -> list[Path]:
+def surplus(
+    root: Directory, entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()
+) -> list[Path]:
     """Returns the checkpoints that go, oldest commit first. The arguments are those of `judge`."""
-    return [verdict.entry.path for verdict in reversed(judge(entries, run, policy, protected)) if verdict.kept is None]
+    verdicts = judge(root, entries, run, policy, protected)
+    return [verdict.entry.path for verdict in reversed(verdicts) if verdict.kept is None]
 
 
-def delete(root: Path, path: Path, attempt: str | None = None) -> None:
+def delete(root: Directory, path: Path, attempt: str | None = None) -> None:
     """Deletes a checkpoint: its name goes first, durably, so that a crash leaves no half of one that looks whole.
 
     Any process may do so beside any other. What was pinned a moment ago keeps its name, or gets it back: whoever pins
@@ -129,20 +135,20 @@ def delete(root: Path, path: Path, attempt: str | None = None) -> None:
         StillWantedError: It is pinned, or is another one than was meant.
         FileNotFoundError: It has gone already.
     """
-    _require_unwanted(root, path, attempt)
-    doomed = root / names.trash(uuid.uuid4().hex)
+    checkpoint, doomed = root / path.name, root / names.trash(uuid.uuid4().hex)
+    _require_unwanted(root, checkpoint, attempt)
     files.sync_directory(root)
-    files.rename_new(path, doomed)
+    files.rename_new(checkpoint, doomed)
     try:
         _require_unwanted(root, doomed, attempt)
     except OSError:
-        _give_back(root, doomed, path)
+        _give_back(root, doomed, checkpoint)
         raise
     files.sync_directory(root)
     _remove(doomed)
 
 
-def sweep(root: Path) -> list[str]:
+def sweep(root: Directory) -> list[str]:
     """Removes what dead attempts, deletions and copies left. Only the holder of the run's lease may call this.
 
     All names become durable first: what a process renamed that was killed before it could sync is what this start goes
@@ -153,22 +159,23 @@ def sweep(root: Path) -> list[str]:
     """
     files.sync_directory(root)
     removed = []
-    for path in sorted(root.iterdir()):
+    for name in names_in(root):
+        left = root / name
         with suppress(OSError):
-            if names.is_temporary(path.name):
-                files.remove(path)
-            elif names.is_trash(path.name) and _is_pinned(root, path):
-                _give_back(root, path, root / names.checkpoint(catalog.read(path).step))
+            if names.is_temporary(name):
+                files.remove(left)
+            elif names.is_trash(name) and _is_pinned(root, left):
+                _give_back(root, left, root / names.checkpoint(catalog.read(left).step))
                 continue
-            elif (names.is_staging(path.name) or names.is_trash(path.name)) and not path.is_symlink():
-                files.remove_tree(path)
+            elif (names.is_staging(name) or names.is_trash(name)) and is_folder(left):
+                files.remove_tree(left)
             else:
                 continue
-            removed.append(path.name)
+            removed.append(name)
     return removed
 
 
-def _is_pinned(root: Path, doomed: Path) -> bool:
+def _is_pinned(root: Directory, doomed: Where) -> bool:
     """Tells whether somebody pinned a checkpoint between the two looks of a `delete` that crashed there."""
     manifest = catalog.read(doomed).manifest
     return manifest is not None and manifest.attempt in pins.pinned(root) and verify(doomed, full=False).good
@@ -178,14 +185,14 @@ def _is_finite(entry: Entry) -> bool:
     return entry.manifest is not None and not entry.manifest.not_finite
 
 
-def _why_left_alone(entry: Entry, run: str) -> str | None:
+def _why_left_alone(root: Directory, entry: Entry, run: str) -> str | None:
     if entry.manifest is None:
         return "made by plain transformers" if entry.foreign else f"damaged: {entry.problem}"
     if entry.manifest.run != run:
         return "of another run"
     if entry.other_owner is not None:
         return f"of another user (uid {entry.other_owner})"
-    problems = verify(entry.path, full=False).problems
+    problems = verify(root / entry.path.name, full=False).problems
     return f"damaged: {problems[0]}" if problems else None
 
 
@@ -220,29 +227,29 @@ def _was_asked_for(entry: Entry, asked: frozenset[str]) -> bool:
     return any(r.get("label") or not (r.get("door") in _UNASKED or r.get("stop") is True) for r in reasons)
 
 
-def _require_unwanted(root: Path, path: Path, attempt: str | None) -> None:
-    if not os.path.lexists(path):
-        raise FileNotFoundError(errno.ENOENT, "it has gone already", str(path))
-    manifest = catalog.read(path).manifest
+def _require_unwanted(root: Directory, checkpoint: Where, attempt: str | None) -> None:
+    if not exists(checkpoint):
+        raise FileNotFoundError(errno.ENOENT, "it has gone already", str(checkpoint))
+    manifest = catalog.read(checkpoint).manifest
     if manifest is None or attempt not in (None, manifest.attempt):
         raise StillWantedError("it is not the checkpoint that was to be deleted")
     if manifest.attempt in pins.pinned(root):
         raise StillWantedError("it was pinned")
 
 
-def _give_back(root: Path, doomed: Path, path: Path) -> None:
+def _give_back(root: Directory, doomed: Where, checkpoint: Where) -> None:
     """Gives a name back, or, where a new checkpoint has it by now, the one that such a checkpoint gives way to."""
     try:
-        files.rename_new(doomed, path)
+        files.rename_new(doomed, checkpoint)
     except FileExistsError:
         manifest = catalog.read(doomed).manifest
         attempt = manifest.attempt if manifest is not None else uuid.uuid4().hex
-        files.rename_new(doomed, root / names.superseded(names.step_of(path.name) or 0, attempt))
+        files.rename_new(doomed, root / names.superseded(names.step_of(checkpoint.name) or 0, attempt))
     files.sync_directory(root)
 
 
-def _remove(doomed: Path) -> None:
+def _remove(doomed: Where) -> None:
     """Removes a checkpoint that has lost its name. The sweep of a run that starts may be removing files of it too."""
-    while os.path.lexists(doomed):
+    while exists(doomed):
         with suppress(FileNotFoundError):
             files.remove_tree(doomed)

@@ -114,7 +114,7 @@ def _write_model(trainer: Any, root: Path, run: str) -> None:
 
     attempt = Attempt(root, run, trainer.state.global_step)
     try:
-        trainer.save_model(str(attempt.directory))
-        layout.copy_model(attempt.directory, root)
+        trainer.save_model(str(attempt.folder.through))
+        layout.copy_model(attempt.folder.through, root)
     finally:
         attempt.discard()

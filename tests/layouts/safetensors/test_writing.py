@@ -10,7 +10,7 @@ from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.layouts.pieces import PiecesReader
 from holdfast.layouts.safetensors import writing
 from holdfast.state.sharding import ShardRange
-from holdfast.store import files
+from holdfast.store.folder import Folder
 
 PLAIN = sorted((dtype for dtype in safetensors.torch._TYPES.values() if dtype is not None), key=str)
 NOTED = [torch.complex128, torch.complex32, torch.float8_e8m0fnu]
@@ -29,7 +29,7 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    with files.open_folder(path.parent) as folder:
+    with Folder.open(path.parent) as folder:
         reader = PiecesReader(path.parent, folder, {path.name: listed(path.parent, path.name)})
         file = reader.file(path.name)
         shapes = {name: file.shape(name) or () for name in [*file.dense, *file.sparse]}

@@ -11,6 +11,7 @@ from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.safetensors import header as headers
 from holdfast.layouts.safetensors.dtypes import COMPONENTS, NOTES, codes
 from holdfast.store import files, reading
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
 from holdfast.store.reading import Source, Span
 
@@ -41,7 +42,7 @@ class TensorFile:
         CheckpointError: It is no such file.
     """
 
-    def __init__(self, folder: int, file: File, path: Path) -> None:
+    def __init__(self, folder: Folder, file: File, path: Path) -> None:
         self.file = file
         self._unproved: list[tuple[bytes, int]] = []
         try:
