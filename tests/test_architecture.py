@@ -145,7 +145,7 @@ def test_the_commit_core_imports_the_standard_library_and_itself_alone(name: str
 
 
 def loaded_by(statement: str) -> set[str]:
-    script = f"import sys; {statement}; print(*sys.modules)"
+    script = f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); {statement}; print(*sys.modules)"
     found = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     return set(found.stdout.split())
 
