@@ -236,6 +236,42 @@ def test_the_sequence_goes_on_over_runs_and_branches(run: Run) -> None:
     assert newest is not None and (newest.step, newest.sequence) == (7, 42)
 
 
+def test_security_s28_numbers_of_which_no_greater_one_is_left_fail_a_save_before_its_first_byte(run: Run) -> None:
+    """A checkpoint of the run with the greatest number that there can be, one of another run, and a step of 10^18."""
+
+    def write(folder: Path) -> None:
+        raise AssertionError("it was asked to write")
+
+    commit_checkpoint(run.root, 900, run="c" * 32, sequence=10**15 - 1)
+    first = saving.save(run, snapshot(7), [asked(run)], KEEP_ALL)
+    manifest = verify(Path(first.path)).entry.manifest
+    assert first.saved and manifest is not None and manifest.sequence == 1
+    late = saving.save(run, snapshot(10**18, write), [asked(run)], KEEP_ALL)
+    assert late.error == f"a checkpoint cannot be of step {10**18:,}: steps are below 10^15"
+    commit_checkpoint(run.root, 800, run=run.identity, sequence=10**15 - 1)
+    full = saving.save(run, snapshot(8, write), [asked(run)], KEEP_ALL)
+    assert "checkpoint-800 has the number 999,999,999,999,999" in full.error and "move it" in full.error
+    assert not (full.saved or late.saved) and not [*run.root.glob(".tmp-*")]
+    shutil.rmtree(run.root / "checkpoint-800")
+    assert saving.save(run, snapshot(8), [asked(run)], KEEP_ALL).saved
+
+
+def test_of_very_many_who_ask_at_once_some_are_named_and_all_are_answered(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "MOST_REASONS", 10)
+    stops = [Request("signal", stop=True, why="SIGTERM") for _ in range(48)]
+    wanted, labelled = Request("command"), Request("signal", stop=True, label="last")
+    answer = saving.save(run, snapshot(), [*stops, wanted, labelled], KEEP_ALL)
+    assert run.inbox.answer_to(stops[-1].id) == answer == run.inbox.answer_to(labelled.id)
+    assert len(list(run.directory.answers.iterdir())) == 50
+    (entry,) = catalog.entries(run.root)
+    assert entry.manifest is not None and (len(entry.manifest.reasons), entry.manifest.more_reasons) == (10, 40)
+    assert [reason["id"] for reason in entry.manifest.reasons[:3]] == [labelled.id, wanted.id, stops[0].id]
+    (event,) = events(run, "saved")
+    assert (len(event["ids"]), event["more"]) == (10, 40)
+
+
 def test_too_little_room_is_refused_before_anything_is_written_with_both_numbers(run: Run) -> None:
     def write(folder: Path) -> None:
         raise AssertionError("it was asked to write")

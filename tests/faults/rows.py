@@ -161,4 +161,6 @@ ROWS: dict[str, Row] = {
     ),
     "S19": Row("A request that deletes history"),
     "S20": Row("What is promised and what is not, in SECURITY.md"),
+    "S27": Row("JSON that is too deep, and numbers of endless digits, in a checkpoint"),
+    "S28": Row("Numbers of commits and of steps that leave no greater one"),
 }

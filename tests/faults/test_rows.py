@@ -9,9 +9,9 @@ from faults.rows import ROWS, TESTS, outcome_of, proofs, rows_of
 PAGE = TESTS.parent / "docs" / "faults.md"
 
 
-def test_all_48_faults_and_20_threats_are_counted() -> None:
+def test_all_faults_and_threats_are_counted() -> None:
     numbers = [*(f"{number:02}" for number in range(1, 49)), *(f"S{number:02}" for number in range(1, 21))]
-    assert list(ROWS) == numbers
+    assert list(ROWS)[: len(numbers)] == numbers and list(ROWS)[len(numbers) :] == sorted(set(ROWS) - set(numbers))
 
 
 @pytest.mark.parametrize("number", ROWS)

@@ -74,7 +74,7 @@ def commit_checkpoint(root: Path, step: int, content: Mapping[str, bytes] = RESU
     stage(attempt.folder.path, content)
     given = {
         "attempt": attempt.token,
-        "sequence": catalog.next_sequence(catalog.entries(root)),
+        "sequence": catalog.next_sequence(catalog.entries(root), fields.get("run", RUN)),
         "files": attempt.seal(digest.of_descriptor),
         **fields,
     }

@@ -29,6 +29,7 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "loss": 2.5,
         "last_checkpoint": None,
         "pending": [{"id": "0" * 32}],
+        "more_pending": 0,
         "failed_saves": 0,
         "last_failure": "",
         "failing_since": None,

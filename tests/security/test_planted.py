@@ -56,7 +56,7 @@ def test_security_s16_s19_what_another_user_put_there_takes_no_checkpoint_of_our
 def test_security_s16_what_another_user_put_there_does_not_use_up_the_numbers_of_commits(tmp_path: Path) -> None:
     """The greatest sequence that a manifest may have, in a checkpoint of another user."""
     commit_checkpoint(tmp_path, 7)
-    planted(tmp_path, sequence=2**63 - 1)
+    planted(tmp_path, sequence=10**15 - 1)
     after = commit_checkpoint(tmp_path, 10)
     found = select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(print))
     assert found is not None and found.path == after

@@ -125,7 +125,7 @@ def test_the_forms_are_those_of_the_page() -> None:
 
 def test_numbers_keep_what_decimal_text_would_lose() -> None:
     numbers = there_and_back(
-        [0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324, 2**64, -(2**63), 10**5000, True, 1, 1.0]
+        [0.1, -0.0, math.inf, -math.inf, math.nan, 5e-324, 2**64, -(2**63), 16**4096 - 1, True, 1, 1.0]
     )
     assert [repr(number) for number in numbers[:8]] == [
         "0.1",
@@ -137,7 +137,7 @@ def test_numbers_keep_what_decimal_text_would_lose() -> None:
         str(2**64),
         str(-(2**63)),
     ]
-    assert numbers[8] == 10**5000 and [type(number) for number in numbers[9:]] == [bool, int, float]
+    assert numbers[8] == 16**4096 - 1 and [type(number) for number in numbers[9:]] == [bool, int, float]
 
 
 def test_what_comes_back_shares_no_memory() -> None:
@@ -184,10 +184,14 @@ def deep() -> list[Any]:
         (np.array([Own()], dtype=object), r"^state is a numpy ndarray of object"),
         ({1: torch.zeros(1), "1": torch.zeros(1)}, r"^state/1 would name two tensors"),
         (deep(), r"^state is too deep"),
+        ({"seed": [16**4096]}, r"^state/seed/0 is a whole number of 4,097 hexadecimal digits"),
+        ({-(16**4096): 1}, r"^state/\(key\) is a whole number of 4,097 hexadecimal digits"),
+        ({1, 16**4096}, r"^state/[01] is a whole number of 4,097 hexadecimal digits"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
-def test_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) -> None:
+def test_security_s27_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) -> None:
+    """Values without a form: deep ones, and numbers of 4,097 digits, among others."""
     with pytest.raises(UnsupportedError, match=message):
         values.encode(value, "state", {})
 
@@ -203,6 +207,8 @@ def test_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) 
         '{"$float": "one"}',
         '{"$float": 1}',
         '{"$int": "0xz"}',
+        '{"$int": "12"}',
+        '{"$int": "0x1' + "0" * 4096 + '"}',
         '{"$bytes": "0"}',
         '{"$complex": ["0x1p0", "0x1p0", "0x1p0"]}',
         '{"$dtype": "load"}',
@@ -226,7 +232,8 @@ def test_what_has_no_form_is_refused_by_path_and_type(value: Any, message: str) 
     ],
     ids=lambda text: text[:40],
 )
-def test_what_nobody_wrote_raises_an_error_of_ours(text: str) -> None:
+def test_security_s27_what_nobody_wrote_raises_an_error_of_ours(text: str) -> None:
+    """Trees that are none: deep ones, and numbers of 4,097 digits, among others."""
     try:
         encoded = json.loads(text)
     except RecursionError:
@@ -261,3 +268,10 @@ ANY_JSON = st.recursive(
 def test_any_json_raises_nothing_but_an_error_of_ours(value: Any) -> None:
     with suppress(CheckpointError):
         values.decode(value, {"t": torch.zeros(2)})
+
+
+def test_a_number_that_python_does_not_write_out_may_be_a_key() -> None:
+    huge, tensor = 16**4096 - 1, torch.ones(1)
+    back = there_and_back({"a": {huge: tensor}, "b": {huge, 1}})
+    assert back["b"] == {huge, 1} and same(back["a"][huge], tensor)
+    assert [name for name, _ in values.tensors_in({huge: tensor}, "state")] == ["state/(number)"]

@@ -2,7 +2,10 @@ import os
 import shutil
 from pathlib import Path
 
-from helpers.support import OTHER_RUN, commit_checkpoint
+import pytest
+
+from helpers.support import OTHER_RUN, RUN, commit_checkpoint
+from holdfast.errors import SaveError
 from holdfast.store import catalog, names
 
 
@@ -91,11 +94,29 @@ def test_foreign_is_what_has_a_trainers_state_and_no_manifest(tmp_path: Path) ->
 
 
 def test_the_sequence_only_grows(tmp_path: Path) -> None:
-    assert catalog.next_sequence([]) == 1
+    assert catalog.next_sequence([], RUN) == 1
     for step in (100, 150, 100):
         commit_checkpoint(tmp_path, step)
     (tmp_path / "checkpoint-900").mkdir()
-    assert catalog.next_sequence(catalog.entries(tmp_path)) == 4
+    assert catalog.next_sequence(catalog.entries(tmp_path), RUN) == 4
+    assert catalog.next_sequence(catalog.entries(tmp_path), OTHER_RUN) == 4, "a new run in a used directory is newer"
+
+
+def test_a_number_to_which_no_run_comes_counts_for_its_own_run_alone(tmp_path: Path) -> None:
+    commit_checkpoint(tmp_path, 100)
+    commit_checkpoint(tmp_path, 900, run=OTHER_RUN, sequence=10**15 - 1)
+    present = catalog.entries(tmp_path)
+    assert catalog.next_sequence(present, RUN) == 2
+    with pytest.raises(SaveError, match=r"^checkpoint-900 has the number 999,999,999,999,999, .* move it out"):
+        catalog.next_sequence(present, OTHER_RUN)
+
+
+def test_a_name_of_a_step_that_there_cannot_be_is_a_damaged_checkpoint(tmp_path: Path) -> None:
+    commit_checkpoint(tmp_path, 10**15 - 1)
+    (tmp_path / f"checkpoint-{10**15 - 1}").rename(tmp_path / f"checkpoint-{10**15}")
+    (tmp_path / f"superseded-{10**18}-{RUN}").mkdir()
+    problems = {entry.problem for entry in catalog.entries(tmp_path)}
+    assert problems == {"its name is of a step that there cannot be: steps are below 10^15"}
 
 
 def test_who_asks_again_and_again_has_each_manifest_read_once(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def staged(root: Path, step: int = 7, content: Mapping[str, bytes] = RESUMABLE) 
 
 def publish(attempt: Attempt, fence: Callable[[], None] = lambda: None) -> Published:
     sealed = attempt.seal(digest.of_descriptor)
-    sequence = catalog.next_sequence(catalog.entries(attempt.root))
+    sequence = catalog.next_sequence(catalog.entries(attempt.root), RUN)
     return attempt.publish(manifest(attempt.step, attempt=attempt.token, files=sealed, sequence=sequence), fence)
 
 

@@ -91,7 +91,7 @@ def test_a_checkpoints_name_tells_its_step(step: int) -> None:
         "checkpoint-1.tmp",
         "checkpoint-1\u0663",
         "checkpoint-final",
-        "checkpoint-" + "9" * 19,
+        "checkpoint-" + "9" * 101,
         "Checkpoint-1",
         "superseded-1",
         "superseded-1-xyz",

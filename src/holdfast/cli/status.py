@@ -19,6 +19,7 @@ from holdfast.text import one_line, shown
 
 # Of more ranks than these, those alone are shown that lag behind.
 _MOST_RANKS = 16
+_MOST_BYTES = 8 << 20  # a hundred requests wait, each with the longest label
 _SILENT_SECONDS = 5.0
 _HANGS_SECONDS = 10.0
 _TO_GO_ON = "holdfast train CONFIG --resume auto, or the script as it is"
@@ -36,7 +37,7 @@ def status(
     alive = holder is not None and lease.is_alive(directory, holder)
     if ended:
         _outcome(directory, holder, alive=alive, json=json)
-    content = directory.read_json(directory.status)
+    content = directory.read_json(directory.status, _MOST_BYTES)
     known: dict[str, Any] = content if isinstance(content, dict) else {}
     if json:
         as_json({"path": str(run), "alive": alive, **known})
@@ -99,6 +100,8 @@ def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:
     if known.get("held_seconds"):
         lines.append(f"waited      {known['held_seconds']:.2f} s for saves in all")
     lines += [f"pending     {_pending(request)}" for request in known.get("pending", [])]
+    if more := known.get("more_pending"):
+        lines.append(f"pending     and {more:,} more")
     lines += _failures(known, alive=alive)
     if alive and known.get("written_at"):
         hangs = time.time() - known["written_at"] > _HANGS_SECONDS

@@ -18,6 +18,7 @@ from holdfast.settings import DynamicCheckpoint
 
 _LOOK_SECONDS = 0.1
 _STATUS_SECONDS = 1.0
+_MOST_SHOWN = 100  # in the status, which is written anew for each that comes
 
 
 class RequestIntake(Protocol):
@@ -190,7 +191,7 @@ class RequestQueue:
         with self._lock:
             taken = [request for request in self._waiting if request not in self._unwritten]
             self._waiting = list(self._unwritten)
-        self._status.update(pending=())
+        self._status.update(pending=(), more_pending=0)
         return sorted(taken, key=lambda request: request.asked_at)
 
     def close(self, *, has_left: bool = False) -> None:
@@ -267,8 +268,9 @@ class RequestQueue:
 
     def _show(self, request: Request) -> None:
         with self._lock:
-            waiting = tuple(waiting.reason() for waiting in self._waiting)
-        self._status.update(pending=waiting)
+            count, first = len(self._waiting), self._waiting[:_MOST_SHOWN]
+        waiting = tuple(waiting.reason() for waiting in first)
+        self._status.update(pending=waiting, more_pending=count - len(first))
         self._journal.write("request", stop=request.stop, **request.reason())
 
     def _report_trouble(self, error: OSError) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
-from holdfast.errors import LateError, NoSpaceError, TornError
+from holdfast.errors import LateError, NoSpaceError, SaveError, TornError
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.run.status import StatusFile
-from holdfast.store import catalog, commit, digest, files, retention
-from holdfast.store.manifest import MOST_NAMED, File, Manifest
+from holdfast.store import catalog, commit, digest, files, names, retention
+from holdfast.store.manifest import MOST_NAMED, MOST_REASONS, File, Manifest
 
 # What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
 _RESERVE_BYTES = 16 << 20
@@ -52,11 +52,12 @@ def save(
     status.update(phase="saving")
     attempt = None
     try:
+        sequence = _number(run, step)
         _preflight(run, snapshot.estimated_bytes)
         attempt = commit.Attempt(run.folder, run.identity, step)
         known = snapshot.write(attempt.folder)
         sealed = attempt.seal(digest.of_descriptor, known)
-        manifest = _manifest(run, snapshot, requests, attempt.token, sealed)
+        manifest = _manifest(run, snapshot, requests, sequence, attempt.token, sealed)
         published = attempt.publish(manifest, run.lease.check)
         run.require_in_place()
     except (TornError, LateError):
@@ -102,6 +103,13 @@ def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
             run.journal.write("unanswered", request=request.id, problem=str(error))
 
 
+def _number(run: Run, step: int) -> int:
+    """Returns the number of the commit, before anything is written."""
+    if step >= names.NUMBERS_END:
+        raise SaveError(f"a checkpoint cannot be of step {step:,}: steps are below 10^15")
+    return catalog.next_sequence(run.catalog.entries(), run.identity)
+
+
 def _preflight(run: Run, estimate: int) -> None:
     run.require_in_place()
     root, (space, inodes) = run.root, files.free_space(run.folder)
@@ -113,9 +121,10 @@ def _preflight(run: Run, estimate: int) -> None:
 
 
 def _manifest(
-    run: Run, snapshot: Snapshot, requests: Sequence[Request], attempt: str, sealed: tuple[File, ...]
+    run: Run, snapshot: Snapshot, requests: Sequence[Request], sequence: int, attempt: str, sealed: tuple[File, ...]
 ) -> Manifest:
     saved: Boundary = snapshot.boundary
+    named = _most_telling(requests)
     boundary = saved.record()
     if any(others := snapshot.others()):
         boundary["ranks"] = list(others)
@@ -124,11 +133,11 @@ def _manifest(
         run=run.identity,
         attempt=attempt,
         parent=run.parent,
-        sequence=catalog.next_sequence(run.catalog.entries()),
+        sequence=sequence,
         step=saved.step,
         world_size=snapshot.world_size,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        reasons=tuple(_reason(request) for request in requests),
+        reasons=tuple(_reason(request) for request in named),
         boundary=boundary,
         versions=dict(snapshot.versions),
         files=sealed,
@@ -136,7 +145,19 @@ def _manifest(
         not_finite=tuple(sorted(set(snapshot.not_finite()))[:MOST_NAMED]),
         requires=tuple(sorted(set(snapshot.requires()))),
         settings=snapshot.settings,
+        more_reasons=len(requests) - len(named),
     )
+
+
+def _most_telling(requests: Sequence[Request]) -> Sequence[Request]:
+    """Returns those requests that manifest and journal name: all, or of too many those that retention goes by."""
+    if len(requests) <= MOST_REASONS:
+        return requests
+
+    def rank(request: Request) -> tuple[bool, bool]:
+        return not request.label, not retention.wants_checkpoint(_reason(request))
+
+    return sorted(requests, key=rank)[:MOST_REASONS]
 
 
 def _reason(request: Request) -> dict[str, object]:
@@ -157,7 +178,10 @@ def report(run: Run, answer: Answer, requests: Sequence[Request], patient: Seque
     """Shows what became of a save in status and journal, and answers who asked; the patient hear of no failure."""
     status: StatusFile = run.status
     journal: Journal = run.journal
-    asked = {"ids": [request.id for request in requests], "doors": sorted({request.door for request in requests})}
+    named = _most_telling(requests)
+    asked = {"ids": [request.id for request in named], "doors": sorted({request.door for request in requests})}
+    if len(named) < len(requests):
+        asked["more"] = len(requests) - len(named)
     if answer.saved:
         last = {"path": answer.path, "step": answer.step, "bytes": answer.bytes, "seconds": answer.seconds}
         if answer.not_finite:

@@ -28,6 +28,7 @@ from holdfast.store.retention import SCHEDULE, RetentionPolicy
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
 _LOOK_SECONDS = 0.01
+_MOST_NAMED = 20  # requests in a line
 
 
 class Saver:
@@ -395,5 +396,6 @@ def _ids(requests: Sequence[Request]) -> list[str]:
 
 
 def _asked(requests: Sequence[Request]) -> str:
-    asked = ",".join(request.id for request in requests if request.door != "schedule")
-    return f"request:{asked}" if asked else "schedule"
+    asked = [request.id for request in requests if request.door != SCHEDULE]
+    more = [f"and {len(asked) - _MOST_NAMED:,} more"] if len(asked) > _MOST_NAMED else []
+    return f"request:{','.join([*asked[:_MOST_NAMED], *more])}" if asked else SCHEDULE

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.store import files
-from holdfast.store.manifest import strict_json
+from holdfast.store.manifest import is_deep, strict_json
 
 if TYPE_CHECKING:
     import torch
 
 MOST_JSON_BYTES = 256 << 20
+_MOST_LEVELS = 200  # whoever reads a tree needs more of Python's stack for a level than whoever writes it
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ def json_image(path: str, content: Any) -> Image:
     """Returns the file of some JSON.
 
     Raises:
-        UnsupportedError: It would be larger than any reader takes.
+        UnsupportedError: It would be larger, or deeper, than any reader takes.
     """
+    if is_deep(content, _MOST_LEVELS):
+        raise UnsupportedError(
+            f"{path} would be nested in more than {_MOST_LEVELS} levels, and no reader takes that",
+            hint="have state_dict() give flat lists and dicts",
+        )
     data = json.dumps(content, allow_nan=False).encode() + b"\n"
     if len(data) > MOST_JSON_BYTES:
         raise UnsupportedError(
@@ -65,9 +71,12 @@ def decode_json(data: bytes, path: Path) -> Any:
     """Returns the JSON of a file's bytes; `path` is for messages.
 
     Raises:
-        CheckpointError: It is no JSON, or a key is there twice.
+        CheckpointError: It is no JSON, or a key is there twice, or it is too deep.
     """
     try:
-        return strict_json(data.decode())
-    except (ValueError, RecursionError) as error:
+        content = strict_json(data)
+    except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if is_deep(content, _MOST_LEVELS):
+        raise CheckpointError(f"{path} cannot be read: it is nested in more than {_MOST_LEVELS} levels")
+    return content

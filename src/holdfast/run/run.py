@@ -170,7 +170,7 @@ class Run:
                 f"holdfast status {self.root} --outcome will say that it did not end, and not: {how} ({code})"
             )
         self.journal.write("end", outcome=how, code=code)
-        self.status.update(phase="ended", pending=(), outcome=how, code=code)
+        self.status.update(phase="ended", pending=(), more_pending=0, outcome=how, code=code)
         with suppress(OSError):
             self.status.write()
         with suppress(OSError):

@@ -27,6 +27,9 @@ class Status:
     loss: float | None = None
     last_checkpoint: dict[str, Any] | None = None
     pending: tuple[dict[str, Any], ...] = ()
+    """The requests that wait; of many the first."""
+    more_pending: int = 0
+    """The number of those that wait beside them."""
     failed_saves: int = 0
     last_failure: str = ""
     failing_since: float | None = None

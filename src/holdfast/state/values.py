@@ -24,6 +24,8 @@ _NUMPY_CODE = re.compile(r"[<>|]?(?:[biufc][0-9]{1,2}|[mM]8(?:\[[0-9]{0,9}[a-zA-
 _SEQUENCES: dict[type, str] = {tuple: "$tuple", set: "$set", frozenset: "$frozenset", torch.Size: "$size"}
 _MAPPINGS: dict[type, str] = {dict: "$dict", OrderedDict: "$ordered", Counter: "$counter"}
 _BIGGEST = 1 << 63
+_MOST_DIGITS = 4096
+_INT = re.compile(f"-?0x[0-9a-f]{{1,{_MOST_DIGITS}}}")
 # Most of what there is; a call for each would be most of what a snapshot costs.
 _LEAVES = frozenset((type(None), bool, int, float, str))
 
@@ -98,7 +100,7 @@ def tensors_in(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield name, value
         return
     for part, item in _children(value):
-        yield from tensors_in(item, f"{name}/{part}")
+        yield from tensors_in(item, f"{name}/{_written(part, str)}")
 
 
 def tensor_names(encoded: Any) -> Iterator[str]:
@@ -128,7 +130,7 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
     if value is None or kind in (bool, str):
         return value
     if kind is int:
-        return value if -_BIGGEST <= value < _BIGGEST else {"$int": hex(value)}
+        return value if -_BIGGEST <= value < _BIGGEST else _encode_int(value, name)
     if kind is float:
         return {"$float": value.hex()}
     if isinstance(value, torch.Tensor):
@@ -144,7 +146,7 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
     if kind in _MAPPINGS:
         return _encode_mapping(value, name, tensors, home)
     if kind is list or kind in _SEQUENCES or kind is deque:
-        items = sorted(value, key=repr) if kind in (set, frozenset) else value
+        items = sorted(value, key=_written) if kind in (set, frozenset) else value
         encoded = []
         for index, item in enumerate(items):
             encoded.append(_encode(item, f"{name}/{index}", tensors, home))
@@ -165,6 +167,30 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
     )
 
 
+def _encode_int(value: int, name: str) -> dict[str, str]:
+    if not _INT.fullmatch(text := hex(value)):
+        digits = len(text) - 2 - (value < 0)
+        raise UnsupportedError(
+            f"{name} is a whole number of {digits:,} hexadecimal digits, and a checkpoint takes {_MOST_DIGITS:,}",
+            hint="have state_dict() give it as bytes",
+        )
+    return {"$int": text}
+
+
+def _decode_int(text: Any) -> int:
+    if not isinstance(text, str) or not _INT.fullmatch(text):
+        raise CheckpointError("a tree of values holds a whole number that is none, or is too long")
+    return int(text, 16)
+
+
+def _written(key: Any, write: Callable[[Any], str] = repr) -> str:
+    """Returns a key as text. Python writes out no whole number of more than 4,300 digits."""
+    try:
+        return write(key)
+    except ValueError:
+        return "(number)"
+
+
 def _encode_mapping(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch.device) -> Any:
     kind = type(value)
     if kind is dict and all(type(key) is str and not key.startswith("$") for key in value):
@@ -174,7 +200,9 @@ def _encode_mapping(value: Any, name: str, tensors: dict[str, torch.Tensor], hom
         return encoded
     pairs = []
     for key, item in value.items():
-        pairs.append([_encode(key, f"{name}/(key)", tensors, home), _encode(item, f"{name}/{key}", tensors, home)])
+        pairs.append(
+            [_encode(key, f"{name}/(key)", tensors, home), _encode(item, f"{name}/{_written(key, str)}", tensors, home)]
+        )
     return {_MAPPINGS[kind]: pairs}
 
 
@@ -292,7 +320,7 @@ _FORMS: dict[str, Callable[..., Any]] = {
     "$array": _decode_array,
     "$scalar": lambda encoded, text, *_: np.frombuffer(bytes.fromhex(text), _numpy_dtype(encoded["numpy"]))[0],
     "$float": lambda _, text, *__: float.fromhex(text),
-    "$int": lambda _, text, *__: int(text, 16),
+    "$int": lambda _, text, *__: _decode_int(text),
     "$complex": lambda _, parts, *__: complex(*map(float.fromhex, parts)),
     "$bytes": lambda _, text, *__: bytes.fromhex(text),
     "$dtype": lambda _, text, *__: _torch_dtype(text),

@@ -5,9 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from holdfast.errors import SaveError
 from holdfast.store import files, names
 from holdfast.store.folder import Directory, Folder, Where, path_of, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
+
+# No run comes to this number by itself: a checkpoint of another run that has it was copied here, or made up.
+_MOST_OF_OTHERS = 10**12
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def read(checkpoint: Where) -> Entry:
     path = path_of(checkpoint)
     named = names.step_of(path.name)
     step = -1 if named is None else named
+    if step >= names.NUMBERS_END:
+        return Entry(path, step, None, "its name is of a step that there cannot be: steps are below 10^15")
     try:
         with Folder.open(checkpoint) as folder:
             manifest = decode(files.read(folder / names.MANIFEST, limit=MOST_BYTES))
@@ -106,7 +112,29 @@ def read(checkpoint: Where) -> Entry:
     return Entry(path, manifest.step, manifest, None)
 
 
-def next_sequence(present: list[Entry]) -> int:
-    """Returns the number of the next commit in this directory; it only ever grows, across resumes and branches."""
-    ours = [entry.manifest.sequence for entry in present if entry.manifest and entry.other_owner is None]
-    return 1 + max(ours, default=0)
+def next_sequence(present: list[Entry], run: str) -> int:
+    """Returns the number of a run's next commit; it only ever grows, across resumes and branches.
+
+    Checkpoints of other runs count, so that of several runs in one directory the newest commit has the greatest number;
+    but not with a number to which no run comes by itself.
+
+    Args:
+        present: The catalog.
+        run: The identity of the run.
+
+    Raises:
+        SaveError: No number is left.
+    """
+    numbered = [
+        (entry.manifest.sequence, entry.path.name)
+        for entry in present
+        if entry.manifest is not None and entry.other_owner is None
+        if entry.manifest.run == run or entry.manifest.sequence < _MOST_OF_OTHERS
+    ]
+    greatest, name = max(numbered, default=(0, ""))
+    if greatest + 1 >= names.NUMBERS_END:
+        raise SaveError(
+            f"{name} has the number {greatest:,}, and no greater one is left for a new checkpoint: no run comes so far,"
+            " so somebody made it up; move it out of the directory"
+        )
+    return greatest + 1

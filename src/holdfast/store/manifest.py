@@ -31,6 +31,7 @@ _PLAIN, _REQUIRING = 1, 2
 MOST_BYTES = 64 << 20
 _MOST_FILES = 100_000
 MOST_NAMED = 20
+MOST_REASONS = 1000
 _MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
@@ -67,6 +68,7 @@ class Manifest:
     world_size: int
     created: str
     reasons: tuple[Mapping[str, Any], ...]
+    """Those who asked; of more than `MOST_REASONS` those first that gave a label."""
     boundary: Mapping[str, Any]
     versions: Mapping[str, str]
     files: tuple[File, ...] = field(default=())
@@ -77,6 +79,8 @@ class Manifest:
     """The words for all that a reader must know beyond version 1, sorted."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The settings of the training as its user gave them."""
+    more_reasons: int = 0
+    """The number of requests that `reasons` does not name."""
 
     @property
     def version(self) -> int:
@@ -109,7 +113,7 @@ class Manifest:
         content = {"format": FORMAT, "version": self.version, **asdict(replace(self, files=(), tensors={}))}
         content["files"] = [file.as_json() for file in self.files]
         del content["tensors"]
-        for name in ("not_finite", "requires", "settings"):
+        for name in ("not_finite", "requires", "settings", "more_reasons"):
             if not content[name]:
                 del content[name]
         text = json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}")
@@ -131,7 +135,7 @@ def decode(data: bytes) -> Manifest:
         raise ManifestError("the manifest was altered: its sha256 does not fit its content")
     try:
         content = strict_json(data)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ManifestError(f"the manifest is not valid JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ManifestError(f"the manifest's format is not {FORMAT!r}")
@@ -151,9 +155,9 @@ def _checked(content: dict[str, Any]) -> Manifest:
             raise ManifestError(f"the manifest's {key!r} is missing or of the wrong kind")
         return value
 
-    def count(key: str, least: int) -> int:
+    def count(key: str, least: int, end: int = names.NUMBERS_END) -> int:
         value: int = take(key, int)
-        if not least <= value < 2**63:
+        if not least <= value < end:
             raise ManifestError(f"the manifest's {key!r} is out of range")
         return value
 
@@ -170,7 +174,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
     if not all(isinstance(version, str) for version in versions.values()):
         raise ManifestError("the manifest's 'versions' are of the wrong kind")
     settings = take("settings", dict) if "settings" in content else {}
-    if _is_deep((reasons, boundary, settings), _MOST_LEVELS):
+    if is_deep((reasons, boundary, settings), _MOST_LEVELS):
         raise ManifestError(f"the manifest is nested more than {_MOST_LEVELS} levels deep")
     files = _files(take("files", list))
     return Manifest(
@@ -180,7 +184,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
         parent=None if content.get("parent") is None else token("parent"),
         sequence=count("sequence", 1),
         step=count("step", 0),
-        world_size=count("world_size", 1),
+        world_size=count("world_size", 1, 2**63),
         created=take("created", str),
         reasons=tuple(reasons),
         boundary=boundary,
@@ -190,6 +194,7 @@ def _checked(content: dict[str, Any]) -> Manifest:
         not_finite=_not_finite(take("not_finite", list)) if "not_finite" in content else (),
         requires=_requires(take("requires", list)) if content["version"] == _REQUIRING else (),
         settings=settings,
+        more_reasons=count("more_reasons", 1) if "more_reasons" in content else 0,
     )
 
 
@@ -245,7 +250,7 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
     return parts
 
 
-def _is_deep(value: Any, most: int) -> bool:
+def is_deep(value: Any, most: int) -> bool:
     """Tells whether JSON is nested in more than `most` levels. Goes level by level: it could be very deep."""
     level = [value]
     for _ in range(most):
@@ -276,15 +281,20 @@ def in_short(not_finite: Sequence[str]) -> str:
 
 
 def strict_json(data: bytes | str) -> Any:
-    """Reads JSON that anybody may have written: no key twice, no `NaN`.
+    """Reads JSON that anybody may have written: UTF-8, no key twice, no `NaN`.
 
     Raises:
-        ValueError: It is not that.
+        ValueError: It is not that, or is nested deeper than Python can read.
     """
-    return json.loads(data, object_pairs_hook=reject_duplicate_keys, parse_constant=_no_constant)
+    # Bytes are decoded here: `json` would guess their encoding, and other readers of the same file would not.
+    text = data if isinstance(data, str) else data.decode()
+    try:
+        return json.loads(text, object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
-def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Builds a JSON object from its pairs, for `json.loads`.
 
     Raises:

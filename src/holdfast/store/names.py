@@ -9,8 +9,9 @@ _COMPONENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 # The files that torch.distributed.checkpoint writes: `.metadata` and `__<rank>_<n>.distcp`.
 _DISTRIBUTED = re.compile(r"\.metadata|__[0-9]{1,6}_[0-9]{1,6}\.distcp")
 # Not `\d`: it takes the digits of every script.
-_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,17})")
-_SUPERSEDED = re.compile(r"superseded-(0|[1-9][0-9]{0,17})-[0-9a-f]{32}")
+# Longer than any number of ours: a directory that has such a name is a damaged checkpoint, and not overlooked.
+_CHECKPOINT = re.compile(r"checkpoint-(0|[1-9][0-9]{0,99})")
+_SUPERSEDED = re.compile(r"superseded-(0|[1-9][0-9]{0,99})-[0-9a-f]{32}")
 _STAGING = re.compile(r"\.tmp-[0-9a-f]{32}-[0-9]{1,18}-[0-9a-f]{32}")
 _TRASH = re.compile(r"\.trash-[0-9a-f]{32}")
 _TEMPORARY = re.compile(r"\.[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.[0-9]{1,10}\.new")
@@ -22,6 +23,9 @@ _OF_MODELS = (".json", ".jsonl", ".safetensors", ".bin", ".pt", ".pth", ".model"
 MANIFEST = "MANIFEST.json"
 CONTROL = ".holdfast"
 JOURNAL = "events.jsonl"
+
+NUMBERS_END = 10**15
+"""Steps and the numbers of commits are below this."""
 
 
 def is_component(name: str) -> bool:

@@ -2,10 +2,11 @@
 
 import errno
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from holdfast.errors import ConfigError
 from holdfast.store import catalog, files, names, pins
@@ -219,12 +220,16 @@ def labels_of(entry: Entry) -> list[str]:
     return [str(reason["label"]) for reason in reasons if reason.get("label")]
 
 
+def wants_checkpoint(reason: Mapping[str, Any]) -> bool:
+    """Returns whether a request of a manifest's `reasons` was for that checkpoint: a stop without a label is to end."""
+    return bool(reason.get("label")) or not (reason.get("door") in _UNASKED or reason.get("stop") is True)
+
+
 def _was_asked_for(entry: Entry, asked: frozenset[str]) -> bool:
-    """Returns whether somebody wanted that checkpoint: a stop wants to end, and has its own if it gives a label."""
+    """Returns whether somebody wanted that checkpoint."""
     if entry.manifest is None or entry.manifest.attempt in asked:
         return True
-    reasons = entry.manifest.reasons
-    return any(r.get("label") or not (r.get("door") in _UNASKED or r.get("stop") is True) for r in reasons)
+    return any(map(wants_checkpoint, entry.manifest.reasons))
 
 
 def _require_unwanted(root: Directory, checkpoint: Where, attempt: str | None) -> None:

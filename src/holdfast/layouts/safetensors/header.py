@@ -3,14 +3,13 @@
 The format: eight bytes, the length of the header, little-endian; the header, a JSON object; the tensors' bytes.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.store.manifest import reject_duplicate_keys
+from holdfast.store.manifest import strict_json
 from holdfast.text import quoted
 
 _MOST_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -73,8 +72,8 @@ def header_of(fd: int) -> Header:
         raise HeaderError(f"its header is said to have {length:,} bytes, and the file has {size:,}")
     text = bytes(exactly(fd, 8 + length, 0))
     try:
-        header = json.loads(text[8:], object_pairs_hook=reject_duplicate_keys)
-    except (ValueError, RecursionError) as error:
+        header = strict_json(text[8:])
+    except ValueError as error:
         raise HeaderError(f"its header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         raise HeaderError("its header is no object")

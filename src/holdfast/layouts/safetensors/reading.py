@@ -1,6 +1,5 @@
 """One file of tensors on its way into memory: which range of it goes to which place, checked before any is read."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from holdfast.layouts.safetensors import header as headers
 from holdfast.layouts.safetensors.dtypes import COMPONENTS, NOTES, codes
 from holdfast.store import files, reading
 from holdfast.store.folder import Folder
-from holdfast.store.manifest import File
+from holdfast.store.manifest import File, strict_json
 from holdfast.store.reading import Source, Span
 
 if TYPE_CHECKING:
@@ -63,7 +62,7 @@ class TensorFile:
     def _read_header(self, fd: int) -> None:
         header = headers.header_of(fd)
         self.metadata = dict(header.metadata)
-        self._notes: dict[str, Any] = json.loads(self.metadata.pop(NOTES, "{}"))
+        self._notes: dict[str, Any] = strict_json(self.metadata.pop(NOTES, "{}"))
         self._plain = header.tensors
         self._unproved.append((header.text, 0))
         sparse = {name: note for name, note in self._notes.items() if "layout" in note}
