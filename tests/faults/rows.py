@@ -163,4 +163,5 @@ ROWS: dict[str, Row] = {
     "S20": Row("What is promised and what is not, in SECURITY.md"),
     "S27": Row("JSON that is too deep, and numbers of endless digits, in a checkpoint"),
     "S28": Row("Numbers of commits and of steps that leave no greater one"),
+    "S29": Row("Terminal control, forged lines and endless length in any text of any file"),
 }

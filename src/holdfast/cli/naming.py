@@ -7,6 +7,7 @@ from holdfast.errors import DamagedCheckpointError, RunNotFoundError, Unsupporte
 from holdfast.store import catalog, names, pins
 from holdfast.store.catalog import Entry
 from holdfast.store.manifest import Manifest
+from holdfast.text import shown
 
 
 def checkpoint(path: Path) -> tuple[Path, Manifest]:
@@ -21,13 +22,13 @@ def checkpoint(path: Path) -> tuple[Path, Manifest]:
         hint = "give a checkpoint: holdfast list RUN shows a run's"
         if path.name.isdecimal():
             hint = f"that of step {path.name} is RUN/{names.checkpoint(int(path.name))}"
-        raise RunNotFoundError(f"there is no directory {path}", hint=hint)
+        raise RunNotFoundError(f"there is no directory {shown(str(path))}", hint=hint)
     path = path.resolve()
     if not is_checkpoint(path):
         hint = f"see whether there are some in it: holdfast list {path}"
         if entries := catalog.entries(path):
             hint = f"the newest in it is {entries[0].path}"
-        raise RunNotFoundError(f"{path} is not a checkpoint", hint=hint)
+        raise RunNotFoundError(f"{shown(str(path))} is not a checkpoint", hint=hint)
     entry = catalog.read(path)
     if entry.manifest is not None:
         return path, entry.manifest
@@ -51,10 +52,11 @@ def require_run(path: Path) -> None:
         RunNotFoundError: There is no directory, or it is a checkpoint.
     """
     if not path.is_dir():
-        raise RunNotFoundError(f"there is no directory {path}", hint="give the output_dir of a training")
+        raise RunNotFoundError(f"there is no directory {shown(str(path))}", hint="give the output_dir of a training")
     if is_checkpoint(resolved := path.resolve()):
         raise RunNotFoundError(
-            f"{path} is a checkpoint, and a run is meant", hint=f"its run is {_beside(path, resolved.parent)}"
+            f"{shown(str(path))} is a checkpoint, and a run is meant",
+            hint=f"its run is {_beside(path, resolved.parent)}",
         )
 
 

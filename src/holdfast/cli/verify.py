@@ -22,7 +22,9 @@ def verify(
 ) -> None:
     """Check that checkpoints are what was written. Exit code 3 when one is not."""
     if not path.is_dir():
-        raise RunNotFoundError(f"there is no directory {path}", hint="give an output_dir, or a checkpoint in one")
+        raise RunNotFoundError(
+            f"there is no directory {shown(str(path))}", hint="give an output_dir, or a checkpoint in one"
+        )
     path = path.resolve()  # a link to a checkpoint, or `.` in one, has not its name
     paths = [path] if is_checkpoint(path) else [entry.path for entry in catalog.entries(path)]
     if not paths:

@@ -8,6 +8,7 @@ from holdfast.errors import DamagedCheckpointError, UnsupportedError
 from holdfast.layouts.layout import BY_NAME
 from holdfast.store import files, names
 from holdfast.store.verify import verify
+from holdfast.text import quoted
 
 
 def export(checkpoint: Path, target: Path) -> list[Path]:
@@ -31,7 +32,9 @@ def export(checkpoint: Path, target: Path) -> list[Path]:
             f"{checkpoint} cannot be exported: {'; '.join(report.problems)}", list(report.problems)
         )
     if (layout := BY_NAME.get(manifest.layout)) is None:
-        raise UnsupportedError(f"the layout of {checkpoint} is {manifest.layout!r}, which this version does not know")
+        raise UnsupportedError(
+            f"the layout of {checkpoint} is {quoted(manifest.layout)}, which this version does not know"
+        )
     target.mkdir(parents=True, exist_ok=True)
     # First under a name of its own, so that a file of the target is there whole or not at all.
     staging = target / names.staging(manifest.run, manifest.step, uuid4().hex)

@@ -18,6 +18,7 @@ from holdfast.state.sharding import ShardRange
 from holdfast.store import reading
 from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
+from holdfast.text import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,7 @@ class PiecesReader:
             return Wanted(name, inside, place.lengths, parts, first.sparse[inside].dtype, first.sparse[inside])
         dtype = first.dense[inside].dtype
         if any(inside not in file.dense or file.dense[inside].dtype != dtype for file, _ in parts):
-            raise DamagedCheckpointError(f"{self._directory}: the pieces of {name!r} are of several dtypes")
+            raise DamagedCheckpointError(f"{self._directory}: the pieces of {quoted(name)} are of several dtypes")
         return Wanted(name, inside, place.lengths, parts, dtype)
 
     def plan(self, wanted: Wanted, live: "torch.Tensor | None" = None) -> "torch.Tensor":
@@ -189,7 +190,7 @@ def require_shape(file: str, name: str, listed: tuple[int, ...], present: tuple[
     if listed != present:
         is_there = "is not" if present is None else f"has the shape {list(present)}"
         raise DamagedCheckpointError(
-            f"the manifest says that {file} holds {list(listed)} of {name!r}, which {is_there} there"
+            f"the manifest says that {file} holds {list(listed)} of {quoted(name)}, which {is_there} there"
         )
 
 
@@ -204,7 +205,9 @@ def new_memory(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "to
     try:
         tensor = torch.empty(lengths, dtype=dtype)
     except RuntimeError as error:
-        raise CheckpointError(f"{name!r}, of the shape {list(lengths)}, does not fit into memory: {error}") from error
+        raise CheckpointError(
+            f"{quoted(name)}, of the shape {list(lengths)}, does not fit into memory: {error}"
+        ) from error
     _use_huge_pages(tensor)
     return tensor
 

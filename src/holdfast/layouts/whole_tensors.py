@@ -10,6 +10,7 @@ from typing import Any
 from holdfast.layouts.safetensors.header import HeaderError, Tensor, exactly
 from holdfast.state.part import SIDECAR_PREFIX
 from holdfast.store.manifest import Manifest
+from holdfast.text import quoted
 
 SHARD = re.compile(r"-[0-9]{5,}-of-[0-9]{5,}(?=\.safetensors$)")
 """The part of a file's name that numbers several of its kind: those of one model, or one of each rank."""
@@ -120,7 +121,7 @@ def _whole(name: str, shape: Sequence[int], taken: Sequence[tuple[Mapping[str, A
         if tensor is None or list(tensor.shape[:rank]) != entry["lengths"]:
             is_there = "no such tensor is there" if tensor is None else f"it has the shape {list(tensor.shape)}"
             raise HeaderError(
-                f"the manifest says that {entry['file']} holds {entry['lengths']} of {name!r}, and {is_there}"
+                f"the manifest says that {entry['file']} holds {entry['lengths']} of {quoted(name)}, and {is_there}"
             )
         # Complex numbers may be written as pairs, in one dimension more.
         more = tensor.shape[rank:]
@@ -130,5 +131,5 @@ def _whole(name: str, shape: Sequence[int], taken: Sequence[tuple[Mapping[str, A
     for piece in pieces:
         alike = (piece.tensor.dtype, piece.tensor.shape[rank:]) == (whole.dtype, more)
         if not alike or not width.is_integer() or piece.tensor.bytes != math.prod(piece.tensor.shape) * width:
-            raise HeaderError(f"the pieces of {name!r} are of several types, or of one that has no whole bytes")
+            raise HeaderError(f"the pieces of {quoted(name)} are of several types, or of one that has no whole bytes")
     return whole

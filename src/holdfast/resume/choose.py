@@ -11,7 +11,7 @@ from holdfast.layouts.layout import Layout
 from holdfast.store import catalog, retention
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.verify import Report, verify
-from holdfast.text import shown
+from holdfast.text import quoted, shown
 
 # torch.load with weights_only was unsafe before (CVE-2025-32434, CVE-2026-24747), and a foreign checkpoint is a pickle.
 _SAFE_TORCH = (2, 10)
@@ -162,7 +162,7 @@ def why_not_resumable(report: Report, layout: Layout) -> list[str]:
     if manifest is None or not report.good:
         return list(report.problems)
     if manifest.layout != layout.name:
-        return [f"its layout is {manifest.layout!r}, and this training reads {layout.name!r}"]
+        return [f"its layout is {quoted(manifest.layout)}, and this training reads {layout.name!r}"]
     missing = layout.missing([file.path for file in manifest.files], manifest.world_size)
     return [
         *(f"it lacks {path}, without which nothing can be resumed" for path in missing),

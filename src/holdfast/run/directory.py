@@ -8,6 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import RunError, RunNotFoundError
 from holdfast.store import files, names
+from holdfast.text import shown
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class RunDirectory:
         """
         if not self.control.is_dir():
             raise RunNotFoundError(
-                f"no run in {self.root}",
+                f"no run in {shown(str(self.root))}",
                 hint="give the output_dir of a training that runs with Holdfast; it holds a directory .holdfast",
             )
         self.check_private(self.control, self.requests, self.answers)

@@ -17,6 +17,7 @@ from holdfast.errors import CheckpointError
 from holdfast.state import values
 from holdfast.state.model import ModelPart
 from holdfast.state.part import Stored, rest_of
+from holdfast.text import quoted
 
 KIND = "attributes"
 _PLAIN = (type(None), bool, int, float, str)
@@ -90,7 +91,9 @@ class AttributesPart:
             raise CheckpointError(f"{self.name}: what the checkpoint says of its attributes cannot be read")
         decoded = {key: values.decode(value, stored.tensors) for key, value in encoded.items()}
         if wrong := [key for key in decoded if not self._is_attribute(key)]:
-            raise CheckpointError(f"{self.name}: {wrong[0]!r} in the checkpoint is no attribute that holds a state")
+            raise CheckpointError(
+                f"{self.name}: {quoted(wrong[0])} in the checkpoint is no attribute that holds a state"
+            )
         parameters = self._by_name()
         for key, value in decoded.items():
             current = _by_names(getattr(self._optimizer, key, None), self._names())

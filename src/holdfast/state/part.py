@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from holdfast.errors import CheckpointError
+from holdfast.text import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -113,5 +114,5 @@ def rest_of(stored: Stored, name: str, kind: str) -> Mapping[str, Any]:
     rest = stored.rest
     if not isinstance(rest, dict) or rest.get("kind") != kind:
         other = rest.get("kind") if isinstance(rest, dict) else None
-        raise CheckpointError(f"{name} is of kind {other!r} in the checkpoint, and of kind {kind!r} here")
+        raise CheckpointError(f"{name} is of kind {quoted(other)} in the checkpoint, and of kind {kind!r} here")
     return rest

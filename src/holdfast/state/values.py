@@ -14,6 +14,7 @@ import torch
 
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state.part import LoadedTensors
+from holdfast.text import quoted
 
 CPU = torch.device("cpu")
 """The device of tensors of whose device nothing is said."""
@@ -236,13 +237,13 @@ def _decode(encoded: Any, tensors: Mapping[str, torch.Tensor], home: torch.devic
     if isinstance(encoded, list):
         return [_decode(item, tensors, home) for item in encoded]
     if not isinstance(encoded, dict):
-        raise CheckpointError(f"a tree of values holds {encoded!r}, which is none of its forms")
+        raise CheckpointError(f"a tree of values holds {quoted(encoded)}, which is none of its forms")
     key = next(iter(encoded), "")
     if not key.startswith("$"):
         return {key: _decode(item, tensors, home) for key, item in encoded.items()}
     form = _FORMS.get(key)
     if form is None:
-        raise CheckpointError(f"a tree of values holds the form {key!r}, which this Holdfast does not know")
+        raise CheckpointError(f"a tree of values holds the form {quoted(key)}, which this Holdfast does not know")
     return form(encoded, encoded[key], tensors, home)
 
 
@@ -254,7 +255,7 @@ def _decode_tensor(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor],
     if strides is None:
         return own
     if own.layout != torch.strided or not _is_gapless(own.shape, strides):
-        raise CheckpointError(f"the tensor {name!r} cannot have the strides {strides!r}")
+        raise CheckpointError(f"the tensor {quoted(name)} cannot have the strides {quoted(strides)}")
     return torch.empty_strided(own.shape, strides, dtype=own.dtype, device=own.device).copy_(own)
 
 
@@ -275,7 +276,7 @@ def _decode_array(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor], 
 
 def _tensor_named(name: Any, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     if name not in tensors:
-        raise CheckpointError(f"the tensor {name!r} is missing")
+        raise CheckpointError(f"the tensor {quoted(name)} is missing")
     return tensors[name]
 
 
@@ -300,7 +301,7 @@ def _numpy_dtype(code: Any) -> "np.dtype[Any]":
 def _torch_dtype(name: str) -> torch.dtype:
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"{name!r} is no torch.dtype")
+        raise CheckpointError(f"{quoted(name)} is no torch.dtype")
     return dtype
 
 

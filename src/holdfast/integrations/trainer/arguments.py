@@ -13,6 +13,7 @@ from transformers.trainer_utils import SchedulerType
 from holdfast.errors import CheckpointError
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.state.recorded_settings import Change, readable
+from holdfast.text import quoted
 
 # Read anew when training begins, so that what is put there holds. Of a Trainer whose batches are made of others
 # (`generation_batch_size`), the sizes were worked out before.
@@ -131,7 +132,7 @@ def as_recorded(args: TrainingArguments, changed: Iterable[Change]) -> TrainingA
     for change in changed:
         name, value = change.path[0], change.before
         if None not in (value, change.now) and _kind(value) is not _kind(change.now):
-            raise CheckpointError(f"the checkpoint's {name} cannot be kept: {value!r} is no value for it")
+            raise CheckpointError(f"the checkpoint's {name} cannot be kept: {quoted(value)} is no value for it")
         try:
             setattr(kept, name, SchedulerType(value) if name == "lr_scheduler_type" else value)
         except ValueError as error:

@@ -13,6 +13,7 @@ from holdfast.store import files, reading
 from holdfast.store.folder import Folder
 from holdfast.store.manifest import File, strict_json
 from holdfast.store.reading import Source, Span
+from holdfast.text import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +83,7 @@ class TensorFile:
         import torch
 
         if name in self._spans:
-            raise DamagedCheckpointError(f"the manifest has two places for {name!r} of {self.file.path}")
+            raise DamagedCheckpointError(f"the manifest has two places for {quoted(name)} of {self.file.path}")
         if not into.numel():
             return
         dtype, shape, offset = self.dense[name]
@@ -130,7 +131,9 @@ class TensorFile:
         shape = plain.shape if note is None else tuple(note["shape"])
         described = torch.empty(shape, dtype=dtype, device="meta")
         if described.nbytes != plain.bytes:
-            raise ValueError(f"{name!r} has {plain.bytes:,} bytes, and {described.nbytes:,} by its shape and type")
+            raise ValueError(
+                f"{quoted(name)} has {plain.bytes:,} bytes, and {described.nbytes:,} by its shape and type"
+            )
         return Dense(dtype, shape, plain.offset)
 
     def _read_sparse(self, fd: int, name: str) -> "torch.Tensor":
