@@ -100,15 +100,17 @@ def test_fault_36_the_users_own_handler_is_called_as_well_in_the_main_thread(num
 
 def test_the_users_own_handler_waits_until_it_is_released_and_is_called_once_for_all_until_then() -> None:
     script = """
+read, write = os.pipe()
 def own(number, frame):
     say("own", frame.f_code.co_name)
+    os.write(write, b"x")
 signal.signal(signal.SIGTERM, own)
 releasing.remove(signal.SIGTERM)
 start()
 def inside():
     say("ready")
-    while not signals.returned.is_set():
-        time.sleep(30)
+    os.read(read, 1)
+    signals.returned.wait()
 inside()
 say("over", signals.some_wait)
 wait()
@@ -122,6 +124,53 @@ wait()
             started.send_signal(signal.SIGUSR1)
             assert line_of(started) == "heard SIGUSR1"
             assert [line_of(started) for _ in said] == said, "it was called again, or heard of again"
+
+
+def test_a_handler_waits_while_a_training_is_being_ended_from_the_first_line_of_that_on() -> None:
+    """One that leaves is released right before, or while, a function that ends a training is called."""
+    script = """
+from holdfast.doors.signals import ends_training
+def own(number, frame):
+    say("own", number == signal.SIGTERM)
+    raise SystemExit
+signal.signal(signal.SIGTERM, own)
+releasing.remove(signal.SIGTERM)
+start()
+@ends_training
+def end():
+    inner()
+    say("ended", signals.some_wait)
+    signals.call_all()
+def inner():
+    signals._keep_waiting(signal.SIGTERM)
+    signals.release()
+try:
+    end()
+except SystemExit:
+    say("left")
+wait()
+"""
+    with running(script) as started:
+        assert [line_of(started) for _ in range(4)] == ["ended True", "own True", "left", "ready"]
+
+
+def test_a_signal_that_comes_after_the_end_of_listening_waits_until_the_handlers_are_back() -> None:
+    """A run is being closed then, which must neither be broken off nor cost the signal."""
+    script = """
+signal.signal(signal.SIGUSR2, lambda *_: say("own"))
+listening = start()
+signals.stop()
+for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1):
+    os.kill(os.getpid(), number)
+say("alive")
+late = sorted(signals.put_back())
+say(*(signal.Signals(number).name for number in late), len(signals.put_back()))
+for number in late:
+    signal.raise_signal(number)
+"""
+    with running(script) as started:
+        assert [line_of(started) for _ in range(3)] == ["alive", "SIGUSR2 SIGTERM 0", "own"]
+        assert started.wait(30) == -signal.SIGTERM
 
 
 def test_a_handler_that_was_set_since_comes_at_once_and_once() -> None:
@@ -178,6 +227,7 @@ for _ in range(3):
     listening.join()
     signals.close()
     signals.close()
+    signals.put_back()
 now = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]
 say(was == now, signal.set_wakeup_fd(-1), len(os.listdir("/proc/self/fd")) == descriptors)
 say(threading.active_count() == threads)
@@ -273,6 +323,7 @@ forked = os.fork()
 if not forked:
     time.sleep(60)
 signals.stop()
+signals.put_back()
 say("stopped")
 sleeping.kill()
 os.kill(forked, signal.SIGKILL)
@@ -294,6 +345,7 @@ async def main():
     await told.wait()
     say("told")
     signals.stop()
+    signals.put_back()
     again = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, again.set)
     say("ready")
@@ -318,6 +370,7 @@ training = Training()
 training.signals.start()
 training.signals.stop()
 training.signals.close()
+training.signals.put_back()
 gone = weakref.ref(training)
 del training
 gc.collect()

@@ -88,7 +88,16 @@ def test_a_stop_is_tried_as_long_as_its_grace_lasts(clock: Clock, tmp_path: Path
         assert retry.stop_waits
         clock.now += pause
         assert retry.seconds == 0 and retry.take() == STOPS and not retry.stop_waits
-    assert pauses == [0.5, 1, 2, 4] and retry.seconds is None and retry.take() == []
+    assert pauses == [0.5, 1, 2, 4, 2] and retry.seconds is None and retry.take() == []
+
+
+def test_the_last_try_of_a_stop_has_twice_the_time_that_the_one_before_took(clock: Clock, tmp_path: Path) -> None:
+    retry = Retry(stopped(tmp_path, 10.0))
+    pauses = []
+    while (pause := retry.stop(STOPS, 2.0)) is not None:
+        pauses.append(pause)
+        clock.now += pause + 2.0
+    assert pauses == [2, 2], "two seconds are left, which the next would need"
 
 
 def test_a_stop_goes_with_the_next_save_whoever_asks_for_that(clock: Clock, tmp_path: Path) -> None:

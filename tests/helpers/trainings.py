@@ -28,10 +28,15 @@ from holdfast.cli.app import main
 main()
 """
 
-# A training whose files may not grow beyond 20 kB, so that no checkpoint can be written.
+# A training whose files may not grow beyond 20 kB from its first step on, so that no checkpoint can be written.
 SAVE_THAT_FAILS = """
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+from trl import SFTTrainer
+original = SFTTrainer.training_step
+def limited(self, *args, **kwargs):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    return original(self, *args, **kwargs)
+SFTTrainer.training_step = limited
 from holdfast.cli.app import main
 main()
 """

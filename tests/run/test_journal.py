@@ -25,6 +25,15 @@ def test_every_event_is_a_line_with_the_time_and_the_run(tmp_path: Path) -> None
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_after_the_end_of_a_start_comes_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    journal = Journal(path, RUN)
+    journal.write("end", code=0)
+    journal.write("held", seconds=1.0)
+    Journal(path, RUN).write("start", pid=2)
+    assert [line["event"] for line in lines(path)] == ["end", "start"]
+
+
 def test_what_is_there_is_never_changed(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     for run in ("a" * 32, "b" * 32):

@@ -10,10 +10,11 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, TypeVar
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 Handler = Any  # what signal.getsignal returns: a callable, SIG_DFL, SIG_IGN, or None for a handler not set from Python
 
 SAVE = (signal.SIGUSR1,)
@@ -22,15 +23,25 @@ SAVE_AND_STOP = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 _MARK = b"\0"
 # The thread may hang in a line to a terminal that nobody reads.
 _CATCHING_UP_SECONDS = 1.0
+_ENDINGS: set[CodeType] = set()
+
+
+def ends_training(function: Function) -> Function:
+    """Marks a function that ends a training: a handler that left it halfway would leave the run open, without an end.
+
+    A flag would come too late: a handler may be called before the first line of a function.
+    """
+    _ENDINGS.add(function.__code__)
+    return function
 
 
 class Signals:
-    """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from `start` to `stop`.
+    """Listens to SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 from `start` to `stop`; until `put_back` they only wait.
 
     A handler that the user had set waits until it is released: it may leave, and what the signal asks for comes first.
-    It is called in the main thread as ever, once for the signals that came until then, and is there again after `stop`.
-    A signal that this process was started to ignore stays ignored. Children that are forked meanwhile have the handlers
-    that were there before.
+    It is called in the main thread as ever, once for the signals that came until then, and is there again after
+    `put_back`. A signal that this process was started to ignore stays ignored. Children that are forked meanwhile have
+    the handlers that were there before.
     """
 
     def __init__(self) -> None:
@@ -41,8 +52,10 @@ class Signals:
         self._waiting: list[int] = []
         self._released: set[int] = set()
         self._echoes: Counter[int] = Counter()
+        self._late: list[int] = []
         self._marks: list[threading.Event] = []
-        self._keeps_all = self._interrupts = False
+        self._keeps_all: bool | None = None
+        self._interrupts = False
         self.returned = threading.Event()
         """Set when a handler that was released has come back."""
         self.exit: SystemExit | KeyboardInterrupt | None = None
@@ -128,7 +141,7 @@ class Signals:
         return True
 
     def keep_all(self, keep: bool = True) -> None:
-        """Has handlers wait until `call_all`: the main thread does what must not be broken off."""
+        """Has handlers wait until `call_all`, or no more: without it they wait while training is being ended."""
         self._keeps_all = keep
 
     def call_all(self) -> None:
@@ -142,10 +155,10 @@ class Signals:
         return bool(self._waiting)
 
     def stop(self) -> None:
-        """Puts back what was there before. `received` comes to its end; `close` follows when its thread has."""
+        """Listens no more. `received` comes to its end; `close` follows when its thread has."""
         if self._write >= 0:
             with self._lock:
-                self._restore()
+                signal.set_wakeup_fd(self._chained_fd)
                 os.close(self._write)  # the reader sees the end of the pipe
                 self._write = -1
 
@@ -155,8 +168,24 @@ class Signals:
             os.close(self._read)
             self._read = -1
 
+    def put_back(self) -> list[int]:
+        """Puts back the handlers that were there before, and returns what has come since `stop`, which nobody heard.
+
+        What comes while a run is being closed may neither end the process before it is, nor be lost.
+        """
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._handle:  # not one that was set since
+                signal.signal(number, signal.SIG_DFL if before is None else before)
+        late = [number for number in self._late if number in SAVE_AND_STOP or callable(self._before[number])]
+        self._before, self._late = {}, []
+        return late
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number in self._released and not self._keeps_all:
+        if self._write < 0:
+            self._late.append(number)
+            return
+        keeps = _ends(frame) if self._keeps_all is None else self._keeps_all
+        if number in self._released and not keeps:
             self._released.discard(number)
             self._call(number, frame)
 
@@ -195,18 +224,20 @@ class Signals:
             self._echoes[number] -= 1
             return True
 
-    def _restore(self) -> None:
-        signal.set_wakeup_fd(self._chained_fd)
-        for number, before in self._before.items():
-            if signal.getsignal(number) == self._handle:  # not one that was set since
-                signal.signal(number, signal.SIG_DFL if before is None else before)
-
     def _in_child(self) -> None:
         # A data-loading worker that kept these would tell us of its own signals as if they were ours.
-        if self._write >= 0 and os.getpid() != self._owner:
+        if self._before and os.getpid() != self._owner:
             self._lock = threading.RLock()  # a thread that the child does not have may have held it
             self.stop()
             self.close()
+            self.put_back()
+
+
+def _ends(frame: FrameType | None) -> bool:
+    """Returns whether a function that ends a training is being called in a frame, or further out."""
+    while frame is not None and frame.f_code not in _ENDINGS:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_bypass(handler: Handler) -> bool:

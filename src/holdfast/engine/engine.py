@@ -17,6 +17,7 @@ from holdfast.capture.subject import Subject
 from holdfast.capture.throttle import Throttle
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
+from holdfast.doors.signals import ends_training
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
 from holdfast.engine.hints import hints
@@ -106,6 +107,7 @@ class Engine:
         self._shutdown.start()
         return self
 
+    @ends_training
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
@@ -218,7 +220,7 @@ class Engine:
     def reach(
         self, step: int, *, stage: str = "update", last: bool = False, scheduled: str = "", look: bool = True
     ) -> None:
-        """Marks a boundary. Waits only while an earlier one is still being taken.
+        """Marks a boundary. Waits while an earlier one is still being taken, and for the answer to a stop.
 
         Args:
             step: The step of the boundary.
@@ -246,8 +248,9 @@ class Engine:
         asked = look and self._intake.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
         if self._rehearsing is not None:
-            live = not self.gate.only_when_blocked
-            self._rehearsing.go_on(step, self._stop, is_last_stage=look, is_live=live)
+            self._rehearsing.go_on(step, self._stop, is_last_stage=look)
+        if self._stop.is_coming and not self._stop.requested:
+            self._saver.settle_stop()
 
     def _record(self, step: int, stage: str) -> Boundary:
         """Returns the boundary that training is at, with the small state and the fingerprint of the large one."""
@@ -336,19 +339,24 @@ class Engine:
             self._rehearsing.leave(self._status.now.step)
 
     def _close(self, error: BaseException | None, *, has_left: bool) -> None:
-        """Takes back the signal handlers, answers who still waits, and writes down how the run ended."""
-        self._shutdown.end()
-        self._intake.close(has_left=has_left)
-        self._saver.refuse("training ended before the next boundary")
-        if self._hook is not None:
-            self._hook.remove()
+        """Answers who still waits, writes down how the run ended, and takes back the signal handlers."""
+        try:
+            self._shutdown.end()
+            self._intake.close(has_left=has_left)
+            self._saver.refuse("training ended before the next boundary")
+            if self._hook is not None:
+                self._hook.remove()
+            self._write_end(error)
+        finally:
+            self._shutdown.over()
+
+    def _write_end(self, error: BaseException | None) -> None:
         outcome, code = self.outcome or ("stopped" if self.stop_requested else "finished"), self.exit_code
         if isinstance(error, SystemExit) or (isinstance(error, KeyboardInterrupt) and self.stop_requested):
             code = exit_code_of(error)
         elif isinstance(error, Exception) or (error is not None and not self.stop_requested):
             outcome, code = f"failed: {type(error).__name__}", FAILED
         self.run.close(outcome, code)
-        self._shutdown.over()
 
     def _run_last_hooks(self, error: BaseException | None) -> None:
         if error is None:

@@ -82,6 +82,9 @@ class Follower:
         """Returns when everything that was asked for here is answered. Training is blocked meanwhile."""
         self._block_until(lambda: not self._busy and not self._heartbeat.waiting and not self._gate.is_shut)
 
+    def settle_stop(self) -> None:
+        """Does nothing: this rank comes to the boundary that all agree on, and leaves at the next."""
+
     def close(self, *, together: bool, seconds: float | None = None) -> None:
         """Takes part until rank 0 says that there will be no more saves.
 

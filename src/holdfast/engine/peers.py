@@ -119,6 +119,8 @@ class Alone:
         boundary = self._gate.shut(stale_before, self._session.is_running_out)
         if boundary is not None:
             batch.take(boundary)
+        if batch.stops:
+            self._stop.noticed.set()
         return boundary
 
     def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:

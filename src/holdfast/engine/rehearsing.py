@@ -74,14 +74,13 @@ class Rehearsing:
         line = {"step": boundary.step, "stage": boundary.stage, "loss": self._loss}
         self._write({**line, "parts": _digests(subject, boundary, is_of_ranks=self._size > 1)})
 
-    def go_on(self, step: int, stop: Stop, *, is_last_stage: bool, is_live: bool) -> None:
+    def go_on(self, step: int, stop: Stop, *, is_last_stage: bool) -> None:
         """Ends the program at the last step; before a stop it waits for whoever asks and stops it.
 
         Args:
             step: The step of the boundary.
             stop: The stop that comes.
             is_last_stage: True where nothing more of the step is to come.
-            is_live: True where a save needs no boundary to come.
         """
         plan = self._plan
         if is_last_stage and plan.steps and step >= plan.steps:
@@ -92,10 +91,9 @@ class Rehearsing:
             _wait_for(plan.asked.exists)
         elif stop.noticed.is_set() or step >= plan.until - 2:
             _wait_for(stop.noticed.is_set)
-            # Without this, small steps would come to their end before the save of the stop is complete.
-            # Where another boundary has to come first, here or in another rank, it goes on before that.
-            alone = is_live and self._channel is None
-            _wait_for(lambda: stop.requested, stop.grace if alone else _STEP_SECONDS)
+            if self._channel is not None:
+                # Small steps would come to their end before all ranks leave; each must come to the boundary before.
+                _wait_for(lambda: stop.requested, _STEP_SECONDS)
         else:
             time.sleep(_PACE_SECONDS)
 

@@ -1,5 +1,6 @@
 """Further tries of saves that failed: after pauses that double, so that a disk that stays full costs little."""
 
+import math
 import time
 from collections.abc import Sequence
 
@@ -10,6 +11,8 @@ from holdfast.run.request import Request
 _SCHEDULE = (1.0, 300.0)
 # The same for the save of a stop, within its grace.
 _STOP = (0.5, 4.0)
+# The least that is left of the grace for its last try, and for training to end by itself when that has failed.
+_LAST_TRY_SECONDS = 0.5
 
 
 class Retry:
@@ -51,15 +54,17 @@ class Retry:
         return self._schedule.begin(took)
 
     def stop(self, stops: Sequence[Request], took: float) -> float | None:
-        """Takes in that the save of a stop failed.
+        """Takes in that the save of a stop failed. The last try begins when twice its time is left of the grace.
 
         Returns:
             Seconds until the next try; None where its grace does not last so long, and nothing is kept.
         """
-        pause, left = self._stop.begin(took), self._grace.seconds_left
-        if left is None or left < pause:
+        left = self._grace.seconds_left
+        most = 0.0 if left is None else left - max(2 * took, _LAST_TRY_SECONDS)
+        if most < _STOP[0]:
             self._stop.end()
             return None
+        pause = self._stop.begin(took, most)
         self._stops = list(stops)
         return pause
 
@@ -95,8 +100,8 @@ class _Backoff:
         self._longest = longest
         self._due_at: float | None = None
 
-    def begin(self, took: float) -> float:
-        pause = max(self._next, took)
+    def begin(self, took: float, most: float = math.inf) -> float:
+        pause = min(max(self._next, took), most)
         self._next = min(2 * self._next, self._longest)
         self._due_at = time.monotonic() + pause
         return pause

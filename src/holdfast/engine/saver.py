@@ -90,7 +90,19 @@ class Saver:
         A training that was over before its first boundary has none to save, and `refuse` answers.
         """
         if self._gate.boundary is not None or beginning.resumed_from(self._session) is not None:
-            self._gate.block_until(lambda: not (self._thread.is_alive() and (self._busy or self._work_waits())))
+            self._gate.block_until(lambda: not self._is_at_work())
+
+    def settle_stop(self) -> None:
+        """Returns when a stop that has come is answered, or its save hangs. The training thread calls it at a boundary.
+
+        It would come to further boundaries before that, and a training of short steps to its end. Among ranks each must
+        come to the boundary that is agreed on, and leaves at the next.
+        """
+        stop = self._session.stop
+        if self._peers.leave_after is None:
+            self._gate.block_until(
+                lambda: stop.requested or not self.serving or (stop.noticed.is_set() and not self._is_at_work())
+            )
 
     def close(self, *, together: bool, seconds: float | None = None) -> None:
         """Serves what waits, as far as there is a boundary to save, and ends the thread.
@@ -128,6 +140,9 @@ class Saver:
     @property
     def _step(self) -> int:
         return self._gate.boundary.step if self._gate.boundary else 0
+
+    def _is_at_work(self) -> bool:
+        return self._thread.is_alive() and (self._busy or self._work_waits())
 
     def _work_waits(self) -> bool:
         return self._batch.waits or self._gate.is_shut

@@ -88,7 +88,7 @@ class Shutdown:
             self._log.warning("not in the main thread: signals do not ask for saves here; the other doors are open")
 
     def end(self) -> None:
-        """Puts the signal handlers back: the loop has come back. The deadline stands until the run is closed."""
+        """Listens to signals no more: the loop has come back. The deadline stands until the run is closed."""
         self._is_ending.set()
         self._worker_deaths.stop()
         self._signals.stop()
@@ -100,14 +100,18 @@ class Shutdown:
             thread.join(LEAVING_SECONDS)  # no longer, where the disk hangs
 
     def over(self) -> None:
-        """Takes the deadline away: nothing that could hang is left to do.
+        """Takes the deadline away, and puts the signal handlers back: nothing that could hang is left to do.
 
-        Its thread has ended then: one that is still waking when the interpreter ends can abort the process (seen).
+        A signal that has come since `end` comes to them, unless a stop ends the process anyway. The deadline's thread
+        has ended then: one that is still waking when the interpreter ends can abort the process (seen).
         """
+        late = self._signals.put_back()
         self._stop.over()
         if self._deadline is not None:
             self._deadline.join()
             self._deadline = None
+        for number in late if not self._stop.requested else ():
+            signal.raise_signal(number)
 
     def look(self) -> None:
         """Looks at what training has started since: a first data-loading worker. Called at every boundary."""
@@ -297,4 +301,6 @@ class Shutdown:
             return ""
         last = run.status.now.last_checkpoint
         there = f"that of step {last['step']}" if last else "none of this start"
-        return f"step {boundary.step} was not saved; the last checkpoint is {there}"
+        failed = self._stop.saved is False
+        why = f"its last try failed: {run.status.now.last_failure}" if failed else "its save was still under way"
+        return f"step {boundary.step} was not saved; the last checkpoint is {there}; {why}"

@@ -89,6 +89,11 @@ class Stop:
             self.requested = True
 
     @property
+    def is_coming(self) -> bool:
+        """True from the moment at which a stop is known: a signal at once, another when it is served."""
+        return self._ends_at is not None or self.noticed.is_set()
+
+    @property
     def grace(self) -> float:
         """Seconds from a stop to the end of the process at the latest."""
         return self._grace

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from holdfast.doors.signals import ends_training
 from holdfast.engine.engine import Engine
 from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError
@@ -148,6 +149,7 @@ class Checkpointer:
         self._is_entered = True
         return self
 
+    @ends_training
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
@@ -155,6 +157,7 @@ class Checkpointer:
             self._come_to_the_end()
         return self._ending.end(kind, error, trace)
 
+    @ends_training
     def close(self) -> None:
         """Does what leaving the `with` block does, for those who have none. Does nothing where that was done.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from holdfast.doors.signals import ends_training
 from holdfast.engine.engine import Engine
 from holdfast.errors import HoldfastError, Stopped, exit_code_of
 from holdfast.ranks.launcher import in_notebook
@@ -72,6 +73,7 @@ class Ending:
         with suppress(SystemExit, KeyboardInterrupt):  # it has been stopped, and the cell that it ended is no more
             self.end(None, None, None)
 
+    @ends_training
     def end(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         """Ends the training, as leaving a `with` block does. True swallows an error that was the stop itself.
 

@@ -17,12 +17,19 @@ class Journal:
         self._path = path
         self._run = run
         self._lock = threading.Lock()
+        self._is_ended = False
         self._whole = False  # whether the file is known to end with a whole line
 
     def write(self, event: str, **details: Any) -> None:
-        """Adds one event, with the time and the run. A disk that does not take it is no reason to stop."""
+        """Adds one event, with the time and the run. A disk that does not take it is no reason to stop.
+
+        After "end" comes nothing: who reads how a run ended reads its last line.
+        """
         line = json.dumps({"at": round(time.time(), 3), "run": self._run, "event": event, **details})
         with self._lock:
+            if self._is_ended:
+                return
+            self._is_ended = event == "end"
             try:
                 mend = b"\n" if not self._whole and self._torn() else b""
                 files.append(self._path, mend + line.encode() + b"\n")

@@ -1,8 +1,8 @@
 """`attach(trainer)`: saves on demand, and commits, for `transformers.Trainer` and its subclasses."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -87,7 +87,12 @@ def _saving_train(
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
         output = TrainOutput(0, float("nan"), {})
         with (
-            _open_engine(trainer, settings, retention, resume_from_checkpoint, engine) as running,
+            # No context of a generator: a handler of the user's could leave that before the engine hears of the end.
+            (
+                Engine(Path(trainer.args.output_dir), settings, retention, resume_from_checkpoint, TRANSFORMERS)
+                if engine is None
+                else nullcontext(engine)
+            ) as running,
             interceptors(),
             TrainerSettings(trainer, running) as given_settings,
             EpochAccounting(trainer, running) as epochs,
@@ -124,15 +129,3 @@ def _push_without_ours(trainer: Trainer) -> Callable[..., Any]:
             return own(*args, **kwargs)
 
     return push_to_hub
-
-
-@contextmanager
-def _open_engine(
-    trainer: Trainer, settings: Settings, retention: RetentionPolicy, resume: str | bool | None, engine: Engine | None
-) -> Iterator[Engine]:
-    """Opens an engine for the context, unless there is one that is open already."""
-    if engine is not None:
-        yield engine
-        return
-    with Engine(Path(trainer.args.output_dir), settings, retention, resume, TRANSFORMERS) as opened:
-        yield opened

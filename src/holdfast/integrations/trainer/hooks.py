@@ -231,6 +231,9 @@ class StepHooks:
         if not at_epoch_end and (log or evaluate):
             save = self._save_wanted
             self._mark(_UPDATE, Pending(log, evaluate, save, epoch_ends, grad_norm, learning_rate, float(epoch)))
+            if engine.stop_requested and step < trainer.state.max_steps:
+                control.should_training_stop = True
+                return
         with self._silent_on_save():
             self._log_and_evaluate(
                 tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=learning_rate
