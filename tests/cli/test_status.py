@@ -144,7 +144,8 @@ def test_a_start_that_trains_or_was_killed_or_never_was_has_no_outcome(tmp_path:
     assert holdfast("status", tmp_path / "none", "--outcome").returncode == 4
 
 
-def test_a_journal_that_somebody_else_put_there_decides_nothing(tmp_path: Path) -> None:
+def test_security_s26_what_the_journal_says_decides_nothing(tmp_path: Path) -> None:
+    """A line that says "stopped, 75" is added to the journal of a run that has failed."""
     Run.open(tmp_path).close("failed: ValueError", 1)
     with (tmp_path / "events.jsonl").open("a") as journal:
         journal.write('{"event": "end", "outcome": "stopped", "code": 75}\n')

@@ -74,18 +74,6 @@ def test_a_control_directory_that_lacks_a_part_is_refused(directory: RunDirector
         directory.open()
 
 
-@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-def test_a_journal_that_is_no_regular_file_is_refused(directory: RunDirectory, kind: str) -> None:
-    if kind == "link":
-        directory.journal.symlink_to("elsewhere")
-    elif kind == "fifo":
-        os.mkfifo(directory.journal)
-    else:
-        directory.journal.mkdir()
-    with pytest.raises(RunError, match=r"events.jsonl is not a regular file"):
-        directory.create()
-
-
 def test_a_place_that_cannot_be_a_directory_is_refused_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for root in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/runs")):

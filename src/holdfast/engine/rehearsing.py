@@ -56,9 +56,7 @@ class Rehearsing:
         self._size = 1 if channel is None else channel.size
         self._loss: str | None = None
         if not self._rank:
-            handler = logging.FileHandler(plan.lines)
-            handler.setLevel(logging.WARNING)
-            LOGGER.addHandler(handler)
+            LOGGER.addHandler(_Warnings(plan.lines))
 
     def begin(self, step: int) -> None:
         """Notes that training begins, and in which process."""
@@ -114,6 +112,18 @@ class Rehearsing:
 
     def _write(self, content: Mapping[str, Any]) -> None:
         files.append(self._plan.trace(self._rank), json.dumps(content).encode() + b"\n")
+
+
+class _Warnings(logging.Handler):
+    """Leaves the warnings of a training in a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Leaves one."""
+        files.append(self._path, self.format(record).encode(errors="replace") + b"\n")
 
 
 def rehearsing(channel: Channel | None) -> Rehearsing | None:

@@ -68,8 +68,6 @@ class RunDirectory:
                 hint="choose another output_dir, or make this one writable",
             ) from error
         self.check_private(self.control, self.requests, self.answers)
-        if os.path.lexists(self.journal) and not stat.S_ISREG(self.journal.lstat().st_mode):
-            raise RunError(f"{self.journal} is not a regular file", hint="remove it: the journal is written there")
 
     def open(self) -> None:
         """Checks that there is a run here.

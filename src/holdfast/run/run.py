@@ -10,7 +10,7 @@ from pathlib import Path
 
 from holdfast.errors import RunError
 from holdfast.log import LOGGER
-from holdfast.run import outcome
+from holdfast.run import journal, outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
@@ -74,6 +74,7 @@ class Run:
         directory = RunDirectory(root)
         directory.create()
         try:
+            journal.take(directory.journal, log)
             return cls._open(directory, continues, parent, log)
         except OSError as error:
             raise RunError(f"cannot use {root} as a run directory: {error}", hint="is the disk full?") from error
@@ -84,14 +85,14 @@ class Run:
         left_over = frozenset(request.id for request in inbox.pending()[0])
         lease = Lease.take(directory, continues)
         run = lease.holder.run
-        journal = Journal(directory.journal, run)
+        events = Journal(directory.journal, run, log)
         status = StatusFile(directory.status, Status(run, lease.holder.pid))
-        opened = cls(directory, lease, inbox, journal, status, parent, left_over, log=log)
+        opened = cls(directory, lease, inbox, events, status, parent, left_over, log=log)
         outcome.write(directory, opened._outcome)  # that of the start before is not this one's
         # Not in `requests`: somebody may be writing one there.
         swept = [name for f in (directory.root, directory.control, directory.answers) for name in retention.sweep(f)]
         inbox.forget_old_answers()
-        journal.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
+        events.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
         return opened
 
@@ -116,9 +117,9 @@ class Run:
                 f"rank {rank} on {socket.gethostname()} does not see in {root} the run that rank 0 has opened there",
                 hint="output_dir must be one directory for all ranks, on storage that all hosts share",
             )
-        journal = Journal(directory.journal, holder.run)
+        events = Journal(directory.journal, holder.run, log)
         status = StatusFile(directory.status, Status(holder.run, os.getpid()))
-        return cls(directory, Lease(directory, holder), Inbox(directory), journal, status, parent, rank=rank, log=log)
+        return cls(directory, Lease(directory, holder), Inbox(directory), events, status, parent, rank=rank, log=log)
 
     @property
     def root(self) -> Path:

@@ -51,7 +51,7 @@ def is_token(text: str) -> bool:
 
 def is_reserved(name: str) -> bool:
     """Tells whether `name` has a meaning of its own in a run directory, so that no user may give it to a file."""
-    return name.startswith(("checkpoint-", "superseded-", ".")) or name.endswith(_OF_MODELS)
+    return name.startswith(("checkpoint-", "superseded-", ".", f"{JOURNAL}.")) or name.endswith(_OF_MODELS)
 
 
 def checkpoint(step: int) -> str:
@@ -72,6 +72,11 @@ def staging(run: str, step: int, attempt: str) -> str:
 def trash(token: str) -> str:
     """Returns the name that a directory takes when it is about to be deleted."""
     return f".trash-{token}"
+
+
+def set_aside(name: str, token: str) -> str:
+    """Returns the name that what lies in the place of a file of ours, and is none, gets beside it."""
+    return f"{name}.set-aside-{token}"
 
 
 def temporary(name: str, pid: int) -> str:
