@@ -117,7 +117,7 @@ except holdfast.errors.UnsupportedError as error:
 TRL = (
     COMMON
     + """
-import datasets
+import datasets, os
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -142,8 +142,17 @@ def grpo(run):
         return [float(len(set(text.split()))) for text in completions]
     return GRPOTrainer(llama(), reward, args=args, train_dataset=data, processing_class=tokenizer)
 
+Path("victim").write_text("precious")
+for name in ("dpo-cut", "grpo-cut"):
+    Path(name).mkdir()
+Path("dpo-cut/README.md").symlink_to(Path("victim").absolute())
+os.mkfifo("grpo-cut/README.md")
 compare("dpo", dpo, 7, 5)
 compare("grpo", grpo, 7, 5)
+for name in ("dpo-cut", "grpo-cut"):
+    card = Path(name, "README.md")
+    print("card", not card.is_symlink() and f"# Model Card for {name}" in card.read_text(), flush=True)
+print("victim", Path("victim").read_text(), flush=True)
 """
 )
 
@@ -164,6 +173,8 @@ def test_trl_goes_on_with_its_reference_model_and_with_what_it_has_generated(
     assert process.wait() == 0, process.output
     assert "dpo same ['carried']" in process.output, process.output
     assert "grpo same ['carried']" in process.output, process.output
+    # TRL leaves a card in output_dir before each save, by path.
+    assert process.output.count("card True") == 2 and "victim precious" in process.output, process.output
 
 
 def test_a_loss_with_weights_of_its_own_comes_back_and_one_that_cannot_be_reached_is_refused(

@@ -60,10 +60,10 @@ def test_the_best_checkpoint_goes_by_its_final_name_where_it_is_there(tmp_path: 
     trainer.state.global_step, trainer.state.best_global_step = 4, 2
     trainer.state.best_model_checkpoint = "staged"
     stand_in = stand_in_for(trainer, record_of(trainer), tmp_path, weights_only=False)
-    name_the_best(stand_in, tmp_path)
+    name_the_best(stand_in, tmp_path, tmp_path / "out")
     assert stand_in.state.best_model_checkpoint == "staged"
     best = tmp_path / "out" / "checkpoint-2"
     best.mkdir(parents=True)
-    name_the_best(stand_in, tmp_path)
+    name_the_best(stand_in, tmp_path, tmp_path / "out")
     assert stand_in.state.best_model_checkpoint == str(best)
     assert str(best) in (tmp_path / "trainer_state.json").read_text()

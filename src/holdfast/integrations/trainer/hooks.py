@@ -167,7 +167,7 @@ class StepHooks:
         self, prefetch: PrefetchTracker, outside: TrainerOutside, protected: list[Path]
     ) -> TrainerSubject | OwnWriterSubject:
         trainer, engine = self._trainer, self._engine
-        watched = Watched(trainer, prefetch, outside, self._epochs)
+        watched = Watched(trainer, prefetch, outside, self._epochs, engine.run.folder)
         self._why_own_writer = why = why_own_writer(trainer)
         if not why:
             return TrainerSubject(watched, protected, engine.rank, engine.world_size)

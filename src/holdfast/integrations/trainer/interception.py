@@ -75,9 +75,14 @@ def intercepted(images: list[Image], replaced: Mapping[int, torch.Tensor], direc
 
 
 @contextmanager
-def quietly(stand_in: Any) -> Iterator[None]:
-    """Has the trainer's log name the checkpoint that is to be, and not the directory where it is staged."""
-    final = Path(stand_in.args.output_dir, names.checkpoint(stand_in.state.global_step))
+def quietly(stand_in: Any, root: Path) -> Iterator[None]:
+    """Has the trainer's log name the checkpoint that is to be, and not the directory where it is staged.
+
+    Args:
+        stand_in: The trainer's stand-in.
+        root: The run directory.
+    """
+    final = root / names.checkpoint(stand_in.state.global_step)
     if stand_in.args.should_save:
         logging.getLogger("transformers.trainer").info(f"Saving model checkpoint to {final}")
     _thread.quiet = True

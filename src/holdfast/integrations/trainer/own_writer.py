@@ -105,15 +105,18 @@ class OwnWriterSubject(Recorder):
         trainer = self._trainer
         # The trainer joins its folder and the checkpoint's name itself. Other ranks may still be writing when this one
         # is done, so that nothing could be moved up afterwards.
-        with TemporaryDirectory(prefix="holdfast-") as folder:
-            stand_in = stand_in_for(trainer, record, Path(folder), weights_only=weights_only)
+        root = Path(trainer.args.output_dir)
+        with TemporaryDirectory(prefix="holdfast-") as folder, self.output_dir(Path(folder)) as output_dir:
+            stand_in = stand_in_for(trainer, record, output_dir.path, weights_only=weights_only)
             stand_in._save_rng_state = lambda output_dir: None  # it may be further by now; the recorded one is written
-            staged = Path(folder, names.checkpoint(record.state.global_step))
-            staged.symlink_to(directory.absolute(), target_is_directory=True)
-            with evaluation(), quietly(stand_in):
+            staged = output_dir.path / names.checkpoint(record.state.global_step)
+            staged.symlink_to(directory, target_is_directory=True)
+            with evaluation(), quietly(stand_in, root):
                 type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
             if not self._rank:
-                name_the_best(stand_in, staged)
+                name_the_best(stand_in, staged, root)
+            staged.unlink()
+            self._not_left = output_dir.leave()
 
 
 def _elements(parameter: torch.Tensor) -> int:

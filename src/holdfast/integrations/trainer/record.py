@@ -15,11 +15,13 @@ from holdfast.integrations.trainer import callbacks, counters
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
+from holdfast.integrations.trainer.output_dir import OutputDirectory
 from holdfast.integrations.trainer.outside import OutsideOfTrainer, TrainerOutside
 from holdfast.integrations.trainer.position import WORD, TrainerPosition
 from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.state.rng import state as rng_state
 from holdfast.store import names
+from holdfast.store.folder import Folder
 
 PENDING_CALLBACKS = "pending_callbacks"
 """The word of a manifest's `requires` for a checkpoint before the `on_step_end` callbacks of its step."""
@@ -90,6 +92,8 @@ class Watched(NamedTuple):
     """Has what changes outside of the files that it writes itself."""
     epochs: EpochAccounting
     """Keeps its position in the data."""
+    root: Folder
+    """The run directory."""
 
 
 class Recorder:
@@ -103,7 +107,9 @@ class Recorder:
     """
 
     def __init__(self, watched: Watched, protected: Sequence[Path], rank: int, world_size: int) -> None:
-        self._trainer, self._prefetch, self._outside, self._epochs = watched
+        self._trainer, self._prefetch, self._outside, self._epochs, self._root = watched
+        self._left_beside: set[str] = set()
+        self._not_left: list[str] = []
         self._resumed_from = list(protected)
         self._rank = rank
         self._world_size = world_size
@@ -165,7 +171,15 @@ class Recorder:
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for each thing that the last checkpoint should carry and does not."""
-        return self._outside.not_carried
+        return [*self._outside.not_carried, *self._not_left]
+
+    def output_dir(self, place: Path) -> OutputDirectory:
+        """Returns a new private directory that the trainer takes for its `output_dir` while it writes.
+
+        Args:
+            place: The empty directory that it is made in.
+        """
+        return OutputDirectory(self._root, place, self._left_beside)
 
     def settings(self) -> Mapping[str, Any]:
         """Returns the settings that its user gave it."""

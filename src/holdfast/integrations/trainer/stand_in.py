@@ -33,7 +33,7 @@ def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path, *, weigh
     Args:
         trainer: The trainer.
         record: The small state of the boundary.
-        folder: The directory that its checkpoints go into, instead of the run directory.
+        folder: The directory that it takes for its `output_dir`.
         weights_only: True where it writes the model alone.
     """
     stand_in = copy.copy(trainer)
@@ -43,7 +43,7 @@ def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path, *, weigh
     stand_in.control = record.control
     stand_in.callback_handler = copy.copy(trainer.callback_handler)
     stand_in.callback_handler.callbacks = []  # their states are recorded above
-    stand_in.args = _arguments(trainer.args, weights_only=weights_only)
+    stand_in.args = _arguments(trainer.args, folder, weights_only=weights_only)
     stand_in.store_flos = lambda: None
     stand_in._get_output_dir = lambda trial=None: str(folder)
 
@@ -56,16 +56,17 @@ def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path, *, weigh
     return stand_in
 
 
-def name_the_best(stand_in: Any, written: Path) -> None:
+def name_the_best(stand_in: Any, written: Path, root: Path) -> None:
     """Gives the best checkpoint its final name in the state that was written.
 
     Args:
         stand_in: The trainer's stand-in, after it has written.
         written: The directory that it has written into.
+        root: The run directory.
     """
-    state, args = stand_in.state, stand_in.args
+    state = stand_in.state
     if state.best_global_step:
-        final = Path(args.output_dir, names.checkpoint(state.best_global_step))
+        final = Path(root, names.checkpoint(state.best_global_step))
         if state.best_global_step == state.global_step or final.is_dir():
             state.best_model_checkpoint = str(final)
             state.save_to_json(str(written / "trainer_state.json"))
@@ -79,15 +80,33 @@ def _state(record: TrainerRecord) -> TrainerState:
     return state
 
 
-def _arguments(args: TrainingArguments, *, weights_only: bool) -> TrainingArguments:
+def _arguments(args: TrainingArguments, folder: Path, *, weights_only: bool) -> TrainingArguments:
     """Returns a copy that does nothing with a finished checkpoint: pushing and rotating are not the writer's business.
 
     Args:
         args: The user's.
+        folder: The directory that is to be their `output_dir`; they are pickled with their own.
         weights_only: True where the model alone is written.
     """
-    writing_only = copy.copy(pickled_blank(args))
+    writing_only = _elsewhere(pickled_blank(args), str(folder))
     writing_only.push_to_hub = False
     writing_only.save_total_limit = None
     writing_only.save_only_model = weights_only
     return writing_only
+
+
+def _elsewhere(args: TrainingArguments, folder: str) -> TrainingArguments:
+    """Returns a copy of arguments that has another `output_dir` for all who ask it, and is pickled with its own."""
+
+    def pickled_as_it_is(self: TrainingArguments, protocol: Any) -> Any:
+        own: TrainingArguments = object.__new__(type(args))
+        own.__dict__.update(vars(self))
+        return own.__reduce_ex__(protocol)
+
+    changed = {"output_dir": property(lambda self: folder), "__reduce_ex__": pickled_as_it_is}
+    own_class = type(args)
+    writing: TrainingArguments = object.__new__(
+        type(own_class.__name__, (own_class,), {**changed, "__module__": own_class.__module__})
+    )
+    writing.__dict__.update(vars(args))
+    return writing

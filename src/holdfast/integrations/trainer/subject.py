@@ -106,16 +106,19 @@ class TrainerSubject(Recorder):
         buffers = self._model.encode(record.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
         replaced = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
-        written = writer.write(
-            self._trainer,
-            self._optimizer,
-            record,
-            replaced,
-            directory,
-            self._optimizer_file,
-            self._world_size,
-            weights_only=weights_only,
-        )
+        with self.output_dir(directory) as output_dir:
+            written = writer.write(
+                self._trainer,
+                self._optimizer,
+                record,
+                replaced,
+                output_dir.path,
+                directory,
+                self._optimizer_file,
+                self._world_size,
+                weights_only=weights_only,
+            )
+            self._not_left = output_dir.leave()
         return [*written, *carried]
 
     def not_carried(self) -> Sequence[str]:

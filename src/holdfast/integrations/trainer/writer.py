@@ -31,35 +31,36 @@ def write(
     optimizer: torch.optim.Optimizer,
     record: TrainerRecord,
     replaced: Mapping[int, torch.Tensor],
+    output_dir: Path,
     directory: Path,
     optimizer_file: OptimizerFile,
     world_size: int = 1,
     *,
     weights_only: bool,
 ) -> Sequence[Image]:
-    """Fills `directory` with the small files, and returns the large ones.
+    """Fills a directory with the small files, and returns the large ones.
 
     Args:
         trainer: The trainer.
         optimizer: Its optimizer, unwrapped.
         record: The small state of the boundary.
         replaced: Tensors that stand for others, by the data pointers of those: buffers, as they were.
-        directory: An empty directory.
+        output_dir: The directory that the trainer takes for its `output_dir`.
+        directory: The staging directory.
         optimizer_file: Knows the optimizer's file from the last save.
         world_size: The number of processes that train together. This one, the first, writes what they have alike.
-
         weights_only: True where the model alone is written.
 
     Raises:
         SaveError: The trainer left out something that a resume needs.
     """
     images: list[Image] = []
-    stand_in = stand_in_for(trainer, record, directory, weights_only=weights_only)
+    stand_in = stand_in_for(trainer, record, output_dir, weights_only=weights_only)
     _take_over_the_rest(stand_in, optimizer, record, images, optimizer_file, world_size)
-    with quietly(stand_in), intercepted(images, replaced, directory / names.checkpoint(record.state.global_step)):
+    root, written = Path(trainer.args.output_dir), output_dir / names.checkpoint(record.state.global_step)
+    with quietly(stand_in, root), intercepted(images, replaced, written):
         type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
-    (written,) = (path for path in directory.iterdir() if path.is_dir())
-    name_the_best(stand_in, written)
+    name_the_best(stand_in, written, root)
     for path in list(written.iterdir()):
         path.rename(directory / path.name)
     written.rmdir()

@@ -1,0 +1,105 @@
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+import holdfast
+from holdfast.integrations.trainer.output_dir import OutputDirectory
+from holdfast.store.folder import Folder
+
+
+class _Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": (self.weight * x).sum()}
+
+
+class _WritesBeside(Trainer):  # type: ignore[misc]
+    """A trainer that does as TRL's do: it leaves a card in `output_dir` before each checkpoint, and adds to a table."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        root = Path(self.args.output_dir)
+        (root / "README.md").write_text(f"{root.name} {self.state.global_step}")
+        with (root / "table.csv").open("a") as table:
+            table.write(f"{self.state.global_step}\n")
+        super()._save_checkpoint(model, trial)
+
+
+def trained(root: Path) -> Trainer:
+    args = TrainingArguments(
+        str(root),
+        use_cpu=True,
+        report_to="none",
+        max_steps=3,
+        save_steps=1,
+        per_device_train_batch_size=1,
+        disable_tqdm=True,
+    )
+    trainer = holdfast.attach(_WritesBeside(_Model(), args, train_dataset=[{"x": torch.ones(1)}] * 9))
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("planted", ["link", "pipe"])
+def test_security_s21_what_a_trainer_leaves_beside_a_checkpoint_goes_through_no_link_and_waits_for_no_pipe(
+    tmp_path: Path, planted: str
+) -> None:
+    """A link to a file of the user's, or a pipe that nobody reads, under the name of the card that a trainer writes."""
+    root, victim = tmp_path / "my-model", tmp_path / "victim"
+    root.mkdir()
+    victim.write_text("precious")
+    (root / "table.csv").write_text("step\n")
+    if planted == "link":
+        (root / "README.md").symlink_to(victim)
+    else:
+        os.mkfifo(root / "README.md")
+    trained(root)
+    assert victim.read_text() == "precious"
+    assert not (root / "README.md").is_symlink() and (root / "README.md").read_text() == "my-model 3"
+    assert (root / "table.csv").read_text() == "step\n1\n2\n3\n"
+    for checkpoint in root.glob("checkpoint-*"):
+        assert not (checkpoint / "README.md").exists() and not list(checkpoint.glob(".*"))
+    args = torch.load(root / "checkpoint-3" / "training_args.bin", weights_only=False)
+    assert args.output_dir == str(root) and type(args) is TrainingArguments
+
+
+def left(root: Path, place: Path, before: set[str], **written: str) -> list[str]:
+    place.mkdir(exist_ok=True)
+    with Folder.open(root) as folder, OutputDirectory(folder, place, before) as output:
+        for name, content in written.items():
+            path = output.path / name.replace("__", "/")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+        problems = output.leave()
+    assert not list(place.iterdir())
+    return problems
+
+
+def test_what_is_left_is_new_or_was_seen_and_nothing_else_is_overwritten(tmp_path: Path) -> None:
+    root, place, before = tmp_path / "run", tmp_path / "place", set[str]()
+    (root / "logs").mkdir(parents=True)
+    (root / "logs" / "there").write_text("kept")
+    (root / "large").write_bytes(bytes((1 << 20) + 1))
+    problems = left(root, place, before, logs__there="lost", large="lost", logs__new="1", card="1")
+    assert [problem.split(",")[0] for problem in problems] == ["logs/there", "large"], problems
+    assert (root / "logs" / "there").read_text() == "kept" and (root / "large").stat().st_size > 1 << 20
+    assert before == {"logs/new", "card"}
+    assert left(root, place, before, logs__new="2", card="2") == []
+    assert (root / "logs" / "new").read_text() == (root / "card").read_text() == "2"
+    assert stat.S_IMODE((root / "card").stat().st_mode) == 0o600
+
+
+def test_a_link_in_the_place_of_a_folder_is_named_and_not_followed(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    (root / "logs").symlink_to(elsewhere)
+    (problem,) = left(root, tmp_path / "place", set(), logs__table="1")
+    assert problem.startswith("logs/table") and not list(elsewhere.iterdir())
