@@ -162,6 +162,7 @@ ROWS: dict[str, Row] = {
     "S19": Row("A request that deletes history"),
     "S20": Row("What is promised and what is not, in SECURITY.md"),
     "S21": Row("A link, a pipe or another directory where a trainer writes, or a checkpoint is staged"),
+    "S24": Row("A file of a checkpoint that names files outside of it: an index of weights, the best of a Trainer"),
     "S26": Row("A journal that somebody else has made, or exchanged, and what its lines say"),
     "S27": Row("JSON that is too deep, and numbers of endless digits, in a checkpoint"),
     "S28": Row("Numbers of commits and of steps that leave no greater one"),

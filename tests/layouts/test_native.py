@@ -167,7 +167,7 @@ def test_files_that_the_manifest_does_not_list_are_never_read(tmp_path: Path) ->
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": -Infinity}', "-Infinity is not a number"),
         (b"\xff\xfe", "decode"),
-        (b"[" * 100_000, "recursion"),
+        (b"[" * 100_000, "nested too deep"),
         (b"1" * 5000, "digits"),
     ],
     ids=["empty", "cut", "twice", "NaN", "infinite", "no text", "deep", "long"],

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from helpers.loops import Loop, train
+from helpers.tampering import with_intent
 from helpers.trainings import Training
 from holdfast.errors import CheckpointError
 from holdfast.store.manifest import ManifestError, decode
 from security.parsers import sealed
-from security.test_pickles import with_intent
 
 Header = dict[str, Any]
 

@@ -6,18 +6,17 @@ import pickle
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import xxhash
 
 from helpers.loops import train
+from helpers.tampering import with_intent
 from helpers.trainings import Training
 from holdfast.layouts import native
-from holdfast.store.manifest import File, decode
+from holdfast.store.manifest import decode
 
 # What begins a pickle of protocols 2 to 5, and a zip, which torch puts one into.
 _BEGINNINGS = (*(bytes([0x80, protocol]) for protocol in range(2, 6)), b"PK\x03\x04")
@@ -76,16 +75,6 @@ class Payload:
 
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return os.mkdir, (self._folder,)
-
-
-def with_intent(path: Path, name: str, data: bytes) -> None:
-    """Replaces a file of a checkpoint, and has the manifest say so."""
-    (path / name).write_bytes(data)
-    manifest = decode((path / "MANIFEST.json").read_bytes())
-    files = tuple(
-        File(name, len(data), xxhash.xxh3_128_hexdigest(data)) if file.path == name else file for file in manifest.files
-    )
-    (path / "MANIFEST.json").write_bytes(replace(manifest, files=files).encode())
 
 
 def test_security_s01_a_pickle_that_would_run_something_is_refused_however_well_its_manifest_fits(

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.layouts.image import MOST_JSON_BYTES
+from holdfast.layouts.image import MOST_JSON_BYTES, MOST_JSON_LEVELS
 from holdfast.layouts.safetensors import header as tensor_headers
 from holdfast.resume import choose
 from holdfast.run import request
@@ -18,6 +18,7 @@ LIMITS = {
     "levels of a manifest": (manifest._MOST_LEVELS, r"files, (\d+) levels", 1),
     "header of tensors": (tensor_headers._MOST_HEADER_BYTES, r"headers of at most (\d+) MB", 10**6),
     "JSON": (MOST_JSON_BYTES, r"JSON of a checkpoint \| at most (\d+) MiB", 1 << 20),
+    "levels of JSON": (MOST_JSON_LEVELS, r"JSON of a checkpoint \| at most \d+ MiB and (\d+) levels", 1),
     "YAML": (config_yaml.MOST_BYTES, r"safe loader, at most (\d+) KiB", 1 << 10),
     "levels of YAML": (config_yaml.MOST_LEVELS, r"KiB, (\d+) levels", 1),
     "values of YAML": (config_yaml.MOST_VALUES, r"levels, ([\d,]+) values", 1),

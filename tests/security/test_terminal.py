@@ -15,6 +15,7 @@ import pytest
 
 from helpers.loops import train
 from helpers.support import RUN, commit_checkpoint, holdfast
+from helpers.tampering import with_intent
 from holdfast.cli import app
 from holdfast.errors import CheckpointError, RunBusyError
 from holdfast.run.directory import RunDirectory
@@ -25,7 +26,6 @@ from holdfast.run.run import Run
 from holdfast.run.status import Status
 from holdfast.text import MOST_BYTES, MOST_LINE
 from security.test_lies import packed, unpacked
-from security.test_pickles import with_intent
 
 CONTROL = "\x1b[2J\x1b]0;title\x07\x9b31m\x7f\u202e\u200d\u2028\udcff\r\n"
 EVIL = f"EVIL {CONTROL}fake [red]x[/red] [link=http://a]y[/link] "

@@ -86,6 +86,8 @@ def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[st
     for reason in manifest.reasons:
         label = f", label {reason['label']}" if reason.get("label") else ""
         facts.append(("asked by", f"{reason.get('why') or 'nobody said why'} ({reason.get('door')}){label}"))
+    if manifest.more_reasons:
+        facts.append(("asked by", f"{manifest.more_reasons:,} more"))
     facts += [
         ("run", manifest.run),
         ("attempt", manifest.attempt),

@@ -14,7 +14,7 @@ from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.run.status import StatusFile
-from holdfast.store import catalog, commit, digest, files, names, retention
+from holdfast.store import catalog, commit, digest, files, names, references, retention
 from holdfast.store.manifest import MOST_NAMED, MOST_REASONS, File, Manifest
 
 # What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
@@ -58,6 +58,8 @@ def save(
         known = snapshot.write(attempt.folder)
         sealed = attempt.seal(digest.of_descriptor, known)
         manifest = _manifest(run, snapshot, requests, sequence, attempt.token, sealed)
+        if problem := references.problem(attempt.folder, manifest):
+            raise SaveError(problem)
         published = attempt.publish(manifest, run.lease.check)
         run.require_in_place()
     except (TornError, LateError):

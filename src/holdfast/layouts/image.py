@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 MOST_JSON_BYTES = 256 << 20
-_MOST_LEVELS = 200  # whoever reads a tree needs more of Python's stack for a level than whoever writes it
+MOST_JSON_LEVELS = 200  # whoever reads a tree needs more of Python's stack for a level than whoever writes it
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ def json_image(path: str, content: Any) -> Image:
     Raises:
         UnsupportedError: It would be larger, or deeper, than any reader takes.
     """
-    if is_deep(content, _MOST_LEVELS):
+    if is_deep(content, MOST_JSON_LEVELS):
         raise UnsupportedError(
-            f"{path} would be nested in more than {_MOST_LEVELS} levels, and no reader takes that",
+            f"{path} would be nested in more than {MOST_JSON_LEVELS} levels, and no reader takes that",
             hint="have state_dict() give flat lists and dicts",
         )
     data = json.dumps(content, allow_nan=False).encode() + b"\n"
@@ -77,6 +77,6 @@ def decode_json(data: bytes, path: Path) -> Any:
         content = strict_json(data)
     except ValueError as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if is_deep(content, _MOST_LEVELS):
-        raise CheckpointError(f"{path} cannot be read: it is nested in more than {_MOST_LEVELS} levels")
+    if is_deep(content, MOST_JSON_LEVELS):
+        raise CheckpointError(f"{path} cannot be read: it is nested in more than {MOST_JSON_LEVELS} levels")
     return content

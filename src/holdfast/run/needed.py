@@ -1,19 +1,14 @@
 """The checkpoints that a run still needs, as far as another process can tell."""
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from holdfast.errors import DamagedCheckpointError, RunError
 from holdfast.run import lease, outcome
 from holdfast.run.directory import RunDirectory
-from holdfast.store import files, names
+from holdfast.store import files, references
 from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
-
-_STATE = "trainer_state.json"
-# It has a line for each of a training's logs.
-_MOST_STATE_BYTES = 1 << 30
 
 
 def identity_of(directory: RunDirectory, entries: Sequence[Entry]) -> str:
@@ -45,15 +40,13 @@ def needed(directory: RunDirectory, entries: Sequence[Entry]) -> dict[Path, str]
 
 def _best_step(newest: Entry) -> int | None:
     """Returns the step of the checkpoint that a Trainer holds for the best; its directory may have been moved since."""
-    if newest.manifest is None or all(file.path != _STATE for file in newest.manifest.files):
+    if newest.manifest is None or all(file.path != references.STATE for file in newest.manifest.files):
         return None
     try:
-        state = json.loads(files.read(newest.path / _STATE, limit=_MOST_STATE_BYTES))
-        best = state.get("best_model_checkpoint")
-        return names.step_of(PurePath(best).name) if best is not None else None
-    except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
+        return references.best_step(files.read(newest.path / references.STATE, limit=references.MOST_STATE_BYTES))
+    except (OSError, ValueError) as error:
         raise DamagedCheckpointError(
-            f"{newest.path / _STATE} cannot be read, so that nobody knows which checkpoint is the best: {error}",
+            f"{newest.path / references.STATE} cannot be read, so nobody knows which checkpoint is the best: {error}",
             hint=f"see what is wrong: holdfast verify {newest.path}",
         ) from error
 

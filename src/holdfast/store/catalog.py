@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.errors import SaveError
-from holdfast.store import files, names
+from holdfast.store import files, names, references
 from holdfast.store.folder import Directory, Folder, Where, path_of, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
@@ -92,7 +92,7 @@ def entries(root: Directory, look: Callable[[Where], Entry] | None = None) -> li
 
 
 def read(checkpoint: Where) -> Entry:
-    """Reads one checkpoint's manifest, and no other file of it."""
+    """Reads one checkpoint's manifest, and of its other files those small ones alone that name others."""
     path = path_of(checkpoint)
     named = names.step_of(path.name)
     step = -1 if named is None else named
@@ -101,6 +101,7 @@ def read(checkpoint: Where) -> Entry:
     try:
         with Folder.open(checkpoint) as folder:
             manifest = decode(files.read(folder / names.MANIFEST, limit=MOST_BYTES))
+            problem = references.problem(folder, manifest)
     except FileNotFoundError:
         return Entry(path, step, None, "it has no MANIFEST.json: it was not finished, or not made by Holdfast")
     except OSError as error:
@@ -109,6 +110,8 @@ def read(checkpoint: Where) -> Entry:
         return Entry(path, step, None, str(error))
     if named is not None and manifest.step != named:
         return Entry(path, step, None, f"its manifest is of step {manifest.step}")
+    if problem is not None:
+        return Entry(path, manifest.step, None, problem)
     return Entry(path, manifest.step, manifest, None)
 
 

@@ -166,13 +166,22 @@ def read(where: Where, *, limit: int) -> bytes:
         OSError: It cannot be opened, is no regular file, or is larger than `limit` (EFBIG).
     """
     with open_regular(where) as fd:
-        parts = []
-        left = limit + 1
-        while left and (part := os.read(fd, min(left, 1 << 20))):
-            parts.append(part)
-            left -= len(part)
+        return read_open(fd, limit, str(where))
+
+
+def read_open(fd: int, limit: int, path: str) -> bytes:
+    """Reads an open file of at most `limit` bytes; `path` is for the error.
+
+    Raises:
+        OSError: It cannot be read, or is larger than `limit` (EFBIG).
+    """
+    parts = []
+    left = limit + 1
+    while left and (part := os.read(fd, min(left, 1 << 20))):
+        parts.append(part)
+        left -= len(part)
     if not left:
-        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", str(where))
+        raise OSError(errno.EFBIG, f"is larger than {limit} bytes", path)
     return b"".join(parts)
 
 

@@ -199,7 +199,8 @@ def read_small(folder: Folder, file: File, limit: int) -> tuple[bytes, str | Non
         limit: The most bytes that are read.
     """
     try:
-        data = files.read(folder / file.path, limit=limit)
+        with files.open_inside(folder, file.path) as fd:
+            data = files.read_open(fd, limit, file.path)
     except OSError as error:
         return b"", unreadable(file, error)
     if len(data) != file.size:

@@ -4,7 +4,7 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-from holdfast.store import files, names, reading
+from holdfast.store import files, names, reading, references
 from holdfast.store.catalog import Entry, read
 from holdfast.store.folder import Folder, Where, walk
 from holdfast.store.manifest import File
@@ -32,7 +32,7 @@ def verify(checkpoint: Where, *, full: bool = True, through_cache: bool = False)
 
     Args:
         checkpoint: Its directory.
-        full: Reads every byte and compares digests; otherwise names and sizes alone.
+        full: Reads every byte and compares digests, and what a Trainer's state names; otherwise names and sizes alone.
         through_cache: Reads the files into the page cache, for somebody who is about to read them again.
     """
     entry = read(checkpoint)
@@ -46,10 +46,11 @@ def verify(checkpoint: Where, *, full: bool = True, through_cache: bool = False)
             else:
                 for source in sources:
                     source.problem = _problem(folder, source.file)
+            state_problem = references.problem_of_state(folder, entry.manifest) if full else None
             present = _all_files(folder)
     except OSError as error:
         return Report(entry, (f"it cannot be opened: {error.strerror or error}",), (), ())
-    problems = tuple(source.problem for source in sources if source.problem is not None)
+    problems = tuple(p for p in (*(source.problem for source in sources), state_problem) if p is not None)
     listed = {source.file.path for source in sources} | {names.MANIFEST}
     unlisted = tuple(sorted(present - listed))
     notices = tuple(f"{shown(name)}: not in the manifest, and never read" for name in unlisted)

@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from helpers.small_trainer import Stop, checkpoints, small_trainer, train, weights
+from helpers.tampering import with_intent
 from helpers.trainings import events
 from holdfast.integrations.trainer import ended
 
@@ -163,3 +165,43 @@ def test_with_save_only_model_what_was_asked_for_can_be_resumed_from(tmp_path: P
         int(name.partition("-")[2]) for name in full
     ]
     assert "checkpoint-3" in checkpoints(out) and len(full) == 1
+
+
+def test_security_s24_the_best_is_loaded_from_this_run_wherever_a_state_says_that_it_lies(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A state that names another directory as the best; one of another run there at the resume, or since."""
+    out, evil = tmp_path / "out", tmp_path / "evil" / "checkpoint-2"
+    train(out, [Stop(5)], **BEST)
+    whole = train(tmp_path / "whole", **BEST)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", evil)
+    state = json.loads((out / "checkpoint-5" / "trainer_state.json").read_text())
+    with_intent(out / "checkpoint-5", "trainer_state.json", told_of(state, str(evil)))
+    other = shutil.copytree(out, tmp_path / "other")
+    trainer = train(out, **BEST)
+    assert trainer.state.best_model_checkpoint == str(out / "checkpoint-2")
+    assert weights(trainer) == weights(whole)
+    shutil.rmtree(other / "checkpoint-2")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-2", other / "checkpoint-2")
+    assert train(other, **BEST).state.best_model_checkpoint is None
+    (said,) = (line for line in caplog.messages if "the best so far" in line)
+    assert said == "checkpoint-2, the best so far, is of another run: it cannot be loaded at the end"
+    exchanging = Exchanging(tmp_path / "late" / "checkpoint-2", tmp_path / "whole" / "checkpoint-2")
+    assert train(tmp_path / "late", [exchanging], **BEST).state.best_model_checkpoint is None
+    assert sum(line == said for line in caplog.messages) == 2
+
+
+def told_of(state: dict[str, Any], best: str) -> bytes:
+    return json.dumps({**state, "best_model_checkpoint": best}).encode()
+
+
+class Exchanging(TrainerCallback):  # type: ignore[misc]
+    """Puts another checkpoint in the place of one, late in a training."""
+
+    def __init__(self, path: Path, other: Path) -> None:
+        self._path, self._other = path, other
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 9:
+            shutil.rmtree(self._path)
+            shutil.copytree(self._other, self._path)

@@ -58,10 +58,11 @@ def test_a_stand_in_has_the_methods_of_the_trainers_class(tmp_path: Path) -> Non
 def test_the_best_checkpoint_goes_by_its_final_name_where_it_is_there(tmp_path: Path) -> None:
     trainer = attached(tmp_path)
     trainer.state.global_step, trainer.state.best_global_step = 4, 2
-    trainer.state.best_model_checkpoint = "staged"
+    trainer.state.best_model_checkpoint = "elsewhere"
     stand_in = stand_in_for(trainer, record_of(trainer), tmp_path, weights_only=False)
     name_the_best(stand_in, tmp_path, tmp_path / "out")
-    assert stand_in.state.best_model_checkpoint == "staged"
+    assert stand_in.state.best_model_checkpoint is None
+    assert "elsewhere" not in (tmp_path / "trainer_state.json").read_text()
     best = tmp_path / "out" / "checkpoint-2"
     best.mkdir(parents=True)
     name_the_best(stand_in, tmp_path, tmp_path / "out")

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
-from holdfast.integrations.trainer import ended
+from holdfast.integrations.trainer import best, ended
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
@@ -332,6 +332,7 @@ class StepHooks:
             return TrainOutput(step, float("nan"), {})
         # The sums go over all resumes, and so must the time.
         begun = start_time - self._resumed.elapsed
+        best.require_known(trainer, engine)
         output = ended.finalize(trainer, lambda: self._finalize(trial, num_train_samples, begun))
         self._pushes.report_failures()
         return output

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 
 from holdfast.capture.boundary import Boundary
 from holdfast.integrations.trainer import callbacks, counters
+from holdfast.integrations.trainer.best import elsewhere
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
@@ -171,7 +172,8 @@ class Recorder:
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for each thing that the last checkpoint should carry and does not."""
-        return [*self._outside.not_carried, *self._not_left]
+        best = elsewhere(self._trainer.state)
+        return [*self._outside.not_carried, *self._not_left, *([best] if best else [])]
 
     def output_dir(self, place: Path) -> OutputDirectory:
         """Returns a new private directory that the trainer takes for its `output_dir` while it writes.

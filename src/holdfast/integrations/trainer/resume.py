@@ -5,7 +5,6 @@ Read against transformers 5.23.
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +12,13 @@ from transformers import Trainer
 
 from holdfast.capture import boundary
 from holdfast.engine.engine import Engine
-from holdfast.integrations.trainer import callbacks, counters
+from holdfast.integrations.trainer import best, callbacks, counters
 from holdfast.integrations.trainer.counters import reading_boundary
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.resume.choose import ResumePoint
 from holdfast.state import environment
 from holdfast.state.rng import state as rng_state
-from holdfast.store import names
 from holdfast.store.manifest import Manifest
 
 
@@ -56,7 +54,7 @@ def restore_counters(trainer: Trainer, engine: Engine, chosen: ResumePoint, epoc
     Raises:
         CheckpointError: The manifest does not say what a Trainer goes on from.
     """
-    _find_best(trainer, engine, chosen)
+    best.find(trainer, engine, chosen)
     for line in callbacks.restore(trainer):
         engine.log.announce(line, logging.WARNING)
     # The intervals in a resumed state are those of the old configuration; the user may have changed them.
@@ -137,19 +135,6 @@ def without_tied(model: torch.nn.Module, loaded: Any) -> Any:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and not value.is_meta
-
-
-def _find_best(trainer: Trainer, engine: Engine, chosen: ResumePoint) -> None:
-    """Gives the best checkpoint the path that it has now: beside the one that is resumed, wherever both were before."""
-    state = trainer.state
-    if not state.best_global_step:
-        return
-    name = names.checkpoint(state.best_global_step)
-    if (chosen.path.parent / name).is_dir():
-        here = chosen.path.parent.resolve() == Path(trainer.args.output_dir).resolve()
-        state.best_model_checkpoint = str((Path(trainer.args.output_dir) if here else chosen.path.parent) / name)
-    elif state.best_model_checkpoint is None and trainer.args.load_best_model_at_end:
-        engine.log.announce(f"{name}, the best so far, is not here: it cannot be loaded at the end", logging.WARNING)
 
 
 def _announce_changes(engine: Engine, manifest: Manifest, epochs: EpochAccounting) -> None:

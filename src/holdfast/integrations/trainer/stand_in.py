@@ -14,6 +14,7 @@ from holdfast.integrations.trainer.callbacks import by_name
 from holdfast.integrations.trainer.record import TrainerRecord
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
+from holdfast.store.references import step_of_best
 
 REPLACED = (
     "_maybe_log_save_evaluate",
@@ -57,7 +58,7 @@ def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path, *, weigh
 
 
 def name_the_best(stand_in: Any, written: Path, root: Path) -> None:
-    """Gives the best checkpoint its final name in the state that was written.
+    """Gives the best checkpoint its final name in the state that was written, which names no other directory.
 
     Args:
         stand_in: The trainer's stand-in, after it has written.
@@ -65,11 +66,15 @@ def name_the_best(stand_in: Any, written: Path, root: Path) -> None:
         root: The run directory.
     """
     state = stand_in.state
+    recorded = state.best_model_checkpoint
     if state.best_global_step:
         final = Path(root, names.checkpoint(state.best_global_step))
         if state.best_global_step == state.global_step or final.is_dir():
             state.best_model_checkpoint = str(final)
-            state.save_to_json(str(written / "trainer_state.json"))
+    if step_of_best(state.best_model_checkpoint) is None:
+        state.best_model_checkpoint = None
+    if state.best_model_checkpoint != recorded or state.best_global_step:
+        state.save_to_json(str(written / "trainer_state.json"))
 
 
 def _state(record: TrainerRecord) -> TrainerState:
