@@ -19,7 +19,7 @@ from helpers.support import (
 )
 from holdfast.errors import LeaseLostError
 from holdfast.store import catalog, digest, names, retention
-from holdfast.store.commit import Attempt, Published
+from holdfast.store.commit import Attempt, Published, marked, open_marked
 from holdfast.store.manifest import ManifestError, decode
 from holdfast.store.verify import verify
 
@@ -327,3 +327,20 @@ def test_an_error_at_any_change_ends_the_attempt_and_leaves_the_earlier_checkpoi
         if not failed:
             assert count > 20 and len(left) == 2
             return
+
+
+def test_another_process_knows_the_staging_directory_by_its_mark_and_writes_into_no_other(tmp_path: Path) -> None:
+    attempt = Attempt(tmp_path, RUN, 7)
+    place = attempt.folder.path
+    with marked(attempt.folder) as mark:
+        with open_marked(place, mark) as folder:
+            assert folder.is_at(place)
+        place.rename(tmp_path / "aside")
+        place.mkdir()
+        (place / "staged-by-rank-0").write_text("0" * 32)
+        with pytest.raises(OSError, match="is not the directory that rank 0 has made"), open_marked(place, mark):
+            pass
+        (place / "staged-by-rank-0").unlink()
+        with pytest.raises(FileNotFoundError), open_marked(place, mark):
+            pass
+    assert not list((tmp_path / "aside").iterdir()), "the mark is no file of the checkpoint"
