@@ -100,12 +100,31 @@ def test_a_reader_of_a_file_that_is_replaced_sees_the_old_or_the_new(tmp_path: P
     assert seen <= whole
 
 
+def test_two_threads_that_replace_one_file_at_once_are_not_in_each_others_way(tmp_path: Path) -> None:
+    """The thread that saves and the one that ends the process may give one request its answer."""
+    failures: list[OSError] = []
+
+    def replace() -> None:
+        try:
+            for _ in range(100):
+                files.replace(tmp_path / "answer", b"whole", durable=False)
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=replace) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and [path.name for path in tmp_path.iterdir()] == ["answer"]
+
+
 @pytest.mark.parametrize("operation", ["replace", "copy"])
 def test_a_link_planted_under_the_temporary_name_is_not_followed(tmp_path: Path, operation: str) -> None:
     source, target, victim = tmp_path / "source", tmp_path / "target", tmp_path / "victim"
     source.write_bytes(b"mine")
     victim.write_bytes(b"precious")
-    target.with_name(f".target.{os.getpid()}.new").symlink_to(victim)
+    target.with_name(f".target.{threading.get_native_id()}.new").symlink_to(victim)
     if operation == "replace":
         files.replace(target, b"mine")
     else:

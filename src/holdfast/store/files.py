@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -90,7 +91,7 @@ def copy(source: Where, target: Where) -> None:
 def _replacing(where: Where, *, durable: bool) -> Iterator[int]:
     """Opens a new file that takes the place of another at the end, or is removed."""
     # What lies in its way is never opened: whoever may write to the directory could have planted a link there.
-    temporary = where.with_name(names.temporary(where.name, os.getpid()))
+    temporary = where.with_name(names.temporary(where.name, threading.get_native_id()))
     with suppress(FileNotFoundError):
         remove(temporary)
     try:

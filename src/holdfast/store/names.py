@@ -79,9 +79,9 @@ def set_aside(name: str, token: str) -> str:
     return f"{name}.set-aside-{token}"
 
 
-def temporary(name: str, pid: int) -> str:
-    """Returns the name under which a process writes what is to replace the file `name`."""
-    return f".{name}.{pid}.new"
+def temporary(name: str, thread: int) -> str:
+    """Returns the name under which a thread writes what is to replace the file `name`: two may do so at once."""
+    return f".{name}.{thread}.new"
 
 
 def is_staging(name: str) -> bool:
