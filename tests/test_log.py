@@ -32,6 +32,22 @@ class Taken(logging.Handler):
         self.lines.append((record.levelname, record.getMessage()))
 
 
+def test_whatever_a_line_quotes_it_stays_one_line_that_moves_no_cursor(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "label \x1b[2J\u202e\nsaved [red] 5%d " + "x" * 100_000
+    RunLog().info(line)
+    handler, said = Taken(), list[str]()
+    root.addHandler(handler)
+    log = RunLog(said.append)
+    log.rank = 3
+    log.warning(line)
+    printed = capsys.readouterr().out
+    assert printed.startswith(r"label \x1b[2J\u202e\nsaved [red] 5%d xxx") and printed.endswith(" characters)\n")
+    assert printed.count("\n") == 1 and len(printed) < 20_000
+    assert handler.lines == [("WARNING", said[0])] and said[0] == f"rank 3: {printed.rstrip()}"
+
+
 @pytest.mark.usefixtures("root")
 def test_without_a_handler_a_line_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     RunLog().info("saved")

@@ -29,8 +29,7 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def as_json(content: Mapping[str, Any]) -> None:
     """Prints one JSON object. Each text in it has at most 4 KiB, and no list is cut."""
-    # JSON escapes what moves a cursor, all but this one character.
-    print(json.dumps(_strict(content), indent=2).replace("\x7f", "\\u007f"))
+    print(json.dumps(_strict(content), indent=2))  # which escapes all that is not plain ASCII
 
 
 def _strict(value: Any) -> Any:
