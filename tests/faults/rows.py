@@ -163,6 +163,11 @@ ROWS: dict[str, Row] = {
     "S20": Row("What is promised and what is not, in SECURITY.md"),
     "S21": Row("A link, a pipe or another directory where a trainer writes, or a checkpoint is staged"),
     "S24": Row("A file of a checkpoint that names files outside of it: an index of weights, the best of a Trainer"),
+    "S25": Row(
+        "Secrets inside of settings, or under names of every spelling, on disk",
+        "The model's own files (its configuration, that of an adapter, of generating and of a tokenizer) are written by"
+        " their libraries as they are, and state as it is: a secret that somebody puts in there is in there.",
+    ),
     "S26": Row("A journal that somebody else has made, or exchanged, and what its lines say"),
     "S27": Row("JSON that is too deep, and numbers of endless digits, in a checkpoint"),
     "S28": Row("Numbers of commits and of steps that leave no greater one"),

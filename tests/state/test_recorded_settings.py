@@ -63,6 +63,14 @@ def test_nothing_whose_name_speaks_of_a_secret_is_recorded_however_deep() -> Non
     assert readable(dict.fromkeys(["apiKey", "passwd", "auth", "credentials", "webhook_url", "author"], "abc")) == {
         "author": "abc"
     }
+    # What is no text is no secret, and training may depend on it.
+    assert readable(
+        {"max_new_tokens": 7, "tokens": 3, "credentials": {"user": "abc", "port": 1}, "keys": ["a", 1]}
+    ) == {
+        "max_new_tokens": 7,
+        "tokens": 3,
+        "credentials": {"port": 1},
+    }
 
 
 def test_what_refers_to_itself_ends() -> None:

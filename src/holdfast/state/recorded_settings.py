@@ -1,12 +1,11 @@
 """The settings of a training as its user gave them: what of them a checkpoint records, and what has changed since.
 
-Only numbers, truth values and short texts are recorded, and nothing whose name speaks of a secret.
+Only numbers, truth values and short texts are recorded, and no text whose name speaks of a secret.
 """
 
 import itertools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
@@ -15,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-_SECRET = re.compile(r"token|secret|passw|passphrase|credential|webhook|api_?key|(^|_)(keys?|auth)(_|$)", re.IGNORECASE)
+from holdfast.state.secrets import is_secret
+
 _LONGEST_TEXT = 60
 _MOST_ITEMS = 100
 _MOST_LEVELS = 4
@@ -51,11 +51,6 @@ class Change(NamedTuple):
         if self.stays:
             return f"{self.name}: stays {before}, {self.stays}; your configuration has {now}"
         return f"{self.name}: {before} -> {now}, from your configuration"
-
-
-def is_secret(name: str) -> bool:
-    """Tells by its words whether a setting of this name is taken for a secret."""
-    return _SECRET.search(name) is not None
 
 
 def readable(values: Mapping[Any, Any]) -> dict[str, Any]:
@@ -94,7 +89,7 @@ def _is_list_of_mappings(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
-def _readable(value: Any, levels: int) -> Any:
+def _readable(value: Any, levels: int, *, secret: bool = False) -> Any:
     """Returns a value as JSON; `_UNREADABLE` where it is none that is recorded."""
     if isinstance(value, Enum):
         value = value.value
@@ -108,21 +103,23 @@ def _readable(value: Any, levels: int) -> Any:
         number = float(value)
         return number if math.isfinite(number) else str(number)
     if isinstance(value, str):
-        return value if len(value) <= _LONGEST_TEXT and value.isprintable() else _UNREADABLE
-    return _readable_inside(value, levels) if levels else _UNREADABLE
+        return value if not secret and len(value) <= _LONGEST_TEXT and value.isprintable() else _UNREADABLE
+    return _readable_inside(value, levels, secret=secret) if levels else _UNREADABLE
 
 
-def _readable_inside(value: Any, levels: int) -> Any:
+def _readable_inside(value: Any, levels: int, *, secret: bool) -> Any:
     if isinstance(value, Counter):  # as a schedule has its milestones
         value = list(itertools.islice(value.elements(), _MOST_ITEMS + 1))
     if isinstance(value, Mapping):
-        items = {str(key): _readable(inner, levels - 1) for key, inner in value.items() if not is_secret(str(key))}
+        items = {
+            str(key): _readable(inner, levels - 1, secret=secret or is_secret(str(key))) for key, inner in value.items()
+        }
         return {key: inner for key, inner in items.items() if inner is not _UNREADABLE}
     if isinstance(value, Set):
         value = sorted(value, key=str)
     if not isinstance(value, Sequence) or len(value) > _MOST_ITEMS:
         return _UNREADABLE
-    items_of_list = [_readable(inner, levels - 1) for inner in value]
+    items_of_list = [_readable(inner, levels - 1, secret=secret) for inner in value]
     return _UNREADABLE if _UNREADABLE in items_of_list else items_of_list
 
 

@@ -50,6 +50,24 @@ def test_a_callback_that_exports_no_arguments_gets_its_attributes_back(tmp_path:
     assert again.steps == 15
 
 
+class Tracks(Told):
+    def __init__(self, api_key: str) -> None:
+        super().__init__()
+        self.api_key, self.session = api_key, {"cookie": api_key, "sent": 0}
+
+    def state(self) -> dict[str, Any]:
+        self.session["sent"] = self.steps
+        attributes = {"steps": self.steps, "api_key": self.api_key, "session": self.session}
+        return {"args": {"api_key": self.api_key}, "attributes": attributes}
+
+
+def test_a_secret_that_a_callback_exports_is_not_written_and_is_the_users_at_a_resume(tmp_path: Path) -> None:
+    train(tmp_path / "out", [Tracks("canary"), Stop(4)])
+    assert not [path for path in (tmp_path / "out").rglob("*.json") if "canary" in path.read_text()]
+    train(tmp_path / "out", [again := Tracks("another")])
+    assert (again.steps, again.api_key, again.session["cookie"]) == (15, "another", "another")
+
+
 def test_a_callback_that_comes_or_goes_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path / "with", [Told(), Stop(4)])
     train(tmp_path / "with", max_steps=6)

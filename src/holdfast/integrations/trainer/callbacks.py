@@ -12,6 +12,8 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from holdfast.state.secrets import filled
+
 Exported = tuple[tuple[str, dict[str, Any]], ...]
 """The state of each callback that exports it, by the name of its class."""
 
@@ -56,7 +58,7 @@ def restore(trainer: Trainer) -> list[str]:
             if attributes is None:
                 lines.append(f"{name}: the checkpoint has no state of it; it begins anew")
             else:
-                vars(callback).update(attributes)
+                vars(callback).update(filled(attributes, vars(callback)))
     missing = [name for name in trainer.state.stateful_callbacks if name not in here and name != "TrainerControl"]
     return [
         *lines,

@@ -13,6 +13,7 @@ from transformers.trainer_utils import SaveStrategy
 from holdfast.integrations.trainer.callbacks import by_name
 from holdfast.integrations.trainer.record import TrainerRecord
 from holdfast.integrations.trainer.secrets import pickled_blank
+from holdfast.state.secrets import blanked
 from holdfast.store import names
 from holdfast.store.references import step_of_best
 
@@ -81,7 +82,7 @@ def _state(record: TrainerRecord) -> TrainerState:
     state = copy.copy(record.state)
     state.log_history = state.log_history[: record.logged]
     state.total_flos += record.flos
-    state.stateful_callbacks = {**state.stateful_callbacks, **copy.deepcopy(by_name(record.callbacks))}
+    state.stateful_callbacks = blanked({**state.stateful_callbacks, **by_name(record.callbacks)})
     return state
 
 
