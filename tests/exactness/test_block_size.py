@@ -17,6 +17,7 @@ from holdfast.layouts import native_reading
 from holdfast.layouts.export import export
 from holdfast.state.part import Stored
 from holdfast.store.digest import BLOCK_BYTES, DIGITS
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 
@@ -115,9 +116,8 @@ def good(checkpoint: Path) -> Manifest:
 
 def ranges(checkpoint: Path, manifest: Manifest) -> Iterator[torch.Tensor]:
     for rank in range(3):
-        with native_reading.open_checkpoint(checkpoint) as folder:
+        with Folder.open(checkpoint) as folder:
             reading = native_reading.NativeReading(
-                checkpoint,
                 folder,
                 manifest.files,
                 manifest.tensors,

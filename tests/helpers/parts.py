@@ -11,6 +11,7 @@ from holdfast.layouts import native, native_reading
 from holdfast.layouts.image import Image
 from holdfast.state.part import Part, Stored
 from holdfast.store import digest
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import File
 
 
@@ -52,8 +53,8 @@ def read(
     """Reads files of the native layout, those that are named or all, whatever has become of them since."""
     listed_paths = [path.name for path in directory.iterdir()] if paths is None else paths
     files = [listed(directory, path) for path in listed_paths]
-    with native_reading.open_checkpoint(directory) as folder:
-        reading = native_reading.NativeReading(directory, folder, files, tensors or {}, **what)
+    with Folder.open(directory) as folder:
+        reading = native_reading.NativeReading(folder, files, tensors or {}, **what)
         reading.read(through_cache=through_cache)
     return reading.stored, reading.extra
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from helpers.support import RESUMABLE, commit_checkpoint, content_of, dies_at, succeeds_in_child
-from holdfast.layouts.transformers import copy_model
+from holdfast.layouts import transformers
+from holdfast.store.folder import Folder, files_below
 
 MODEL = {
     "model.safetensors": b"weights",
@@ -15,6 +16,11 @@ MODEL = {
     "second/adapter_model.safetensors": b"an adapter",
 }
 TRAINING = {**RESUMABLE, "scaler.pt": b"s", "training_args.bin": b"a", "rng_state_1.pth": b"r"}
+
+
+def copy_model(source: Path, target: Path) -> None:
+    with Folder.open(source) as origin, Folder.open(target) as into:
+        transformers.copy_model(origin, into, files_below(origin))
 
 
 @pytest.fixture

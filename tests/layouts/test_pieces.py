@@ -15,6 +15,7 @@ from holdfast.layouts import export, native, native_reading, native_weights
 from holdfast.layouts.pieces import reads
 from holdfast.state.part import SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 
@@ -136,9 +137,9 @@ def test_of_a_large_file_only_the_part_that_a_rank_needs_is_read_and_proved(tmp_
         file.write(b"\xff")
 
     def read_quarter() -> torch.Tensor:
-        with native_reading.open_checkpoint(checkpoint) as folder:
+        with Folder.open(checkpoint) as folder:
             reading = native_reading.NativeReading(
-                checkpoint, folder, list(listed.values()), {}, places=lambda _, __, shape: place(shape, (4, 1), rank)
+                folder, list(listed.values()), {}, places=lambda _, __, shape: place(shape, (4, 1), rank)
             )
             reading.read()
         return reading.stored["model"].tensors["w"]

@@ -8,6 +8,7 @@ from holdfast.errors import DamagedCheckpointError, HoldfastError, NoCheckpointE
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.log import RunLog
 from holdfast.resume.choose import ResumePoint, select_checkpoint
+from holdfast.store.folder import Folder
 
 WHICH = pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.kind)
 
@@ -105,7 +106,8 @@ def test_one_that_is_named_and_damaged_is_refused_with_its_problems(
     path = exhibit.in_a_run(tmp_path)
     before = content_of(tmp_path)
     if exhibit.kind == "foreign":
-        assert select_checkpoint(tmp_path, str(path), TRANSFORMERS, told) == ResumePoint(path, None)
+        chosen = select_checkpoint(tmp_path, str(path), TRANSFORMERS, told)
+        assert chosen is not None and (chosen.path, chosen.manifest) == (path, None)
         assert told.lines == [f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole"]
     else:
         with pytest.raises(DamagedCheckpointError) as raised:
@@ -193,7 +195,7 @@ def test_a_run_goes_on_under_its_identity_only_in_its_own_directory(tmp_path: Pa
     own, others = (select_checkpoint(here, str(root / "checkpoint-7"), TRANSFORMERS, told) for root in (here, there))
     assert own is not None and own.continues(here) == RUN == own.continues(tmp_path / "link")
     assert others is not None and others.continues(here) is None
-    assert ResumePoint(foreign(here, 8), None).continues(here) is None
+    assert ResumePoint(Folder.open(foreign(here, 8)), None).continues(here) is None
 
 
 def test_after_a_crash_at_any_change_of_a_save_auto_goes_on_from_the_newest_that_is_whole(tmp_path: Path) -> None:

@@ -248,9 +248,9 @@ def test_a_sweep_removes_what_dead_attempts_left_and_nothing_else(tmp_path: Path
     kept = [".tmp-mine", ".trash", ".holdfast", ".config.json.new", "model.safetensors", names.trash("3" * 32)[1:]]
     for name in kept:
         (tmp_path / name).mkdir()
-    assert retention.sweep(tmp_path) == sorted(litter)
+    assert retention.sweep(tmp_path) == (sorted(litter), {})
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "checkpoint-1"}
-    assert retention.sweep(tmp_path) == []
+    assert retention.sweep(tmp_path) == ([], {})
 
 
 def test_a_sweep_gives_a_pinned_checkpoint_its_name_back_and_no_half_of_one(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_sweep_gives_a_pinned_checkpoint_its_name_back_and_no_half_of_one(tmp_
         path.rename(tmp_path / names.trash(doomed))
     (tmp_path / names.trash("2" * 32) / "model.safetensors").unlink()
     commit_all(tmp_path, 2)
-    assert retention.sweep(tmp_path) == [names.trash("2" * 32)]
+    assert retention.sweep(tmp_path) == ([names.trash("2" * 32)], {})
     left = sorted(entry.path.name.split("-")[0] + str(entry.step) for entry in catalog.entries(tmp_path))
     assert left == ["checkpoint1", "checkpoint2", "superseded2"]
 
@@ -275,5 +275,5 @@ def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
     for name in (names.trash("0" * 32), names.staging(RUN, 2, "0" * 32)):
         (tmp_path / name).symlink_to(tmp_path / "outside")
     (tmp_path / names.temporary("model.safetensors", 1)).symlink_to(tmp_path / "outside" / "precious")
-    assert retention.sweep(tmp_path) == [".model.safetensors.1.new"]
+    assert retention.sweep(tmp_path) == ([".model.safetensors.1.new"], {})
     assert (tmp_path / "outside" / "precious").exists()

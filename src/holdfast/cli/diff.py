@@ -16,7 +16,6 @@ from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.layouts.whole_tensors import SHARD, Whole, gather
 from holdfast.store import files
-from holdfast.store.folder import Folder
 from holdfast.store.verify import verify
 
 _ENDING = ".safetensors"
@@ -62,8 +61,10 @@ class _Side:
     """One of the two checkpoints, verified: its files, and its tensors by their file and name."""
 
     def __init__(self, path: Path, opened: ExitStack) -> None:
-        self.path, manifest = naming.checkpoint(path)
-        report = verify(self.path)
+        folder, manifest = naming.checkpoint(path)
+        self.path = folder.path
+        opened.callback(folder.close)
+        report = verify(folder)
         if not report.good:
             raise DamagedCheckpointError(
                 f"{self.path} cannot be trusted: {'; '.join(report.problems)}",
@@ -73,7 +74,6 @@ class _Side:
         self.files = {file.path: file for file in manifest.files}
         self.opened: dict[str, int] = {}
         headers = {}
-        folder = opened.enter_context(Folder.open(self.path))
         for file in manifest.files:
             if not file.path.endswith(_ENDING):
                 continue

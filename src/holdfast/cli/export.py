@@ -15,10 +15,10 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write a checkpoint's plain weights. Never overwrites a file."""
-    path, _ = naming.checkpoint(checkpoint)
+    folder, _ = naming.checkpoint(checkpoint)
     from holdfast.layouts.export import export as export_weights
 
-    written = export_weights(path, target)
+    written = export_weights(folder, target)
     if json:
         as_json({"files": [str(file) for file in written]})
     else:

@@ -25,8 +25,9 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell who asked for a checkpoint, when, at which step, and what it holds. `verify` reads every byte."""
-    path, manifest = naming.checkpoint(checkpoint)
-    headers, problems = _headers(path, manifest)
+    folder, manifest = naming.checkpoint(checkpoint)
+    path = folder.path
+    headers, problems = _headers(folder, manifest)
     tensors: list[Whole] = []
     try:
         tensors = gather(manifest, headers)
@@ -44,20 +45,19 @@ def inspect(
         raise DamagedCheckpointError("; ".join(problems), problems, hint=f"see what is wrong: holdfast verify {path}")
 
 
-def _headers(path: Path, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
+def _headers(folder: Folder, manifest: Manifest) -> tuple[dict[str, list[Tensor]], list[str]]:
     """Returns the tensors of each file that holds some, and a line for each file that cannot be read."""
     headers, problems = {}, []
-    with Folder.open(path) as folder:
-        for file in manifest.files:
-            if not file.path.endswith(".safetensors"):
-                continue
-            try:
-                with files.open_inside(folder, file.path) as fd:
-                    headers[file.path] = header.read(fd)
-            except HeaderError as error:
-                problems.append(f"{file.path}: {error}")
-            except OSError as error:
-                problems.append(f"{file.path}: cannot be read: {error.strerror or error}")
+    for file in manifest.files:
+        if not file.path.endswith(".safetensors"):
+            continue
+        try:
+            with files.open_inside(folder, file.path) as fd:
+                headers[file.path] = header.read(fd)
+        except HeaderError as error:
+            problems.append(f"{file.path}: {error}")
+        except OSError as error:
+            problems.append(f"{file.path}: cannot be read: {error.strerror or error}")
     return headers, problems
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError, UnsupportedError
 from holdfast.store import catalog, names, pins
 from holdfast.store.catalog import Entry
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import Manifest
 from holdfast.text import shown
 
 
-def checkpoint(path: Path) -> tuple[Path, Manifest]:
-    """Finds a checkpoint and reads its manifest; a link to one, or `.` in one, is a way to name it.
+def checkpoint(path: Path) -> tuple[Folder, Manifest]:
+    """Finds a checkpoint, opens it and reads its manifest; a link to one, or `.` in one, is a way to name it.
 
     Raises:
         RunNotFoundError: There is no checkpoint there.
@@ -29,9 +30,13 @@ def checkpoint(path: Path) -> tuple[Path, Manifest]:
         if entries := catalog.entries(path):
             hint = f"the newest in it is {entries[0].path}"
         raise RunNotFoundError(f"{shown(str(path))} is not a checkpoint", hint=hint)
-    entry = catalog.read(path)
+    try:
+        folder = Folder.open(path)
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be opened: {error.strerror or error}") from error
+    entry = catalog.read(folder)
     if entry.manifest is not None:
-        return path, entry.manifest
+        return folder, entry.manifest
     if entry.foreign:
         raise UnsupportedError(
             f"{path} was made by plain transformers and has no manifest",

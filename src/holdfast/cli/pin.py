@@ -43,7 +43,8 @@ def in_their_runs(checkpoints: list[Path]) -> list[tuple[Path, str]]:
     """
     meant = []
     for name in checkpoints:
-        path, manifest = naming.checkpoint(name)
+        folder, manifest = naming.checkpoint(name)
+        path = folder.path
         RunDirectory(path.parent).open()
         meant.append((path, manifest.attempt))
     return meant

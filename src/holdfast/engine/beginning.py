@@ -101,7 +101,7 @@ def copy_of(chosen: ResumePoint, manifest: Manifest) -> Snapshot:
     entry = {name: value for name, value in manifest.boundary.items() if name != "face"}
     return Snapshot(
         boundary=Boundary(manifest.step, str(manifest.boundary.get("face", "update")), entry),
-        write=partial(_copy, chosen.path, manifest.files),
+        write=partial(_copy, chosen.folder, manifest.files),
         layout=manifest.layout,
         estimated_bytes=manifest.size,
         versions=manifest.versions,
@@ -114,7 +114,7 @@ def copy_of(chosen: ResumePoint, manifest: Manifest) -> Snapshot:
     )
 
 
-def _copy(source: Path, listed: Sequence[File], folder: Folder) -> Mapping[str, str]:
+def _copy(source: Folder, listed: Sequence[File], folder: Folder) -> Mapping[str, str]:
     """Copies the files of a checkpoint; returns their digests, which must be those that it has.
 
     Raises:
@@ -125,7 +125,7 @@ def _copy(source: Path, listed: Sequence[File], folder: Folder) -> Mapping[str, 
         target = directory / file.path
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
-            files.open_regular(source / file.path) as read,
+            files.open_inside(source, file.path) as read,
             os.fdopen(os.dup(read), "rb") as content,
             target.open("xb") as written,
         ):
@@ -133,5 +133,5 @@ def _copy(source: Path, listed: Sequence[File], folder: Folder) -> Mapping[str, 
         with files.open_regular(target) as copied:
             digests[file.path] = digest.of_descriptor(copied)
         if digests[file.path] != file.digests:
-            raise SaveError(f"{source / file.path} is not what was written")
+            raise SaveError(f"{source}/{file.path} is not what was written")
     return digests

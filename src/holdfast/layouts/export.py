@@ -7,15 +7,17 @@ from uuid import uuid4
 from holdfast.errors import DamagedCheckpointError, UnsupportedError
 from holdfast.layouts.layout import BY_NAME
 from holdfast.store import files, names
+from holdfast.store.commit import make_new
+from holdfast.store.folder import Folder, Where, files_below, opened
 from holdfast.store.verify import verify
 from holdfast.text import quoted
 
 
-def export(checkpoint: Path, target: Path) -> list[Path]:
+def export(checkpoint: Where | Folder, target: Path) -> list[Path]:
     """Leaves the weights of a checkpoint in another directory.
 
     Args:
-        checkpoint: The checkpoint; it is verified first.
+        checkpoint: The checkpoint; it is verified first, and what is exported is what was verified.
         target: The directory. It is made if it is missing; nothing in it is replaced.
 
     Returns:
@@ -25,39 +27,42 @@ def export(checkpoint: Path, target: Path) -> list[Path]:
         DamagedCheckpointError: It is not what was written.
         UnsupportedError: The target has files of the same names, or the checkpoint holds no weights.
     """
-    report = verify(checkpoint)
-    manifest = report.entry.manifest
-    if manifest is None or not report.good:
-        raise DamagedCheckpointError(
-            f"{checkpoint} cannot be exported: {'; '.join(report.problems)}", list(report.problems)
-        )
-    if (layout := BY_NAME.get(manifest.layout)) is None:
-        raise UnsupportedError(
-            f"the layout of {checkpoint} is {quoted(manifest.layout)}, which this version does not know"
-        )
-    target.mkdir(parents=True, exist_ok=True)
-    # First under a name of its own, so that a file of the target is there whole or not at all.
-    staging = target / names.staging(manifest.run, manifest.step, uuid4().hex)
-    files.make_directory(staging)
-    try:
-        layout.leave_weights(report, staging)
-        return _move(staging, target)
-    finally:
-        files.remove_tree(staging)
+    with opened(checkpoint) as folder:
+        report = verify(folder)
+        manifest = report.entry.manifest
+        if manifest is None or not report.good:
+            raise DamagedCheckpointError(
+                f"{folder} cannot be exported: {'; '.join(report.problems)}", list(report.problems)
+            )
+        if (layout := BY_NAME.get(manifest.layout)) is None:
+            raise UnsupportedError(
+                f"the layout of {folder} is {quoted(manifest.layout)}, which this version does not know"
+            )
+        target.mkdir(parents=True, exist_ok=True)
+        with Folder.open(target, follow=True) as into:
+            # First under a name of its own, so that a file of the target is there whole or not at all.
+            place = into / names.staging(manifest.run, manifest.step, uuid4().hex)
+            with make_new(place) as staging:
+                try:
+                    layout.leave_weights(report, folder, staging)
+                    return _move(staging, into)
+                finally:
+                    files.remove_open(staging, place)
 
 
-def _move(staging: Path, target: Path) -> list[Path]:
-    paths = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
+def _move(staging: Folder, target: Folder) -> list[Path]:
+    paths = files_below(staging)
     if not paths:
         raise UnsupportedError("the checkpoint holds no model whose weights could be exported")
-    if taken := [str(path) for path in paths if os.path.lexists(target / path)]:
+    if taken := [path for path in paths if os.path.lexists(target.path / path)]:
         raise UnsupportedError(
             f"{target} has {', '.join(taken)} already, and nothing is overwritten",
             hint="give a directory of its own, or remove what is there",
         )
-    for path in paths:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        files.rename_new(staging / path, target / path)
-    for folder in sorted({(target / path).parent for path in paths}, reverse=True):
-        files.sync_directory(folder)
-    return [target / path for path in paths]
+    for path in reversed(paths):
+        above, _, name = path.rpartition("/")
+        with files.below(staging, above) as origin, files.below(target, above, make=True) as destination:
+            files.rename_new(origin / name, destination / name)
+            files.sync_directory(destination)
+    files.sync_directory(target)
+    return [target.path / path for path in paths]

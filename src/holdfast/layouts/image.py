@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.store import files
+from holdfast.store.folder import Where, path_of
 from holdfast.store.manifest import is_deep, strict_json
 
 if TYPE_CHECKING:
@@ -54,17 +55,17 @@ def json_image(path: str, content: Any) -> Image:
     return Image(path, (data,))
 
 
-def read_json(path: Path) -> Any:
+def read_json(where: Where) -> Any:
     """Reads the JSON of a file.
 
     Raises:
         CheckpointError: It is too large, or no JSON, or a key is there twice.
     """
     try:
-        data = files.read(path, limit=MOST_JSON_BYTES)
+        data = files.read(where, limit=MOST_JSON_BYTES)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    return decode_json(data, path)
+        raise CheckpointError(f"{where} cannot be read: {error.strerror or error}") from error
+    return decode_json(data, path_of(where))
 
 
 def decode_json(data: bytes, path: Path) -> Any:

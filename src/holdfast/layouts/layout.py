@@ -5,9 +5,9 @@ The digests and the manifest are the same in all; which files there are, and who
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from holdfast.layouts import native, native_weights, transformers
+from holdfast.store.folder import Folder
 from holdfast.store.verify import Report
 
 
@@ -25,7 +25,7 @@ class Layout:
             number of processes that wrote it.
         why_refused: Returns, of some files that the manifest does not list, those that bar a resume because loading
             would read them, each with a line that says so.
-        leave_weights: Writes the weights of a good checkpoint into an existing directory.
+        leave_weights: Writes the weights of a good checkpoint, open as it was verified, into another open directory.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Layout:
     every_rank_writes: bool
     missing: Callable[[Collection[str], int], list[str]]
     why_refused: Callable[[Iterable[str]], dict[str, str]]
-    leave_weights: Callable[[Report, Path], None]
+    leave_weights: Callable[[Report, Folder, Folder], None]
 
 
 NATIVE = Layout(

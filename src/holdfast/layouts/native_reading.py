@@ -1,9 +1,7 @@
 """A checkpoint of the native layout on its way into memory, of which one process reads the ranges that it needs."""
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
@@ -29,8 +27,7 @@ class NativeReading:
     """One process's reading of a checkpoint: known, compared and given its places before any tensor is read.
 
     Args:
-        directory: The checkpoint.
-        folder: It, open.
+        folder: The checkpoint, open.
         listed: The files that its manifest lists; no other file is read.
         tensors: The manifest's entries for tensors in pieces.
         rank: The number of this process.
@@ -47,7 +44,6 @@ class NativeReading:
 
     def __init__(
         self,
-        directory: Path,
         folder: Folder,
         listed: Sequence[File],
         tensors: native.Tensors,
@@ -57,13 +53,12 @@ class NativeReading:
         places: NeededRange | None = None,
         memory: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
     ) -> None:
-        self._directory = directory
         self._folder = folder
         self._listed = {file.path: file for file in listed}
         self._tensors = tensors
         self._places = places
         self._memory = memory or {}
-        self._reader = PiecesReader(directory, folder, self._listed)
+        self._reader = PiecesReader(folder, self._listed)
         self._taken: list[tuple[int, int]] = []
         self._own_files = ownership.own_tensors(self._listed)
         self._own_rests = ownership.own_rests(self._listed)
@@ -105,9 +100,9 @@ class NativeReading:
             if problem is not None:
                 problems.append(problem)
             else:
-                content[name] = decode_json(data, self._directory / file.path)
+                content[name] = decode_json(data, self._folder.path / file.path)
         if problems:
-            raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
+            raise DamagedCheckpointError(f"{self._folder}: {'; '.join(problems)}", problems)
         return content
 
     def _own_part(self, part: str, rest: Any, rank: int) -> Stored:
@@ -118,9 +113,7 @@ class NativeReading:
         lacking = note.differing - own.keys() if rank else ()
         if lacking or (rank and note.rest and ownership.rest_path(part, rank) not in self._listed):
             lacks = repr(min(lacking)) if lacking else "what is no tensor"
-            raise CheckpointError(
-                f"{self._directory}: rank {rank} has {part} of its own, and no file has {lacks} of it"
-            )
+            raise CheckpointError(f"{self._folder}: rank {rank} has {part} of its own, and no file has {lacks} of it")
         return self._part(part, rest, own)
 
     def _resized_part(self, part: str, rest: Any, saved_by: int) -> Stored:
@@ -197,22 +190,6 @@ class NativeReading:
             return None
         insort(self._taken, (begin, end))
         return tensor.detach()
-
-
-@contextmanager
-def open_checkpoint(directory: Path) -> Iterator[Folder]:
-    """Opens the directory of a checkpoint, once: whatever has its name later, these are the files that are read.
-
-    Raises:
-        DamagedCheckpointError: That cannot be done.
-    """
-    with ExitStack() as opening:
-        try:
-            folder = opening.enter_context(Folder.open(directory))
-        except OSError as error:
-            problem = f"it cannot be opened: {error.strerror or error}"
-            raise DamagedCheckpointError(f"{directory}: {problem}", [problem]) from error
-        yield folder
 
 
 def _is_plain(tensor: "torch.Tensor") -> bool:

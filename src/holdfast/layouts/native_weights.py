@@ -2,13 +2,11 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UnsupportedError
 from holdfast.layouts.image import read_json
 from holdfast.layouts.native import REST, TENSORS
-from holdfast.layouts.native_reading import open_checkpoint
 from holdfast.layouts.ownership import note_of
 from holdfast.layouts.pieces import PiecesReader
 from holdfast.layouts.safetensors.reading import bytes_of
@@ -16,6 +14,7 @@ from holdfast.layouts.safetensors.writing import arranged
 from holdfast.state.part import SIDECAR_PREFIX
 from holdfast.state.sharding import ShardRange
 from holdfast.store import files
+from holdfast.store.folder import Folder, Place
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import Report
 
@@ -26,18 +25,19 @@ if TYPE_CHECKING:
 _TOGETHER_BYTES = 64 << 20
 
 
-def leave_weights(report: Report, target: Path) -> None:
-    """Writes the weights of all models of a checkpoint into an existing directory.
+def leave_weights(report: Report, checkpoint: Folder, target: Folder) -> None:
+    """Writes the weights of all models of a checkpoint into another directory.
 
     Args:
         report: The checkpoint, verified and good.
-        target: The directory; nothing in it has the name of a model's file.
+        checkpoint: It, open.
+        target: The directory, open; nothing in it has the name of a model's file.
 
     Raises:
         DamagedCheckpointError: A file was changed since.
         UnsupportedError: The ranks that saved it had weights of their own.
     """
-    checkpoint, manifest = report.entry.path, report.entry.manifest
+    manifest = report.entry.manifest
     assert manifest is not None
     listed = {file.path for file in manifest.files}
     for path in sorted(listed):
@@ -54,35 +54,32 @@ def leave_weights(report: Report, target: Path) -> None:
             files.copy(checkpoint / (part + TENSORS), target / (part + TENSORS))
 
 
-def _join(checkpoint: Path, manifest: Manifest, entries: Mapping[str, Mapping[str, Any]], target: Path) -> None:
+def _join(checkpoint: Folder, manifest: Manifest, entries: Mapping[str, Mapping[str, Any]], target: Place) -> None:
     """Writes a file from the pieces of its tensors, of which few at a time are in memory."""
-    with open_checkpoint(checkpoint) as folder:
-        reader = PiecesReader(checkpoint, folder, {file.path: file for file in manifest.files})
-        stand_ins = {name: _stand_in(reader, name, entry) for name, entry in entries.items()}
-        # Each of the files says all aliases.
-        metadata = reader.file(next(iter(entries.values()))["pieces"][0]["file"]).metadata
-        aliases = {name: first for name, first in sorted(metadata.items()) if name != "format"}
-        head, plain = arranged(target.name, stand_ins, {**aliases, "format": "pt"})
-        fd = files.open_new(target)
-        try:
-            files.write_all(fd, head)
-            for together in _in_turns(plain):
-                tensors = {
-                    name: reader.plan(
-                        reader.want(name, entries[name]["pieces"], ShardRange.whole(entries[name]["shape"]))
-                    )
-                    for name in together
-                    if name in entries
-                }
-                reader.read()
-                for name, tensor in together.items():
-                    if name in tensors:
-                        tensor = arranged(target.name, {name: tensors.pop(name)})[1][name]
-                    files.write_all(fd, bytes_of(tensor.contiguous()) if tensor.nbytes else b"")
-                    del tensor  # not beside those of the next turn
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+    reader = PiecesReader(checkpoint, {file.path: file for file in manifest.files})
+    stand_ins = {name: _stand_in(reader, name, entry) for name, entry in entries.items()}
+    # Each of the files says all aliases.
+    metadata = reader.file(next(iter(entries.values()))["pieces"][0]["file"]).metadata
+    aliases = {name: first for name, first in sorted(metadata.items()) if name != "format"}
+    head, plain = arranged(target.name, stand_ins, {**aliases, "format": "pt"})
+    fd = files.open_new(target)
+    try:
+        files.write_all(fd, head)
+        for together in _in_turns(plain):
+            tensors = {
+                name: reader.plan(reader.want(name, entries[name]["pieces"], ShardRange.whole(entries[name]["shape"])))
+                for name in together
+                if name in entries
+            }
+            reader.read()
+            for name, tensor in together.items():
+                if name in tensors:
+                    tensor = arranged(target.name, {name: tensors.pop(name)})[1][name]
+                files.write_all(fd, bytes_of(tensor.contiguous()) if tensor.nbytes else b"")
+                del tensor  # not beside those of the next turn
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _stand_in(reader: PiecesReader, name: str, entry: Mapping[str, Any]) -> "torch.Tensor":
@@ -112,7 +109,7 @@ def _is_model(rest: Any) -> bool:
     return isinstance(rest, dict) and rest.get("kind") == "model"
 
 
-def _refuse_own(checkpoint: Path, manifest: Manifest, part: str, rest: Any) -> None:
+def _refuse_own(checkpoint: Folder, manifest: Manifest, part: str, rest: Any) -> None:
     """Refuses a model of which there is not one.
 
     Raises:

@@ -9,7 +9,6 @@ import ctypes
 import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
@@ -68,13 +67,11 @@ class PiecesReader:
     """The tensor files of one checkpoint. Ranges of tensors are planned first, then read together.
 
     Args:
-        directory: The checkpoint.
-        folder: It, open.
+        folder: The checkpoint, open.
         listed: The files that its manifest lists, by path.
     """
 
-    def __init__(self, directory: Path, folder: Folder, listed: Mapping[str, File]) -> None:
-        self._directory = directory
+    def __init__(self, folder: Folder, listed: Mapping[str, File]) -> None:
         self._folder = folder
         self._listed = listed
         self._files: dict[str, TensorFile] = {}
@@ -87,7 +84,7 @@ class PiecesReader:
             CheckpointError: It is no file of tensors.
         """
         if path not in self._files:
-            self._files[path] = TensorFile(self._folder, self._listed[path], self._directory / path)
+            self._files[path] = TensorFile(self._folder, self._listed[path], self._folder.path / path)
         return self._files[path]
 
     def want(
@@ -113,7 +110,7 @@ class PiecesReader:
             return Wanted(name, inside, place.lengths, parts, first.sparse[inside].dtype, first.sparse[inside])
         dtype = first.dense[inside].dtype
         if any(inside not in file.dense or file.dense[inside].dtype != dtype for file, _ in parts):
-            raise DamagedCheckpointError(f"{self._directory}: the pieces of {quoted(name)} are of several dtypes")
+            raise DamagedCheckpointError(f"{self._folder}: the pieces of {quoted(name)} are of several dtypes")
         return Wanted(name, inside, place.lengths, parts, dtype)
 
     def plan(self, wanted: Wanted, live: "torch.Tensor | None" = None) -> "torch.Tensor":
@@ -154,7 +151,7 @@ class PiecesReader:
         if not problems:
             problems = [problem for file in self._files.values() if (problem := file.finish()) is not None]
         if problems:
-            raise DamagedCheckpointError(f"{self._directory}: {'; '.join(problems)}", problems)
+            raise DamagedCheckpointError(f"{self._folder}: {'; '.join(problems)}", problems)
 
 
 def reads(pieces: Sequence[Mapping[str, Any]], place: ShardRange) -> list[tuple[str, Read]]:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from holdfast.store import files, names
+from holdfast.errors import DamagedCheckpointError
+from holdfast.store import catalog, files, names
+from holdfast.store.folder import Folder
 from holdfast.store.verify import Report
 from holdfast.text import shown
 
@@ -119,16 +121,17 @@ def why_refused(unlisted: Iterable[str]) -> dict[str, str]:
     }
 
 
-def leave_weights(report: Report, target: Path) -> None:
-    """Copies the model's files of a good checkpoint into an existing directory; none that the manifest does not list.
+def leave_weights(report: Report, checkpoint: Folder, target: Folder) -> None:
+    """Copies the model's files of a good checkpoint into another directory; none that the manifest does not list.
 
     Args:
         report: The checkpoint, verified and good.
-        target: The directory; nothing in it has the name of a model's file.
+        checkpoint: It, open.
+        target: The directory, open; nothing in it has the name of a model's file.
     """
-    copy_model(report.entry.path, target)
-    for path in report.unlisted:
-        (target / path).unlink(missing_ok=True)
+    manifest = report.entry.manifest
+    assert manifest is not None
+    copy_model(checkpoint, target, [file.path for file in manifest.files])
 
 
 def has_model(folder: Path) -> bool:
@@ -136,22 +139,45 @@ def has_model(folder: Path) -> bool:
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
-def copy_model(source: Path, target: Path) -> None:
-    """Copies the model's files from a checkpoint, each by write and rename, so that none is ever half there.
+def copy_saved_model(checkpoint: Path, digest: str, target: Folder) -> None:
+    """Copies the model's files from a checkpoint that this process has saved.
+
+    Args:
+        checkpoint: The checkpoint.
+        digest: The digest of its manifest.
+        target: The directory.
+
+    Raises:
+        DamagedCheckpointError: It has gone, or another one has its name.
+    """
+    try:
+        with Folder.open(checkpoint) as folder:
+            manifest = catalog.read(folder).manifest
+            if manifest is None or manifest.sha256 != digest:
+                raise OSError(f"{checkpoint} is not what was saved there: somebody has exchanged it")
+            copy_model(folder, target, [file.path for file in manifest.files])
+    except OSError as error:
+        raise DamagedCheckpointError(f"the model was not left in {target}: {error}") from error
+
+
+def copy_model(source: Folder, target: Folder, paths: Iterable[str]) -> None:
+    """Copies the model's files, each by write and rename, so that none is ever half there.
 
     Args:
         source: A directory in the transformers layout.
-        target: An existing directory. Files of the same names are replaced, others left alone.
+        target: The directory that gets them. Files of the same names are replaced, others left alone.
+        paths: The paths of all files in `source`; those that only a training needs are left there.
     """
-    folders = {target}
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and path.name not in _TRAINING and not path.name.startswith("rng_state"):
-            destination = target / path.relative_to(source)
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            files.copy(path, destination)
-            folders.add(destination.parent)
-    for folder in sorted(folders, reverse=True):
-        files.sync_directory(folder)
+    wanted: dict[str, list[str]] = {"": []}
+    for path in paths:
+        above, _, name = path.rpartition("/")
+        if name not in _TRAINING and not name.startswith("rng_state"):
+            wanted.setdefault(above, []).append(name)
+    for above in sorted(wanted, reverse=True):
+        with files.below(source, above) as origin, files.below(target, above, make=True) as destination:
+            for name in sorted(wanted[above]):
+                files.copy(origin / name, destination / name)
+            files.sync_directory(destination)
 
 
 def _matches(path: str, pattern: str) -> bool:

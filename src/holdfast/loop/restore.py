@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
-from holdfast.layouts.native_reading import NativeReading, open_checkpoint
+from holdfast.layouts.native_reading import NativeReading
 from holdfast.log import RunLog
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
@@ -21,6 +21,7 @@ from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 from holdfast.state.stateful import StatefulPart
 from holdfast.state.values import tensor_names
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import Manifest
 from holdfast.store.verify import verify
 from holdfast.text import quoted, shown
@@ -64,7 +65,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
     manifest = chosen.manifest
     if manifest is None:
         raise CheckpointError(f"{chosen.path} has no manifest, and only such a checkpoint can be put into a loop")
-    content = _read_with_others(state, origin, chosen.path, manifest, strict=strict)
+    content = _read_with_others(state, origin, chosen.folder, manifest, strict=strict)
     notices = content.notices
     parts: Parts = state.parts
     notices += parts.restore(content.stored, strict=strict)
@@ -106,12 +107,12 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
 
 
 def _read_with_others(
-    state: LoopState, origin: Resumption, path: Path, manifest: Manifest, *, strict: bool
+    state: LoopState, origin: Resumption, folder: Folder, manifest: Manifest, *, strict: bool
 ) -> _Content:
     """Reads, and returns once all processes have read without a failure."""
     content, failure = None, None
     try:
-        content = _read(state, path, manifest, strict=strict)
+        content = _read(state, folder, manifest, strict=strict)
     except Exception as error:  # noqa: BLE001 - the other processes wait to be told of it
         failure = error
     origin.barrier_after_read(failure)
@@ -119,11 +120,11 @@ def _read_with_others(
     return content
 
 
-def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> _Content:
+def _read(state: LoopState, folder: Folder, manifest: Manifest, *, strict: bool) -> _Content:
     """Compares everything with what is here before the first tensor is read, into the live ones where they fit."""
     # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
     memory = state.parts.memory() if strict else None
-    before = manifest.world_size
+    path, before = folder.path, manifest.world_size
     needs: dict[str, Any] = {
         "rank": state.rank,
         "saved_by": before,
@@ -132,19 +133,18 @@ def _read(state: LoopState, path: Path, manifest: Manifest, *, strict: bool) -> 
         "memory": memory,
     }
     try:
-        with open_checkpoint(path) as folder:
-            reading = NativeReading(path, folder, manifest.files, manifest.tensors, **needs)
-            if reading.refused:
-                raise _cannot_be_shared_out(path, manifest, state.world_size, reading.refused)
-            content = _checked(state, path, manifest, reading)
-            content.notices.extend(_of_rank0(part, before) for part in reading.differing)
-            content.notices.extend(_not_of_rank0(part, before) for part in reading.not_of_rank0)
-            misfits = content.notices + _misfits(state, path, content.stored)
-            if strict and misfits:
-                raise _does_not_fit(path, misfits)
-            reading.read(through_cache=state.world_size > 1)
+        reading = NativeReading(folder, manifest.files, manifest.tensors, **needs)
+        if reading.refused:
+            raise _cannot_be_shared_out(path, manifest, state.world_size, reading.refused)
+        content = _checked(state, path, manifest, reading)
+        content.notices.extend(_of_rank0(part, before) for part in reading.differing)
+        content.notices.extend(_not_of_rank0(part, before) for part in reading.not_of_rank0)
+        misfits = content.notices + _misfits(state, path, content.stored)
+        if strict and misfits:
+            raise _does_not_fit(path, misfits)
+        reading.read(through_cache=state.world_size > 1)
     except CheckpointError as error:
-        if not isinstance(error, DamagedCheckpointError) and (problems := verify(path).problems):
+        if not isinstance(error, DamagedCheckpointError) and (problems := verify(folder).problems):
             raise DamagedCheckpointError(f"{path}: {'; '.join(problems)}", list(problems)) from error
         raise
     return content

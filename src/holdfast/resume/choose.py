@@ -1,7 +1,8 @@
 """The selection of the checkpoint that a training goes on from. To be read from top to bottom."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import version
 from logging import Logger
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
 from holdfast.layouts.layout import Layout
 from holdfast.store import catalog, retention
+from holdfast.store.folder import Folder, exists
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.verify import Report, verify
 from holdfast.text import quoted, shown
@@ -25,14 +27,30 @@ class ResumePoint:
     """The checkpoint to go on from.
 
     Args:
-        path: Its directory.
+        folder: Its directory, held open since it was checked: what is loaded is what was checked, whatever has its name
+            by now.
         manifest: Its manifest; None for one that plain transformers made.
         passed_over: Newer ones that were not taken; the user was told why.
     """
 
-    path: Path
+    folder: Folder
     manifest: Manifest | None
-    passed_over: tuple[Path, ...] = field(default=(), compare=False)
+    passed_over: tuple[Path, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """Its path, for people to read."""
+        return self.folder.path
+
+    def require_in_place(self) -> None:
+        """Checks that its path leads to it, where a loader that takes nothing but a path was given that.
+
+        Raises:
+            DamagedCheckpointError: Something else has the name, and may have been loaded.
+        """
+        if self.folder.through == self.path and not self.folder.is_at(self.path):
+            problem = "it was moved or exchanged while it was loaded"
+            raise DamagedCheckpointError(f"{self.path}: {problem}; {_HALF_READ}", [problem], hint=_TAKE_ANOTHER)
 
     def continues(self, root: Path) -> str | None:
         """Returns the identity of the run that goes on in `root`; None where the checkpoint is from elsewhere."""
@@ -107,16 +125,15 @@ def _newest_good(
     for entry in sorted(entries, key=lambda entry: entry.manifest is not None):
         if entry.path in passed_over:
             continue
-        if (reason := _why_not_taken_unasked(entry)) is None:
-            report = _inspect(entry.path, layout)
-            problems = why_not_resumable(report, layout)
-            if not problems and entry.manifest is not None:
-                _tell_of_notices(entry.path, report, log)
-                _tell_of_numbers(entry.path, entry.manifest, entries, log)
-                return ResumePoint(entry.path, entry.manifest, tuple(skipped))
-            reason = "; ".join(problems)
-        log.warning(f"skipped {entry.path.name}: {reason}")
-        skipped.append(entry.path)
+        try:
+            folder = open_checkpoint(entry.path)
+            manifest = _checked_unasked(folder, layout, log)
+        except DamagedCheckpointError as error:
+            log.warning(f"skipped {entry.path.name}: {'; '.join(error.problems)}")
+            skipped.append(entry.path)
+            continue
+        _tell_of_numbers(entry.path, manifest, entries, log)
+        return ResumePoint(folder, manifest, tuple(skipped))
     names = ", ".join(path.name for path in skipped)
     raise NoCheckpointError(
         f"none of the {len(skipped)} checkpoints in {root} can be resumed from: {names}",
@@ -124,36 +141,66 @@ def _newest_good(
     )
 
 
-def _why_not_taken_unasked(entry: catalog.Entry) -> str | None:
-    """Returns the reason why a checkpoint is resumed from only where the user names it; None where there is none."""
-    if entry.other_owner is not None:
-        return f"of another user (uid {entry.other_owner}): name it to resume from it"
-    return "made by plain transformers: name it to resume from it" if entry.foreign else None
+def open_checkpoint(path: Path) -> Folder:
+    """Opens the directory of a checkpoint, once: whatever has its name later, this is what is checked and loaded.
+
+    Raises:
+        DamagedCheckpointError: That cannot be done.
+    """
+    try:
+        return Folder.open(path)
+    except OSError as error:
+        raise _refused(path, [f"it cannot be opened: {error.strerror or error}"], _TAKE_ANOTHER) from error
+
+
+def _checked_unasked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
+    """Checks a checkpoint that nobody has named, and returns its manifest.
+
+    Raises:
+        DamagedCheckpointError: It is not taken, or only where it is named.
+    """
+    entry = catalog.read(folder)
+    doubt = entry.doubt or ("made by plain transformers" if entry.foreign else None)
+    if doubt is not None:
+        raise _refused(folder.path, [f"{doubt}: name it to resume from it"], _TAKE_ANOTHER)
+    return _checked(folder, layout, log)
 
 
 def _named(path: Path, layout: Layout, log: Logger) -> ResumePoint:
     if not path.is_dir():
         raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
-    entry = catalog.read(path)
+    folder = open_checkpoint(path)
+    entry = catalog.read(folder)
+    if entry.doubt is not None:
+        log.warning(
+            f"{path.name} is {entry.doubt}: whoever that is can have made it up, and change it while it is read; it is"
+            " resumed from because it was named"
+        )
     if entry.foreign and layout.takes_foreign:
         _require_safe_torch(path)
-        _require_no_pickles(path)
+        _require_no_pickles(folder)
         log.warning(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
-        return ResumePoint(path, None)
-    report = _inspect(path, layout)
-    if problems := why_not_resumable(report, layout):
-        raise _refused(path, problems, _TAKE_ANOTHER)
-    _tell_of_notices(path, report, log)
-    if entry.manifest is not None and entry.manifest.not_finite:
-        _tell_of_numbers(path, entry.manifest, _entries(path.parent), log)
-    return ResumePoint(path, entry.manifest)
+        return ResumePoint(folder, None)
+    manifest = _checked(folder, layout, log)
+    if manifest.not_finite:
+        _tell_of_numbers(path, manifest, _entries(path.parent), log)
+    return ResumePoint(folder, manifest)
 
 
-def _inspect(path: Path, layout: Layout) -> Report:
-    """Checks all of a checkpoint that its loading will not check."""
-    if layout.is_digested_while_loading:
-        return verify(path, full=False)
-    return verify(path, through_cache=True)
+def _checked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
+    """Checks all of a checkpoint that its loading will not check, and returns its manifest.
+
+    Raises:
+        DamagedCheckpointError: It cannot be resumed from.
+    """
+    full = not layout.is_digested_while_loading
+    report = verify(folder, full=full, through_cache=True)
+    manifest, problems = report.entry.manifest, why_not_resumable(report, layout)
+    if problems or manifest is None:
+        raise _refused(folder.path, problems, _TAKE_ANOTHER)
+    for notice in report.notices:
+        log.warning(f"{folder.path.name}: {notice}")
+    return manifest
 
 
 def why_not_resumable(report: Report, layout: Layout) -> list[str]:
@@ -172,11 +219,6 @@ def why_not_resumable(report: Report, layout: Layout) -> list[str]:
 
 def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
-
-
-def _tell_of_notices(path: Path, report: Report, log: Logger) -> None:
-    for notice in report.notices:
-        log.warning(f"{path.name}: {notice}")
 
 
 def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], log: Logger) -> None:
@@ -207,14 +249,15 @@ def _require_safe_torch(path: Path) -> None:
         )
 
 
-def _require_no_pickles(path: Path) -> None:
+def _require_no_pickles(checkpoint: Folder) -> None:
     """Refuses a checkpoint of torch.distributed.checkpoint or DeepSpeed: it is unpickled, without `weights_only`."""
-    pickles = [*path.glob("*/.metadata"), *path.glob("global_step*/*")]
-    if pickles:
-        raise UnsupportedError(
-            f"{path} has no manifest, and reading {shown(pickles[0].relative_to(path).as_posix())} runs what is in it",
-            hint="resume from a checkpoint of this form that Holdfast wrote, or start anew from the weights",
-        )
+    for name in checkpoint.names():
+        with suppress(NotADirectoryError), Folder.open(checkpoint / name, follow=True) as inside:
+            if exists(inside / ".metadata") or (name.startswith("global_step") and inside.names()):
+                raise UnsupportedError(
+                    f"{checkpoint} has no manifest, and reading {shown(name)} runs what is in it",
+                    hint="resume from a checkpoint of this form that Holdfast wrote, or start anew from the weights",
+                )
 
 
 def _entries(root: Path) -> list[catalog.Entry]:

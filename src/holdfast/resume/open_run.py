@@ -16,7 +16,7 @@ from typing import Any
 from holdfast.errors import DamagedCheckpointError, HoldfastError, RanksError
 from holdfast.layouts.layout import Layout
 from holdfast.ranks.channel import Channel
-from holdfast.resume.choose import ResumePoint, select_checkpoint, select_older
+from holdfast.resume.choose import ResumePoint, open_checkpoint, select_checkpoint, select_older
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
 from holdfast.store import catalog
@@ -219,23 +219,45 @@ def _wait_until_heard(channel: Channel) -> None:
 
 
 def _seen_here(rank: int, message: dict[str, Any]) -> ResumePoint:
-    """Returns the checkpoint that rank 0 has chosen, as this rank sees it."""
-    path = Path(message["checkpoint"])
-    entry = catalog.read(path) if path.is_dir() else None
-    seen = entry.manifest.sha256 if entry is not None and entry.manifest is not None else None
-    if entry is None or seen != message["sha256"]:
+    """Opens the checkpoint that rank 0 has chosen, in another rank, and proves that it is the same one.
+
+    Raises:
+        RanksError: This rank sees none under that path, or another.
+    """
+    try:
+        folder = open_checkpoint(Path(message["checkpoint"]))
+        point = ResumePoint(folder, catalog.read(folder).manifest)
+        why = _why_another(_point_message(point), message)
+    except DamagedCheckpointError as error:
+        why = "; ".join(error.problems)
+    if why:
         raise RanksError(
-            f"rank {rank} on {socket.gethostname()} (process {os.getpid()}) does not see {path} as rank 0 sees it",
-            hint="all ranks must see the same storage under the same path",
+            f"rank {rank} on {socket.gethostname()} (process {os.getpid()}) does not see {message['checkpoint']} as"
+            f" rank 0 sees it: {why}",
+            hint="all ranks must see the same storage under the same path, and nobody may exchange a checkpoint there",
         )
-    return ResumePoint(path, entry.manifest)
+    return point
+
+
+def _why_another(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Says in which way the checkpoint of this rank is not that of rank 0; empty where it is the same."""
+    if ours["sha256"] != theirs["sha256"]:
+        return f"its manifest is {ours['sha256'] or 'missing'} here and {theirs['sha256'] or 'missing'} there"
+    # Rank 0 holds it open, so that no other has its number; on another host the same directory may have another.
+    if ours["host"] == theirs["host"] and ours["inode"] != theirs["inode"]:
+        return f"it is another directory of the same manifest, {ours['inode']} here and {theirs['inode']} there"
+    return f"here it is {ours['doubt']}" if ours["doubt"] and not theirs["doubt"] else ""
 
 
 def _point_message(point: ResumePoint | None) -> dict[str, Any]:
-    manifest = point.manifest if point is not None else None
+    if point is None:
+        return {"checkpoint": None}
     return {
-        "checkpoint": None if point is None else str(point.path),
-        "sha256": None if manifest is None else manifest.sha256,
+        "checkpoint": str(point.path),
+        "sha256": None if point.manifest is None else point.manifest.sha256,
+        "host": socket.gethostname(),
+        "inode": point.folder.status().st_ino,
+        "doubt": catalog.doubt_of(point.folder),
     }
 
 

@@ -21,6 +21,9 @@ from holdfast.store import retention
 from holdfast.store.catalog import Catalog
 from holdfast.store.folder import Folder
 
+_LEFT: set[Path] = set()
+"""Left-overs that no start of this process could remove, each of which was named once."""
+
 
 @dataclass
 class Run:
@@ -90,11 +93,23 @@ class Run:
         opened = cls(directory, lease, inbox, events, status, parent, left_over, log=log)
         outcome.write(directory, opened._outcome)  # that of the start before is not this one's
         # Not in `requests`: somebody may be writing one there.
-        swept = [name for f in (directory.root, directory.control, directory.answers) for name in retention.sweep(f)]
+        swept = opened._sweep()
         inbox.forget_old_answers()
         events.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
         return opened
+
+    def _sweep(self) -> list[str]:
+        """Removes what others have left half-done, and says once what cannot be removed."""
+        removed = []
+        for folder in (self.root, self.directory.control, self.directory.answers):
+            swept = retention.sweep(folder)
+            removed += swept.removed
+            for name, why in swept.left.items():
+                if folder / name not in _LEFT:
+                    _LEFT.add(folder / name)
+                    self.log.warning(f"{folder / name} is left over, and cannot be removed: {why}; remove it yourself")
+        return removed
 
     @classmethod
     def join(cls, root: Path, holder: Holder, parent: str | None, rank: int, log: logging.Logger = LOGGER) -> "Run":

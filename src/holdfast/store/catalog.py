@@ -1,13 +1,14 @@
 """The checkpoints of a run directory, in the order of their commits: not by name, not by clock."""
 
 import os
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.errors import SaveError
 from holdfast.store import files, names, references
-from holdfast.store.folder import Directory, Folder, Where, path_of, status_of
+from holdfast.store.folder import Directory, Folder, Where, exists, is_file, opened, path_of, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
 # No run comes to this number by itself: a checkpoint of another run that has it was copied here, or made up.
@@ -16,29 +17,25 @@ _MOST_OF_OTHERS = 10**12
 
 @dataclass(frozen=True)
 class Entry:
-    """A directory that has a checkpoint's name. Without a manifest that can be read, `problem` says why."""
+    """A directory that has a checkpoint's name, as it was when it was looked at.
+
+    Args:
+        path: Its path.
+        step: Its step.
+        manifest: Its manifest.
+        problem: The reason why that cannot be read, if it cannot.
+        foreign: True where it may have been made by plain transformers, which writes no manifest.
+        doubt: Says in whose hands it is, where that is not this user alone, or root: whoever may write into a run
+            directory can put a checkpoint there, with a manifest that fits and says anything, and whoever may write
+            into a checkpoint can change it after it was checked.
+    """
 
     path: Path
     step: int
     manifest: Manifest | None
     problem: str | None
-
-    @property
-    def foreign(self) -> bool:
-        """Tells whether it may have been made by plain transformers, which writes no manifest."""
-        return not os.path.lexists(self.path / names.MANIFEST) and (self.path / "trainer_state.json").is_file()
-
-    @property
-    def other_owner(self) -> int | None:
-        """The user id of its owner, where that is neither this user nor root.
-
-        Whoever may write into a run directory can put a checkpoint there, with a manifest that fits and says anything.
-        """
-        try:
-            owner = self.path.lstat().st_uid
-        except OSError:
-            return None
-        return None if owner in (os.geteuid(), 0) else owner
+    foreign: bool = False
+    doubt: str | None = None
 
 
 class Catalog:
@@ -50,7 +47,7 @@ class Catalog:
 
     def __init__(self, root: Directory) -> None:
         self._root = root
-        self._known: dict[str, tuple[tuple[int, ...], Entry]] = {}
+        self._known: dict[str, tuple[tuple[object, ...], Entry]] = {}
 
     def entries(self) -> list[Entry]:
         """Returns what the function `entries` does, without the manifests' `tensors`."""
@@ -60,9 +57,10 @@ class Catalog:
             try:
                 with Folder.open(checkpoint) as folder:
                     status = status_of(folder / names.MANIFEST)
+                    doubt = doubt_of(folder)
             except OSError:
                 return read(checkpoint)
-            file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            file = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, doubt)
             known = before.get(checkpoint.name)
             if known is None or known[0] != file:
                 entry = read(checkpoint)
@@ -91,28 +89,43 @@ def entries(root: Directory, look: Callable[[Where], Entry] | None = None) -> li
     return sorted(listed, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
 
 
-def read(checkpoint: Where) -> Entry:
+def read(checkpoint: Where | Folder) -> Entry:
     """Reads one checkpoint's manifest, and of its other files those small ones alone that name others."""
-    path = path_of(checkpoint)
+    path = checkpoint.path if isinstance(checkpoint, Folder) else path_of(checkpoint)
     named = names.step_of(path.name)
-    step = -1 if named is None else named
-    if step >= names.NUMBERS_END:
-        return Entry(path, step, None, "its name is of a step that there cannot be: steps are below 10^15")
+    entry = Entry(path, -1 if named is None else named, None, None)
+    if entry.step >= names.NUMBERS_END:
+        return replace(entry, problem="its name is of a step that there cannot be: steps are below 10^15")
     try:
-        with Folder.open(checkpoint) as folder:
+        with opened(checkpoint) as folder:
+            entry = replace(entry, foreign=_is_foreign(folder), doubt=doubt_of(folder))
             manifest = decode(files.read(folder / names.MANIFEST, limit=MOST_BYTES))
             problem = references.problem(folder, manifest)
     except FileNotFoundError:
-        return Entry(path, step, None, "it has no MANIFEST.json: it was not finished, or not made by Holdfast")
+        return replace(entry, problem="it has no MANIFEST.json: it was not finished, or not made by Holdfast")
     except OSError as error:
-        return Entry(path, step, None, f"its MANIFEST.json cannot be read: {error.strerror or error}")
+        return replace(entry, problem=f"its MANIFEST.json cannot be read: {error.strerror or error}")
     except ManifestError as error:
-        return Entry(path, step, None, str(error))
+        return replace(entry, problem=str(error))
     if named is not None and manifest.step != named:
-        return Entry(path, step, None, f"its manifest is of step {manifest.step}")
+        return replace(entry, problem=f"its manifest is of step {manifest.step}")
     if problem is not None:
-        return Entry(path, manifest.step, None, problem)
-    return Entry(path, manifest.step, manifest, None)
+        return replace(entry, step=manifest.step, problem=problem)
+    return replace(entry, step=manifest.step, manifest=manifest)
+
+
+def _is_foreign(folder: Folder) -> bool:
+    return not exists(folder / names.MANIFEST) and is_file(folder / "trainer_state.json", follow=True)
+
+
+def doubt_of(folder: Folder) -> str | None:
+    """Says in whose hands a checkpoint is, where that is neither this user alone nor root; None where it is."""
+    status = folder.status()
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"of another user (uid {status.st_uid})"
+    if status.st_mode & 0o022:
+        return f"writable by others (mode {stat.S_IMODE(status.st_mode):04o})"
+    return None
 
 
 def next_sequence(present: list[Entry], run: str) -> int:
@@ -131,7 +144,7 @@ def next_sequence(present: list[Entry], run: str) -> int:
     numbered = [
         (entry.manifest.sequence, entry.path.name)
         for entry in present
-        if entry.manifest is not None and entry.other_owner is None
+        if entry.manifest is not None and entry.doubt is None
         if entry.manifest.run == run or entry.manifest.sequence < _MOST_OF_OTHERS
     ]
     greatest, name = max(numbered, default=(0, ""))

@@ -7,7 +7,7 @@ import os
 import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,8 @@ def seal_files(folder: Folder, known: Mapping[str, str], digest: Digest) -> tupl
         _require_allowed(path)
     sealed = []
     for path, digests in sorted(known.items()):
-        *above, name = path.split("/")
-        with ExitStack() as opened:
-            inside = folder
-            for part in above:
-                inside = opened.enter_context(Folder.open(inside / part))
+        above, _, name = path.rpartition("/")
+        with files.below(folder, above) as inside:
             sealed.append(_seal(inside / name, path, digest, digests or None))
     files.sync_directory(folder)
     return tuple(sealed)
@@ -72,10 +69,8 @@ class Attempt:
         self.token = uuid.uuid4().hex
         self._place = root / names.staging(run, step, self.token)
         self._target = root / names.checkpoint(step)
-        files.make_directory(self._place)
-        self.folder = Folder.open(self._place)
+        self.folder = make_new(self._place)
         """The staging directory. What is staged is reached through it: its name may lead elsewhere at any time."""
-        _require_new(self.folder)
 
     def seal(self, digest: Digest, known: Mapping[str, str] | None = None) -> tuple[File, ...]:
         """Syncs and measures all that was staged. Nothing may write there afterwards.
@@ -138,10 +133,7 @@ class Attempt:
         if self.folder.is_at(self._target):
             return
         with suppress(OSError):
-            files.empty(self.folder)
-        with suppress(OSError):
-            if self.folder.is_at(self._place):
-                files.remove_tree(self._place)
+            files.remove_open(self.folder, self._place)
 
     def _make_way(self, target: Where) -> None:
         """Renames a checkpoint that has the name already: it keeps its content under another one."""
@@ -176,11 +168,18 @@ def open_marked(where: Where, mark: str) -> Iterator[Folder]:
         yield folder
 
 
-def _require_new(folder: Folder) -> None:
-    """Checks that a directory which was opened by name is the one that was just made: ours, private and empty."""
+def make_new(where: Where) -> Folder:
+    """Makes a directory that only its owner may enter, and opens it.
+
+    Raises:
+        OSError: It cannot be made; or what was opened is not ours, private and empty, as what was made is.
+    """
+    files.make_directory(where)
+    folder = Folder.open(where)
     status = folder.status()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077 or folder.names():
         raise _exchanged(folder.path, "made there")
+    return folder
 
 
 def _exchanged(where: Where, done: str) -> OSError:

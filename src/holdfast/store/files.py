@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from holdfast.store import names
-from holdfast.store.folder import Directory, Folder, Where, at, exists, open_at, status_of, walk
+from holdfast.store.folder import DEEPEST, Directory, Folder, Where, at, exists, open_at, status_of, walk
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -220,11 +220,27 @@ def open_staged(where: Where) -> Iterator[int]:
 @contextmanager
 def open_inside(folder: Folder, relative: str) -> Iterator[int]:
     """Opens a regular file below `folder`, following no link on the way."""
-    *above, last = relative.split("/")
+    above, _, last = relative.rpartition("/")
+    with below(folder, above) as inside, open_regular(inside / last) as fd:
+        yield fd
+
+
+@contextmanager
+def below(folder: Folder, relative: str, *, make: bool = False) -> Iterator[Folder]:
+    """Opens a directory below `folder`, following no link on the way; an empty path is the directory itself.
+
+    Args:
+        folder: The directory.
+        relative: The path from there.
+        make: Makes what is missing of it.
+    """
     with ExitStack() as opened:
-        for name in above:
+        for name in filter(None, relative.split("/")):
+            if make:
+                with suppress(FileExistsError):
+                    make_directory(folder / name)
             folder = opened.enter_context(Folder.open(folder / name))
-        yield opened.enter_context(open_regular(folder / last))
+        yield folder
 
 
 def sync_directory(directory: Directory) -> bool:
@@ -279,24 +295,43 @@ def remove(where: Where) -> None:
 
 
 def remove_tree(where: Where) -> None:
-    """Removes a directory and all in it.
+    """Removes a directory and all in it, as `remove_open` does."""
+    with Folder.open(where) as folder:
+        remove_open(folder, where)
+
+
+def remove_open(folder: Folder, where: Where) -> None:
+    """Removes all that is in an open directory, and its name, if that still leads to it.
 
     Raises:
-        OSError: Something cannot be removed, or lies deeper than a walk goes: then it is left (ENOTEMPTY).
+        OSError: Something cannot be removed; or, once all else is, something that lies deeper than a walk goes.
     """
-    with Folder.open(where) as folder:
-        empty(folder)
-    name, above = at(where)
-    os.rmdir(name, dir_fd=above)
+    empty(folder)
+    if folder.is_at(where):
+        name, above = at(where)
+        os.rmdir(name, dir_fd=above)
 
 
 def empty(folder: Folder) -> None:
-    """Removes all that is in a directory, whatever name it has by now."""
+    """Removes all that is in a directory, whatever name it has by now.
+
+    Raises:
+        OSError: Something cannot be removed; or, once all else is, something that lies deeper than a walk goes.
+    """
+    holding: set[str] = set()  # the paths of directories that something too deep is left in
     for level in walk(folder):
         for name in level.others:
             remove(level.folder / name)
+        left = {level.inside(name) for name in level.folders} & holding
         for name in level.folders:
-            os.rmdir(name, dir_fd=level.folder.fd)
+            if level.inside(name) not in left:
+                os.rmdir(name, dir_fd=level.folder.fd)
+        if left or level.deeper:
+            holding.add(level.path)
+    if holding:
+        raise OSError(
+            errno.ENOTEMPTY, f"it holds directories more than {DEEPEST} levels deep, which are left", str(folder)
+        )
 
 
 def free_space(directory: Directory) -> tuple[int, int]:

@@ -7,8 +7,10 @@ directory, one component at a time, no link followed. Standard library alone.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +76,8 @@ class Folder:
 
     def in_words(self, text: str) -> str:
         """Returns a text in which this directory has the path that people know, where it has that of a descriptor."""
-        return text.replace(str(_DESCRIPTORS / str(self.fd)), str(self.path))
+        through = f"{_DESCRIPTORS}/{self.fd}"
+        return re.sub(rf"{through}(?!\d)", lambda _: str(self.path), text) if through in text else text
 
     def is_at(self, where: "Where", *, follow: bool = False) -> bool:
         """Tells whether a name leads to this directory; through a link only with `follow`."""
@@ -126,6 +129,20 @@ Directory = Path | Folder
 """A directory: `directory / name` is a place in it."""
 
 
+@contextmanager
+def opened(where: Where | Folder) -> Iterator[Folder]:
+    """Opens a directory for the context, no link followed; one that is open already is given as it is.
+
+    Raises:
+        OSError: It cannot be opened, or is no directory.
+    """
+    if isinstance(where, Folder):
+        yield where
+        return
+    with Folder.open(where) as folder:
+        yield folder
+
+
 def names_in(directory: Directory) -> list[str]:
     """Returns the names in a directory, sorted."""
     with os.scandir(directory.fd if isinstance(directory, Folder) else directory) as listing:
@@ -173,6 +190,14 @@ def exists(where: Where) -> bool:
     except OSError as error:
         return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
     return True
+
+
+def is_file(where: Where, *, follow: bool = False) -> bool:
+    """Tells whether a regular file has a name; through a link only with `follow`."""
+    try:
+        return stat.S_ISREG(status_of(where, follow=follow).st_mode)
+    except OSError:
+        return False
 
 
 def is_folder(where: Where) -> bool:
@@ -232,6 +257,11 @@ def walk(top: Folder) -> Iterator[Level]:
         for level, _ in entered:
             if level.folder is not top:
                 level.folder.close()
+
+
+def files_below(top: Folder) -> list[str]:
+    """Returns the paths of all in a directory that is none itself, to the depth of a walk, sorted."""
+    return sorted(level.inside(name) for level in walk(top) for name in level.others)
 
 
 def _level(folder: Folder, path: str, depth: int) -> Level:

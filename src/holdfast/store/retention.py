@@ -1,17 +1,16 @@
 """Deletion: which checkpoints go, and the order in which they do: validity first, the last good one never."""
 
-import errno
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from holdfast.errors import ConfigError
 from holdfast.store import catalog, files, names, pins
 from holdfast.store.catalog import Entry
-from holdfast.store.folder import Directory, Where, exists, is_folder, names_in
+from holdfast.store.folder import Directory, Folder, Where, is_folder, names_in
 from holdfast.store.verify import verify
 
 SCHEDULE = "schedule"
@@ -137,19 +136,32 @@ def delete(root: Directory, path: Path, attempt: str | None = None) -> None:
         FileNotFoundError: It has gone already.
     """
     checkpoint, doomed = root / path.name, root / names.trash(uuid.uuid4().hex)
-    _require_unwanted(root, checkpoint, attempt)
-    files.sync_directory(root)
-    files.rename_new(checkpoint, doomed)
-    try:
-        _require_unwanted(root, doomed, attempt)
-    except OSError:
-        _give_back(root, doomed, checkpoint)
-        raise
-    files.sync_directory(root)
-    _remove(doomed)
+    with Folder.open(checkpoint) as folder:
+        _require_unwanted(root, folder, attempt)
+        files.sync_directory(root)
+        files.rename_new(checkpoint, doomed)
+        try:
+            if not folder.is_at(doomed):
+                raise StillWantedError("what has its name is not the checkpoint that was to be deleted")
+            _require_unwanted(root, folder, attempt)
+        except OSError:
+            _give_back(root, doomed, checkpoint)
+            raise
+        files.sync_directory(root)
+        # The sweep of a run that starts may be removing files of it too.
+        while folder.is_at(doomed):
+            with suppress(FileNotFoundError):
+                files.remove_open(folder, doomed)
 
 
-def sweep(root: Directory) -> list[str]:
+class Swept(NamedTuple):
+    """The names that a sweep removed, and those that it could not, each with the reason."""
+
+    removed: list[str]
+    left: dict[str, str]
+
+
+def sweep(root: Directory) -> Swept:
     """Removes what dead attempts, deletions and copies left. Only the holder of the run's lease may call this.
 
     All names become durable first: what a process renamed that was killed before it could sync is what this start goes
@@ -159,24 +171,36 @@ def sweep(root: Directory) -> list[str]:
         OSError: The directory cannot be synced or listed.
     """
     files.sync_directory(root)
-    removed = []
+    swept = Swept([], {})
     for name in names_in(root):
-        left = root / name
-        with suppress(OSError):
+        try:
             if names.is_temporary(name):
-                files.remove(left)
-            elif names.is_trash(name) and _is_pinned(root, left):
-                _give_back(root, left, root / names.checkpoint(catalog.read(left).step))
+                files.remove(root / name)
+            elif not ((names.is_staging(name) or names.is_trash(name)) and _sweep_folder(root, name)):
                 continue
-            elif (names.is_staging(name) or names.is_trash(name)) and is_folder(left):
-                files.remove_tree(left)
-            else:
-                continue
-            removed.append(name)
-    return removed
+        except FileNotFoundError:
+            continue  # whoever began to delete it is still at it
+        except OSError as error:
+            swept.left[name] = error.strerror or str(error)
+        else:
+            swept.removed.append(name)
+    return swept
 
 
-def _is_pinned(root: Directory, doomed: Where) -> bool:
+def _sweep_folder(root: Directory, name: str) -> bool:
+    """Removes what a save or a deletion has left; False where it is none, or gets its name back."""
+    left = root / name
+    if not is_folder(left):
+        return False
+    with Folder.open(left) as folder:
+        if names.is_trash(name) and _is_pinned(root, folder):
+            _give_back(root, left, root / names.checkpoint(catalog.read(folder).step))
+            return False
+        files.remove_open(folder, left)
+    return True
+
+
+def _is_pinned(root: Directory, doomed: Folder) -> bool:
     """Tells whether somebody pinned a checkpoint between the two looks of a `delete` that crashed there."""
     manifest = catalog.read(doomed).manifest
     return manifest is not None and manifest.attempt in pins.pinned(root) and verify(doomed, full=False).good
@@ -191,8 +215,8 @@ def _why_left_alone(root: Directory, entry: Entry, run: str) -> str | None:
         return "made by plain transformers" if entry.foreign else f"damaged: {entry.problem}"
     if entry.manifest.run != run:
         return "of another run"
-    if entry.other_owner is not None:
-        return f"of another user (uid {entry.other_owner})"
+    if entry.doubt is not None:
+        return entry.doubt
     problems = verify(root / entry.path.name, full=False).problems
     return f"damaged: {problems[0]}" if problems else None
 
@@ -232,9 +256,7 @@ def _was_asked_for(entry: Entry, asked: frozenset[str]) -> bool:
     return any(map(wants_checkpoint, entry.manifest.reasons))
 
 
-def _require_unwanted(root: Directory, checkpoint: Where, attempt: str | None) -> None:
-    if not exists(checkpoint):
-        raise FileNotFoundError(errno.ENOENT, "it has gone already", str(checkpoint))
+def _require_unwanted(root: Directory, checkpoint: Folder, attempt: str | None) -> None:
     manifest = catalog.read(checkpoint).manifest
     if manifest is None or attempt not in (None, manifest.attempt):
         raise StillWantedError("it is not the checkpoint that was to be deleted")
@@ -251,10 +273,3 @@ def _give_back(root: Directory, doomed: Where, checkpoint: Where) -> None:
         attempt = manifest.attempt if manifest is not None else uuid.uuid4().hex
         files.rename_new(doomed, root / names.superseded(names.step_of(checkpoint.name) or 0, attempt))
     files.sync_directory(root)
-
-
-def _remove(doomed: Where) -> None:
-    """Removes a checkpoint that has lost its name. The sweep of a run that starts may be removing files of it too."""
-    while exists(doomed):
-        with suppress(FileNotFoundError):
-            files.remove_tree(doomed)

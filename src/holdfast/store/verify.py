@@ -1,12 +1,13 @@
 """Verification: a checkpoint compared with its manifest."""
 
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 
 from holdfast.store import files, names, reading, references
 from holdfast.store.catalog import Entry, read
-from holdfast.store.folder import Folder, Where, walk
+from holdfast.store.folder import Folder, Where, opened, walk
 from holdfast.store.manifest import File
 from holdfast.store.reading import Source
 from holdfast.text import shown
@@ -27,34 +28,43 @@ class Report:
         return not self.problems
 
 
-def verify(checkpoint: Where, *, full: bool = True, through_cache: bool = False) -> Report:
+def verify(checkpoint: Where | Folder, *, full: bool = True, through_cache: bool = False) -> Report:
     """Checks a checkpoint against its manifest.
 
     Args:
-        checkpoint: Its directory.
+        checkpoint: Its directory. It is opened once: its manifest and its files are those of one and the same.
         full: Reads every byte and compares digests, and what a Trainer's state names; otherwise names and sizes alone.
         through_cache: Reads the files into the page cache, for somebody who is about to read them again.
     """
-    entry = read(checkpoint)
+    try:
+        with opened(checkpoint) as folder:
+            return _verify(folder, full=full, through_cache=through_cache)
+    except OSError as error:
+        entry = read(checkpoint)
+        return Report(entry, (entry.problem or f"it cannot be opened: {error.strerror or error}",), (), ())
+
+
+def _verify(folder: Folder, *, full: bool, through_cache: bool) -> Report:
+    entry = read(folder)
     if entry.manifest is None:
         return Report(entry, (entry.problem or "it has no manifest",), (), ())
     sources = [Source(file) for file in entry.manifest.files]
-    try:
-        with Folder.open(checkpoint) as folder:
-            if full:
-                reading.read(folder, sources, through_cache=through_cache)
-            else:
-                for source in sources:
-                    source.problem = _problem(folder, source.file)
-            state_problem = references.problem_of_state(folder, entry.manifest) if full else None
-            present = _all_files(folder)
-    except OSError as error:
-        return Report(entry, (f"it cannot be opened: {error.strerror or error}",), (), ())
+    if full:
+        reading.read(folder, sources, through_cache=through_cache)
+    else:
+        for source in sources:
+            source.problem = _problem(folder, source.file)
+    state_problem = references.problem_of_state(folder, entry.manifest) if full else None
+    present, deeper = _all_files(folder)
     problems = tuple(p for p in (*(source.problem for source in sources), state_problem) if p is not None)
     listed = {source.file.path for source in sources} | {names.MANIFEST}
-    unlisted = tuple(sorted(present - listed))
-    notices = tuple(f"{shown(name)}: not in the manifest, and never read" for name in unlisted)
-    return Report(entry, problems, notices, unlisted)
+    on_the_way = {path[: match.start()] for path in listed for match in re.finditer("/", path)}
+    unlisted, too_deep = sorted(present - listed), sorted(deeper - on_the_way)
+    notices = (
+        *(f"{shown(name)}: not in the manifest, and never read" for name in unlisted),
+        *(f"{shown(name)}: not in the manifest, too deep to be looked into, and never read" for name in too_deep),
+    )
+    return Report(entry, problems, notices, (*unlisted, *too_deep))
 
 
 def _problem(folder: Folder, file: File) -> str | None:
@@ -66,13 +76,18 @@ def _problem(folder: Folder, file: File) -> str | None:
     return None if size == file.size else reading.size_problem(file, size)
 
 
-def _all_files(folder: Folder) -> set[str]:
-    """Returns all files below a checkpoint; behind a link to a directory one level, as far as a Trainer looks."""
-    paths = set()
+def _all_files(folder: Folder) -> tuple[set[str], set[str]]:
+    """Returns all files below a checkpoint, and directories that lie too deep.
+
+    Behind a link to a directory it looks one level, as far as a Trainer does.
+    """
+    paths: set[str] = set()
+    deeper: set[str] = set()
     for level in walk(folder):
-        for name in (*level.others, *level.deeper):
+        deeper.update(map(level.inside, level.deeper))
+        for name in level.others:
             inside: list[str] = []
             with suppress(OSError), Folder.open(level.folder / name, follow=True) as linked:
                 inside = linked.names()
             paths.update([level.inside(f"{name}/{below}") for below in inside] or [level.inside(name)])
-    return paths
+    return paths, deeper

@@ -13,6 +13,8 @@ from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.ranks import launcher
 from holdfast.run import rehearsal
+from holdfast.run.run import Run
+from holdfast.store.folder import files_below
 from holdfast.store.retention import RetentionPolicy
 from holdfast.train.config.load import TrainConfig, load
 from holdfast.train.screen import LogToScreen, Screen
@@ -103,18 +105,18 @@ def _leave_model(trainer: Any, engine: Engine, screen: Screen) -> None:
     if engine.gate.boundary is None and layout.has_model(root):
         return  # it had ended before, and has left its model then
     if last is not None and last.saved and last.step == trainer.state.global_step:
-        layout.copy_model(Path(last.path), root)
+        layout.copy_saved_model(Path(last.path), last.digest, engine.run.folder)
     else:
-        _write_model(trainer, root, engine.run.identity)
+        _write_model(trainer, engine.run)
     screen.say(f"the model can be loaded from {root}")
 
 
-def _write_model(trainer: Any, root: Path, run: str) -> None:
+def _write_model(trainer: Any, run: Run) -> None:
     from holdfast.store.commit import Attempt
 
-    attempt = Attempt(root, run, trainer.state.global_step)
+    attempt = Attempt(run.folder, run.identity, trainer.state.global_step)
     try:
         trainer.save_model(str(attempt.folder.through))
-        layout.copy_model(attempt.folder.through, root)
+        layout.copy_model(attempt.folder, run.folder, files_below(attempt.folder))
     finally:
         attempt.discard()

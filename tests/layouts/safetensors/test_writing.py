@@ -30,7 +30,7 @@ def written(folder: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, 
 
 def read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     with Folder.open(path.parent) as folder:
-        reader = PiecesReader(path.parent, folder, {path.name: listed(path.parent, path.name)})
+        reader = PiecesReader(folder, {path.name: listed(path.parent, path.name)})
         file = reader.file(path.name)
         shapes = {name: file.shape(name) or () for name in [*file.dense, *file.sparse]}
         tensors = {

@@ -13,6 +13,7 @@ from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.fit import loading
+from holdfast.integrations.trainer.held_path import in_words
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
@@ -100,8 +101,11 @@ def _saving_train(
         ):
             chosen = running.origin.chosen
             require_readable(trainer, chosen)
-            with nullcontext() if chosen is None else loading(trainer, chosen, running.log, strict=strict):
-                output = own(None if chosen is None else str(chosen.path), None, *args, **kwargs)
+            if chosen is None:
+                output = own(None, None, *args, **kwargs)
+            else:
+                with in_words(chosen.folder), loading(trainer, chosen, running.log, strict=strict):
+                    output = own(str(chosen.folder.through), None, *args, **kwargs)
             _leave_model(trainer, running)
         if running.stop_requested and on_stop == "exit":
             raise Stopped(running.exit_code)
@@ -116,7 +120,7 @@ def _leave_model(trainer: Trainer, engine: Engine) -> None:
     last, root = engine.last_answer, engine.run.root
     if not engine.interrupted or engine.rank or last is None or not last.saved or why_own_writer(trainer):
         return
-    layout.copy_model(Path(last.path), root)
+    layout.copy_saved_model(Path(last.path), last.digest, engine.run.folder)
     engine.log.info(f"the model can be loaded from {root}")
 
 

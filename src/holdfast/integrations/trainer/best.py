@@ -69,8 +69,8 @@ def _why_not(path: Path, engine: Engine, chosen: ResumePoint | None, *, full: bo
     if not path.is_dir():
         return "is not here"
     entry = catalog.read(path)
-    if entry.other_owner is not None:
-        return f"is of another user (uid {entry.other_owner})"
+    if entry.doubt is not None:
+        return f"is {entry.doubt}"
     if chosen is not None and chosen.manifest is None and entry.foreign and path.parent == chosen.path.parent:
         return ""  # both are of plain transformers
     problems = [entry.problem] if entry.manifest is None else verify(path, full=full).problems

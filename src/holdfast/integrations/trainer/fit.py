@@ -82,7 +82,8 @@ def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool)
     Raises:
         CheckpointError: It does not fit. Nothing was loaded.
     """
-    misfits = compare(trainer, chosen.path, chosen.manifest)
+    chosen.require_in_place()
+    misfits = compare(trainer, chosen.folder.through, chosen.manifest)
     if misfits.lines and strict:
         more = len(misfits.lines) - _MOST_LINES
         lines = [shown(line) for line in misfits.lines[:_MOST_LINES]] + [f"and {more:,} more"] * (more > 0)

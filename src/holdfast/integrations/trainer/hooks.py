@@ -123,6 +123,7 @@ class StepHooks:
         outside.restore(engine, chosen)
         self._settings.begin()
         if chosen is not None:
+            chosen.require_in_place()
             self._resumed = restore_counters(trainer, engine, chosen, self._epochs)
         if chosen is not None and ended.has_ended(trainer):
             self._skipping.begin()
@@ -140,9 +141,9 @@ class StepHooks:
                 prefetch,
                 self._resumed,
                 self._epochs.inner_ahead,
-                str(chosen.path),
+                chosen,
                 self._restore_random_state,
-                lambda: self._go_on(str(chosen.path)),
+                lambda: self._go_on(str(chosen.folder.through)),
             )
         self._subject = self._new_subject(prefetch, outside, [chosen.path] if chosen else [])
         self._subject.given = self._settings
@@ -275,6 +276,8 @@ class StepHooks:
         self._prefetch.cancel()
         self._epochs.arrive()
         self._restore_random_state(checkpoint)
+        if self._engine.origin.chosen is not None:
+            self._engine.origin.chosen.require_in_place()  # that was the last to be read of it
         pending = self._resumed.pending
         self._resumed = self._resumed._replace(pending={})
         if pending:
@@ -318,7 +321,7 @@ class StepHooks:
         step, chosen = trainer.state.global_step, engine.origin.chosen
         if self._resumed.has_pending and chosen is not None and not engine.stop_requested:
             self._skipping.end()
-            self._go_on(str(chosen.path))  # there was no further step, before which it is done
+            self._go_on(str(chosen.folder.through))  # there was no further step, before which it is done
         if not engine.stop_requested and self._last_step >= 0:
             self._mark(_EPOCH_END, Pending(), last_of_step=True)
         engine.settle()

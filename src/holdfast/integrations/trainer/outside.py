@@ -5,7 +5,6 @@ Read against transformers 5.23 and TRL 1.16.
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import trl_state
 from holdfast.layouts import native
 from holdfast.layouts.image import Image
-from holdfast.layouts.native_reading import NativeReading, open_checkpoint
+from holdfast.layouts.native_reading import NativeReading
 from holdfast.resume.choose import ResumePoint
 from holdfast.state import values
 from holdfast.state.gradients import Gradients, gradients_rest
@@ -24,6 +23,7 @@ from holdfast.state.module_tensors import identity, slots_of
 from holdfast.state.outside import Carried, Outside, OutsideRecord, carried_rest, put_back
 from holdfast.state.part import CARRIED, GRADIENTS, Stored
 from holdfast.state.reachable import MOST_OBJECTS, known_of
+from holdfast.store.folder import Folder
 from holdfast.store.manifest import Manifest
 
 _OF_STATE = "state/"
@@ -126,10 +126,10 @@ class TrainerOutside:
             )
         if chosen is None or chosen.manifest is None:
             return
-        for notice in self._put_back(chosen.path, chosen.manifest, engine.world_size):
+        for notice in self._put_back(chosen.folder, chosen.manifest, engine.world_size):
             engine.log.announce(notice, logging.WARNING)
 
-    def _put_back(self, checkpoint: Path, manifest: Manifest, world_size: int) -> list[str]:
+    def _put_back(self, checkpoint: Folder, manifest: Manifest, world_size: int) -> list[str]:
         notices = self._gradients.restore(_read(checkpoint, manifest, GRADIENTS))
         beside = _read(checkpoint, manifest, CARRIED)
         if beside is None:
@@ -194,12 +194,11 @@ def _stem(rank: int) -> str:
     return f"{CARRIED}-{rank:05}" if rank else CARRIED
 
 
-def _read(checkpoint: Path, manifest: Manifest, stem: str) -> Stored | None:
+def _read(checkpoint: Folder, manifest: Manifest, stem: str) -> Stored | None:
     """Reads what one process carried; None where it carried nothing."""
     files = [file for file in manifest.files if file.path in (stem + native.REST, stem + native.TENSORS)]
     if not files:
         return None
-    with open_checkpoint(checkpoint) as folder:
-        reading = NativeReading(checkpoint, folder, files, {})
-        reading.read()
+    reading = NativeReading(checkpoint, files, {})
+    reading.read()
     return {**reading.stored, **reading.beside}.get(stem)

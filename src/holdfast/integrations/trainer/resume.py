@@ -81,7 +81,7 @@ def redraw_batch_ahead(
     prefetch: PrefetchTracker,
     resumed: Resumed,
     inner_ahead: Mapping[str, Any],
-    checkpoint: str,
+    chosen: ResumePoint,
     restore_random_state: Callable[[str], None],
     go_on: Callable[[], None],
 ) -> None:
@@ -93,7 +93,7 @@ def redraw_batch_ahead(
         prefetch: Watches the trainer's loader.
         resumed: What the checkpoint says of the loader.
         inner_ahead: What is inside the loader, before it fetched that batch.
-        checkpoint: The path of the checkpoint.
+        chosen: The checkpoint.
         restore_random_state: The trainer's own, which reads the checkpoint.
         go_on: Called when the batch is there.
 
@@ -102,7 +102,7 @@ def redraw_batch_ahead(
     """
 
     def set_random_state(others: Mapping[str, Any]) -> None:
-        restore_random_state(checkpoint)
+        restore_random_state(str(chosen.folder.through))
         rng_state.restore({**rng_state.record().encode(), **others})
 
     if not resumed.data_goes_on:
@@ -111,7 +111,7 @@ def redraw_batch_ahead(
     epoch = trainer.state.epoch or 0.0
     why_not = prefetch.why_not or ("" if fetched else "the checkpoint does not say where that stood")
     if fetched and not why_not:
-        with reading_boundary(checkpoint):
+        with reading_boundary(chosen.path):
             prefetch.redraw(fetched, set_random_state, go_on, inner_ahead)
     elif epoch != int(epoch) and not trainer.args.ignore_data_skip:
         engine.log.announce(

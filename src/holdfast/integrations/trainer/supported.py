@@ -9,6 +9,8 @@ from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.layouts import transformers as layout
 from holdfast.resume.choose import ResumePoint
+from holdfast.store import catalog
+from holdfast.store.folder import Folder
 
 ATTACHED = "_is_of_holdfast"
 """The name of the attribute by which the `train` of an attached trainer is known."""
@@ -58,6 +60,14 @@ def require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
         raise UnsupportedError(
             f"{chosen.path} was written by a trainer that uses {theirs}, and this one uses {ours}",
             hint="resume with the same, or start anew from its weights",
+        )
+    beside = Folder.open(chosen.path.parent)
+    doubt = catalog.doubt_of(chosen.folder) or catalog.doubt_of(beside)
+    if theirs != layout.PLAIN and chosen.folder.through == chosen.path and doubt is not None:
+        raise UnsupportedError(
+            f"{chosen.path} is unpickled as {theirs} has it, and it or its directory is {doubt}: without /proc nothing"
+            " keeps it from being exchanged after it was checked",
+            hint="mount /proc, or take the checkpoint into a directory where nobody else may write",
         )
 
 
