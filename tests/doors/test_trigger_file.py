@@ -34,6 +34,7 @@ class Desk:
         self.directory = RunDirectory(self.root)
         self.directory.create()
         self.inbox = Inbox(self.directory)
+        self.journal = Journal(self.directory.journal, "run")
         self.trigger = self.started()
 
     @property
@@ -42,7 +43,7 @@ class Desk:
 
     def started(self) -> TriggerFile:
         """The trigger file as a new process sees it."""
-        return TriggerFile(self.directory, NAME, Journal(self.directory.journal, "run"), RunLog(self.reported.append))
+        return TriggerFile(self.directory, NAME, self.journal, RunLog(self.reported.append))
 
     def accept(self, request: Request) -> bool:
         self.accepted.append(request)
@@ -55,7 +56,7 @@ class Desk:
     def take(self, claim: Claim | None) -> None:
         """What the queue of requests does with a claim."""
         if claim is not None and self.accept(claim.request):
-            claim.release()
+            self.trigger.release(claim)
 
     def recover(self) -> None:
         for claim in self.trigger.left_behind():
@@ -98,18 +99,24 @@ def test_it_can_be_created_again_without_end(desk: Desk) -> None:
 
 
 def test_its_text_becomes_the_label(desk: Desk) -> None:
-    desk.path.write_bytes(b"before the new\nlearning rate\x1b[31m \xff")
+    desk.path.write_bytes("before the new\nlearning rate\x1b[31m é".encode())
     (request,) = desk.look()
-    assert request.label == "before the new learning rate [31m �"
+    assert request.label == "before the new learning rate [31m é"
 
 
 def test_fault_27_security_s09_at_most_four_kilobytes_are_read_and_they_are_a_label_alone(desk: Desk) -> None:
-    """A file of a terabyte, nearly all of it a hole."""
-    with desk.path.open("wb") as file:
-        file.write(b"x" * 4096)
-        file.truncate(1 << 40)  # a file with a hole: nobody may read it all
+    """A file of 4,096 bytes, one more, and a terabyte, nearly all of it a hole."""
+    desk.path.write_bytes(b"x" * 4096)
     (request,) = desk.look()
     assert request.label == "x" * 4096
+    for size in (4097, 1 << 40):
+        with desk.path.open("wb") as file:
+            file.write(b"x" * 4096)
+            file.truncate(size)  # a file with a hole: nobody may read it all
+        assert desk.look(3) == [] and desk.path.stat().st_size == size
+    assert desk.reported[1:] == [
+        f"{desk.path} has more than the 4,096 bytes of a label; it is left alone and asks for nothing"
+    ]
 
 
 def test_fault_27_a_file_that_is_created_empty_and_written_a_moment_later_has_its_label(desk: Desk) -> None:
@@ -133,6 +140,102 @@ def test_fault_27_a_file_that_is_created_empty_and_written_a_moment_later_has_it
         if request.label:
             break
     assert request.label == "late"
+
+
+def made_large(path: Path) -> None:
+    path.write_bytes(b"epoch,loss\n" * 400)
+
+
+def made_in_another_encoding(path: Path) -> None:
+    path.write_bytes("épreuve".encode("latin-1"))
+
+
+def made_binary(path: Path) -> None:
+    path.write_bytes(b"ab\0cd")
+
+
+def made_the_journal(path: Path) -> None:
+    (path.parent / "events.jsonl").rename(path)
+
+
+def made_a_journal_of_another_run(path: Path) -> None:
+    path.write_text('{"at": 1.0, "run": "r", "event": "start"}\n')
+
+
+NO_TRIGGERS = pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (made_large, "has more than the 4,096 bytes of a label"),
+        (made_in_another_encoding, "is not text in UTF-8"),
+        (made_binary, "is no text"),
+        (made_the_journal, "is the run's journal"),
+        (made_a_journal_of_another_run, "is a run's journal"),
+    ],
+)
+
+
+def remembered(path: Path) -> tuple[int, bytes]:
+    return path.stat().st_ino, path.read_bytes()
+
+
+@NO_TRIGGERS
+def test_security_s31_a_file_of_the_users_that_gets_its_name_is_left_and_reported_once(
+    desk: Desk, make: Callable[[Path], None], said: str
+) -> None:
+    """Another file gets the trigger's name: large, of bytes, the journal; its program goes on writing to it."""
+    desk.journal.write("start")
+    make(desk.path)
+    for more in (b"", b"more"):
+        with desk.path.open("ab") as file:
+            file.write(more)
+        before = remembered(desk.path)
+        assert desk.look(3) == [] and desk.left() == []
+        assert remembered(desk.path) == before
+    assert desk.reported == [f"{desk.path} {said}; it is left alone and asks for nothing"]
+
+
+@NO_TRIGGERS
+def test_security_s31_one_that_was_claimed_already_is_put_back_and_replaces_nothing(
+    desk: Desk, make: Callable[[Path], None], said: str
+) -> None:
+    """What was looked at is exchanged before the rename; then somebody asks anew before it is put back."""
+    desk.journal.write("start")
+    make(desk.path)
+    before, claim = remembered(desk.path), desk.directory.requests / ("7" * 32 + ".touched")
+    desk.path.rename(claim)
+    desk.recover()
+    assert remembered(desk.path) == before and desk.left() == [] and desk.look(3) == []
+    assert desk.reported == [f"{desk.path} {said}; it is left alone and asks for nothing"]
+    desk.path.rename(claim)
+    desk.path.touch()
+    desk.recover()
+    kept = claim.with_suffix(".refused")
+    assert remembered(kept) == before and len(desk.look()) == 1
+    assert desk.reported[1:] == [f"what was claimed as {desk.path} {said}; it asks for nothing, and is now {kept}"]
+
+
+def test_security_s31_a_text_that_asked_is_kept_and_the_answer_says_where(desk: Desk) -> None:
+    """Notes of the user's are renamed to the trigger's name, by whoever may rename there; then many that are meant."""
+    notes = desk.root / "notes.txt"
+    notes.write_text("learning rate 0.1 was too much\n")
+    before = remembered(notes)
+    notes.rename(desk.path)
+    (request,) = desk.look()
+    kept = desk.directory.claimed / request.id
+    assert remembered(kept) == before and not desk.path.exists()
+    assert desk.reported == [f"the text of {NAME} is the label of a save, and kept as {kept}"]
+    desk.inbox.answer(request, Answer(saved=True))
+    answer = desk.inbox.answer_to(request.id)
+    assert answer is not None and answer.claimed == str(kept)
+    desk.path.touch()
+    (empty,) = desk.look()
+    desk.inbox.answer(empty, Answer(saved=True))
+    assert (answer := desk.inbox.answer_to(empty.id)) is not None and not answer.claimed
+    for number in range(20):
+        desk.path.write_text(str(number))
+        desk.look()
+    texts = {path.read_text() for path in desk.directory.claimed.iterdir()}
+    assert texts == {str(number) for number in range(20)}, "the newest"
 
 
 def made_link(path: Path) -> None:
@@ -242,9 +345,10 @@ def test_a_claim_that_was_answered_already_is_not_asked_for_again(desk: Desk) ->
     desk.recover()
     assert desk.look() == [] and not claim.exists(), "its request is on disk, where the next start finds it"
     desk.inbox.answer(request, Answer(saved=True))
-    claim.touch()
+    claim.write_text("a label")
     desk.recover()
     assert desk.look() == [] and desk.left() == []
+    assert (desk.directory.claimed / request.id).read_text() == "a label"
 
 
 @pytest.mark.parametrize("make", [made_link, made_fifo, made_folder])

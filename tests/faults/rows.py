@@ -172,4 +172,6 @@ ROWS: dict[str, Row] = {
     "S27": Row("JSON that is too deep, and numbers of endless digits, in a checkpoint"),
     "S28": Row("Numbers of commits and of steps that leave no greater one"),
     "S29": Row("Terminal control, forged lines and endless length in any text of any file"),
+    "S30": Row("A umask that lets everybody write to output_dir"),
+    "S31": Row("A file of the user's that somebody gives the trigger's name"),
 }

@@ -15,7 +15,6 @@ from helpers.loops import Loop
 from helpers.trainings import answers, events
 from helpers.waiting import wait_until
 from holdfast import Checkpointer
-from holdfast.engine.engine import Engine
 from holdfast.errors import HoldfastError, Stopped
 
 
@@ -47,17 +46,6 @@ def test_resume_opens_every_door_and_close_shuts_them(tmp_path: Path) -> None:
     assert [(end["outcome"], end["code"]) for end in events(run, "end")] == [("stopped", 75)]
     assert (sys.excepthook, signal.getsignal(signal.SIGTERM)) == (hook, handler)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("holdfast")]
-
-
-def test_a_handler_that_leaves_while_the_end_waits_for_a_save_leaves_an_ended_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Engine, "save_at_end", lambda _: sys.exit(9))
-    loop = Loop(tmp_path, save_at_end=True)
-    with pytest.raises(SystemExit, match="9"), loop.ckpt:
-        loop.ckpt.resume()
-        steps(loop, 1)
-    assert [event["code"] for event in events(tmp_path, "end")] == [9]
 
 
 def test_a_block_may_begin_after_resume_and_once(tmp_path: Path) -> None:

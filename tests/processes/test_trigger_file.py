@@ -67,6 +67,11 @@ def test_from_python_with_a_text_that_becomes_the_label(training: Training) -> N
     (saved,) = training.wait_for_saves(1)
     (reason,) = training.manifest(f"checkpoint-{saved['step']}")["reasons"]
     assert (reason["label"], reason["why"]) == ("before the new learning rate [31m", "save-me")
+    (asked,) = wait_until(lambda: events(training.run, "request"))
+    (answer,) = wait_until(lambda: answers(training.run)).values()
+    kept = training.run / ".holdfast" / "claimed" / asked["id"]
+    assert asked["claimed"] == answer["claimed"] == str(kept.absolute())
+    assert kept.read_text() == "before the new\nlearning rate\x1b[31m"
     process.send(signal.SIGTERM)
     process.wait()
 

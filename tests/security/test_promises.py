@@ -22,7 +22,7 @@ LIMITS = {
     "YAML": (config_yaml.MOST_BYTES, r"safe loader, at most (\d+) KiB", 1 << 10),
     "levels of YAML": (config_yaml.MOST_LEVELS, r"KiB, (\d+) levels", 1),
     "values of YAML": (config_yaml.MOST_VALUES, r"levels, ([\d,]+) values", 1),
-    "trigger file": (request.MOST_LABEL_BYTES, r"at most (\d+) KiB are read", 1 << 10),
+    "trigger file": (request.MOST_LABEL_BYTES, r"what is more than (\d+) KiB", 1 << 10),
     "torch": (choose._SAFE_TORCH[1], r"only with torch 2\.(\d+) or newer", 1),
 }
 

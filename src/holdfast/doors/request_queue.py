@@ -231,9 +231,15 @@ class RequestQueue:
             self._accept_claim(claim)
 
     def _accept_claim(self, claim: Claim) -> None:
-        """Accepts what a trigger file asks; the claimed file goes only when its request is durable."""
-        if self.accept(claim.request):
-            claim.release()
+        """Accepts what a trigger file asks; the claimed file goes once its request is durable, before its answer."""
+        assert self._trigger is not None, "somebody has claimed it"
+        with self._lock:
+            self._known.add(claim.request.id)
+        try:
+            if self._submit(claim.request):
+                self._trigger.release(claim)
+        finally:
+            self._keep(claim.request)
 
     def _collect(self) -> None:
         for request in self._unknown():
@@ -271,7 +277,8 @@ class RequestQueue:
             count, first = len(self._waiting), self._waiting[:_MOST_SHOWN]
         waiting = tuple(waiting.reason() for waiting in first)
         self._status.update(pending=waiting, more_pending=count - len(first))
-        self._journal.write("request", stop=request.stop, **request.reason())
+        kept = {"claimed": claimed} if (claimed := self._inbox.claimed(request)) else {}
+        self._journal.write("request", stop=request.stop, **request.reason(), **kept)
 
     def _report_trouble(self, error: OSError) -> None:
         """Reports, once, a disk that fails now and may work again: training goes on, and so does the watch."""

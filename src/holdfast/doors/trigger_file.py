@@ -4,17 +4,19 @@ It is claimed by a rename into the run's private directory before anything is sa
 what a crash leaves there is served by the next start.
 """
 
+import errno
 import logging
 import os
 import stat
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from holdfast.run.directory import RunDirectory
-from holdfast.run.journal import Journal
+from holdfast.run.journal import BEGINNING, Journal
 from holdfast.run.request import MOST_LABEL_BYTES, Request, clean_label
 from holdfast.store import files, names
 
@@ -23,6 +25,9 @@ _REMEMBERED = "unremovable-trigger"
 # `echo label > file` creates the file and writes it a moment later. The writer keeps its hold on a claimed file, so an
 # empty one that is this young is given the time to be written.
 _SETTLING_SECONDS = 0.02
+# Of the files that had text in them so many are kept, for whoever finds that one was not meant.
+_KEPT = 20
+_TOO_LARGE = f"has more than the {MOST_LABEL_BYTES:,} bytes of a label"
 
 
 class Claim(NamedTuple):
@@ -31,16 +36,12 @@ class Claim(NamedTuple):
     request: Request
     path: Path | None
 
-    def release(self) -> None:
-        """Removes the claimed file: its request is on disk."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
 
 class TriggerFile:
     """One file name in the run directory, whose appearance asks for a save.
 
-    What lies under the name and is no request is reported once for each.
+    What lies under the name and is no request is reported once for each, and left: whoever may rename in the run
+    directory can give the name to any file there.
 
     Args:
         directory: The run directory.
@@ -66,10 +67,10 @@ class TriggerFile:
         except OSError as error:
             self._report(str(error.errno), f"cannot look at {self.path}: {error.strerror}")
             return None
-        identity = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-        if (wrong := _wrong_with(status)) is not None:
-            self._report(identity, f"{self.path} {wrong}; it is left alone and asks for nothing")
+        if (wrong := self._wrong_with(status) or self._wrong_inside(status)) is not None:
+            self._report_as_left(status, wrong)
             return None
+        identity = f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}:{status.st_ctime_ns}"
         return None if identity == self._unremovable() else self._claim(identity)
 
     def left_behind(self) -> Iterator[Claim]:
@@ -78,9 +79,31 @@ class TriggerFile:
             if not names.is_token(path.stem):
                 continue
             if any((folder / f"{path.stem}.json").exists() for folder in (path.parent, self._directory.answers)):
-                path.unlink(missing_ok=True)  # the crash came between the request and this
+                self._clear(path)  # the crash came between the request and this
             elif (claim := self._read(path)) is not None:
                 yield claim
+
+    def release(self, claim: Claim) -> None:
+        """Clears the claimed file away: its request is on disk. One with text in it is kept, for it may be anybody's.
+
+        Raises:
+            OSError: It cannot be moved; the next start does it.
+        """
+        if claim.path is not None:
+            self._clear(claim.path)
+
+    def _clear(self, path: Path) -> None:
+        if path.lstat().st_size == 0:
+            files.remove(path)
+            return
+        folder = self._directory.claimed
+        with suppress(FileExistsError):
+            files.make_directory(folder)
+        files.rename_new(path, folder / path.stem)
+        self._log.info(f"the text of {self.path.name} is the label of a save, and kept as {folder / path.stem}")
+        kept = [path for path in folder.iterdir() if names.is_token(path.name)]
+        for old in sorted(kept, key=lambda path: path.lstat().st_ctime_ns)[:-_KEPT]:  # as of when each was moved
+            files.remove(old)
 
     def _claim(self, identity: str) -> Claim | None:
         path = self._directory.requests / f"{uuid.uuid4().hex}{_CLAIM}"
@@ -96,28 +119,67 @@ class TriggerFile:
         return self._read(path)
 
     def _read(self, path: Path) -> Claim | None:
-        """Turns a claimed file into a request under the same identity."""
-        label = ""
+        """Turns a claimed file into a request under the same identity; one that is none is put back."""
+        data = b""
         try:
             status = path.lstat()
-            if (wrong := _wrong_with(status)) is not None:
-                # What was looked at was swapped before the rename. It is out of the way now, and asks for nothing.
-                self._report(path.name, f"what was claimed as {self.path.name} {wrong}; it asks for nothing")
-                path.rename(path.with_suffix(".refused"))
-                return None
-            if status.st_size == 0 and 0 <= time.time() - status.st_mtime < _SETTLING_SECONDS:
-                time.sleep(_SETTLING_SECONDS)
-            with files.open_regular(path) as fd:
-                label = clean_label(os.read(fd, MOST_LABEL_BYTES))
+            wrong = self._wrong_with(status)
+            if wrong is None:
+                if status.st_size == 0 and 0 <= time.time() - status.st_mtime < _SETTLING_SECONDS:
+                    time.sleep(_SETTLING_SECONDS)
+                data = files.read(path, limit=MOST_LABEL_BYTES)
+                wrong = _wrong_text(data)
         except OSError as error:
-            self._report(path.name, f"the text of {self.path.name} cannot be read ({error.strerror}); it has no label")
-        return Claim(Request("trigger_file", label=label, why=self.path.name, id=path.stem), path)
+            wrong = _TOO_LARGE if error.errno == errno.EFBIG else None
+            if wrong is None:
+                self._report(
+                    path.name, f"the text of {self.path.name} cannot be read ({error.strerror}); it has no label"
+                )
+        if wrong is not None:
+            self._put_back(path, wrong)  # what was looked at was exchanged, or written to, before the rename
+            return None
+        return Claim(Request("trigger_file", label=clean_label(data), why=self.path.name, id=path.stem), path)
+
+    def _put_back(self, path: Path, wrong: str) -> None:
+        try:
+            status = path.lstat()
+            files.rename_new(path, self.path)
+            self._report_as_left(status, wrong)
+        except OSError:
+            kept = path.with_suffix(".refused")
+            files.rename_new(path, kept)
+            self._report(path.name, f"what was claimed as {self.path} {wrong}; it asks for nothing, and is now {kept}")
+
+    def _wrong_with(self, status: os.stat_result) -> str | None:
+        if stat.S_ISLNK(status.st_mode):
+            return "is a symbolic link"
+        if not stat.S_ISREG(status.st_mode):
+            return "is not a regular file"
+        if status.st_uid not in (os.geteuid(), 0):
+            return f"belongs to another user (uid {status.st_uid})"
+        if self._journal.has_written(status):
+            return "is the run's journal"
+        return _TOO_LARGE if status.st_size > MOST_LABEL_BYTES else None
+
+    def _wrong_inside(self, status: os.stat_result) -> str | None:
+        """Returns what is wrong with the text of the file, before it is claimed; that is looked at once more then."""
+        if status.st_size == 0:
+            return None
+        try:
+            return _wrong_text(files.read(self.path, limit=MOST_LABEL_BYTES))
+        except OSError:
+            return None
 
     def _unremovable(self) -> str:
         try:
             return files.read(self._memory, limit=200).decode()
         except OSError:
             return ""
+
+    def _report_as_left(self, status: os.stat_result, wrong: str) -> None:
+        # Without its times: somebody may be writing to it.
+        text = f"{self.path} {wrong}; it is left alone and asks for nothing"
+        self._report(f"{status.st_dev}:{status.st_ino}:{wrong}", text)
 
     def _report(self, identity: str, text: str) -> None:
         if identity != self._reported:
@@ -126,11 +188,10 @@ class TriggerFile:
             self._log.warning(text)
 
 
-def _wrong_with(status: os.stat_result) -> str | None:
-    if stat.S_ISLNK(status.st_mode):
-        return "is a symbolic link"
-    if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file"
-    if status.st_uid not in (os.geteuid(), 0):
-        return f"belongs to another user (uid {status.st_uid})"
-    return None
+def _wrong_text(data: bytes) -> str | None:
+    if data.startswith(BEGINNING):
+        return "is a run's journal"
+    try:
+        return "is no text" if "\0" in data.decode() else None
+    except UnicodeDecodeError:
+        return "is not text in UTF-8"

@@ -112,7 +112,7 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
-        self.keep_handlers()
+        self._shutdown.keep_handlers()
         self._end_schedule()
         self._leave_rehearsal(error)
         is_stop = self._shutdown.explains(error)
@@ -162,10 +162,6 @@ class Engine:
         if self._stop.unsaved_code is not None:
             return self._stop.unsaved_code
         return stopped_after_save() if self._stop.saved else FAILED
-
-    def keep_handlers(self) -> None:
-        """Keeps the user's signal handlers waiting: training begins to end, and what follows must not be broken off."""
-        self._shutdown.keep_handlers()
 
     @property
     def exit_of_handler(self) -> SystemExit | KeyboardInterrupt | None:

@@ -154,11 +154,7 @@ class Checkpointer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None:
-            try:
-                self._come_to_the_end()
-            except (SystemExit, KeyboardInterrupt) as left:  # a handler of the user's leaves while it waits
-                self._ending.end(type(left), left, left.__traceback__)
-                raise
+            self._come_to_the_end()
         return self._ending.end(kind, error, trace)
 
     @ends_training
@@ -168,7 +164,8 @@ class Checkpointer:
         Raises:
             Stopped: Training has ended because a stop was asked for.
         """
-        self.__exit__(None, None, None)
+        self._come_to_the_end()
+        self._ending.end(None, None, None)
 
     @property
     def stop_requested(self) -> bool:

@@ -82,7 +82,6 @@ class Ending:
         """
         if self._is_over:
             return False
-        self._engine.keep_handlers()  # one that leaves right here leaves the end to the interpreter's
         self._is_over = True
         _OPEN.pop(self._engine.run.root.resolve(), None)
         atexit.unregister(self._at_exit)

@@ -33,6 +33,11 @@ class RunDirectory:
         return self.control / "answers"
 
     @property
+    def claimed(self) -> Path:
+        """The trigger files that had text in them, the newest ones, each under its request's id."""
+        return self.control / "claimed"
+
+    @property
     def lease(self) -> Path:
         """The lease: the process that trains the run."""
         return self.control / "lease.json"

@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from holdfast.errors import WaitTimeoutError
@@ -56,8 +57,14 @@ class Inbox:
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Answers a request: the answer first, durably, then the request's file goes."""
+        answer = replace(answer, claimed=self.claimed(request))
         files.replace(self._directory.answers / f"{request.id}.json", answer.encode(request.id))
         self._file(request.id).unlink(missing_ok=True)
+
+    def claimed(self, request: Request) -> str:
+        """Returns where the trigger file of a request is kept; an empty text where it had none, or none with text."""
+        path = self._directory.claimed / request.id
+        return str(path.absolute()) if request.door == "trigger_file" and path.exists() else ""
 
     def answer_to(self, request: str) -> Answer | None:
         """Returns the answer to the request of that id, if there is one already."""

@@ -18,7 +18,8 @@ from holdfast.log import LOGGER
 from holdfast.store import files, names
 from holdfast.store.files import NotOursError
 
-_BEGINNING = b'{"at": '
+BEGINNING = b'{"at": '
+"""The bytes that every journal begins with."""
 
 
 class Journal:
@@ -127,13 +128,8 @@ def require_journal(path: Path, fd: int) -> None:
     Raises:
         NotOursError: It is something else.
     """
-    if not is_beginning(os.pread(fd, len(_BEGINNING), 0)):
+    if not BEGINNING.startswith(os.pread(fd, len(BEGINNING), 0)):  # a crash may have left less than that
         raise NotOursError(errno.EPERM, "is no journal", str(path))
-
-
-def is_beginning(data: bytes) -> bool:
-    """Returns whether a file that begins with these bytes may be a journal; a crash may have left few of them."""
-    return _BEGINNING.startswith(data[: len(_BEGINNING)])
 
 
 def _is_torn(fd: int, size: int) -> bool:

@@ -82,6 +82,7 @@ class Answer:
         not_finite: Tensors that hold NaN or infinity and should not, as the manifest names them.
         finite: The name of the newest checkpoint without such, where there are any; empty if there is none.
         not_carried: A text for each thing that should be in the checkpoint and is not: its name, and why.
+        claimed: The place where the trigger file that asked is kept, if there was text in it; empty otherwise.
         note: The difference between what was asked for and what was saved; for who asked in Python, and in no file.
     """
 
@@ -97,6 +98,7 @@ class Answer:
     not_finite: Sequence[str] = ()
     finite: str = ""
     not_carried: Sequence[str] = ()
+    claimed: str = ""
     note: str = ""
 
     def encode(self, request: str) -> Data:
@@ -107,6 +109,8 @@ class Answer:
             del content["not_finite"], content["finite"]
         if not self.not_carried:
             del content["not_carried"]
+        if not self.claimed:
+            del content["claimed"]
         return json.dumps(content, indent=1).encode()
 
     def line(self, trigger: str) -> str:
@@ -169,6 +173,8 @@ def decode_answer(data: bytes) -> Answer:
         kinds |= {"not_finite": list, "finite": str}
     if "not_carried" in content:
         kinds |= {"not_carried": list}
+    if "claimed" in content:
+        kinds |= {"claimed": str}
     _check(content, kinds)
     if not all(isinstance(name, str) for name in content.get("not_finite", ())):
         raise MalformedError("its not_finite names something that is no tensor")

@@ -12,6 +12,7 @@ from holdfast.errors import RunError
 from holdfast.log import LOGGER
 from holdfast.run import journal, outcome
 from holdfast.run.directory import RunDirectory
+from holdfast.run.exposure import exposure
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
 from holdfast.run.lease import Holder, Lease, read
@@ -97,6 +98,8 @@ class Run:
         inbox.forget_old_answers()
         events.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
+        if others := exposure(directory.root):
+            log.warning(others)
         return opened
 
     def _sweep(self) -> list[str]:
