@@ -39,6 +39,15 @@ class Desk:
         """The step that training has reached."""
         return self._get(_STEP)
 
+    def reach(self, step: int) -> None:
+        """Tells that training has come to a step; the child's."""
+        self._set(_STEP, step)
+
+    @property
+    def is_to_end(self) -> bool:
+        """Whether the test wants training to end; the child's."""
+        return bool(self._get(_END))
+
     def begin(self) -> None:
         """Lets the child train, and waits until it does."""
         assert self.child is not None
@@ -72,6 +81,11 @@ class Desk:
         """The last answer."""
         return self._memory[_TEXT:].rstrip(b"\0").decode(errors="replace")
 
+    def printed(self) -> str:
+        """What the child has printed."""
+        assert self.child is not None
+        return self.child.said()
+
     def end(self) -> int:
         """Lets training end, and gives the exit code."""
         assert self.child is not None
@@ -91,8 +105,8 @@ class Desk:
             threading.Thread(target=self._serve, args=(loop,), daemon=True).start()
             for batch in loop.ckpt.batches(until=1_000_000):
                 loop.update(batch)
-                self._set(_STEP, loop.ckpt.step_count)
-                if self._get(_END):
+                self.reach(loop.ckpt.step_count)
+                if self.is_to_end:
                     break
                 time.sleep(0.01)  # not to be a thousand steps further when the test looks
 

@@ -1,0 +1,190 @@
+"""A run directory that a stranger may write to, what of the user lies elsewhere, and what must hold afterwards."""
+
+import ctypes
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from faults.accounts import Account, Stranger, become, open_folder, strange, two_accounts
+from faults.desk import Desk
+from faults.harness import Child, forked
+from holdfast.store import names
+from holdfast.store.verify import verify
+
+GROUP, STICKY, OPEN = "a group's", "everybody's and sticky", "made with umask 000"
+KINDS = (GROUP, STICKY, OPEN)
+
+# What a link of the stranger's may lead to, by the names that a run writes in a directory.
+_OF_THE_USER = ("precious", "README.md", "events.jsonl", "lease.json", "status.json", "outcome.json", "MANIFEST.json")
+_EXCHANGE, _AT_FDCWD = 2, -100
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+State = dict[str, tuple[int, int, int, bytes]]
+
+
+class Ground:
+    """Where the user and the stranger meet.
+
+    Args:
+        folder: A directory that both can reach.
+        kind: Which of `KINDS` the run directory is.
+        user: The account that trains.
+        stranger: The other one.
+    """
+
+    def __init__(self, folder: Path, kind: str, user: Account, stranger: Account) -> None:
+        self.folder = folder
+        self.user = user
+        self.stranger = stranger
+        self.home = folder / "home"
+        self.lair = folder / "lair"
+        """A directory of the stranger's."""
+        self.is_sticky = kind == STICKY
+        self.umask = 0 if kind == OPEN else 0o022
+        """That of the user's processes."""
+        self.run = folder / "above" / "run"
+        self.answered: list[int] = []
+        """The steps that were answered "saved"."""
+        for place in (self.home, self.private):
+            place.mkdir()
+            for name in _OF_THE_USER:
+                (place / name).write_text(f"{name} of the user")
+            (place / "requests").mkdir()
+        self.lair.mkdir()
+        self.run.parent.mkdir()
+        if kind != OPEN:
+            self.run.mkdir()
+            self.run.chmod(0o2770 if kind == GROUP else 0o1777)
+        if kind == GROUP:
+            os.chown(self.run, user.uid, user.team)
+        give(self.home, user)
+        give(self.lair, stranger)
+        give(self.run.parent, user, below=False)
+        self._before = state_of(self.home)
+
+    @property
+    def private(self) -> Path:
+        """A directory of the user's in which a run would change the mode."""
+        return self.home / "private"
+
+    @property
+    def ran(self) -> Path:
+        """The file that what the stranger has written would make if it were run."""
+        return self.home / "ran"
+
+    @contextmanager
+    def training(self, trains: Callable[[Desk], object], said: str = "said") -> Iterator[Desk]:
+        """A training of the user's, in a process of its own that goes on until it is told otherwise."""
+        desk = Desk()
+        with self.program(lambda: trains(desk), said) as desk.child:
+            desk.begin()
+            yield desk
+
+    def program(self, action: Callable[[], object], said: str = "said") -> AbstractContextManager[Child]:
+        """A process of the user's, with what it prints in a file of that name."""
+
+        def as_user(wait: object) -> None:
+            logging.getLogger().handlers.clear()  # those of pytest, which would have its lines
+            become(self.user, self.umask)
+            action()
+
+        return forked(as_user, self.folder / said)
+
+    def strange(self, turn: Callable[[], int]) -> AbstractContextManager[Stranger]:
+        """The stranger, who does one turn after another."""
+        return strange(self.stranger, turn)
+
+    def ask(self, desk: Desk) -> str:
+        """Asks for a save and waits for its answer, which must be true."""
+        said = desk.answer()
+        if said.startswith("saved"):
+            self.answered.append(int(said.split()[1]))
+            self.require_saved(self.answered[-1])
+        return said
+
+    def require_saved(self, step: int) -> None:
+        """A checkpoint of this step is there, whole, and the user's."""
+        path = self.run / names.checkpoint(step)
+        report = verify(path)
+        assert path.lstat().st_uid == self.user.uid and report.good, f"{path.name} is not there: {report.problems}"
+        assert report.entry.manifest is not None and report.entry.manifest.step == step
+
+    def require_saved_as_printed(self, output: str, least: int = 1) -> None:
+        """Every checkpoint that a training has printed as saved is there, and they are so many at least."""
+        steps = [int(step) for step in re.findall(r"checkpoint saved step=(\d+)", output)]
+        assert len(steps) >= least, output
+        for step in steps:
+            self.require_saved(step)
+
+    def require_untouched(self) -> None:
+        """Nothing of the user's that lies elsewhere has changed, nothing was run, and the stranger's files are his."""
+        after = state_of(self.home)
+        changed = {path for path in {*self._before, *after} if self._before.get(path) != after.get(path)}
+        assert not changed, f"changed outside of the run directory: {sorted(changed)}"
+        for path, (mode, uid, _, content) in state_of(self.folder / "above").items():
+            if uid == self.stranger.uid and not stat.S_ISLNK(mode):
+                wanted = 0o777 if stat.S_ISDIR(mode) else 0o666
+                assert stat.S_IMODE(mode) in (wanted, wanted | stat.S_ISGID), f"{path} has mode {mode:o}"
+                assert not stat.S_ISREG(mode) or content.endswith(b"the stranger's"), f"{path} was written to"
+
+
+@contextmanager
+def ground(kind: str) -> Iterator[Ground]:
+    """A ground that is gone at the end, with its accounts."""
+    with two_accounts() as (user, stranger), open_folder() as folder:
+        yield Ground(folder, kind, user, stranger)
+
+
+def give(path: Path, account: Account, *, below: bool = True) -> None:
+    """Makes a file or a directory, and all below it, an account's."""
+    os.lchown(path, account.uid, account.gid)
+    if below and path.is_dir() and not path.is_symlink():
+        for inside in path.iterdir():
+            give(inside, account)
+
+
+def state_of(folder: Path) -> State:
+    """Mode, owner, group and content of everything in a directory and below it."""
+    state: State = {}
+    for above, folders, others in os.walk(folder):
+        for name in (".", *folders, *others):
+            path = Path(above, name)
+            with suppress(FileNotFoundError):
+                status = path.lstat()
+                content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+                if stat.S_ISLNK(status.st_mode):
+                    content = os.fsencode(path.readlink())
+                state[str(path)] = (status.st_mode, status.st_uid, status.st_gid, content)
+    return state
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Exchanges what two names lead to, in one step."""
+    paths = os.fsencode(first), os.fsencode(second)
+    if _LIBC.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(first))
+
+
+def belongs_to(path: Path, account: Account) -> bool:
+    """Whether something has this name, and is the account's."""
+    try:
+        return path.lstat().st_uid == account.uid
+    except OSError:
+        return False
+
+
+def plant(path: Path, what: str, target: Path) -> None:
+    """Makes what a stranger may put under a name: a link to `target`, a pipe, a file, or a directory with a file."""
+    if what == "link":
+        path.symlink_to(target)
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "file":
+        path.write_text("the stranger's")
+    else:
+        path.mkdir()
+        (path / "file").write_text("the stranger's")
