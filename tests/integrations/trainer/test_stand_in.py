@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ def test_a_stand_in_shows_what_was_recorded_and_the_trainer_keeps_its_own(tmp_pa
     assert stand_in._get_output_dir() == str(tmp_path) and stand_in.callback_handler.callbacks == []
     assert vars(trainer) == before and vars(trainer.args) == args
     assert len(trainer.state.log_history) == 2 and trainer.state.total_flos == 5.0
+
+
+@dataclasses.dataclass(slots=True)
+class InSlots(TrainingArguments):  # type: ignore[misc]
+    api_key: str = "canary"
+    size: int = 3
+
+
+def test_a_stand_in_has_what_a_subclass_of_the_arguments_keeps_in_slots_and_pickles_no_secret_of_it(
+    tmp_path: Path,
+) -> None:
+    args = InSlots(str(tmp_path / "out"), use_cpu=True, report_to="none")
+    trainer = holdfast.attach(Trainer(torch.nn.Linear(1, 1), args))
+    stand_in = stand_in_for(trainer, record_of(trainer), tmp_path, weights_only=False)
+    assert (stand_in.args.api_key, stand_in.args.size, trainer.args.api_key) == ("canary", 3, "canary")
+    stand_in.save_model(str(tmp_path / "model"))
+    read = torch.load(tmp_path / "model" / "training_args.bin", weights_only=False)
+    assert type(read) is InSlots and read.api_key is None and read.size == 3
+    assert read.output_dir == args.output_dir
 
 
 def test_a_stand_in_has_the_methods_of_the_trainers_class(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ the user's own object, its class, and whatever it holds stay as they are.
 import copy
 import copyreg
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from pathlib import PurePath
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -35,13 +36,13 @@ def pickled_blank(args: TrainingArguments) -> TrainingArguments:
     """
     if isinstance(args, _PickledBlank):
         return args
-    return _with_values_of(args, _pickled_blank_class(type(args)), vars(args))
+    return with_values_of(args, _pickled_blank_class(type(args)), vars(args))
 
 
 class _PickledBlank:
     def __reduce_ex__(self, protocol: Any) -> Any:
         own = type(self).__mro__[2]  # behind the class that was made for it, and this one
-        reduced = _with_values_of(self, own, vars(self)).__reduce_ex__(max(2, protocol))
+        reduced = with_values_of(self, own, vars(self)).__reduce_ex__(max(2, protocol))
         if isinstance(reduced, str):
             return reduced
         made, arguments, *rest = _Blanks(protocol).of_reduced(reduced)
@@ -52,10 +53,10 @@ class _PickledBlank:
 
     # Copies go by `__reduce_ex__` unless told otherwise, and are no less in need of a token.
     def __copy__(self) -> Any:
-        return _with_values_of(self, type(self), dict(vars(self)))
+        return with_values_of(self, type(self), dict(vars(self)))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = _with_values_of(self, type(self), {})
+        copied = with_values_of(self, type(self), {})
         memo[id(self)] = copied
         copied.__dict__.update(copy.deepcopy(vars(self), memo))
         return copied
@@ -65,13 +66,22 @@ def _pickled_blank_class(own: type) -> type:
     return type(own.__name__, (_PickledBlank, own), {"__module__": own.__module__})
 
 
-def _with_values_of(args: Any, kind: type, attributes: dict[str, Any]) -> Any:
-    """Returns an object of another class with an object's values: that of its slots, and these attributes."""
+def with_values_of(args: Any, kind: type, attributes: dict[str, Any]) -> Any:
+    """Returns arguments of another class that have the values of others.
+
+    Args:
+        args: The others, which the values of slots are taken from.
+        kind: The class.
+        attributes: The values of all other attributes.
+    """
     made: Any = object.__new__(kind)
     made.__dict__ = attributes
-    for name in copyreg._slotnames(kind):  # type: ignore[attr-defined]
-        if hasattr(args, name):
-            object.__setattr__(made, name, getattr(args, name))
+    for member in kind.__mro__:
+        for slot in vars(member).values():
+            # Not by name: a property may stand before it.
+            if isinstance(slot, MemberDescriptorType) and isinstance(args, member):
+                with suppress(AttributeError):  # nothing is in it
+                    slot.__set__(made, slot.__get__(args))
     return made
 
 

@@ -12,7 +12,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from holdfast.integrations.trainer.callbacks import by_name
 from holdfast.integrations.trainer.record import TrainerRecord
-from holdfast.integrations.trainer.secrets import pickled_blank
+from holdfast.integrations.trainer.secrets import pickled_blank, with_values_of
 from holdfast.state.secrets import blanked
 from holdfast.store import names
 from holdfast.store.references import step_of_best
@@ -105,14 +105,10 @@ def _elsewhere(args: TrainingArguments, folder: str) -> TrainingArguments:
     """Returns a copy of arguments that has another `output_dir` for all who ask it, and is pickled with its own."""
 
     def pickled_as_it_is(self: TrainingArguments, protocol: Any) -> Any:
-        own: TrainingArguments = object.__new__(type(args))
-        own.__dict__.update(vars(self))
-        return own.__reduce_ex__(protocol)
+        return with_values_of(self, type(args), vars(self)).__reduce_ex__(protocol)
 
     changed = {"output_dir": property(lambda self: folder), "__reduce_ex__": pickled_as_it_is}
     own_class = type(args)
-    writing: TrainingArguments = object.__new__(
-        type(own_class.__name__, (own_class,), {**changed, "__module__": own_class.__module__})
-    )
-    writing.__dict__.update(vars(args))
+    kind = type(own_class.__name__, (own_class,), {**changed, "__module__": own_class.__module__})
+    writing: TrainingArguments = with_values_of(args, kind, dict(vars(args)))
     return writing
