@@ -16,6 +16,7 @@ import pytest
 from helpers.loops import train
 from helpers.support import RUN, commit_checkpoint, holdfast
 from helpers.tampering import with_intent
+from helpers.trainings import Training
 from holdfast.cli import app
 from holdfast.errors import CheckpointError, RunBusyError
 from holdfast.run.directory import RunDirectory
@@ -70,8 +71,14 @@ def weights(*shape: int) -> bytes:
     return packed({LONG: tensor, "__metadata__": {LONG: LONG}}, bytes(8))
 
 
-def checkpoint(root: Path, step: int, layout: str = "transformers", shape: tuple[int, ...] = (2,)) -> Path:
-    state = {"best_model_checkpoint": LONG, "log_history": [{LONG: LONG}], "stateful_callbacks": {LONG: {}}}
+def checkpoint(
+    root: Path, step: int, layout: str = "transformers", shape: tuple[int, ...] = (2,), best: str | None = None
+) -> Path:
+    state: dict[str, Any] = {
+        "best_model_checkpoint": best,
+        "log_history": [{LONG: LONG}],
+        "stateful_callbacks": {LONG: {}},
+    }
     path = commit_checkpoint(
         root,
         step,
@@ -91,7 +98,11 @@ def checkpoint(root: Path, step: int, layout: str = "transformers", shape: tuple
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run directory in which every text of every file is forged, and whose holder seems to be alive elsewhere."""
-    root = tmp_path / "run"
+    forge(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def forge(root: Path) -> None:
     directory = RunDirectory(root)
     directory.create()
     token = "a" * 32
@@ -102,6 +113,7 @@ def run(tmp_path: Path) -> Path:
     checkpoint(root, 3, shape=(1, 2))
     damaged = checkpoint(root, 4)
     (damaged / "trainer_state.json").write_bytes(b"other")
+    checkpoint(root, 7, best=LONG)
     bad = root / "checkpoint-5"
     shutil.copytree(damaged, bad)
     (bad / "MANIFEST.json").write_bytes(os.fsencode(LONG))
@@ -125,7 +137,6 @@ def run(tmp_path: Path) -> Path:
     asked = forged(Request("command", label="label", why="why", id=ASKED_FOR, asked_at=1.0), SHORT)
     for name, request in {"b" * 32: {"door": SHORT}, ASKED_FOR: asked | {"door": "command"}}.items():
         (directory.requests / f"{name}.json").write_text(json.dumps(request))
-    return root
 
 
 @pytest.fixture
@@ -157,6 +168,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "list": ("list", "run"),
     "verify": ("verify", "run"),
     "inspect": ("inspect", "run/checkpoint-1"),
+    "verify a state": ("verify", "run/checkpoint-7"),
     "inspect damage": ("inspect", "run/checkpoint-5"),
     "diff": ("diff", "run/checkpoint-1", "run/checkpoint-3"),
     "diff damage": ("diff", "run/checkpoint-1", "run/checkpoint-4"),
@@ -174,7 +186,7 @@ VERBS: Mapping[str, tuple[str, ...]] = {
     "no verb": (EVIL,),
 }
 # What a file says of these is in what they print.
-SHOWS = ("status", "list", "verify", "inspect", "diff", "export another layout", "save", "stop")
+SHOWS = ("status", "list", "verify", "verify a state", "inspect", "diff", "export another layout", "save", "stop")
 
 
 @pytest.mark.usefixtures("answered")
@@ -233,6 +245,29 @@ def test_security_s29_a_training_in_such_a_directory_says_so_in_lines_of_its_own
         train(run, 10, resume=str(run / "checkpoint-8"))
     require_harmless(str(raised.value))
     assert SEEN in str(raised.value)
+
+
+def test_security_s29_so_does_a_configured_training(training: Training) -> None:
+    """`holdfast train` begins where all that is forged lies, and with a configuration of such texts."""
+    forge(training.run)
+    changes: dict[str, Any] = {
+        "max_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "resume_from_checkpoint": "auto",
+    }
+    alive = training.start("--resume", "auto", **changes)
+    assert alive.wait() == 1
+    (training.run / ".holdfast" / "lease.json").unlink()
+    process = training.start("--resume", "auto", **changes)
+    process.wait()
+    of_such_texts: dict[str, Any] = {"learning_rate": EVIL, EVIL: EVIL}
+    wrong = training.start(**of_such_texts)
+    assert wrong.wait() == 2, wrong.output
+    expected = {SEEN: alive, "skipped checkpoint-2: its layout is 'EVIL": process, "EVIL \\x1b[2J": wrong}
+    for text, ended in expected.items():
+        assert text in ended.output, ended.output
+        require_harmless(ended.output)
 
 
 def test_no_verb_prints_past_the_one_place_that_escapes() -> None:

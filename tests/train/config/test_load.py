@@ -48,6 +48,11 @@ def problems(text: str, *overrides: str) -> list[str]:
     return caught.value.problems
 
 
+def test_a_key_that_no_text_can_hold_is_told_of() -> None:
+    (line,) = problems(f'{ENOUGH}"x\\ud800": 1\n')
+    assert line.endswith("'x\\ud800' holds a character that text cannot hold")
+
+
 def test_a_short_configuration_has_the_defaults() -> None:
     found = loaded(ENOUGH)
     assert found.config == TrainConfig(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from holdfast.errors import ConfigError
 from holdfast.settings import DynamicCheckpoint
+from holdfast.text import shown
 from holdfast.train.config import paths, rules, yaml
 from holdfast.train.config.errors import describe
 from holdfast.train.config.fields import DatasetConfig, SpecialTokens, TrainConfig
@@ -83,7 +84,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Loaded:
 
     notices = _in_order(_message(finding, source) for finding in rules.notices(config, config.model_fields_set))
     if ignored:
-        notices.insert(0, f"{source.name}: accepted for Axolotl's sake, no effect here: {', '.join(ignored)}")
+        notices.insert(
+            0, f"{source.name}: accepted for Axolotl's sake, no effect here: {', '.join(map(shown, ignored))}"
+        )
     return Loaded(config, ignored, tuple(notices))
 
 
@@ -121,7 +124,8 @@ def _validated(values: dict[str, Any], source: Source) -> tuple[TrainConfig, set
 
     Where keys are wrong the configuration is a stand-in without them, so that the rules can look at the others.
     """
-    wrong = {str(loc[0]) for loc in source.unread}
+    # A key that cannot be read has no place among the others.
+    wrong = {str(loc[0]) for loc in source.unread if loc}
     try:
         return TrainConfig.model_validate(values, strict=True), wrong, []
     except ValidationError as error:
