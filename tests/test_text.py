@@ -1,5 +1,6 @@
 """What is shown of text that anybody may have written."""
 
+import io
 import unicodedata
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from helpers.support import fuzzed
 from holdfast import text as shown_text
-from holdfast.text import MOST_BYTES, MOST_SHOWN, lines_shown, one_line, quoted, shortened, shown
+from holdfast.text import MOST_BYTES, MOST_SHOWN, encodable, lines_shown, one_line, quoted, shortened, shown
 
 
 @fuzzed
@@ -53,6 +54,13 @@ def test_lines_stay_lines_where_they_are_meant() -> None:
     assert lines_shown("one\x1b\n  two") == "one\\x1b\n  two"
     assert len(lines_shown("x" * 100_000)) <= shown_text.MOST_LINE
     assert one_line(" one\n  two\x1b ") == "one two\\x1b"
+
+
+def test_a_terminal_that_has_not_every_letter_gets_an_escape_for_it() -> None:
+    for encoding, line in (("ascii", r"gr\xf6\xdfer \u2713"), ("latin-1", "gr\u00f6\u00dfer \\u2713")):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding)
+        print(encodable("gr\u00f6\u00dfer \u2713", stream), file=stream, flush=True)
+        assert stream.buffer.getvalue().decode(encoding) == f"{line}\n"
 
 
 @fuzzed

@@ -1,12 +1,13 @@
 """Lines for the user: through `logging.getLogger("holdfast")`, and printed where no handler takes them."""
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from holdfast.text import MOST_LINE, shown
+from holdfast.text import MOST_LINE, encodable, shown
 
 LOGGER = logging.getLogger("holdfast")
 """Everything that Holdfast logs. Its level is INFO unless the application has set one."""
@@ -87,4 +88,4 @@ def _guarded(output: Callable[[Any], Any], line: Any) -> Any:
 
 
 def _print(text: str) -> None:
-    print(text, flush=True)
+    print(encodable(text, sys.stdout), flush=True)

@@ -5,7 +5,7 @@ it. Standard library alone: the commit core stands on this.
 """
 
 import reprlib
-from typing import Any
+from typing import Any, TextIO
 
 MOST_SHOWN = 1000
 """The characters that are shown of one text."""
@@ -46,6 +46,12 @@ def lines_shown(text: str) -> str:
 def one_line(text: str) -> str:
     """Returns text of several lines as one, as `shown` has it."""
     return shown(" ".join(text.split()))
+
+
+def encodable(text: str, stream: TextIO | None) -> str:
+    """Returns text as a stream can encode it: not every terminal has every letter, and none may end what is printed."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"  # a program may have put another object in its place
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def quoted(value: Any) -> str:

@@ -1,10 +1,11 @@
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from helpers.museum import EXHIBITS
-from helpers.support import ASKED, RUN, SCHEDULED, commit_checkpoint, holdfast
+from helpers.support import ASKED, RUN, SCHEDULED, commit_checkpoint, holdfast, holdfast_begun
 from holdfast.store import pins
 
 
@@ -92,6 +93,14 @@ def test_what_a_manifest_says_moves_no_cursor_and_breaks_no_line(tmp_path: Path)
     found = holdfast("list", tmp_path)
     assert found.returncode == 0, found.stderr
     assert all(line.isprintable() for line in found.stdout.splitlines()) and len(found.stdout.splitlines()) == 2
+
+
+def test_a_label_of_letters_that_a_terminal_has_not_hides_no_checkpoint(tmp_path: Path) -> None:
+    commit_checkpoint(tmp_path, 7, reasons=({**ASKED, "label": "gr\u00f6\u00dfer \u2713"},))
+    listed = holdfast_begun("list", tmp_path, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    output, errors = listed.communicate()
+    assert (listed.returncode, errors) == (0, "")
+    assert r"gr\xf6\xdfer \u2713" in output
 
 
 def test_who_may_not_look_at_the_pins_still_sees_the_checkpoints(

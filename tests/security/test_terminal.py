@@ -268,6 +268,7 @@ def test_security_s29_so_does_a_configured_training(training: Training) -> None:
     for text, ended in expected.items():
         assert text in ended.output, ended.output
         require_harmless(ended.output)
+    assert "[red]x[/red]" in process.output
 
 
 def test_no_verb_prints_past_the_one_place_that_escapes() -> None:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from holdfast.text import lines_shown, shortened, shown
+from holdfast.text import encodable, lines_shown, shortened, shown
 
 
 def tell(text: str = "", *, as_error: bool = False) -> None:
     """Prints lines. A text in them that somebody else wrote has gone through `shown`, which cuts it alone."""
-    print(lines_shown(text), file=sys.stderr if as_error else sys.stdout, flush=True)
+    stream = sys.stderr if as_error else sys.stdout
+    print(encodable(lines_shown(text), stream), file=stream, flush=True)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

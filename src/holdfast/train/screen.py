@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from holdfast.run.status import Status
-from holdfast.text import lines_shown
+from holdfast.text import encodable, lines_shown
 
 
 class Screen:
@@ -33,7 +33,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Prints a line. Any thread may."""
-        self._console.print(lines_shown(text))
+        self._console.print(encodable(lines_shown(text), sys.stdout))
 
     def begin(self, step: int, max_steps: int) -> None:
         """Starts the progress bar."""
