@@ -175,16 +175,15 @@ class Snapshots:
 
     def _write(self, boundary: Boundary, folder: Folder) -> dict[str, str]:
         """Streams the files of a boundary into a directory; returns the digests by their paths."""
-        directory = folder.through
         with self._torn_by_training(boundary), ExitStack() as opened:
             self._require_untouched(boundary)
-            images = self._subject.file_images(boundary, directory)
+            images = self._subject.file_images(boundary, folder)
             if self._live is not None:
                 self.copied_buffers = self._live.copied_buffers()
             if self._direct is None:
-                self._direct = takes_direct_writes(directory)
+                self._direct = takes_direct_writes(folder.through)
             sinks = [
-                opened.enter_context(BlockFile(directory / image.path, image.size, direct=self._direct))
+                opened.enter_context(BlockFile(folder.through / image.path, image.size, direct=self._direct))
                 for image in images
             ]
             stream = Stream(

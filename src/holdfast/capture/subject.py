@@ -9,6 +9,7 @@ import torch
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.replicas import Content, Replicas
+from holdfast.store.folder import Folder
 
 
 class Subject(Protocol):
@@ -35,7 +36,7 @@ class Subject(Protocol):
     def manifest_entry(self, recorded: Any) -> Mapping[str, Any]:
         """Returns what the manifest says of a boundary."""
 
-    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, folder: Folder) -> Sequence[Image]:
         """Returns the files to be; small ones may be written into the directory right away. The gate is shut."""
 
     def estimated_bytes(self) -> int:

@@ -28,6 +28,7 @@ from holdfast.run import rehearsal
 from holdfast.run.rehearsal import Rehearsal
 from holdfast.state import values
 from holdfast.store import digest, files
+from holdfast.store.folder import Folder
 
 # A training in small steps would be over before it could be asked.
 _PACE_SECONDS = 0.1
@@ -146,13 +147,13 @@ def _digests(subject: Subject, boundary: Boundary, *, is_of_ranks: bool) -> dict
     # Who of several ranks writes what of a part depends on what the last save saw to differ between them.
     parts = _of_parts(live, boundary) if is_of_ranks and BY_NAME[live.layout].every_rank_writes else {}
     digests.update(parts)
-    with tempfile.TemporaryDirectory(prefix="holdfast-drill-") as folder:
-        for image in subject.file_images(boundary, Path(folder)):
+    with tempfile.TemporaryDirectory(prefix="holdfast-drill-") as made, Folder.open(Path(made)) as folder:
+        for image in subject.file_images(boundary, folder):
             if not any(image.path.startswith((f"{part}.", f"{part}-")) for part in parts):
                 digests.update(digests_of_file(image.path, [_bytes_of(piece) for piece in image.pieces]))
-        for path in Path(folder).rglob("*"):
+        for path in Path(made).rglob("*"):
             if path.is_file() and path.name not in _NO_STATE and path.suffix != ".md":
-                digests.update(digests_of_file(path.relative_to(folder).as_posix(), [path.read_bytes()]))
+                digests.update(digests_of_file(path.relative_to(made).as_posix(), [path.read_bytes()]))
     return digests
 
 

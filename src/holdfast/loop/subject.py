@@ -26,6 +26,7 @@ from holdfast.state.part import CARRIED, GRADIENTS, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
 from holdfast.state.sharding import ShardRange, local_of, range_of
+from holdfast.store.folder import Folder
 
 
 class LoopRecord(NamedTuple):
@@ -205,7 +206,7 @@ class LoopState:
         """Returns the checkpoint that was resumed from."""
         return self._protected
 
-    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, folder: Folder) -> Sequence[Image]:
         """Returns the files-to-be of this process."""
         recorded: LoopRecord = boundary.recorded
         stored, rank, size = self._encode(boundary), self.rank, self.world_size

@@ -1,3 +1,4 @@
+import logging
 import os
 import stat
 from pathlib import Path
@@ -5,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import holdfast
 from holdfast.integrations.trainer.output_dir import OutputDirectory
@@ -68,6 +69,29 @@ def test_security_s21_what_a_trainer_leaves_beside_a_checkpoint_goes_through_no_
         assert not (checkpoint / "README.md").exists() and not list(checkpoint.glob(".*"))
     args = torch.load(root / "checkpoint-3" / "training_args.bin", weights_only=False)
     assert args.output_dir == str(root) and type(args) is TrainingArguments
+
+
+def test_no_log_line_of_a_save_has_the_path_of_a_descriptor(tmp_path: Path) -> None:
+    lines: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger, handler = logging.getLogger("transformers"), Kept()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, bos_token_id=1, eos_token_id=1)
+        args = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", max_steps=1, save_steps=1)
+        rows = [{"input_ids": [1, 2], "labels": [1, 2]}] * 8
+        holdfast.attach(Trainer(GPT2LMHeadModel(config), args, train_dataset=rows)).train()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    assert any("checkpoint-1/config.json" in line for line in lines), lines
+    assert [line for line in lines if "/proc/" in line] == []
 
 
 def left(root: Path, place: Path, before: set[str], **written: str) -> list[str]:

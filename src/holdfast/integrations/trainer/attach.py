@@ -13,7 +13,7 @@ from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.fit import loading
-from holdfast.integrations.trainer.held_path import in_words
+from holdfast.integrations.trainer.held_path import in_words, rewording
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
@@ -94,6 +94,7 @@ def _saving_train(
                 if engine is None
                 else nullcontext(engine)
             ) as running,
+            rewording(),
             interceptors(),
             TrainerSettings(trainer, running) as given_settings,
             EpochAccounting(trainer, running) as epochs,

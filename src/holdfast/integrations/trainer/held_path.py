@@ -1,7 +1,7 @@
-"""The path by which a trainer loads a checkpoint that is held open, kept out of everything that people read.
+"""The paths by which a trainer loads and writes what is held open, kept out of everything that people read.
 
-A trainer, peft and torch load by a path, and give it to their logs, warnings and errors. That of a descriptor means
-nothing to anybody else, so these have the checkpoint's own path in its place.
+A trainer, peft and torch load and write by a path, and give it to their logs, warnings and errors. That of a descriptor
+means nothing to anybody else, so these have the directory's own path in its place.
 """
 
 import logging
@@ -12,50 +12,63 @@ from typing import Any
 
 from holdfast.store.folder import Folder
 
+_given: list[Folder] = []  # those whose paths code of others has now; loggers and warnings are the process's as well
+
 
 @contextmanager
-def in_words(checkpoint: Folder) -> Iterator[None]:
-    """Encloses code of others that was given the path `checkpoint.through`: all it says has that of the checkpoint.
-
-    Args:
-        checkpoint: The open directory.
-    """
+def rewording() -> Iterator[None]:
+    """Has all that is logged and warned of in the process say the own path of a directory, as long as it is open."""
     make_record, show = logging.getLogRecordFactory(), warnings.showwarning
 
     def record(*args: Any, **kwargs: Any) -> logging.LogRecord:
         made = make_record(*args, **kwargs)
-        _reword_record(made, checkpoint)
+        for folder in tuple(_given):
+            _reword_record(made, folder)
         return made
 
     def show_warning(message: Any, *args: Any, **kwargs: Any) -> None:
         if isinstance(message, BaseException):
-            _reword_one(message, checkpoint)
+            for folder in tuple(_given):
+                _reword_one(message, folder)
         show(message, *args, **kwargs)
 
     logging.setLogRecordFactory(record)
     warnings.showwarning = show_warning
     try:
         yield
-    except BaseException as error:
-        _reword(error, checkpoint)
-        raise
     finally:
         logging.setLogRecordFactory(make_record)
         warnings.showwarning = show
 
 
-def _reword_record(record: logging.LogRecord, checkpoint: Folder) -> None:
+@contextmanager
+def in_words(folder: Folder) -> Iterator[None]:
+    """Encloses code of others that was given the path `folder.through`: its errors have the directory's own path.
+
+    So has what it logs, and what it warns of, inside of `rewording`.
+    """
+    _given.append(folder)
+    try:
+        yield
+    except BaseException as error:
+        _reword(error, folder)
+        raise
+    finally:
+        _given.remove(folder)
+
+
+def _reword_record(record: logging.LogRecord, folder: Folder) -> None:
     try:
         text = record.getMessage()
     except Exception:  # noqa: BLE001 - its message and its arguments do not fit: logging itself reports that
         return
-    if (words := checkpoint.in_words(text)) != text:
+    if (words := folder.in_words(text)) != text:
         record.msg, record.args = words, None
     if record.exc_info and record.exc_info[1] is not None:
-        _reword(record.exc_info[1], checkpoint)
+        _reword(record.exc_info[1], folder)
 
 
-def _reword(error: BaseException, checkpoint: Folder) -> None:
+def _reword(error: BaseException, folder: Folder) -> None:
     """Rewords an error, and those that led to it."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
@@ -63,13 +76,13 @@ def _reword(error: BaseException, checkpoint: Folder) -> None:
         each = waiting.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            _reword_one(each, checkpoint)
+            _reword_one(each, folder)
             waiting += [each.__cause__, each.__context__]
 
 
-def _reword_one(error: BaseException, checkpoint: Folder) -> None:
+def _reword_one(error: BaseException, folder: Folder) -> None:
     def reworded(value: Any) -> Any:
-        return checkpoint.in_words(value) if isinstance(value, str) else value
+        return folder.in_words(value) if isinstance(value, str) else value
 
     error.args = tuple(map(reworded, error.args))
     for name, value in vars(error).items():

@@ -15,6 +15,7 @@ from transformers import Trainer
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
+from holdfast.integrations.trainer.held_path import in_words
 from holdfast.integrations.trainer.interception import quietly
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord, Watched
 from holdfast.integrations.trainer.stand_in import name_the_best, stand_in_for
@@ -22,6 +23,7 @@ from holdfast.integrations.trainer.writer import random_image, require_complete
 from holdfast.layouts import transformers as layout
 from holdfast.state.rng.evaluation import evaluation
 from holdfast.store import names
+from holdfast.store.folder import Folder
 
 # AdamW's two moments of a parameter, in float32.
 _MOMENTS_BYTES = 8
@@ -74,11 +76,13 @@ class OwnWriterSubject(Recorder):
         """Returns why the state can be read only while training stands still."""
         return self._why
 
-    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, folder: Folder) -> Sequence[Image]:
         """Returns the random state's file. All else is written by the trainer when this returns."""
         record: TrainerRecord = boundary.recorded
         weights_only = self.is_weights_only(boundary)
-        self._run_on_training_thread(lambda: self._write(record, directory, weights_only=weights_only))
+        directory = folder.through
+        with in_words(folder):
+            self._run_on_training_thread(lambda: self._write(record, directory, weights_only=weights_only))
         if self._rank:
             _sync(directory)
         else:

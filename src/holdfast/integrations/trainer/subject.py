@@ -16,6 +16,7 @@ from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import writer
+from holdfast.integrations.trainer.held_path import in_words
 from holdfast.integrations.trainer.record import Recorder, TrainerRecord, Watched
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
@@ -25,6 +26,7 @@ from holdfast.state.optimizer_layers import layers_of, unwrapped, with_inner
 from holdfast.state.registry import parts_of
 from holdfast.state.sharding import is_distributed
 from holdfast.state.stated_optimizer import StatedOptimizerPart
+from holdfast.store.folder import Folder
 
 
 class TrainerSubject(Recorder):
@@ -94,9 +96,10 @@ class TrainerSubject(Recorder):
             buffers=self._model.record(),
         )
 
-    def file_images(self, boundary: Boundary, directory: Path) -> Sequence[Image]:
+    def file_images(self, boundary: Boundary, folder: Folder) -> Sequence[Image]:
         """Returns the large files-to-be; the small ones are written by the trainer's own writer right away."""
         record: TrainerRecord = boundary.recorded
+        directory = folder.through
         assert record.outside is not None
         carried = self._outside.images(record.outside)
         weights_only = self.is_weights_only(boundary)
@@ -106,7 +109,7 @@ class TrainerSubject(Recorder):
         buffers = self._model.encode(record.buffers).tensors
         named = dict(self._trainer.model.named_buffers())
         replaced = {named[name].data_ptr(): tensor for name, tensor in buffers.items() if name in named}
-        with self.output_dir(directory) as output_dir:
+        with in_words(folder), self.output_dir(directory) as output_dir:
             written = writer.write(
                 self._trainer,
                 self._optimizer,
