@@ -67,9 +67,11 @@ GOOD = asdict(Outcome(RUN, "0" * 32, 1, 1, None, 1.0, "stopped", 75, 2.0))
         b"[" * 30_000,
         *(json.dumps({**GOOD, name: True}).encode() for name in GOOD),
         json.dumps({**GOOD, "token": "../../x"}).encode(),
+        json.dumps({**GOOD, "ended_at": 10**400}).encode(),
+        json.dumps({**GOOD, "began_at": float("nan")}).encode(),
         json.dumps({**GOOD, "more": 1}).encode(),
     ],
-    ids=range(len(GOOD) + 6),
+    ids=range(len(GOOD) + 8),
 )
 def test_what_is_no_record_is_none(tmp_path: Path, content: bytes) -> None:
     run = Run.open(tmp_path)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from holdfast.cli.status import status
 from holdfast.errors import ConfigError, HoldfastError
 from holdfast.layouts.safetensors import header as tensor_headers
@@ -116,6 +118,16 @@ def _status(data: bytes) -> None:
     )
 
 
+def _outcome(data: bytes) -> None:
+    run = _run(alive=False)
+    run.lease.write_text(json.dumps({**_HOLDER, "released": True}))
+    run.outcome.write_bytes(data)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(typer.Exit):
+        status(run.root, ended=True)
+    assert said.getvalue().rstrip("\n").isprintable(), f"this would be printed: {said.getvalue()!r}"
+
+
 def _yaml(data: bytes) -> None:
     path = _run(alive=False).root / "config.yml"
     path.write_bytes(data)
@@ -176,6 +188,17 @@ _HOLDER = {
     "started": 1.0,
     "released": False,
 }
+_OUTCOME = {
+    "run": "a" * 32,
+    "token": "b" * 32,
+    "generation": 1,
+    "pid": 1,
+    "parent": "c" * 32,
+    "began_at": 1.0,
+    "outcome": "stopped",
+    "code": 75,
+    "ended_at": 2.5,
+}
 _STATUS = {
     "run": "a" * 32,
     "pid": 1,
@@ -226,5 +249,6 @@ PARSERS: dict[str, Parser] = {
     "trigger file": Parser(_label, (), (b"before the learning rate falls\n", "gr\u00f6\u00dfer\x1b[2J".encode())),
     "lease": _of_json(_lease, (), _HOLDER),
     "status": _of_json(_status, (HoldfastError,), _STATUS),
+    "outcome": _of_json(_outcome, (HoldfastError,), _OUTCOME),
     "configuration": Parser(_yaml, (ConfigError,), _YAML),
 }

@@ -13,6 +13,7 @@ from holdfast.store import files, names
 RUNNING: Final = "running"
 """The outcome of a start that has not ended; a process that was killed leaves it behind."""
 _MOST_BYTES = 64 << 10
+_END_OF_TIME = 2.0**40  # seconds; also keeps out NaN
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ def _decoded(content: object) -> Outcome | None:
     if not isinstance(content, dict) or set(content) != set(kinds):
         return None
     if any(not isinstance(content[key], kind) or isinstance(content[key], bool) for key, kind in kinds.items()):
+        return None
+    times = (content["began_at"], content["ended_at"] or 0.0)
+    if not all(0 <= seconds < _END_OF_TIME for seconds in times):
         return None
     outcome = Outcome(**content)
     return outcome if names.is_token(outcome.token) and names.is_token(outcome.run) else None
