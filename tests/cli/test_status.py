@@ -109,7 +109,7 @@ def test_it_tells_how_a_run_ended_and_how_to_go_on(tmp_path: Path, outcome: str,
     [
         ("finished", 0, 0, "finished, N s ago"),
         ("stopped", 75, 75, "stopped after a good save (75), N s ago; to go on"),
-        ("stopped", 0, 75, "stopped after a good save (0), N s ago; to go on"),
+        ("stopped", 0, 75, "stopped after a good save (75), N s ago; to go on"),
         ("stopped", 1, 1, "stopped (1), N s ago"),
         ("left: SIGTERM: no step was taken yet", 143, 143, "left: SIGTERM: no step was taken yet (143), N s ago"),
         ("failed: ValueError", 1, 1, "failed: ValueError (1), N s ago"),

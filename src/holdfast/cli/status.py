@@ -64,8 +64,8 @@ def _outcome(directory: RunDirectory, holder: Holder | None, *, alive: bool, jso
     elif last is None or last.ended_at is None:
         code, line = DID_NOT_END, "the last start has not said how it ended: it was killed, or its machine failed"
     else:
-        known = {"phase": "ended", "outcome": last.outcome, "code": last.code, "written_at": last.ended_at}
-        code, line = last.exit_code, _end(known)
+        code = last.exit_code
+        line = _end({"phase": "ended", "outcome": last.outcome, "code": code, "written_at": last.ended_at})
     if json:
         record = {} if last is None else asdict(last)
         as_json({"path": str(directory.root), "alive": alive, **record, "exit_code": code})
