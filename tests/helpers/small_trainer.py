@@ -13,7 +13,6 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
-from holdfast.engine.engine import Engine
 from holdfast.settings import SettingsKwargs
 
 STEPS_PER_EPOCH = 5
@@ -44,27 +43,16 @@ class Points(Dataset[dict[str, torch.Tensor]]):
 
 
 class Stop(TrainerCallback):  # type: ignore[misc]
-    """Asks for a save and the end, by a signal, at the end of a step; begins no later one before it is told to end."""
+    """Asks for a save and the end, by a signal, at the end of a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
-        self.trainer: Any = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             asked = len(events(Path(args.output_dir), "request"))
             os.kill(os.getpid(), signal.SIGUSR2)
             wait_until(lambda: len(events(Path(args.output_dir), "request")) > asked)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= self.step:
-            wait_until(lambda: engine_of(self.trainer).stop_requested)
-
-
-def engine_of(trainer: Trainer) -> Engine:
-    """Returns the engine of a trainer that is training."""
-    engine: Engine = trainer._maybe_log_save_evaluate.__self__._engine
-    return engine
 
 
 def small_trainer(out: Path, callbacks: Sequence[Any] = (), kind: type[Trainer] = Trainer, **settings: Any) -> Trainer:
@@ -88,8 +76,6 @@ def train(out: Path, callbacks: Sequence[Any] = (), *, resume: str | None = "aut
     """Trains in this process, under `attach`; a stop returns."""
     ours = {name: settings.pop(name) for name in SettingsKwargs.__annotations__ if name in settings}
     trainer = holdfast.attach(small_trainer(out, callbacks, **settings), on_stop="return", **ours)
-    for callback in callbacks:
-        callback.trainer = trainer
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

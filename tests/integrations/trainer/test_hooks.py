@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from helpers.small_trainer import checkpoints, train, weights
+from helpers.small_trainer import Stop, checkpoints, train, weights
 from helpers.trainings import events
 from helpers.waiting import wait_until
 
@@ -84,6 +84,22 @@ def test_an_error_while_a_step_is_logged_or_evaluated_saves_its_boundary(
     assert saved["boundary"]["face"] == "update" and saved["version"] == 1
     resumed = train(tmp_path / "out", **LOGS)
     assert weights(resumed) == weights(whole) and history(resumed) == history(whole)
+
+
+def test_a_stop_before_a_step_is_evaluated_leaves_that_to_the_resume(tmp_path: Path, whole: Any) -> None:
+    out = tmp_path / "out"
+    stopped = train(out, [Stop(4)], **LOGS)
+    assert manifest(out, "checkpoint-4")["boundary"]["face"] == "update"
+    assert [row["step"] for row in history(stopped) if "eval_loss" in row] == [2]
+    resumed = train(out, **LOGS)
+    assert weights(resumed) == weights(whole) and history(resumed) == history(whole)
+
+
+def test_a_stop_that_meets_the_last_step_leaves_nothing_of_it_undone(tmp_path: Path) -> None:
+    trainer = train(tmp_path / "out", [Stop(4)], max_steps=4, **LOGS)
+    (end,) = events(tmp_path / "out", "end")
+    assert (end["outcome"], end["code"]) == ("finished", 0)
+    assert [row["step"] for row in history(trainer) if "eval_loss" in row] == [2, 4]
 
 
 def test_an_error_of_on_save_saves_the_boundary_that_it_finds(tmp_path: Path, whole: Any) -> None:
