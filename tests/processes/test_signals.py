@@ -218,7 +218,9 @@ def test_a_stop_whose_save_fails_ends_with_1_and_says_so(training: Training) -> 
     training.wait_for_step(2)
     process.send(signal.SIGTERM)
     assert process.wait() == 1
-    assert "checkpoint failed" in process.output and "the last save FAILED" in process.output
+    # On a slow machine the grace may be over before training has ended by itself.
+    assert any(said in process.output for said in ("the last save FAILED", "its last try failed")), process.output
+    assert "checkpoint failed" in process.output
     assert events(training.run, "failed") and not list(training.run.glob("checkpoint-*"))
     assert not list(training.run.glob(".tmp-*"))
 
