@@ -108,6 +108,7 @@ def test_it_tells_how_a_run_ended_and_how_to_go_on(tmp_path: Path, outcome: str,
     ("outcome", "code", "ends_with", "said"),
     [
         ("finished", 0, 0, "finished, N s ago"),
+        ("finished", 3, 3, "finished (3), N s ago"),
         ("stopped", 75, 75, "stopped after a good save (75), N s ago; to go on"),
         ("stopped", 0, 75, "stopped after a good save (75), N s ago; to go on"),
         ("stopped", 1, 1, "stopped (1), N s ago"),

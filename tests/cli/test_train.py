@@ -37,6 +37,7 @@ def test_torchrun_is_told_of_everything_that_one_process_would_be_told() -> None
         (ended("finished", 0), 0, None, 0),
         (ended("finished", 0), 1, None, 1),  # another rank failed after rank 0 had ended
         (ended("finished", 0), 1, signal.SIGTERM, 0),
+        (ended("finished", 3), 1, None, 3),
         (ended("stopped", 0), 0, None, 75),
         (ended("stopped", 0), 1, signal.SIGTERM, 75),
         (ended("stopped", 1), 1, None, 1),

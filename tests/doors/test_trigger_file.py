@@ -351,6 +351,18 @@ def test_a_claim_that_was_answered_already_is_not_asked_for_again(desk: Desk) ->
     assert (desk.directory.claimed / request.id).read_text() == "a label"
 
 
+def test_a_text_that_cannot_be_kept_has_asked_and_is_kept_by_the_next_start(desk: Desk) -> None:
+    desk.directory.claimed.touch()  # no directory
+    desk.path.write_text("a label")
+    (request,) = desk.look()
+    claim = desk.directory.requests / f"{request.id}.touched"
+    assert request.label == "a label" and claim.exists()
+    assert desk.reported == [f"{claim} cannot be put away (Not a directory): the next start tries it again"]
+    desk.directory.claimed.unlink()
+    desk.recover()
+    assert desk.look() == [] and (desk.directory.claimed / request.id).read_text() == "a label"
+
+
 @pytest.mark.parametrize("make", [made_link, made_fifo, made_folder])
 def test_security_s08_a_claim_that_is_no_plain_file_is_neither_followed_nor_waited_for(
     desk: Desk, make: Callable[[Path], None]

@@ -84,18 +84,20 @@ class TriggerFile:
                 yield claim
 
     def release(self, claim: Claim) -> None:
-        """Clears the claimed file away: its request is on disk. One with text in it is kept, for it may be anybody's.
-
-        Raises:
-            OSError: It cannot be moved; the next start does it.
-        """
+        """Clears the claimed file away: its request is on disk. One with text is kept, for it may be anybody's."""
         if claim.path is not None:
             self._clear(claim.path)
 
     def _clear(self, path: Path) -> None:
-        if path.lstat().st_size == 0:
-            files.remove(path)
-            return
+        try:
+            if path.lstat().st_size:
+                self._keep(path)
+            else:
+                files.remove(path)
+        except OSError as error:
+            self._report(path.name, f"{path} cannot be put away ({error.strerror}): the next start tries it again")
+
+    def _keep(self, path: Path) -> None:
         folder = self._directory.claimed
         with suppress(FileExistsError):
             files.make_directory(folder)

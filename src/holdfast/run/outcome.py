@@ -56,7 +56,7 @@ class Outcome:
     def exit_code(self) -> int:
         """The exit code that one process of `holdfast train` would have had; of a start that did not end: a failure."""
         if self.outcome == "finished":
-            return 0
+            return self.code or 0
         # Under torchrun a rank says 0 after a good save, because its agent takes anything else for a failure.
         return STOPPED_AFTER_SAVE if self.code == 0 else FAILED if self.code is None else self.code
 
