@@ -223,7 +223,11 @@ def test_a_handler_of_each_rank_that_leaves_is_called_when_all_have_the_save(fol
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("signalled", "code"),
-    [("all", 1), pytest.param("rank 1", 0, marks=SLOW), pytest.param("accelerate", 1, marks=SLOW)],
+    [
+        pytest.param("all", 1, marks=in_full("torchrun's agent is accelerate's")),
+        pytest.param("rank 1", 0, marks=SLOW),
+        pytest.param("accelerate", 1, marks=SLOW),
+    ],
 )
 def test_fault_29_30_under_accelerate_with_two_processes_it_is_as_under_torchrun(
     folder: Folder, signalled: str, code: int
