@@ -1,17 +1,24 @@
 """A run directory that a stranger may write to, what of the user lies elsewhere, and what must hold afterwards."""
 
 import ctypes
+import io
 import logging
 import os
 import re
+import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from faults.accounts import Account, Stranger, become, open_folder, strange, two_accounts
 from faults.desk import Desk
-from faults.harness import Child, forked
+from faults.harness import THOROUGH, Child, forked
+from helpers.tampering import with_intent
 from holdfast.store import names
 from holdfast.store.verify import verify
 
@@ -23,7 +30,7 @@ _OF_THE_USER = ("precious", "README.md", "events.jsonl", "lease.json", "status.j
 _EXCHANGE, _AT_FDCWD = 2, -100
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-State = dict[str, tuple[int, int, int, bytes]]
+State = tuple[int, int, int, bytes]
 
 
 class Ground:
@@ -65,6 +72,7 @@ class Ground:
         give(self.lair, stranger)
         give(self.run.parent, user, below=False)
         self._before = state_of(self.home)
+        self._forged: dict[int, State] = {}
 
     @property
     def private(self) -> Path:
@@ -120,23 +128,43 @@ class Ground:
         for step in steps:
             self.require_saved(step)
 
+    def forge(self, checkpoint: Path, files: Mapping[str, bytes], **fields: Any) -> Path:
+        """Makes a checkpoint of the stranger's like one of the user's, with other files and a manifest that fits."""
+        forged = self.run / f"forged-{checkpoint.name}"
+        shutil.copytree(checkpoint, forged, symlinks=True)
+        for name, data in files.items():
+            with_intent(forged, name, data, **fields)
+        give(forged, self.stranger)
+        for path in (forged, *forged.rglob("*")):
+            path.chmod(0o777 if path.is_dir() else 0o666)
+        self._forged |= state_by_number(forged)
+        return forged
+
     def require_untouched(self) -> None:
         """Nothing of the user's that lies elsewhere has changed, nothing was run, and the stranger's files are his."""
         after = state_of(self.home)
         changed = {path for path in {*self._before, *after} if self._before.get(path) != after.get(path)}
         assert not changed, f"changed outside of the run directory: {sorted(changed)}"
-        for path, (mode, uid, _, content) in state_of(self.folder / "above").items():
-            if uid == self.stranger.uid and not stat.S_ISLNK(mode):
-                wanted = 0o777 if stat.S_ISDIR(mode) else 0o666
-                assert stat.S_IMODE(mode) in (wanted, wanted | stat.S_ISGID), f"{path} has mode {mode:o}"
-                assert not stat.S_ISREG(mode) or content.endswith(b"the stranger's"), f"{path} was written to"
+        assert not self.ran.exists(), "what a stranger has written was run"
+        for number, state in state_by_number(self.folder / "above").items():
+            mode, uid, _, content = state
+            if uid != self.stranger.uid or stat.S_ISLNK(mode):
+                continue
+            if number in self._forged:
+                assert state == self._forged[number], "a file of the stranger's checkpoint has changed"
+                continue
+            wanted = 0o777 if stat.S_ISDIR(mode) else 0o666
+            assert stat.S_IMODE(mode) in (wanted, wanted | stat.S_ISGID), f"a file of the stranger's has mode {mode:o}"
+            assert not stat.S_ISREG(mode) or content.endswith(b"the stranger's"), f"the stranger's has now: {content!r}"
 
 
-@contextmanager
-def ground(kind: str) -> Iterator[Ground]:
-    """A ground that is gone at the end, with its accounts."""
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
+    """A ground of the kind that a test wants, gone at the end with its accounts."""
+    if not THOROUGH:
+        pytest.skip("with two accounts it takes a minute: HOLDFAST_FAULTS=1, make test-faults")
     with two_accounts() as (user, stranger), open_folder() as folder:
-        yield Ground(folder, kind, user, stranger)
+        yield Ground(folder, request.param, user, stranger)
 
 
 def give(path: Path, account: Account, *, below: bool = True) -> None:
@@ -147,9 +175,17 @@ def give(path: Path, account: Account, *, below: bool = True) -> None:
             give(inside, account)
 
 
-def state_of(folder: Path) -> State:
-    """Mode, owner, group and content of everything in a directory and below it."""
-    state: State = {}
+def state_of(folder: Path) -> dict[str, State]:
+    """Mode, owner, group and content of everything in a directory and below it, by path."""
+    return {path: state for path, _, state in _states(folder)}
+
+
+def state_by_number(folder: Path) -> dict[int, State]:
+    """The same by the number of the file, whatever name it has."""
+    return {number: state for _, number, state in _states(folder)}
+
+
+def _states(folder: Path) -> Iterator[tuple[str, int, State]]:
     for above, folders, others in os.walk(folder):
         for name in (".", *folders, *others):
             path = Path(above, name)
@@ -158,8 +194,7 @@ def state_of(folder: Path) -> State:
                 content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
                 if stat.S_ISLNK(status.st_mode):
                     content = os.fsencode(path.readlink())
-                state[str(path)] = (status.st_mode, status.st_uid, status.st_gid, content)
-    return state
+                yield str(path), status.st_ino, (status.st_mode, status.st_uid, status.st_gid, content)
 
 
 def exchange(first: Path, second: Path) -> None:
@@ -188,3 +223,18 @@ def plant(path: Path, what: str, target: Path) -> None:
     else:
         path.mkdir()
         (path / "file").write_text("the stranger's")
+
+
+def pickled(ran: Path) -> bytes:
+    """What torch saves of an object that makes a file when it is unpickled."""
+    stream = io.BytesIO()
+    torch.save(_Runs(str(ran)), stream)
+    return stream.getvalue()
+
+
+class _Runs:
+    def __init__(self, ran: str) -> None:
+        self._ran = ran
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return os.open, (self._ran, os.O_CREAT | os.O_WRONLY)

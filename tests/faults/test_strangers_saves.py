@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,12 @@ from transformers import Trainer, TrainerCallback
 import holdfast
 from faults.accounts import unprotected
 from faults.desk import Desk
-from faults.ground import GROUP, KINDS, OPEN, Ground, belongs_to, exchange, ground, plant
-from faults.harness import THOROUGH
+from faults.ground import GROUP, KINDS, OPEN, Ground, belongs_to, exchange, plant
 from helpers.small_trainer import small_trainer
 from holdfast.store import names
 from holdfast.store.folder import names_in
 
 Record = Callable[[str, object], None]
-
-
-@pytest.fixture
-def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
-    if not THOROUGH:
-        pytest.skip("two accounts take a minute: HOLDFAST_FAULTS=1, make test-faults")
-    with ground(request.param) as made:
-        yield made
 
 
 def stages_elsewhere(place: Ground) -> Callable[[], int]:
