@@ -59,7 +59,7 @@ class Ground:
         for place in (self.home, self.private):
             place.mkdir()
             for name in _OF_THE_USER:
-                (place / name).write_text(f"{name} of the user")
+                (place / name).write_text('{"at": 1, "event": "end", "outcome": "stopped", "code": 75}\n')
             (place / "requests").mkdir()
         self.lair.mkdir()
         self.run.parent.mkdir()
@@ -187,6 +187,8 @@ def state_by_number(folder: Path) -> dict[int, State]:
 
 def _states(folder: Path) -> Iterator[tuple[str, int, State]]:
     for above, folders, others in os.walk(folder):
+        if len(Path(above).relative_to(folder).parts) > 12:
+            folders.clear()  # it calls itself, and somebody has dug deep
         for name in (".", *folders, *others):
             path = Path(above, name)
             with suppress(FileNotFoundError):

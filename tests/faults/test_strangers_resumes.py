@@ -3,7 +3,6 @@
 import hashlib
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ from transformers import TrainerCallback
 import holdfast
 from faults.accounts import done_as
 from faults.ground import GROUP, OPEN, Ground, exchange, pickled
+from faults.verbs import runs
 from helpers.loops import Loop
 from helpers.small_trainer import small_trainer
-from holdfast.cli.app import main
 from holdfast.errors import HoldfastError
 
 Record = Callable[[str, object], None]
@@ -137,16 +136,6 @@ def test_security_s23_with_two_accounts_a_trainer_goes_on_from_the_checkpoint_th
     assert len(resumed) + len(words_of(child.said(), "refused")) == 12
     assert "Traceback" not in child.said() and "/proc/" not in child.said()
     place.require_untouched()
-
-
-def runs(*argv: str, times: int = 1) -> None:
-    """What a child does: runs a verb, again and again, and prints its exit codes."""
-    for number in range(times):
-        sys.argv = ["holdfast", *(each.format(number=number) for each in argv)]
-        try:
-            main()
-        except SystemExit as end:
-            print("code", end.code, flush=True)
 
 
 @pytest.mark.parametrize("place", KINDS, indirect=True)

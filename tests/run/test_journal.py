@@ -114,6 +114,12 @@ def a_file_of_the_users(path: Path) -> None:
     path.write_text("learning_rate: 0.1\n")
 
 
+def another_journal(path: Path) -> None:
+    other = path.with_name(f"{len(list(path.parent.iterdir()))}.jsonl")
+    other.write_bytes(A_LINE)
+    path.hardlink_to(other)
+
+
 def writable_by_others(path: Path) -> None:
     path.write_bytes(A_LINE)
     path.chmod(0o666)
@@ -137,6 +143,7 @@ A_LINE = b'{"at": 1.0, "event": "end", "outcome": "stopped", "code": 75}\n'
         (a_fifo, "is not a regular file"),
         (a_folder, "is not a regular file"),
         (a_file_of_the_users, "is no journal"),
+        (another_journal, "has another name as well (a hard link)"),
         (writable_by_others, "may be written to by others (mode 0666)"),
         (a_strangers, "belongs to another user (uid 65534)"),
     ],

@@ -158,6 +158,8 @@ def _require_ours(where: Where, status: os.stat_result) -> None:
     if status.st_mode & 0o022:
         mode = stat.S_IMODE(status.st_mode)
         raise NotOursError(errno.EPERM, f"may be written to by others (mode {mode:04o})", str(where))
+    if status.st_nlink > 1:  # a link to another journal of this user's, which anybody may make where kernels let him
+        raise NotOursError(errno.EPERM, "has another name as well (a hard link)", str(where))
 
 
 def read(where: Where, *, limit: int) -> bytes:
