@@ -78,7 +78,7 @@ def begins(run: Path) -> None:
 
 @pytest.mark.parametrize("place", [STICKY], indirect=True)
 @pytest.mark.parametrize("name", ["events.jsonl", ".holdfast"])
-def test_security_s22_s26_with_two_accounts_what_cannot_be_moved_out_of_the_way_refuses_a_start_by_its_name(
+def test_security_s26_with_two_accounts_what_cannot_be_moved_out_of_the_way_refuses_a_start_by_its_name(
     place: Ground, name: str
 ) -> None:
     """In a sticky directory another account has made the journal, or the control directory, beforehand."""
