@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ class Tracks(Told):
 def test_a_secret_that_a_callback_exports_is_not_written_and_is_the_users_at_a_resume(tmp_path: Path) -> None:
     train(tmp_path / "out", [Tracks("canary"), Stop(4)])
     assert not [path for path in (tmp_path / "out").rglob("*.json") if "canary" in path.read_text()]
+    (state,) = (json.loads(path.read_text()) for path in (tmp_path / "out").rglob("trainer_state.json"))
+    kept = {"steps": 4, "session": {"cookie": None, "sent": 4}}
+    assert state["stateful_callbacks"]["Tracks"] == {"args": {"api_key": None}, "attributes": kept}
     train(tmp_path / "out", [again := Tracks("another")])
     assert (again.steps, again.api_key, again.session["cookie"]) == (15, "another", "another")
 

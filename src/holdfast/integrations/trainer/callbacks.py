@@ -12,7 +12,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from holdfast.state.secrets import filled
+from holdfast.state.secrets import blanked, filled
 
 Exported = tuple[tuple[str, dict[str, Any]], ...]
 """The state of each callback that exports it, by the name of its class."""
@@ -27,10 +27,19 @@ def exported(trainer: Trainer) -> Exported:
 
 
 def by_name(states: Exported) -> dict[str, Any]:
-    """Returns the states as a Trainer writes them: several of one class in a list."""
+    """Returns the states as a Trainer writes them: several of one class in a list, and without secrets.
+
+    An attribute that is one is left out, so that whoever sets the others leaves it as it is.
+    """
     named: dict[str, list[Any]] = {}
     for name, state in states:
-        named.setdefault(name, []).append(state)
+        written = blanked(state)
+        if isinstance(attributes := state.get("attributes"), dict):
+            after = written["attributes"]
+            blank = [key for key, value in attributes.items() if value is not None and after[key] is None]
+            for key in blank:
+                del after[key]
+        named.setdefault(name, []).append(written)
     return {name: several if len(several) > 1 else several[0] for name, several in named.items()}
 
 
