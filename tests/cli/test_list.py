@@ -7,6 +7,7 @@ import pytest
 from helpers.museum import EXHIBITS
 from helpers.support import ASKED, RUN, SCHEDULED, commit_checkpoint, holdfast, holdfast_begun
 from holdfast.store import pins
+from holdfast.store.folder import Folder
 
 
 def test_checkpoints_are_listed_newest_commit_first_with_who_asked_and_the_label(tmp_path: Path) -> None:
@@ -106,10 +107,11 @@ def test_a_label_of_letters_that_a_terminal_has_not_hides_no_checkpoint(tmp_path
 def test_who_may_not_look_at_the_pins_still_sees_the_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(root: Path) -> frozenset[str]:
-        raise PermissionError(13, "Permission denied", str(root / ".holdfast" / "pins"))
+    def refused(control: Folder) -> frozenset[str]:
+        raise PermissionError(13, "Permission denied", str(control / "pins"))
 
     commit_checkpoint(tmp_path, 7)
+    (tmp_path / ".holdfast").mkdir(mode=0o700)
     monkeypatch.setattr(pins, "pinned", refused)
     assert holdfast("list", tmp_path).stdout.splitlines()[1].split()[-3] == "?"
     (one,) = json.loads(holdfast("list", tmp_path, "--json").stdout)["checkpoints"]

@@ -8,6 +8,7 @@ from helpers.serving import training
 from helpers.support import RUN, commit_checkpoint, content_of, holdfast, line_of, tell
 from holdfast.run.run import Run
 from holdfast.store import catalog, pins, retention
+from holdfast.store.folder import Folder
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def steps_pinned(run: Path) -> list[int]:
-    pinned = pins.pinned(run)
+    pinned = pins.pinned(run / ".holdfast")
     return sorted(entry.step for entry in catalog.entries(run) if entry.manifest and entry.manifest.attempt in pinned)
 
 
@@ -55,7 +56,13 @@ def test_a_run_that_trains_is_pinned_in_and_deletes_around_the_pin(tmp_path: Pat
             assert line_of(process) == "saved"
         (entry, *_) = found = catalog.entries(tmp_path)
         assert entry.manifest is not None
-        surplus = retention.surplus(found[0].path.parent, found, entry.manifest.run, retention.RetentionPolicy(1, 1))
+        surplus = retention.surplus(
+            found[0].path.parent,
+            found[0].path.parent / ".holdfast",
+            found,
+            entry.manifest.run,
+            retention.RetentionPolicy(1, 1),
+        )
         assert [path.name for path in surplus] == ["checkpoint-8"]
 
 
@@ -91,9 +98,9 @@ def test_one_that_is_deleted_right_before_its_pin_is_not_called_pinned(
 ) -> None:
     real = pins.pin
 
-    def pin_too_late(root: Path, attempt: str) -> bool:
-        retention.delete(root, root / "checkpoint-1")
-        return real(root, attempt)
+    def pin_too_late(control: Folder, attempt: str) -> bool:
+        retention.delete(run, control, run / "checkpoint-1")
+        return real(control, attempt)
 
     monkeypatch.setattr(pins, "pin", pin_too_late)
     found = holdfast("pin", run / "checkpoint-1")
@@ -105,14 +112,14 @@ def test_one_that_gives_its_name_away_right_before_its_pin_is_pinned(
 ) -> None:
     real = pins.pin
 
-    def pin_late(root: Path, attempt: str) -> bool:
-        commit_checkpoint(root, 1)
-        return real(root, attempt)
+    def pin_late(control: Folder, attempt: str) -> bool:
+        commit_checkpoint(run, 1)
+        return real(control, attempt)
 
     monkeypatch.setattr(pins, "pin", pin_late)
     assert holdfast("pin", run / "checkpoint-1").returncode == 0
     (superseded,) = run.glob("superseded-1-*")
-    assert superseded.name.endswith(tuple(pins.pinned(run)))
+    assert superseded.name.endswith(tuple(pins.pinned(run / ".holdfast")))
 
 
 def test_a_checkpoint_outside_of_a_run_has_nobody_who_would_delete_it(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_what_a_live_run_was_resumed_from_stays_until_it_has_ended(run: Path, sa
 
 def test_nothing_is_deleted_while_nobody_knows_what_a_live_run_was_resumed_from(run: Path) -> None:
     live = Run.open(run, continues=RUN)
-    live.directory.outcome.unlink()
+    live.directory.outcome.path.unlink()
     refused = holdfast("prune", run, "--keep-last", "1", "--yes")
     assert refused.returncode == 1 and "nobody knows which checkpoint the training" in refused.stderr
     live.close("finished", 0)

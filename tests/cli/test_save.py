@@ -15,7 +15,7 @@ from holdfast.store.verify import verify
 
 
 def pending(root: Path) -> list[Request]:
-    return Inbox(RunDirectory(root)).pending()[0]
+    return Inbox(RunDirectory.open(root)).pending()[0]
 
 
 def test_save_asks_and_returns_at_once_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_time_that_is_up_is_exit_code_5_and_the_request_stands(tmp_path: Path)
             "  ask again with a longer --timeout, or look at: holdfast status",
         ]
         tell(run, "save")
-        assert line_of(run) == "saved" and Inbox(RunDirectory(tmp_path)).answer_to(request.id) is not None
+        assert line_of(run) == "saved" and Inbox(RunDirectory.open(tmp_path)).answer_to(request.id) is not None
 
 
 @pytest.mark.parametrize("verb", ["save", "stop"])

@@ -69,13 +69,13 @@ def broken(root: Path, good: dict[str, Manifest], promises: Promises) -> str:
         return f"the newest is of commit {newest}, and {promises.newest} was acknowledged"
     if promises.pinned - {manifest.attempt for manifest in good.values()}:
         return "a pinned checkpoint is lost"
-    if promises.pinned and promises.pinned - pins.pinned(root):
+    if promises.pinned and promises.pinned - pins.pinned(root / ".holdfast"):
         return "a pin is lost"
     return _lost_request(root, promises.asked, {*good, *promises.doomed})
 
 
 def _lost_request(root: Path, asked: Iterable[str], known: set[str]) -> str:
-    inbox = Inbox(RunDirectory(root))
+    inbox = Inbox(RunDirectory.open(root))
     pending = {request.id for request in inbox.pending()[0]}
     for request in asked:
         answer = inbox.answer_to(request)

@@ -78,7 +78,7 @@ class Recorder:
         if folder is None and (through := _THROUGH.fullmatch(text)):
             folder, text = int(through[1]), through[2]
         if folder is not None:
-            if folder not in self._open:
+            if folder not in self._open or text == ".":  # a directory that is open, to be listed
                 return None
             item = self._open[folder]
         elif text.startswith(f"{self.top}{os.sep}"):

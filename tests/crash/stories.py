@@ -100,11 +100,11 @@ def opens(recorder: Recorder) -> None:
 def prunes(recorder: Recorder) -> None:
     """Somebody else deletes all but the newest checkpoint, as `holdfast prune` does, whatever the run is doing."""
     root = recorder.top / RUN_FOLDER
-    for path in retention.surplus(root, catalog.entries(root), RUN, RetentionPolicy(0, 0, last=1)):
+    for path in retention.surplus(root, root / ".holdfast", catalog.entries(root), RUN, RetentionPolicy(0, 0, last=1)):
         manifest = catalog.read(path).manifest
         assert manifest is not None
         recorder.tell("doomed", manifest.sha256)
-        retention.delete(root, path)
+        retention.delete(root, root / ".holdfast", path)
 
 
 def pins_the_oldest(recorder: Recorder) -> None:
@@ -112,7 +112,7 @@ def pins_the_oldest(recorder: Recorder) -> None:
     root = recorder.top / RUN_FOLDER
     manifest = catalog.entries(root)[-1].manifest
     assert manifest is not None
-    pins.pin(root, manifest.attempt)
+    pins.pin(root / ".holdfast", manifest.attempt)
     recorder.tell("pinned", manifest.attempt)
 
 
@@ -122,13 +122,13 @@ def deletes_what_is_being_pinned(recorder: Recorder) -> None:
     rename = files.rename_new
 
     def rename_after_a_pin(source: Where, target: Where) -> None:
-        if not pins.pinned(root):
+        if not pins.pinned(root / ".holdfast"):
             pins_the_oldest(recorder)
         rename(source, target)
 
     with pytest.MonkeyPatch.context() as patch, suppress(StillWantedError):
         patch.setattr(files, "rename_new", rename_after_a_pin)
-        retention.delete(root, catalog.entries(root)[-1].path)
+        retention.delete(root, root / ".holdfast", catalog.entries(root)[-1].path)
 
 
 def asks(recorder: Recorder) -> None:

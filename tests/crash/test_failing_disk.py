@@ -75,7 +75,7 @@ def check(top: Path, outcome: Outcome, kind: str, reason: str) -> None:
         assert reason in answer.error or (kind in READS and answer.error), "nobody is told why"
         freed = not [path.name for path in root.iterdir() if names.is_staging(path.name)]
         assert freed or kind in REMOVALS | {"open", "list"}, "the staged files take room still"
-    inbox = Inbox(RunDirectory(root))
+    inbox = Inbox(RunDirectory.open(root))
     if (asked := outcome.asked) is not None:
         assert inbox.answer_to(asked.id) == answer or asked in inbox.pending()[0], "a request is lost"
 
@@ -174,7 +174,7 @@ def test_fault_11_a_disk_that_syncs_no_directory_is_told_of_in_the_answer(memory
         outcome = start_ask_and_save(memory)
     assert outcome.asked is not None and outcome.answer is not None
     assert (outcome.answer.saved, outcome.answer.durable) == (True, False)
-    assert Inbox(RunDirectory(memory / RUN_FOLDER)).answer_to(outcome.asked.id) == outcome.answer
+    assert Inbox(RunDirectory.open(memory / RUN_FOLDER)).answer_to(outcome.asked.id) == outcome.answer
 
 
 def test_fault_11_an_error_of_the_last_sync_is_no_saved(memory: Path) -> None:

@@ -95,7 +95,7 @@ def test_fault_03_a_run_directory_that_was_made_is_there(memory: Path) -> None:
     """The model cuts the power right after the directory of a run, and the one above it, were made."""
     recorder = Recorder(memory)
     with recorder.recording():
-        RunDirectory(memory / "runs" / "one").create()
+        RunDirectory.create(memory / "runs" / "one")
     last = [dict(tree) for tree, count in recorder.disk.after_power_cuts() if count == len(recorder.disk.events)]
     assert last and all("runs/one" in tree for tree in last)
 

@@ -24,12 +24,6 @@ PAST_IT = {
     ("store/blocks.py", "unlink"): "a probe, in a directory that is staged",
     ("store/folder.py", "open"): "opens for the layer, and directories, which are only read",
     ("store/reading.py", "open"): "only reads",
-    ("run/inbox.py", "unlink"): "an answered request that comes back is answered once more; old answers are nobody's",
-    ("run/lease.py", "open"): "the lock is held by a descriptor: the file has no content",
-    (
-        "run/directory.py",
-        "mkdir",
-    ): "of directories in the run directory: every start begins with a sweep, which syncs it",
 }
 
 

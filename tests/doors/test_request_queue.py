@@ -66,7 +66,7 @@ from holdfast.log import RunLog
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
-Inbox(RunDirectory(Path(sys.argv[1]))).submit(Request("command", stop=True, label="theirs"))
+Inbox(RunDirectory.open(Path(sys.argv[1]))).submit(Request("command", stop=True, label="theirs"))
 """
 
 
@@ -128,7 +128,7 @@ def test_what_waits_is_in_the_status_until_it_is_taken(desk: Desk) -> None:
     request = Request("signal", why="SIGUSR1", label="mine")
     desk.queue.accept(request)
     assert desk.run.status.now.pending == (request.reason(),)
-    assert json.loads(desk.run.directory.status.read_text())["pending"] == [request.reason()]
+    assert json.loads(desk.run.directory.status.path.read_text())["pending"] == [request.reason()]
     desk.queue.take()
     assert not desk.run.status.now.pending
 
@@ -140,8 +140,8 @@ def test_every_request_is_in_the_journal_with_its_door_and_reason(desk: Desk) ->
 
 
 def test_the_status_is_rewritten_while_it_watches(desk: Desk) -> None:
-    before = json.loads(desk.run.directory.status.read_text())["written_at"]
-    wait_until(lambda: json.loads(desk.run.directory.status.read_text())["written_at"] > before + 1)
+    before = json.loads(desk.run.directory.status.path.read_text())["written_at"]
+    wait_until(lambda: json.loads(desk.run.directory.status.path.read_text())["written_at"] > before + 1)
 
 
 def test_with_an_interval_the_file_is_looked_at_at_its_multiples_and_at_the_end(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_with_an_interval_the_file_is_left_alone_between(tmp_path: Path) -> None
     with opened(tmp_path, check_interval=5) as desk:
         desk.trigger.touch()
         desk.queue.accept(Request("python"))
-        written = json.loads(desk.run.directory.status.read_text())["written_at"]
-        wait_until(lambda: json.loads(desk.run.directory.status.read_text())["written_at"] > written)
+        written = json.loads(desk.run.directory.status.path.read_text())["written_at"]
+        wait_until(lambda: json.loads(desk.run.directory.status.path.read_text())["written_at"] > written)
         assert desk.trigger.exists()
 
 
@@ -181,7 +181,7 @@ def test_the_file_is_left_alone_when_it_is_off(tmp_path: Path) -> None:
 
 def test_the_last_look_sees_what_was_asked_a_moment_ago(desk: Desk) -> None:
     desk.queue.close()
-    Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
+    Inbox(RunDirectory.open(desk.run.root)).submit(Request("command"))
     assert not desk.queue.look(1, last=False) and desk.queue.look(1, last=True)
 
 
@@ -218,16 +218,16 @@ def test_what_a_killed_process_left_unanswered_waits_in_the_next_and_a_stop_is_n
 
 def test_a_file_that_is_no_request_is_reported_and_the_watch_goes_on(desk: Desk) -> None:
     for stem, data in (("0" * 32, b"nonsense"), ("1" * 32, b'{"label": "\\ud800"}')):
-        (desk.run.directory.requests / f"{stem}.json").write_bytes(data)
+        (desk.run.directory.requests.path / f"{stem}.json").write_bytes(data)
     wait_until(lambda: len(desk.said) == 2)
     assert all("ignored" in said for said in desk.said) and len(desk.events("refused")) == 2
-    Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
+    Inbox(RunDirectory.open(desk.run.root)).submit(Request("command"))
     wait_until(desk.waits)
 
 
 def test_a_request_that_tries_to_stop_the_watch_does_not(desk: Desk) -> None:
     content = {**json.loads(Request("command", id="0" * 32).encode()), "label": "\ud800"}
-    (desk.run.directory.requests / f"{'0' * 32}.json").write_text(json.dumps(content))
+    (desk.run.directory.requests.path / f"{'0' * 32}.json").write_text(json.dumps(content))
     wait_until(desk.waits)
     assert [request.label for request in desk.queue.take()] == ["?"]
 
@@ -241,7 +241,7 @@ def test_on_a_full_disk_requests_are_still_taken_in_and_training_is_not_disturbe
         assert sorted(request.door for request in desk.queue.take()) == ["signal", "trigger_file"]
         wait_until(lambda: any("No space left" in said for said in desk.said))
         (disk / "filler").unlink()
-        Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
+        Inbox(RunDirectory.open(desk.run.root)).submit(Request("command"))
         wait_until(desk.waits)
 
 
@@ -251,7 +251,7 @@ def test_a_directory_that_is_gone_does_not_disturb_training(tmp_path: Path) -> N
         desk.queue.accept(Request("signal", why="SIGUSR1"))
         assert desk.queue.look(5, last=True)
         (tmp_path / "moved").rename(tmp_path / "run")
-        Inbox(RunDirectory(tmp_path / "run")).submit(Request("command"))
+        Inbox(RunDirectory.open(tmp_path / "run")).submit(Request("command"))
         wait_until(lambda: len(desk.run.status.now.pending) == 2)
 
 
@@ -265,14 +265,14 @@ def test_an_output_that_is_closed_does_not_end_the_watch(tmp_path: Path) -> None
     with ExitStack() as stack:
         stack.callback(os.close, writing)
         desk = stack.enter_context(opened(tmp_path, say=say))
-        (desk.run.directory.requests / f"{'0' * 32}.json").write_bytes(b"nonsense")
+        (desk.run.directory.requests.path / f"{'0' * 32}.json").write_bytes(b"nonsense")
         wait_until(lambda: desk.events("refused"))
-        Inbox(RunDirectory(tmp_path)).submit(Request("command"))
+        Inbox(RunDirectory.open(tmp_path)).submit(Request("command"))
         wait_until(desk.waits)
 
 
 def test_close_may_be_repeated_and_the_watch_is_over(desk: Desk) -> None:
     for _ in range(2):
         desk.queue.close()
-    Inbox(RunDirectory(desk.run.root)).submit(Request("command"))
+    Inbox(RunDirectory.open(desk.run.root)).submit(Request("command"))
     assert not desk.waits()

@@ -31,8 +31,7 @@ class Desk:
     reported: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.directory = RunDirectory(self.root)
-        self.directory.create()
+        self.directory = RunDirectory.create(self.root)
         self.inbox = Inbox(self.directory)
         self.journal = Journal(self.directory.journal, "run")
         self.trigger = self.started()
@@ -69,7 +68,7 @@ class Desk:
         return taken
 
     def left(self) -> list[str]:
-        return sorted(path.suffix for path in self.directory.requests.iterdir())
+        return sorted(path.suffix for path in self.directory.requests.path.iterdir())
 
 
 @pytest.fixture
@@ -201,7 +200,7 @@ def test_security_s31_one_that_was_claimed_already_is_put_back_and_replaces_noth
     """What was looked at is exchanged before the rename; then somebody asks anew before it is put back."""
     desk.journal.write("start")
     make(desk.path)
-    before, claim = remembered(desk.path), desk.directory.requests / ("7" * 32 + ".touched")
+    before, claim = remembered(desk.path), desk.directory.requests.path / ("7" * 32 + ".touched")
     desk.path.rename(claim)
     desk.recover()
     assert remembered(desk.path) == before and desk.left() == [] and desk.look(3) == []
@@ -221,7 +220,7 @@ def test_security_s31_a_text_that_asked_is_kept_and_the_answer_says_where(desk: 
     before = remembered(notes)
     notes.rename(desk.path)
     (request,) = desk.look()
-    kept = desk.directory.claimed / request.id
+    kept = desk.directory.claimed.path / request.id
     assert remembered(kept) == before and not desk.path.exists()
     assert desk.reported == [f"the text of {NAME} is the label of a save, and kept as {kept}"]
     desk.inbox.answer(request, Answer(saved=True))
@@ -234,7 +233,7 @@ def test_security_s31_a_text_that_asked_is_kept_and_the_answer_says_where(desk: 
     for number in range(20):
         desk.path.write_text(str(number))
         desk.look()
-    texts = {path.read_text() for path in desk.directory.claimed.iterdir()}
+    texts = {path.read_text() for path in desk.directory.claimed.path.iterdir()}
     assert texts == {str(number) for number in range(20)}, "the newest"
 
 
@@ -329,7 +328,7 @@ def test_fault_25_a_file_that_cannot_be_removed_asks_once_and_is_reported_once_a
 
 
 def test_what_a_crash_left_claimed_is_asked_for_by_the_next_start_under_the_same_identity(desk: Desk) -> None:
-    claim = desk.directory.requests / ("7" * 32 + ".touched")
+    claim = desk.directory.requests.path / ("7" * 32 + ".touched")
     claim.write_text("do not lose me")
     desk.recover()
     (request,) = desk.look()
@@ -340,7 +339,7 @@ def test_what_a_crash_left_claimed_is_asked_for_by_the_next_start_under_the_same
 def test_a_claim_that_was_answered_already_is_not_asked_for_again(desk: Desk) -> None:
     desk.path.touch()
     (request,) = desk.look()
-    claim = desk.directory.requests / f"{request.id}.touched"
+    claim = desk.directory.requests.path / f"{request.id}.touched"
     claim.touch()
     desk.recover()
     assert desk.look() == [] and not claim.exists(), "its request is on disk, where the next start finds it"
@@ -348,19 +347,19 @@ def test_a_claim_that_was_answered_already_is_not_asked_for_again(desk: Desk) ->
     claim.write_text("a label")
     desk.recover()
     assert desk.look() == [] and desk.left() == []
-    assert (desk.directory.claimed / request.id).read_text() == "a label"
+    assert (desk.directory.claimed.path / request.id).read_text() == "a label"
 
 
 def test_a_text_that_cannot_be_kept_has_asked_and_is_kept_by_the_next_start(desk: Desk) -> None:
-    desk.directory.claimed.touch()  # no directory
+    desk.directory.claimed.path.touch()  # no directory
     desk.path.write_text("a label")
     (request,) = desk.look()
-    claim = desk.directory.requests / f"{request.id}.touched"
+    claim = desk.directory.requests.path / f"{request.id}.touched"
     assert request.label == "a label" and claim.exists()
     assert desk.reported == [f"{claim} cannot be put away (Not a directory): the next start tries it again"]
-    desk.directory.claimed.unlink()
+    desk.directory.claimed.path.unlink()
     desk.recover()
-    assert desk.look() == [] and (desk.directory.claimed / request.id).read_text() == "a label"
+    assert desk.look() == [] and (desk.directory.claimed.path / request.id).read_text() == "a label"
 
 
 @pytest.mark.parametrize("make", [made_link, made_fifo, made_folder])
@@ -368,16 +367,16 @@ def test_security_s08_a_claim_that_is_no_plain_file_is_neither_followed_nor_wait
     desk: Desk, make: Callable[[Path], None]
 ) -> None:
     """What was claimed by renaming turns out to be a link, a FIFO, a directory."""
-    make(desk.directory.requests / ("7" * 32 + ".touched"))
+    make(desk.directory.requests.path / ("7" * 32 + ".touched"))
     for _ in range(3):
         desk.recover()
     assert desk.look() == [] and len(desk.reported) == 1
-    assert not list(desk.directory.requests.glob("*.touched"))
+    assert not list(desk.directory.requests.path.glob("*.touched"))
 
 
 def test_files_of_other_names_are_no_claims(desk: Desk) -> None:
     for name in ("mine.touched", "7" * 31 + ".touched", "7" * 32 + ".touch"):
-        (desk.directory.requests / name).touch()
+        (desk.directory.requests.path / name).touch()
     desk.recover()
     assert desk.look() == [] and len(desk.left()) == 3
 

@@ -19,7 +19,7 @@ from holdfast.store import catalog, pins
 def asked_before_the_first_update(run: Path, *requests: Request, **changes: Any) -> tuple[Loop, list[Answer]]:
     """A training of which somebody asks while it stands before its first update; then it makes three."""
     loop, answers = Loop(run, **changes), []
-    inbox = Inbox(RunDirectory(run))
+    inbox = Inbox(RunDirectory.open(run))
     with loop.ckpt:
         for batch in loop.ckpt.batches(until=loop.ckpt.resume() + 3):
             if not loop.losses:
@@ -56,7 +56,7 @@ def test_after_a_resume_the_answer_is_what_was_resumed_from_and_it_counts_as_ask
     assert labelled.saved and labelled.step == 4, "a label of its own: a new checkpoint of that step"
     assert holdfast("verify", run).returncode == 0
     new, superseded, _ = (entry.manifest for entry in catalog.entries(run))
-    assert new is not None and superseded is not None and superseded.attempt in pins.asked_for(run)
+    assert new is not None and superseded is not None and superseded.attempt in pins.asked_for(run / ".holdfast")
     assert (new.step, new.reasons[0]["label"], new.files) == (4, "before new lr", superseded.files)
     train(run, 8, save_steps=1, save_total_limit=1)
     assert sorted(entry.step for entry in catalog.entries(run)) == [4, 4, 8], "who asked is not forgotten"

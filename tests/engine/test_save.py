@@ -209,7 +209,7 @@ def test_a_run_that_was_taken_over_meanwhile_publishes_nothing(run: Run) -> None
     def write(folder: Path) -> None:
         stage(folder)
         other = dataclasses.asdict(run.lease.holder) | {"token": "f" * 32, "generation": 2, "host": "elsewhere"}
-        run.directory.lease.write_text(json.dumps(other))
+        run.directory.lease.path.write_text(json.dumps(other))
 
     answer = saving.save(run, snapshot(write=write), [asked(run)], KEEP_ALL)
     assert not answer.saved and "another process has taken over the run" in answer.error
@@ -264,7 +264,7 @@ def test_of_very_many_who_ask_at_once_some_are_named_and_all_are_answered(
     wanted, labelled = Request("command"), Request("signal", stop=True, label="last")
     answer = saving.save(run, snapshot(), [*stops, wanted, labelled], KEEP_ALL)
     assert run.inbox.answer_to(stops[-1].id) == answer == run.inbox.answer_to(labelled.id)
-    assert len(list(run.directory.answers.iterdir())) == 50
+    assert len(list(run.directory.answers.path.iterdir())) == 50
     (entry,) = catalog.entries(run.root)
     assert entry.manifest is not None and (len(entry.manifest.reasons), entry.manifest.more_reasons) == (10, 40)
     assert [reason["id"] for reason in entry.manifest.reasons[:3]] == [labelled.id, wanted.id, stops[0].id]
@@ -392,7 +392,7 @@ def test_what_cannot_be_deleted_is_journalled_and_the_save_stands(run: Run) -> N
 
 def test_everybody_can_be_given_an_answer_and_one_that_cannot_be_written_stops_no_other(run: Run) -> None:
     first, second = asked(run), asked(run)
-    (run.directory.answers / f"{first.id}.json").mkdir()  # a rename over a directory fails
+    (run.directory.answers.path / f"{first.id}.json").mkdir()  # a rename over a directory fails
     saving.answer_all(run, Answer(saved=False, error="no"), [first, second])
     assert run.inbox.answer_to(second.id) is not None and run.inbox.pending()[0] == [first]
     assert [event["request"] for event in events(run, "unanswered")] == [first.id]

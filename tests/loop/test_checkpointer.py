@@ -87,7 +87,7 @@ def test_to_keep_every_0th_checkpoint_is_refused(tmp_path: Path, every: int) -> 
 @pytest.mark.timeout(60)
 def test_a_request_that_waits_for_a_training_that_is_over_is_answered_with_what_it_left(tmp_path: Path) -> None:
     train(tmp_path, 3, save_steps=3)
-    inbox, request = Inbox(RunDirectory(tmp_path)), Request("command")
+    inbox, request = Inbox(RunDirectory.open(tmp_path)), Request("command")
     inbox.submit(request)
     said = train(tmp_path, 3, resume="auto").said
     assert any("resumed from" in line for line in said)

@@ -93,4 +93,4 @@ def test_security_s30_directories_that_are_made_for_everybody_are_named_once_at_
     (line,) = caplog.messages
     assert line.startswith(f"everybody may write to {folder / 'a' / 'b'}, whose mode is 0777 (and everybody to")
     assert f"to {folder / 'a'} above it)" in line
-    assert {stat.S_IMODE(path.stat().st_mode) for path in run.directory.control.rglob("*")} == {0o700, 0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in run.directory.control.path.rglob("*")} == {0o700, 0o600}

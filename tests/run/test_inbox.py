@@ -17,8 +17,7 @@ SAVED = Answer(saved=True, path="/runs/checkpoint-7", step=7)
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    made = RunDirectory(tmp_path)
-    made.create()
+    made = RunDirectory.create(tmp_path)
     return made
 
 
@@ -37,7 +36,7 @@ def test_what_is_submitted_is_pending_until_it_is_answered(inbox: Inbox, directo
     assert inbox.pending() == ([request], []) and inbox.answer_to(request.id) is None
     inbox.answer(request, SAVED)
     assert inbox.pending() == ([], []) and inbox.answer_to(request.id) == SAVED
-    assert not list(directory.requests.iterdir())
+    assert not list(directory.requests.path.iterdir())
 
 
 def test_the_oldest_request_comes_first(inbox: Inbox) -> None:
@@ -71,17 +70,17 @@ def test_a_file_that_is_no_request_is_reported_once_and_removed(
     inbox: Inbox, directory: RunDirectory, kind: str
 ) -> None:
     stem, data = BROKEN[kind]
-    (directory.requests / f"{stem}.json").write_bytes(data)
+    (directory.requests.path / f"{stem}.json").write_bytes(data)
     found, broken = inbox.pending()
     assert found == [] and [name for name, _ in broken] == [f"{stem}.json"]
-    assert inbox.pending() == ([], []) and not list(directory.requests.iterdir())
+    assert inbox.pending() == ([], []) and not list(directory.requests.path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
 def test_what_is_no_file_is_reported_once_and_neither_followed_nor_waited_for(
     inbox: Inbox, directory: RunDirectory, tmp_path: Path, kind: str
 ) -> None:
-    planted = directory.requests / ("0" * 32 + ".json")
+    planted = directory.requests.path / ("0" * 32 + ".json")
     if kind == "link":
         (tmp_path / "real").write_bytes(Request("command", id="0" * 32).encode())
         planted.symlink_to(tmp_path / "real")
@@ -96,8 +95,8 @@ def test_what_is_no_file_is_reported_once_and_neither_followed_nor_waited_for(
 
 def test_files_of_other_names_are_none_of_its_business(inbox: Inbox, directory: RunDirectory) -> None:
     for name in ("notes.json", f"{'0' * 32}.touched", f".{'0' * 32}.json.4711.new", f"{'0' * 32}.json.bak"):
-        (directory.requests / name).write_bytes(b"x")
-    assert inbox.pending() == ([], []) and len(list(directory.requests.iterdir())) == 4
+        (directory.requests.path / name).write_bytes(b"x")
+    assert inbox.pending() == ([], []) and len(list(directory.requests.path.iterdir())) == 4
 
 
 def test_a_request_that_cannot_be_read_at_the_moment_is_reported_once_and_not_lost(
@@ -105,16 +104,16 @@ def test_a_request_that_cannot_be_read_at_the_moment_is_reported_once_and_not_lo
 ) -> None:
     request = Request("command")
     inbox.submit(request)
-    file = directory.requests / f"{request.id}.json"
+    file = directory.requests.path / f"{request.id}.json"
     file.chmod(0)
 
     def look() -> bool:
         os.chdir(directory.root)
         if os.geteuid() == 0:  # root reads everything, so the test becomes somebody else
-            for path in (directory.root, directory.control, directory.requests):
-                os.chown(path, 65534, -1)
+            for folder in (directory.folder, directory.control, directory.requests, directory.answers):
+                os.chown(folder.fd, 65534, -1)
             os.setuid(65534)
-        looking = Inbox(RunDirectory(Path()))
+        looking = Inbox(RunDirectory.open(Path()))
         found, broken = looking.pending()
         return found == [] and len(broken) == 1 and looking.pending() == ([], [])
 
@@ -125,7 +124,7 @@ def test_a_request_that_cannot_be_read_at_the_moment_is_reported_once_and_not_lo
 
 def test_an_answer_that_is_none_is_no_answer(inbox: Inbox, directory: RunDirectory) -> None:
     for data in (b"", b"{}", b"yes", b" " * 70_000 + SAVED.encode("0" * 32)):
-        (directory.answers / f"{'0' * 32}.json").write_bytes(data)
+        (directory.answers.path / f"{'0' * 32}.json").write_bytes(data)
         assert inbox.answer_to("0" * 32) is None
 
 
@@ -169,11 +168,11 @@ def test_wait_ends_when_there_is_nothing_to_wait_for(inbox: Inbox) -> None:
 
 def test_the_newest_thousand_answers_are_kept(inbox: Inbox, directory: RunDirectory) -> None:
     for number in range(1003):
-        path = directory.answers / f"{number:032x}.json"
+        path = directory.answers.path / f"{number:032x}.json"
         path.touch()
         os.utime(path, (number, number))
     inbox.forget_old_answers()
-    left = sorted(int(path.stem, 16) for path in directory.answers.iterdir())
+    left = sorted(int(path.stem, 16) for path in directory.answers.path.iterdir())
     assert left == list(range(3, 1003))
 
 
@@ -181,14 +180,14 @@ REQUEST = Request("command", id="7" * 32)
 
 
 def created(root: Path) -> Inbox:
-    RunDirectory(root).create()
-    return Inbox(RunDirectory(root))
+    RunDirectory.create(root)
+    return Inbox(RunDirectory.open(root))
 
 
 def test_a_crash_at_any_change_of_a_submission_leaves_the_whole_request_or_none(tmp_path: Path) -> None:
     seen = []
-    for root in every_crash(tmp_path, created, lambda root: Inbox(RunDirectory(root)).submit(REQUEST)):
-        found, broken = Inbox(RunDirectory(root)).pending()
+    for root in every_crash(tmp_path, created, lambda root: Inbox(RunDirectory.open(root)).submit(REQUEST)):
+        found, broken = Inbox(RunDirectory.open(root)).pending()
         assert found in ([], [REQUEST]) and broken == []
         seen.append(len(found))
     assert seen == sorted(seen) and set(seen) == {0, 1}
@@ -199,9 +198,9 @@ def test_a_crash_at_any_change_of_an_answer_leaves_the_request_or_its_answer(tmp
     for root in every_crash(
         tmp_path,
         lambda root: created(root).submit(REQUEST),
-        lambda root: Inbox(RunDirectory(root)).answer(REQUEST, SAVED),
+        lambda root: Inbox(RunDirectory.open(root)).answer(REQUEST, SAVED),
     ):
-        inbox = Inbox(RunDirectory(root))
+        inbox = Inbox(RunDirectory.open(root))
         pending, answered = inbox.pending()[0] == [REQUEST], inbox.answer_to(REQUEST.id) == SAVED
         assert pending or answered, "the request was lost"
         seen.add((pending, answered))
@@ -211,14 +210,14 @@ def test_a_crash_at_any_change_of_an_answer_leaves_the_request_or_its_answer(tmp
 def test_an_answer_that_cannot_be_written_leaves_the_request(tmp_path: Path) -> None:
     def answer(root: Path) -> None:
         with suppress(OSError):
-            Inbox(RunDirectory(root)).answer(REQUEST, SAVED)
+            Inbox(RunDirectory.open(root)).answer(REQUEST, SAVED)
 
     for count in range(1, 50):
         root = tmp_path / str(count)
         root.mkdir()
         created(root).submit(REQUEST)
         failed = meets_error_at(count, lambda root=root: answer(root))  # type: ignore[misc]
-        inbox = Inbox(RunDirectory(root))
+        inbox = Inbox(RunDirectory.open(root))
         assert inbox.pending()[0] == [REQUEST] or inbox.answer_to(REQUEST.id) == SAVED
         if not failed:
             break

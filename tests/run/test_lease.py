@@ -26,7 +26,7 @@ from holdfast.errors import RunBusyError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import Lease
 
-directory = RunDirectory(Path(sys.argv[1]))
+directory = RunDirectory.open(Path(sys.argv[1]))
 print("ready")
 sys.stdin.readline()
 try:
@@ -40,8 +40,7 @@ sys.stdin.readline()
 
 @pytest.fixture
 def directory(tmp_path: Path) -> RunDirectory:
-    made = RunDirectory(tmp_path)
-    made.create()
+    made = RunDirectory.create(tmp_path)
     return made
 
 
@@ -57,7 +56,7 @@ def held_by(directory: RunDirectory, **changes: Any) -> Holder:
         "boot": boot,
     }
     holder = Holder(**({**fields, "pid": os.getpid(), "started": started} | changes))
-    directory.lease.write_text(json.dumps(dataclasses.asdict(holder)))
+    directory.lease.path.write_text(json.dumps(dataclasses.asdict(holder)))
     return holder
 
 
@@ -142,20 +141,20 @@ def test_the_same_process_named_in_full_is_alive(directory: RunDirectory) -> Non
 
 def test_a_holder_on_another_host_is_alive_as_long_as_it_is_heard_of(directory: RunDirectory) -> None:
     held_by(directory, host="elsewhere", pid=1)
-    directory.status.touch()
+    directory.status.path.touch()
     now = time.time()
-    for path in (directory.lease, directory.status):
+    for path in (directory.lease.path, directory.status.path):
         os.utime(path, (now - 5, now - 5))
     with pytest.raises(RunBusyError, match="process 1 on elsewhere is training"):
         Lease.take(directory, None)
-    for path in (directory.lease, directory.status):
+    for path in (directory.lease.path, directory.status.path):
         os.utime(path, (now - HEARTBEAT_LIMIT_SECONDS - 5,) * 2)
     assert Lease.take(directory, None).holder.generation == 5
 
 
 def test_a_holder_on_another_host_that_has_only_just_started_is_alive(directory: RunDirectory) -> None:
-    directory.status.touch()
-    os.utime(directory.status, (1000, 1000))  # of the run before
+    directory.status.path.touch()
+    os.utime(directory.status.path, (1000, 1000))  # of the run before
     held_by(directory, host="elsewhere")
     with pytest.raises(RunBusyError):
         Lease.take(directory, None)
@@ -173,7 +172,7 @@ def test_who_was_taken_over_notices_and_takes_nothing_back(directory: RunDirecto
 
 def test_a_lease_that_is_gone_is_lost(directory: RunDirectory) -> None:
     mine = Lease.take(directory, None)
-    directory.lease.unlink()
+    directory.lease.path.unlink()
     with pytest.raises(LeaseLostError):
         mine.check()
 
@@ -184,7 +183,7 @@ def test_a_lease_that_is_gone_is_lost(directory: RunDirectory) -> None:
     ids=["empty", "half", "a list", "an empty object", "too little", "very deep"],
 )
 def test_a_lease_that_cannot_be_read_holds_nobody_up(directory: RunDirectory, content: bytes) -> None:
-    directory.lease.write_bytes(content)
+    directory.lease.path.write_bytes(content)
     assert lease.read(directory) is None
     assert Lease.take(directory, None).holder.generation == 1
 
@@ -194,7 +193,7 @@ def test_a_lease_that_cannot_be_read_holds_nobody_up(directory: RunDirectory, co
 )
 def test_a_lease_that_breaks_a_rule_is_none(directory: RunDirectory, changes: dict[str, Any]) -> None:
     content = dataclasses.asdict(held_by(directory))
-    directory.lease.write_text(json.dumps({**content, **changes}))
+    directory.lease.path.write_text(json.dumps({**content, **changes}))
     assert lease.read(directory) is None
 
 
@@ -202,8 +201,7 @@ def test_a_crash_at_any_change_while_it_is_taken_leaves_it_to_be_taken(tmp_path:
     for count in range(1, 30):
         root = tmp_path / str(count)
         root.mkdir()
-        directory = RunDirectory(root)
-        directory.create()
+        directory = RunDirectory.create(root)
         Lease.take(directory, RUN).release()
         died = dies_at(count, lambda directory=directory: Lease.take(directory, RUN))  # type: ignore[misc]
         generation = Lease.take(directory, RUN).holder.generation
@@ -216,19 +214,18 @@ def test_a_crash_at_any_change_while_it_is_taken_leaves_it_to_be_taken(tmp_path:
 
 def test_a_heartbeat_is_the_latest_sign_of_life(directory: RunDirectory) -> None:
     assert lease.heartbeat(directory) == 0.0
-    directory.lease.touch()
-    os.utime(directory.lease, (1000, 1000))
+    directory.lease.path.touch()
+    os.utime(directory.lease.path, (1000, 1000))
     assert lease.heartbeat(directory) == 1000
-    directory.status.touch()
-    os.utime(directory.status, (2000, 2000))
+    directory.status.path.touch()
+    os.utime(directory.status.path, (2000, 2000))
     assert lease.heartbeat(directory) == 2000
-    os.utime(directory.lease, (3000, 3000))
+    os.utime(directory.lease.path, (3000, 3000))
     assert lease.heartbeat(directory) == 3000
 
 
 def test_a_lease_that_cannot_be_read_just_now_is_neither_lost_nor_free(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path)
-    directory.create()
+    directory = RunDirectory.create(tmp_path)
     lease = Lease.take(directory, RUN)
     for decide in (lease.check, lambda: Lease.take(directory, RUN)):
         with pytest.MonkeyPatch.context() as patch:

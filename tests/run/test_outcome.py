@@ -9,7 +9,6 @@ import pytest
 from helpers.support import RUN, fill, tiny_disk
 from holdfast.errors import RunError
 from holdfast.run import outcome
-from holdfast.run.directory import RunDirectory
 from holdfast.run.outcome import Outcome
 from holdfast.run.run import Run
 
@@ -25,7 +24,7 @@ def test_a_start_is_on_record_from_its_beginning_and_its_end_takes_that_place(tm
     ended = outcome.read(run.directory)
     assert ended is not None and ended == replace(began, outcome="stopped", code=75, ended_at=ended.ended_at)
     assert ended.ended_at is not None and ended.began_at <= ended.ended_at
-    assert run.directory.outcome.stat().st_mode & 0o777 == 0o600
+    assert run.directory.outcome.path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_start_that_was_killed_does_not_leave_the_outcome_of_the_one_before(tmp_path: Path) -> None:
@@ -75,16 +74,16 @@ GOOD = asdict(Outcome(RUN, "0" * 32, 1, 1, None, 1.0, "stopped", 75, 2.0))
 )
 def test_what_is_no_record_is_none(tmp_path: Path, content: bytes) -> None:
     run = Run.open(tmp_path)
-    run.directory.outcome.write_text(json.dumps(GOOD))
+    run.directory.outcome.path.write_text(json.dumps(GOOD))
     assert outcome.read(run.directory) == Outcome(**GOOD)
-    run.directory.outcome.write_bytes(content)
+    run.directory.outcome.path.write_bytes(content)
     assert outcome.read(run.directory) is None
 
 
 def test_a_place_without_a_run_or_a_record_has_none(tmp_path: Path) -> None:
     run = Run.open(tmp_path / "run")
-    run.directory.outcome.unlink()
-    assert outcome.read(run.directory) is None and outcome.read(RunDirectory(tmp_path / "nothing")) is None
+    run.directory.outcome.path.unlink()
+    assert outcome.read(run.directory) is None and outcome.last_in(tmp_path / "nothing") is None
 
 
 def a_link(path: Path) -> None:
@@ -104,6 +103,6 @@ def in_a_place_that_others_write_to(path: Path) -> None:
 @pytest.mark.parametrize("change", [a_link, a_folder, in_a_place_that_others_write_to])
 def test_what_cannot_be_trusted_or_read_is_an_error(tmp_path: Path, change: Any) -> None:
     run = Run.open(tmp_path)
-    change(run.directory.outcome)
+    change(run.directory.outcome.path)
     with pytest.raises(RunError, match=r"outcome.json cannot be read|is not a private directory"):
-        outcome.read(run.directory)
+        outcome.last_in(tmp_path)

@@ -23,7 +23,7 @@ def test_open_makes_the_directory_takes_the_lease_and_says_so(tmp_path: Path) ->
     (started,) = [json.loads(line) for line in run.directory.journal.read_text().splitlines()]
     assert (started["event"], started["run"], started["parent"]) == ("start", run.identity, "b" * 32)
     assert (started["pid"], started["generation"]) == (os.getpid(), 1)
-    status = json.loads(run.directory.status.read_text())
+    status = json.loads(run.directory.status.path.read_text())
     assert (status["run"], status["pid"], status["phase"]) == (run.identity, os.getpid(), "starting")
     holder = lease.read(run.directory)
     assert holder is not None and lease.is_alive(run.directory, holder) and run.root == root
@@ -66,7 +66,7 @@ def test_close_says_how_it_ended_and_gives_the_lease_back(tmp_path: Path) -> Non
     run.close("stopped", 75)
     end = json.loads(run.directory.journal.read_text().splitlines()[-1])
     assert (end["event"], end["outcome"], end["code"]) == ("end", "stopped", 75)
-    status = json.loads(run.directory.status.read_text())
+    status = json.loads(run.directory.status.path.read_text())
     assert (status["phase"], status["step"], status["pending"]) == ("ended", 7, [])
     holder = lease.read(run.directory)
     assert holder is not None and holder.released

@@ -71,8 +71,7 @@ _folders: list["tempfile.TemporaryDirectory[str]"] = []
 def _run(*, alive: bool) -> RunDirectory:
     """A run directory, in which files are put that are then read from there; it is there until the process ends."""
     _folders.append(tempfile.TemporaryDirectory(prefix="fuzzed-"))
-    directory = RunDirectory(Path(_folders[-1].name))
-    directory.create()
+    directory = RunDirectory.create(Path(_folders[-1].name))
     if alive:
         lease.Lease.take(directory, None)
     return directory
@@ -102,14 +101,14 @@ def _label(data: bytes) -> None:
 
 def _lease(data: bytes) -> None:
     run = _run(alive=False)
-    run.lease.write_bytes(data)
+    run.lease.path.write_bytes(data)
     if (found := lease.read(run)) is not None:
         lease.is_alive(run, found)
 
 
 def _status(data: bytes) -> None:
     run = _run(alive=True)
-    run.status.write_bytes(data)
+    run.status.path.write_bytes(data)
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         status(run.root)
@@ -120,8 +119,8 @@ def _status(data: bytes) -> None:
 
 def _outcome(data: bytes) -> None:
     run = _run(alive=False)
-    run.lease.write_text(json.dumps({**_HOLDER, "released": True}))
-    run.outcome.write_bytes(data)
+    run.lease.path.write_text(json.dumps({**_HOLDER, "released": True}))
+    run.outcome.path.write_bytes(data)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(typer.Exit):
         status(run.root, ended=True)

@@ -49,7 +49,9 @@ def test_security_s16_s19_what_another_user_put_there_takes_no_checkpoint_of_our
     ours = [commit_checkpoint(tmp_path, step) for step in (7, 8)]
     theirs = planted(tmp_path)
     found = catalog.entries(tmp_path)
-    assert retention.surplus(tmp_path, found, RUN, RetentionPolicy(scheduled=1, on_demand=1)) == [ours[0]]
+    assert retention.surplus(
+        tmp_path, tmp_path / ".holdfast", found, RUN, RetentionPolicy(scheduled=1, on_demand=1)
+    ) == [ours[0]]
     assert theirs.exists()
 
 
@@ -72,7 +74,7 @@ def test_security_s15_a_backup_of_hard_links_stays_as_it_is_whatever_becomes_of_
     (superseded,) = path.parent.glob("superseded-*")
     assert (superseded / "model.safetensors").samefile(backup / "model.safetensors")
     for one in (superseded, path):
-        retention.delete(path.parent, one)
+        retention.delete(path.parent, path.parent / ".holdfast", one)
     after = commit_checkpoint(path.parent, 7, {**RESUMABLE, "model.safetensors": b"more weights"})
     assert content_of(backup) == before
     assert not any((after / name).samefile(backup / name) for name in before)

@@ -103,11 +103,10 @@ def run(tmp_path: Path) -> Path:
 
 
 def forge(root: Path) -> None:
-    directory = RunDirectory(root)
-    directory.create()
+    directory = RunDirectory.create(root)
     token = "a" * 32
-    (directory.control / "pins").mkdir()
-    (directory.control / "pins" / (EVIL.replace("/", "-") + "x" * 120)).touch()
+    (directory.control.path / "pins").mkdir()
+    (directory.control.path / "pins" / (EVIL.replace("/", "-") + "x" * 120)).touch()
     checkpoint(root, 1)
     checkpoint(root, 2, LONG)
     checkpoint(root, 3, shape=(1, 2))
@@ -133,27 +132,27 @@ def forge(root: Path) -> None:
             SHORT: SHORT,
         },
     }.items():
-        getattr(directory, name).write_text(json.dumps(content))
+        getattr(directory, name).path.write_text(json.dumps(content))
     asked = forged(Request("command", label="label", why="why", id=ASKED_FOR, asked_at=1.0), SHORT)
     for name, request in {"b" * 32: {"door": SHORT}, ASKED_FOR: asked | {"door": "command"}}.items():
-        (directory.requests / f"{name}.json").write_text(json.dumps(request))
+        (directory.requests.path / f"{name}.json").write_text(json.dumps(request))
 
 
 @pytest.fixture
 def answered(run: Path) -> Iterator[None]:
     """Somebody who answers each new request with a forged failure."""
-    directory = RunDirectory(run)
-    before = set(directory.requests.iterdir())
+    directory = RunDirectory.open(run)
+    before = set(directory.requests.path.iterdir())
     ended = threading.Event()
 
     def answer() -> None:
         while not ended.wait(0.01):
-            for path in set(directory.requests.glob("*.json")) - before:
+            for path in set(directory.requests.path.glob("*.json")) - before:
                 failed = forged(Answer(saved=False, path="p", error="e", digest="d", finite="f"), SHORT)
                 failed |= {"saved": '"stop": true' in path.read_text()}
                 content = {**failed, "request": path.stem, "not_finite": [SHORT], "not_carried": [SHORT, SHORT]}
                 del content["note"]
-                (directory.answers / path.name).write_text(json.dumps(content))
+                (directory.answers.path / path.name).write_text(json.dumps(content))
 
     thread = threading.Thread(target=answer)
     thread.start()

@@ -60,7 +60,7 @@ def test_a_run_directory_may_be_a_link_to_one(tmp_path: Path) -> None:
     for _ in range(2):
         assert publish(staged(tmp_path / "link")).durable
     assert all(verify(entry.path).good for entry in catalog.entries(tmp_path / "real"))
-    retention.sweep(tmp_path / "link")
+    retention.sweep(tmp_path / "link", tmp_path / "link" / ".holdfast")
 
 
 def test_no_two_attempts_share_a_name(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_crash_at_any_change_leaves_the_earlier_checkpoint_and_the_whole_new_o
         left = good_models(root)
         assert left in ([b"earlier weights"], [b"weights", b"earlier weights"]), left
         litter = bool(list(root.glob(".tmp-*")))
-        retention.sweep(root)
+        retention.sweep(root, root / ".holdfast")
         assert good_models(root) == left, "the sweep changed what was good"
         assert not list(root.glob(".*"))
         seen.append((len(left), litter))
@@ -291,9 +291,9 @@ def test_a_crash_at_any_change_of_a_recovery_leaves_what_was_good(tmp_path: Path
         stage(root / names.trash("0" * 32), LATER)
         (root / names.temporary("model.safetensors", 1)).write_bytes(b"half")
 
-    for root in every_crash(tmp_path, prepare, retention.sweep):
+    for root in every_crash(tmp_path, prepare, lambda root: retention.sweep(root, root / ".holdfast")):
         assert good_models(root) == [b"earlier weights"]
-        retention.sweep(root)
+        retention.sweep(root, root / ".holdfast")
         assert [path.name for path in root.iterdir()] == ["checkpoint-7"]
 
 

@@ -54,7 +54,7 @@ def test_security_s24_an_index_that_names_what_is_not_the_checkpoints_is_damage_
     assert entry.path == bad and entry.manifest is None and (entry.problem or "").startswith(f"{INDEX}: {problem}")
     assert other.problem is None
     assert verify(bad, full=False).problems == verify(bad).problems == (entry.problem,)
-    kept = {v.entry.step: v.kept for v in retention.judge(tmp_path, [entry, other], RUN, RetentionPolicy(1, 1))}
+    kept = {v.entry.step: v.kept for v in retention.judge(tmp_path, None, [entry, other], RUN, RetentionPolicy(1, 1))}
     assert kept == {8: f"damaged: {entry.problem}", 7: "the newest good one"}
     chosen = select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(print))
     assert chosen is not None and chosen.path == good

@@ -10,7 +10,9 @@ from holdfast.store.verify import verify
 
 
 def surplus(root: Path, keep: RetentionPolicy, *protected: Path) -> list[str]:
-    return [path.name for path in retention.surplus(root, catalog.entries(root), RUN, keep, protected)]
+    return [
+        path.name for path in retention.surplus(root, root / ".holdfast", catalog.entries(root), RUN, keep, protected)
+    ]
 
 
 def commit_all(root: Path, *steps: int, reasons: tuple[object, ...] = (SCHEDULED,), run: str = RUN) -> None:
@@ -63,10 +65,10 @@ def test_what_was_asked_for_when_it_was_there_is_no_longer_counted_with_the_sche
     manifest = catalog.read(tmp_path / "checkpoint-1").manifest
     assert manifest is not None
     (tmp_path / names.CONTROL).mkdir(mode=0o700)
-    assert pins.mark_as_asked_for(tmp_path, manifest.attempt)
-    assert not pins.mark_as_asked_for(tmp_path, manifest.attempt)
+    assert pins.mark_as_asked_for(tmp_path / ".holdfast", manifest.attempt)
+    assert not pins.mark_as_asked_for(tmp_path / ".holdfast", manifest.attempt)
     assert surplus(tmp_path, RetentionPolicy(1, None)) == ["checkpoint-2"]
-    assert not pins.pinned(tmp_path)
+    assert not pins.pinned(tmp_path / ".holdfast")
 
 
 def test_the_newest_good_checkpoint_is_never_among_them(tmp_path: Path) -> None:
@@ -143,7 +145,12 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1" / "optimizer.pt").unlink()
     protected = [tmp_path / "checkpoint-2"]
     verdicts = retention.judge(
-        tmp_path, catalog.entries(tmp_path), RUN, RetentionPolicy(1, 1, every=5, last=2), protected
+        tmp_path,
+        tmp_path / ".holdfast",
+        catalog.entries(tmp_path),
+        RUN,
+        RetentionPolicy(1, 1, every=5, last=2),
+        protected,
     )
     assert {verdict.entry.step: verdict.kept for verdict in verdicts} == {
         14: "of another run",
@@ -155,7 +162,9 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
         2: "still needed",
         1: "damaged: optimizer.pt: is missing",
     }
-    verdicts = retention.judge(tmp_path, catalog.entries(tmp_path), RUN, RetentionPolicy(3, None))
+    verdicts = retention.judge(
+        tmp_path, tmp_path / ".holdfast", catalog.entries(tmp_path), RUN, RetentionPolicy(3, None)
+    )
     kept = {verdict.entry.step: verdict.kept for verdict in verdicts}
     assert (kept[12], kept[10]) == ("all on-demand ones stay", "one of the last 3 scheduled ones")
 
@@ -163,7 +172,7 @@ def test_each_verdict_says_why_a_checkpoint_stays(tmp_path: Path) -> None:
 def test_who_deletes_what_has_gone_is_told_so(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
     with pytest.raises(FileNotFoundError):
-        retention.delete(tmp_path, tmp_path / "checkpoint-3")
+        retention.delete(tmp_path, tmp_path / ".holdfast", tmp_path / "checkpoint-3")
 
 
 @pytest.mark.parametrize("when", ["before it is looked at", "right before its name goes"])
@@ -185,7 +194,7 @@ def test_a_new_checkpoint_is_not_taken_for_the_one_whose_name_it_has(
     else:
         monkeypatch.setattr(files, "rename_new", rename_too_late)
     with pytest.raises(StillWantedError, match="not the checkpoint that was to be deleted"):
-        retention.delete(tmp_path, tmp_path / "checkpoint-1", doomed.attempt)
+        retention.delete(tmp_path, tmp_path / ".holdfast", tmp_path / "checkpoint-1", doomed.attempt)
     assert [entry.step for entry in catalog.entries(tmp_path)] == [1, 2, 1]
 
 
@@ -199,17 +208,17 @@ def test_a_deletion_and_the_sweep_of_a_start_do_not_disturb_each_other(
     def sweep_first(path: str, **options: int) -> None:
         if not swept:
             swept.append(path)
-            retention.sweep(tmp_path)
+            retention.sweep(tmp_path, tmp_path / ".holdfast")
         real(path, **options)
 
     monkeypatch.setattr(os, "unlink", sweep_first)
-    retention.delete(tmp_path, tmp_path / "checkpoint-1")
+    retention.delete(tmp_path, tmp_path / ".holdfast", tmp_path / "checkpoint-1")
     assert swept and [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
 def test_delete_removes_the_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
-    retention.delete(tmp_path, tmp_path / "checkpoint-1")
+    retention.delete(tmp_path, tmp_path / ".holdfast", tmp_path / "checkpoint-1")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
 
 
@@ -218,21 +227,23 @@ def test_delete_follows_no_link(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1" / "linked").symlink_to(tmp_path / "outside")
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "precious").touch()
-    retention.delete(tmp_path, tmp_path / "checkpoint-1")
+    retention.delete(tmp_path, tmp_path / ".holdfast", tmp_path / "checkpoint-1")
     assert (tmp_path / "outside" / "precious").exists()
 
 
 def test_a_crash_at_any_change_of_a_deletion_leaves_no_half_that_looks_whole(tmp_path: Path) -> None:
     seen = set()
     for root in every_crash(
-        tmp_path, lambda root: commit_all(root, 1, 2), lambda root: retention.delete(root, root / "checkpoint-1")
+        tmp_path,
+        lambda root: commit_all(root, 1, 2),
+        lambda root: retention.delete(root, root / ".holdfast", root / "checkpoint-1"),
     ):
         reports = [verify(entry.path) for entry in catalog.entries(root)]
         assert all(report.good for report in reports)
         left = [report.entry.step for report in reports]
         assert left in ([2, 1], [2])
         seen.add((len(left), bool(list(root.glob(".trash-*")))))
-        retention.sweep(root)
+        retention.sweep(root, root / ".holdfast")
         assert sorted(path.name for path in root.iterdir()) == sorted(f"checkpoint-{step}" for step in left)
     assert seen == {(2, False), (1, True), (1, False)}
 
@@ -248,9 +259,9 @@ def test_a_sweep_removes_what_dead_attempts_left_and_nothing_else(tmp_path: Path
     kept = [".tmp-mine", ".trash", ".holdfast", ".config.json.new", "model.safetensors", names.trash("3" * 32)[1:]]
     for name in kept:
         (tmp_path / name).mkdir()
-    assert retention.sweep(tmp_path) == (sorted(litter), {})
+    assert retention.sweep(tmp_path, tmp_path / ".holdfast") == (sorted(litter), {})
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "checkpoint-1"}
-    assert retention.sweep(tmp_path) == ([], {})
+    assert retention.sweep(tmp_path, tmp_path / ".holdfast") == ([], {})
 
 
 def test_a_sweep_gives_a_pinned_checkpoint_its_name_back_and_no_half_of_one(tmp_path: Path) -> None:
@@ -260,11 +271,11 @@ def test_a_sweep_gives_a_pinned_checkpoint_its_name_back_and_no_half_of_one(tmp_
         (path,) = tmp_path.glob(step)
         manifest = catalog.read(path).manifest
         assert manifest is not None
-        pins.pin(tmp_path, manifest.attempt)
+        pins.pin(tmp_path / ".holdfast", manifest.attempt)
         path.rename(tmp_path / names.trash(doomed))
     (tmp_path / names.trash("2" * 32) / "model.safetensors").unlink()
     commit_all(tmp_path, 2)
-    assert retention.sweep(tmp_path) == ([names.trash("2" * 32)], {})
+    assert retention.sweep(tmp_path, tmp_path / ".holdfast") == ([names.trash("2" * 32)], {})
     left = sorted(entry.path.name.split("-")[0] + str(entry.step) for entry in catalog.entries(tmp_path))
     assert left == ["checkpoint1", "checkpoint2", "superseded2"]
 
@@ -275,5 +286,5 @@ def test_a_sweep_follows_no_link(tmp_path: Path) -> None:
     for name in (names.trash("0" * 32), names.staging(RUN, 2, "0" * 32)):
         (tmp_path / name).symlink_to(tmp_path / "outside")
     (tmp_path / names.temporary("model.safetensors", 1)).symlink_to(tmp_path / "outside" / "precious")
-    assert retention.sweep(tmp_path) == ([".model.safetensors.1.new"], {})
+    assert retention.sweep(tmp_path, tmp_path / ".holdfast") == ([".model.safetensors.1.new"], {})
     assert (tmp_path / "outside" / "precious").exists()

@@ -8,6 +8,7 @@ from holdfast.errors import ConfigError, RunNotAliveError, SaveError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
+from holdfast.run.lease import Holder
 from holdfast.run.request import MOST_LABEL_BYTES, Request, clean_label
 from holdfast.text import one_line
 
@@ -26,16 +27,15 @@ def ask(root: Path, *, stop: bool, label: str, why: str, wait: bool, timeout: fl
         raise ConfigError([f"--label: has {len(text)} bytes, and a label has at most {MOST_LABEL_BYTES}"])
     if timeout is not None and not wait:
         raise ConfigError(["--timeout: has no meaning without --wait"])
-    directory = RunDirectory(root)
-    directory.open()
-    _require_alive(directory)
+    directory = RunDirectory.open(root)
+    holder = _require_alive(directory)
     inbox = Inbox(directory)
     request = Request("command", stop=stop, label=clean_label(text), why=why)
     inbox.submit(request)
     if not wait:
         _print_asked(root, request, json)
         return
-    answer = inbox.wait(request.id, timeout, lambda: _require_alive_or_answered(directory, inbox, request))
+    answer = inbox.wait(request.id, timeout, lambda: _require_alive_or_answered(directory, holder, inbox, request))
     if json:
         as_json({"request": request.id, **{name: value for name, value in vars(answer).items() if name != "note"}})
     elif answer.saved:
@@ -56,16 +56,18 @@ def _print_asked(root: Path, request: Request, json: bool) -> None:
     tell(f"  to wait for the answer, add --wait; to look, holdfast status {root}")
 
 
-def _require_alive(directory: RunDirectory) -> None:
+def _require_alive(directory: RunDirectory) -> Holder:
     holder = lease.read(directory)
     if holder is None or not lease.is_alive(directory, holder):
         raise RunNotAliveError(
             f"no process is training the run in {directory.root}",
             hint=f"see what it left with: holdfast list {directory.root}",
         )
+    return holder
 
 
-def _require_alive_or_answered(directory: RunDirectory, inbox: Inbox, request: Request) -> None:
+def _require_alive_or_answered(directory: RunDirectory, holder: Holder, inbox: Inbox, request: Request) -> None:
+    lease.follow(directory, holder.token)
     try:
         _require_alive(directory)
     except RunNotAliveError:

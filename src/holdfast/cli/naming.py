@@ -79,6 +79,9 @@ def asked_by(entry: Entry) -> str:
 def pinned_in(run: Path) -> frozenset[str] | None:
     """Returns the pins; None for who may look at the checkpoints and not into the private directory."""
     try:
-        return pins.pinned(run)
+        with Folder.open(run / names.CONTROL) as control:
+            return pins.pinned(control)
+    except FileNotFoundError:
+        return frozenset()
     except PermissionError:
         return None

@@ -18,14 +18,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def pin(checkpoints: Checkpoints, json: Json = False) -> None:
     """Keep checkpoints for good: neither a running training nor `prune` deletes them."""
     meant = in_their_runs(checkpoints)
-    for path, attempt in meant:
-        pins.pin(path.parent, attempt)
+    for path, attempt, directory in meant:
+        pins.pin(directory.control, attempt)
         if not _is_there(path, attempt):
             raise CheckpointError(f"{path} was deleted before it was pinned", hint=f"see: holdfast list {path.parent}")
         if not json:
             tell(f"{path.name}: pinned")
     if json:
-        as_json({"checkpoints": [{"path": str(path), "pinned": True} for path, _ in meant]})
+        as_json({"checkpoints": [{"path": str(path), "pinned": True} for path, *_ in meant]})
 
 
 def _is_there(path: Path, attempt: str) -> bool:
@@ -34,8 +34,8 @@ def _is_there(path: Path, attempt: str) -> bool:
     return any(entry.manifest is not None and entry.manifest.attempt == attempt for entry in entries)
 
 
-def in_their_runs(checkpoints: list[Path]) -> list[tuple[Path, str]]:
-    """Returns the checkpoints' paths and attempts; all are found before anything is done to any.
+def in_their_runs(checkpoints: list[Path]) -> list[tuple[Path, str, RunDirectory]]:
+    """Returns the checkpoints' paths, attempts and run directories; all are found before anything is done to any.
 
     Raises:
         RunNotFoundError: One is not there, or in no run directory.
@@ -45,6 +45,5 @@ def in_their_runs(checkpoints: list[Path]) -> list[tuple[Path, str]]:
     for name in checkpoints:
         folder, manifest = naming.checkpoint(name)
         path = folder.path
-        RunDirectory(path.parent).open()
-        meant.append((path, manifest.attempt))
+        meant.append((path, manifest.attempt, RunDirectory.open(path.parent)))
     return meant

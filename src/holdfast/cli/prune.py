@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli.naming import asked_by, require_run
 from holdfast.cli.output import as_json, columns, size, tell
-from holdfast.errors import ConfigError, HoldfastError
+from holdfast.errors import ConfigError, HoldfastError, RunNotFoundError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
@@ -58,34 +58,42 @@ def prune(
 
 def _judge(run: Path, policy: RetentionPolicy) -> list[Verdict]:
     """Returns a verdict on each checkpoint as of now; a run that is alive saves and deletes all the time."""
-    directory = RunDirectory(run)
-    if directory.control.exists():
-        directory.open()
+    directory = _opened(run)
     entries = catalog.entries(run)
     why = needed(directory, entries)
-    verdicts = retention.judge(run, entries, identity_of(directory, entries), policy, protected=why)
+    control = None if directory is None else directory.control
+    verdicts = retention.judge(run, control, entries, identity_of(directory, entries), policy, protected=why)
     return [replace(v, kept=why[v.entry.path]) if v.kept == retention.NEEDED else v for v in verdicts]
 
 
 def _delete(run: Path, policy: RetentionPolicy, agreed: set[str]) -> tuple[list[str], list[str]]:
     """Deletes what was agreed to and still may go, by whatever name it has by now. Returns attempts, and problems."""
-    directory = RunDirectory(run)
+    directory = _opened(run)
+    control = None if directory is None else directory.control
     deleted, problems = [], []
     for verdict in reversed(_judge(run, policy)):
         entry = verdict.entry
         if verdict.kept is not None or _attempt(entry) not in agreed:
             continue
         try:
-            retention.delete(run, entry.path, _attempt(entry))
+            retention.delete(run, control, entry.path, _attempt(entry))
         except (FileNotFoundError, StillWantedError):
             continue  # the run itself has deleted it, somebody has pinned it, or its name is another's
         except OSError as error:
             problems.append(f"{entry.path.name} was not deleted: {error.strerror or error}")
             continue
         deleted.append(_attempt(entry))
-        if directory.journal.exists() and entry.manifest is not None:
+        if directory is not None and directory.journal.exists() and entry.manifest is not None:
             Journal(directory.journal, entry.manifest.run).write("deleted", path=str(entry.path), by="holdfast prune")
     return deleted, problems
+
+
+def _opened(run: Path) -> RunDirectory | None:
+    """Opens a run directory; None where no training of ours was ever in it, and there are checkpoints alone."""
+    try:
+        return RunDirectory.open(run)
+    except RunNotFoundError:
+        return None
 
 
 def _agreed() -> bool:

@@ -31,8 +31,7 @@ def status(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Tell whether a run is alive, its step, rate, loss, last checkpoint, and what is pending."""
-    directory = RunDirectory(run)
-    directory.open()
+    directory = RunDirectory.open(run)
     holder = lease.read(directory)
     alive = holder is not None and lease.is_alive(directory, holder)
     if ended:

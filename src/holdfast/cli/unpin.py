@@ -8,9 +8,9 @@ from holdfast.store import pins
 def unpin(checkpoints: Checkpoints, json: Json = False) -> None:
     """Take pins away: the checkpoints are kept or deleted as the others are."""
     meant = in_their_runs(checkpoints)
-    for path, attempt in meant:
-        had = pins.unpin(path.parent, attempt)
+    for path, attempt, directory in meant:
+        had = pins.unpin(directory.control, attempt)
         if not json:
             tell(f"{path.name}: " + ("no longer pinned" if had else "was not pinned"))
     if json:
-        as_json({"checkpoints": [{"path": str(path), "pinned": False} for path, _ in meant]})
+        as_json({"checkpoints": [{"path": str(path), "pinned": False} for path, *_ in meant]})

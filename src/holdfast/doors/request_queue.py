@@ -73,6 +73,7 @@ class RequestQueue:
         wake: threading.Event,
         minutes: Minutes | None = None,
     ) -> None:
+        self._run = run
         self._left_over = run.left_over
         self._is_resumed = run.parent is not None
         self._inbox: Inbox = run.inbox
@@ -211,6 +212,7 @@ class RequestQueue:
                 if self._minutes is not None and self._minutes.due():
                     self._keep(self._minutes.request())
                 if time.monotonic() - written >= _STATUS_SECONDS:
+                    self._run.keep_control()
                     self._status.write()
                     written = time.monotonic()
                     self._trouble = ""

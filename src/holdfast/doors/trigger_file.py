@@ -12,13 +12,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import BEGINNING, Journal
 from holdfast.run.request import MOST_LABEL_BYTES, Request, clean_label
 from holdfast.store import files, names
+from holdfast.store.folder import Folder, Place, exists, status_of
 
 _CLAIM = ".touched"
 _REMEMBERED = "unremovable-trigger"
@@ -34,7 +34,7 @@ class Claim(NamedTuple):
     """A trigger file that was noticed: the request that it makes, and where it lies until that is durable."""
 
     request: Request
-    path: Path | None
+    place: Place | None
 
 
 class TriggerFile:
@@ -52,16 +52,16 @@ class TriggerFile:
 
     def __init__(self, directory: RunDirectory, name: str, journal: Journal, log: logging.Logger) -> None:
         self.path = directory.root / name
+        self._place = directory.folder / name
         self._directory = directory
         self._journal = journal
         self._log = log
         self._reported = ""
-        self._memory = directory.control / _REMEMBERED
 
     def look(self) -> Claim | None:
         """Claims the trigger file if it is there; its request is the caller's. Costs one `lstat` when it is not."""
         try:
-            status = self.path.lstat()
+            status = status_of(self._place)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -75,82 +75,86 @@ class TriggerFile:
 
     def left_behind(self) -> Iterator[Claim]:
         """Yields the claims that an earlier process made and no request came of."""
-        for path in sorted(self._directory.requests.glob(f"*{_CLAIM}")):
-            if not names.is_token(path.stem):
+        requests, answers = self._directory.requests, self._directory.answers
+        for name in requests.names():
+            stem = name.removesuffix(_CLAIM)
+            if stem == name or not names.is_token(stem):
                 continue
-            if any((folder / f"{path.stem}.json").exists() for folder in (path.parent, self._directory.answers)):
-                self._clear(path)  # the crash came between the request and this
-            elif (claim := self._read(path)) is not None:
+            if any(exists(folder / f"{stem}.json") for folder in (requests, answers)):
+                self._clear(requests / name)  # the crash came between the request and this
+            elif (claim := self._read(requests / name)) is not None:
                 yield claim
 
     def release(self, claim: Claim) -> None:
         """Clears the claimed file away: its request is on disk. One with text is kept, for it may be anybody's."""
-        if claim.path is not None:
-            self._clear(claim.path)
+        if claim.place is not None:
+            self._clear(claim.place)
 
-    def _clear(self, path: Path) -> None:
+    def _clear(self, place: Place) -> None:
         try:
-            if path.lstat().st_size:
-                self._keep(path)
+            if status_of(place).st_size:
+                self._keep(place)
             else:
-                files.remove(path)
+                files.remove(place)
         except OSError as error:
-            self._report(path.name, f"{path} cannot be put away ({error.strerror}): the next start tries it again")
+            self._report(place.name, f"{place} cannot be put away ({error.strerror}): the next start tries it again")
 
-    def _keep(self, path: Path) -> None:
-        folder = self._directory.claimed
+    def _keep(self, place: Place) -> None:
         with suppress(FileExistsError):
-            files.make_directory(folder)
-        files.rename_new(path, folder / path.stem)
-        self._log.info(f"the text of {self.path.name} is the label of a save, and kept as {folder / path.stem}")
-        kept = [path for path in folder.iterdir() if names.is_token(path.name)]
-        for old in sorted(kept, key=lambda path: path.lstat().st_ctime_ns)[:-_KEPT]:  # as of when each was moved
-            files.remove(old)
+            files.make_directory(self._directory.claimed)
+        with Folder.open(self._directory.claimed) as folder:
+            kept = folder / place.name.removesuffix(_CLAIM)
+            files.rename_new(place, kept)
+            self._log.info(f"the text of {self.path.name} is the label of a save, and kept as {kept}")
+            places = [folder / name for name in folder.names() if names.is_token(name)]
+            for old in sorted(places, key=lambda each: status_of(each).st_ctime_ns)[:-_KEPT]:  # as each was moved
+                files.remove(old)
 
     def _claim(self, identity: str) -> Claim | None:
-        path = self._directory.requests / f"{uuid.uuid4().hex}{_CLAIM}"
+        place = self._directory.requests / f"{uuid.uuid4().hex}{_CLAIM}"
         try:
-            files.rename_new(self.path, path)
+            files.rename_new(self._place, place)
         except FileNotFoundError:
             return None
         except OSError as error:
             # It asks once, not at every look: what cannot be removed is remembered, over restarts too.
-            files.replace(self._memory, identity.encode())
+            files.replace(self._memory(), identity.encode())
             self._report(identity, f"{self.path} cannot be removed ({error.strerror}); it is taken as one request")
             return Claim(Request("trigger_file", why=self.path.name), None)
-        return self._read(path)
+        return self._read(place)
 
-    def _read(self, path: Path) -> Claim | None:
+    def _read(self, place: Place) -> Claim | None:
         """Turns a claimed file into a request under the same identity; one that is none is put back."""
         data = b""
         try:
-            status = path.lstat()
+            status = status_of(place)
             wrong = self._wrong_with(status)
             if wrong is None:
                 if status.st_size == 0 and 0 <= time.time() - status.st_mtime < _SETTLING_SECONDS:
                     time.sleep(_SETTLING_SECONDS)
-                data = files.read(path, limit=MOST_LABEL_BYTES)
+                data = files.read(place, limit=MOST_LABEL_BYTES)
                 wrong = _wrong_text(data)
         except OSError as error:
             wrong = _TOO_LARGE if error.errno == errno.EFBIG else None
             if wrong is None:
                 self._report(
-                    path.name, f"the text of {self.path.name} cannot be read ({error.strerror}); it has no label"
+                    place.name, f"the text of {self.path.name} cannot be read ({error.strerror}); it has no label"
                 )
         if wrong is not None:
-            self._put_back(path, wrong)  # what was looked at was exchanged, or written to, before the rename
+            self._put_back(place, wrong)  # what was looked at was exchanged, or written to, before the rename
             return None
-        return Claim(Request("trigger_file", label=clean_label(data), why=self.path.name, id=path.stem), path)
+        label, request = clean_label(data), place.name.removesuffix(_CLAIM)
+        return Claim(Request("trigger_file", label=label, why=self.path.name, id=request), place)
 
-    def _put_back(self, path: Path, wrong: str) -> None:
+    def _put_back(self, place: Place, wrong: str) -> None:
         try:
-            status = path.lstat()
-            files.rename_new(path, self.path)
+            status = status_of(place)
+            files.rename_new(place, self._place)
             self._report_as_left(status, wrong)
         except OSError:
-            kept = path.with_suffix(".refused")
-            files.rename_new(path, kept)
-            self._report(path.name, f"what was claimed as {self.path} {wrong}; it asks for nothing, and is now {kept}")
+            kept = place.with_name(f"{place.name.removesuffix(_CLAIM)}.refused")
+            files.rename_new(place, kept)
+            self._report(place.name, f"what was claimed as {self.path} {wrong}; it asks for nothing, and is now {kept}")
 
     def _wrong_with(self, status: os.stat_result) -> str | None:
         if stat.S_ISLNK(status.st_mode):
@@ -168,13 +172,16 @@ class TriggerFile:
         if status.st_size == 0:
             return None
         try:
-            return _wrong_text(files.read(self.path, limit=MOST_LABEL_BYTES))
+            return _wrong_text(files.read(self._place, limit=MOST_LABEL_BYTES))
         except OSError:
             return None
 
+    def _memory(self) -> Place:
+        return self._directory.control / _REMEMBERED
+
     def _unremovable(self) -> str:
         try:
-            return files.read(self._memory, limit=200).decode()
+            return files.read(self._memory(), limit=200).decode()
         except OSError:
             return ""
 

@@ -101,7 +101,7 @@ class Starts:
                     f"the command ended with {process.returncode} before step {at}{self._last_lines(name)}",
                     hint="it came further before: give a smaller --kill-at",
                 )
-            directory = RunDirectory(self._run)
+            directory = RunDirectory.open(self._run)
             answer = self._ask(directory, plan, process, grace)
             ranks = list(_processes(trace.read(plan).pids))
             begun = time.monotonic()

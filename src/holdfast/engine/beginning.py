@@ -91,7 +91,7 @@ def keep_as_asked_for(run: Run, answer: Answer, requests: Iterable[Request]) -> 
     if manifest is None:
         return
     try:
-        pins.mark_as_asked_for(run.folder, manifest.attempt)
+        pins.mark_as_asked_for(run.directory.control, manifest.attempt)
     except OSError as error:
         run.journal.write("unmarked", path=str(path), problem=str(error))
 

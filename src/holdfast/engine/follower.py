@@ -128,6 +128,7 @@ class Follower:
             while True:
                 number += 1
                 call = self._channel.get(call_key(number))
+                self._session.run.keep_control()
                 if "end" in call:
                     self._channel.put(ended_key(self._channel.rank), True)
                     break

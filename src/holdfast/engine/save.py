@@ -60,7 +60,7 @@ def save(
         manifest = _manifest(run, snapshot, requests, sequence, attempt.token, sealed)
         if problem := references.problem(attempt.folder, manifest):
             raise SaveError(problem)
-        published = attempt.publish(manifest, run.lease.check)
+        published = attempt.publish(manifest, run.require_lease)
         run.require_in_place()
     except (TornError, LateError):
         if attempt is not None:
@@ -199,13 +199,15 @@ def report(run: Run, answer: Answer, requests: Sequence[Request], patient: Seque
 
 def _retain(run: Run, policy: retention.RetentionPolicy, protected: Iterable[Path]) -> None:
     try:
-        surplus = retention.surplus(run.folder, run.catalog.entries(), run.identity, policy, protected)
+        surplus = retention.surplus(
+            run.folder, run.directory.control, run.catalog.entries(), run.identity, policy, protected
+        )
     except OSError as error:
         run.journal.write("not deleted", path=str(run.root), problem=str(error))
         return
     for path in surplus:
         try:
-            retention.delete(run.folder, path)
+            retention.delete(run.folder, run.directory.control, path)
         except OSError as error:
             run.journal.write("not deleted", path=str(path), problem=str(error))
         else:

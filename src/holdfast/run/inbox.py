@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 from holdfast.errors import WaitTimeoutError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.request import MOST_BYTES, Answer, MalformedError, Request, decode_answer, decode_request
 from holdfast.store import files, names
+from holdfast.store.folder import Folder, Place, exists, status_of
 
+_SUFFIX = ".json"
 # Answers are kept for askers that come back late; the oldest beyond this many go when a run starts.
 _ANSWERS_KEPT = 1000
 _POLL_SECONDS = 0.05
@@ -36,41 +37,49 @@ class Inbox:
         Each is reported once. A file that is no request is removed; one that cannot be read at the moment is not.
         """
         requests, broken = [], []
-        for path in self._directory.requests.glob("*.json"):
-            if not names.is_token(path.stem):
+        folder = self._directory.requests
+        for name in folder.names():
+            stem = name.removesuffix(_SUFFIX)
+            if stem == name or not names.is_token(stem):
                 continue
             try:
-                request = decode_request(files.read(path, limit=MOST_BYTES))
-                if request.id != path.stem:
+                request = decode_request(files.read(folder / name, limit=MOST_BYTES))
+                if request.id != stem:
                     raise MalformedError("its identity is not its name")
                 requests.append(request)
             except FileNotFoundError:
                 continue
             except (OSError, MalformedError) as error:
-                if path.name not in self._reported:
-                    broken.append((path.name, str(error)))
-                self._reported.add(path.name)
+                if name not in self._reported:
+                    broken.append((name, str(error)))
+                self._reported.add(name)
                 if isinstance(error, MalformedError) or error.errno in _NO_FILE:
                     with suppress(OSError):
-                        path.unlink()
+                        files.remove(folder / name)
         return sorted(requests, key=lambda request: (request.asked_at, request.id)), broken
 
     def answer(self, request: Request, answer: Answer) -> None:
         """Answers a request: the answer first, durably, then the request's file goes."""
         answer = replace(answer, claimed=self.claimed(request))
-        files.replace(self._directory.answers / f"{request.id}.json", answer.encode(request.id))
-        self._file(request.id).unlink(missing_ok=True)
+        files.replace(self._directory.answers / f"{request.id}{_SUFFIX}", answer.encode(request.id))
+        with suppress(FileNotFoundError):
+            files.remove(self._file(request.id))
 
     def claimed(self, request: Request) -> str:
         """Returns where the trigger file of a request is kept; an empty text where it had none, or none with text."""
-        path = self._directory.claimed / request.id
-        return str(path.absolute()) if request.door == "trigger_file" and path.exists() else ""
+        if request.door != "trigger_file":
+            return ""
+        try:
+            with Folder.open(self._directory.claimed) as folder:
+                kept = folder / request.id
+                return str(kept.path.absolute()) if exists(kept) else ""
+        except OSError:
+            return ""
 
     def answer_to(self, request: str) -> Answer | None:
         """Returns the answer to the request of that id, if there is one already."""
-        path = self._directory.answers / f"{request}.json"
         try:
-            return decode_answer(files.read(path, limit=MOST_BYTES))
+            return decode_answer(files.read(self._directory.answers / f"{request}{_SUFFIX}", limit=MOST_BYTES))
         except (OSError, MalformedError):
             return None
 
@@ -99,16 +108,18 @@ class Inbox:
 
     def forget_old_answers(self) -> None:
         """Removes the oldest answers beyond a thousand."""
-        for path in sorted(self._directory.answers.glob("*.json"), key=_age)[:-_ANSWERS_KEPT]:
+        folder = self._directory.answers
+        places = [folder / name for name in folder.names() if name.endswith(_SUFFIX)]
+        for place in sorted(places, key=_age)[:-_ANSWERS_KEPT]:
             with suppress(OSError):
-                path.unlink()
+                files.remove(place)
 
-    def _file(self, request: str) -> Path:
-        return self._directory.requests / f"{request}.json"
+    def _file(self, request: str) -> Place:
+        return self._directory.requests / f"{request}{_SUFFIX}"
 
 
-def _age(path: Path) -> float:
+def _age(place: Place) -> float:
     try:
-        return path.stat().st_mtime
+        return status_of(place).st_mtime
     except OSError:
         return 0.0

@@ -15,6 +15,7 @@ from typing import Any
 from holdfast.errors import LeaseLostError, RunBusyError
 from holdfast.run.directory import RunDirectory
 from holdfast.store import files, names
+from holdfast.store.folder import open_at, status_of
 from holdfast.text import shown
 
 # A process on another host cannot be looked at. Without a heartbeat for this long it is taken for dead.
@@ -78,8 +79,7 @@ class Lease:
             LeaseLostError: Another process has taken the run over.
             OSError: The lease cannot be read, so nobody knows.
         """
-        now = _certainly(self._directory)
-        if now is None or now.token != self.holder.token:
+        if not is_ours(self._directory, self.holder.token):
             raise LeaseLostError(
                 f"another process has taken over the run in {self._directory.root}",
                 hint="this process can no longer save there; it took too long, or two were started",
@@ -96,6 +96,35 @@ class Lease:
 def read(directory: RunDirectory) -> Holder | None:
     """Returns the process that holds or held the lease; None where none ever did, or it cannot be read."""
     return _holder(directory.read_json(directory.lease))
+
+
+def is_ours(directory: RunDirectory, token: str) -> bool:
+    """Tells whether a run's lease is still that of a process, wherever the name of the control directory leads.
+
+    Where it leads to another one with a later lease, a start that came meanwhile has the run: nobody but this user can
+    have made that. An earlier lease was moved there together with its directory.
+
+    Raises:
+        OSError: The lease cannot be read, so nobody knows.
+    """
+    holder = _certainly(directory)
+    if holder is None or holder.token != token:
+        return False
+    named = directory.as_named()
+    other = None if named is None else _certainly(named)
+    return named is None or other is None or other.token == token or _taken_at(named) < _taken_at(directory)
+
+
+def _taken_at(directory: RunDirectory) -> int:
+    return status_of(directory.lease).st_mtime_ns
+
+
+def follow(directory: RunDirectory, token: str) -> None:
+    """Holds the control directory that other processes find, where a run with that lease has made it anew."""
+    named = directory.as_named()
+    holder = None if named is None else read(named)
+    if named is not None and holder is not None and holder.token == token:
+        directory.exchange_control(named)
 
 
 def _certainly(directory: RunDirectory) -> Holder | None:
@@ -136,9 +165,9 @@ def heartbeat(directory: RunDirectory) -> float:
     A run that has only just begun has a new lease, and maybe the status of the run before.
     """
     latest = 0.0
-    for path in (directory.status, directory.lease):
+    for place in (directory.status, directory.lease):
         with suppress(OSError):
-            latest = max(latest, path.stat().st_mtime)
+            latest = max(latest, status_of(place).st_mtime)
     return latest
 
 
@@ -191,7 +220,7 @@ def _start_of(pid: int) -> float | None:
 @contextmanager
 def _locked(directory: RunDirectory) -> Iterator[None]:
     """Keeps other processes from looking at the lease and changing it."""
-    fd = os.open(directory.control / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    fd = open_at(directory.control / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

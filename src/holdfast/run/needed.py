@@ -11,13 +11,13 @@ from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
 
 
-def identity_of(directory: RunDirectory, entries: Sequence[Entry]) -> str:
+def identity_of(directory: RunDirectory | None, entries: Sequence[Entry]) -> str:
     """Returns the run that was trained here last; without a lease, that of the newest checkpoint."""
-    holder = lease.read(directory)
+    holder = None if directory is None else lease.read(directory)
     return holder.run if holder is not None else next((e.manifest.run for e in entries if e.manifest), "")
 
 
-def needed(directory: RunDirectory, entries: Sequence[Entry]) -> dict[Path, str]:
+def needed(directory: RunDirectory | None, entries: Sequence[Entry]) -> dict[Path, str]:
     """Returns the checkpoints that must stay whatever the rule is, each with the reason.
 
     Raises:
@@ -51,10 +51,10 @@ def _best_step(newest: Entry) -> int | None:
         ) from error
 
 
-def _parents(directory: RunDirectory, newest: Entry | None) -> Iterator[str]:
+def _parents(directory: RunDirectory | None, newest: Entry | None) -> Iterator[str]:
     """Yields the attempts that a live run was resumed from: by its newest checkpoint, and by its own word."""
-    holder = lease.read(directory)
-    if holder is None or not lease.is_alive(directory, holder):
+    holder = None if directory is None else lease.read(directory)
+    if directory is None or holder is None or not lease.is_alive(directory, holder):
         return
     if newest is not None and newest.manifest is not None and newest.manifest.parent is not None:
         yield newest.manifest.parent

@@ -3,12 +3,14 @@
 import json
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from holdfast.errors import FAILED, STOPPED_AFTER_SAVE, RunError
-from holdfast.run.directory import RunDirectory
+from holdfast.run.directory import OUTCOME, RunDirectory, opened_private
 from holdfast.run.lease import Holder
 from holdfast.store import files, names
+from holdfast.store.folder import Folder, Place, status_of
 
 RUNNING: Final = "running"
 """The outcome of a start that has not ended; a process that was killed leaves it behind."""
@@ -74,18 +76,37 @@ def read(directory: RunDirectory) -> Outcome | None:
     """Returns the record of the last start; None where there is none, or none that is one.
 
     Raises:
+        RunError: It cannot be read.
+    """
+    return _read(directory.outcome)
+
+
+def last_in(root: Path) -> Outcome | None:
+    """Returns the record of the last start in a directory in which there may have been none.
+
+    Raises:
         RunError: Others may write where it lies, or it cannot be read.
     """
     try:
-        directory.control.lstat()
-        directory.check_private(directory.control)
-        return _decoded(json.loads(files.read(directory.outcome, limit=_MOST_BYTES)))
+        with Folder.open(root, follow=True) as folder:
+            status_of(folder / names.CONTROL)
+            with opened_private(folder / names.CONTROL) as control:
+                return _read(control / OUTCOME)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"{root} cannot be looked at: {error.strerror or error}") from error
+
+
+def _read(where: Place) -> Outcome | None:
+    try:
+        return _decoded(json.loads(files.read(where, limit=_MOST_BYTES)))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
         return None
     except OSError as error:
-        raise RunError(f"{directory.outcome} cannot be read: {error.strerror or error}") from error
+        raise RunError(f"{where} cannot be read: {error.strerror or error}") from error
 
 
 def _decoded(content: object) -> Outcome | None:

@@ -15,12 +15,12 @@ from holdfast.run.directory import RunDirectory
 from holdfast.run.exposure import exposure
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
-from holdfast.run.lease import Holder, Lease, read
+from holdfast.run.keeping import Keeper
+from holdfast.run.lease import Holder, Lease, follow, read
 from holdfast.run.outcome import Outcome
 from holdfast.run.status import Status, StatusFile
 from holdfast.store import retention
 from holdfast.store.catalog import Catalog
-from holdfast.store.folder import Folder
 
 _LEFT: set[Path] = set()
 """Left-overs that no start of this process could remove, each of which was named once."""
@@ -53,8 +53,9 @@ class Run:
     log: logging.Logger = LOGGER
 
     def __post_init__(self) -> None:
-        self.folder = Folder.open(self.root, follow=True)
+        self.folder = self.directory.folder
         """The run directory, held open: its checkpoints are reached through it."""
+        self._keeper = Keeper(self.directory, self.lease.holder, self.journal, self.log)
         self.catalog = Catalog(self.folder)
         self._is_closed = False
         self._outcome = Outcome.of_start(self.lease.holder, self.parent)
@@ -75,8 +76,7 @@ class Run:
             RunError: The directory cannot be used.
             RunBusyError: Another process trains the run.
         """
-        directory = RunDirectory(root)
-        directory.create()
+        directory = RunDirectory.create(root)
         try:
             journal.take(directory.journal, log)
             return cls._open(directory, continues, parent, log)
@@ -105,13 +105,14 @@ class Run:
     def _sweep(self) -> list[str]:
         """Removes what others have left half-done, and says once what cannot be removed."""
         removed = []
-        for folder in (self.root, self.directory.control, self.directory.answers):
-            swept = retention.sweep(folder)
+        for folder in (self.folder, self.directory.control, self.directory.answers):
+            swept = retention.sweep(folder, self.directory.control)
             removed += swept.removed
             for name, why in swept.left.items():
-                if folder / name not in _LEFT:
-                    _LEFT.add(folder / name)
-                    self.log.warning(f"{folder / name} is left over, and cannot be removed: {why}; remove it yourself")
+                left = (folder / name).path
+                if left not in _LEFT:
+                    _LEFT.add(left)
+                    self.log.warning(f"{left} is left over, and cannot be removed: {why}; remove it yourself")
         return removed
 
     @classmethod
@@ -128,7 +129,7 @@ class Run:
         Raises:
             RunError: Rank 0's run is not in this directory.
         """
-        directory = RunDirectory(root)
+        directory = RunDirectory.open(root)
         present = read(directory)
         if present is None or present.token != holder.token:
             raise RunError(
@@ -154,6 +155,27 @@ class Run:
             raise RunError(
                 f"{self.root} is no longer the directory that this run has opened: it was moved or exchanged"
             )
+
+    def keep_control(self) -> None:
+        """Sees to it that other processes find the control directory that this run holds.
+
+        A rank that follows rank 0 holds the one that rank 0 has made anew, if it has.
+        """
+        if self.rank:
+            follow(self.directory, self.lease.holder.token)
+            return
+        self._keeper.look()
+        self.status.where = self.directory.status
+
+    def require_lease(self) -> None:
+        """Checks, just before a checkpoint is published, that this process still has the run.
+
+        Raises:
+            LeaseLostError: Another process has taken it over.
+            OSError: The lease cannot be read, so nobody knows.
+        """
+        self.keep_control()
+        self.lease.check()
 
     @property
     def identity(self) -> str:
@@ -181,6 +203,7 @@ class Run:
         if self.rank or self._is_closed:
             return  # rank 0 writes it down for all
         self._is_closed = True
+        self.keep_control()
         try:
             outcome.write(self.directory, replace(self._outcome, outcome=how, code=code, ended_at=time.time()))
         except OSError as error:

@@ -4,10 +4,10 @@ import json
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from holdfast.store import files
+from holdfast.store.folder import Where
 
 _RATE_SECONDS = 15.0
 
@@ -55,10 +55,15 @@ class Status:
 
 
 class StatusFile:
-    """Keeps the status and its file. Updates are cheap; the file is written by `write`, from a thread of its own."""
+    """Keeps the status and its file. Updates are cheap; the file is written by `write`, from a thread of its own.
 
-    def __init__(self, path: Path, status: Status) -> None:
-        self._path = path
+    Args:
+        where: The file.
+        status: The status at the beginning.
+    """
+
+    def __init__(self, where: Where, status: Status) -> None:
+        self.where = where
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._status = status
@@ -89,7 +94,7 @@ class StatusFile:
         """Writes the file. Not synced: after a power cut nobody asks what a dead process was doing."""
         with self._writing:
             content = asdict(replace(self.now, written_at=time.time()))
-            files.replace(self._path, json.dumps(content, indent=1).encode(), durable=False)
+            files.replace(self.where, json.dumps(content, indent=1).encode(), durable=False)
 
     def _caught_up(self) -> Status:
         """Returns the status with the last beat in it. Called with the lock held."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import SaveError
 from holdfast.store import files, names, references
-from holdfast.store.folder import Directory, Folder, Where, exists, is_file, opened, path_of, status_of
+from holdfast.store.folder import Directory, Folder, Where, exists, is_file, opened, path_of, scanned, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
 # No run comes to this number by itself: a checkpoint of another run that has it was copied here, or made up.
@@ -81,7 +81,7 @@ def entries(root: Directory, look: Callable[[Where], Entry] | None = None) -> li
         look: Reads one checkpoint; `read` by default.
     """
     listed = []
-    with os.scandir(root.fd if isinstance(root, Folder) else root) as listing:
+    with scanned(root) as listing:
         for item in listing:
             if names.step_of(item.name) is not None and item.is_dir(follow_symlinks=False):
                 listed.append((look or read)(root / item.name))

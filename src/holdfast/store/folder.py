@@ -145,8 +145,23 @@ def opened(where: Where | Folder) -> Iterator[Folder]:
 
 def names_in(directory: Directory) -> list[str]:
     """Returns the names in a directory, sorted."""
-    with os.scandir(directory.fd if isinstance(directory, Folder) else directory) as listing:
+    with scanned(directory) as listing:
         return sorted(item.name for item in listing)
+
+
+@contextmanager
+def scanned(directory: Directory) -> Iterator[Iterator["os.DirEntry[str]"]]:
+    """Yields what is in a directory. Several threads may list one at once: a held descriptor has but one position."""
+    if not isinstance(directory, Folder):
+        with os.scandir(directory) as listing:
+            yield listing
+        return
+    own = os.open(".", _OPEN, dir_fd=directory.fd)
+    try:
+        with os.scandir(own) as listing:
+            yield listing
+    finally:
+        os.close(own)
 
 
 def at(where: Where) -> tuple[str | Path, int | None]:
@@ -265,7 +280,7 @@ def files_below(top: Folder) -> list[str]:
 
 
 def _level(folder: Folder, path: str, depth: int) -> Level:
-    with os.scandir(folder.fd) as listing:
+    with scanned(folder) as listing:
         kinds = {item.name: item.is_dir(follow_symlinks=False) for item in listing}
     folders = sorted(name for name, is_dir in kinds.items() if is_dir)
     others = sorted(kinds.keys() - set(folders))

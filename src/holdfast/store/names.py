@@ -75,7 +75,7 @@ def trash(token: str) -> str:
 
 
 def set_aside(name: str, token: str) -> str:
-    """Returns the name that what lies in the place of a file of ours, and is none, gets beside it."""
+    """Returns the name that what lies in the place of something of ours, and is not ours, gets beside it."""
     return f"{name}.set-aside-{token}"
 
 

@@ -59,7 +59,12 @@ class StillWantedError(OSError):
 
 
 def judge(
-    root: Directory, entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()
+    root: Directory,
+    control: Directory | None,
+    entries: Sequence[Entry],
+    run: str,
+    policy: RetentionPolicy,
+    protected: Iterable[Path] = (),
 ) -> list[Verdict]:
     """Decides for each checkpoint whether it stays, and why.
 
@@ -69,6 +74,7 @@ def judge(
 
     Args:
         root: The run directory.
+        control: The private directory in it, which has the pins; None where there is none.
         entries: Its catalog, newest commit first.
         run: The identity of the run that asks.
         policy: The rules.
@@ -77,7 +83,8 @@ def judge(
     Raises:
         OSError: The pins cannot be read.
     """
-    pinned, asked = pins.pinned(root), pins.asked_for(root)
+    pinned = _pinned(control)
+    asked = frozenset() if control is None else pins.asked_for(control)
     safe = {path.resolve() for path in protected}
     kept: dict[Path, str] = {}
     for entry in entries:
@@ -112,14 +119,19 @@ def newest_finite(root: Directory, entries: Sequence[Entry], run: str) -> Entry 
 
 
 def surplus(
-    root: Directory, entries: Sequence[Entry], run: str, policy: RetentionPolicy, protected: Iterable[Path] = ()
+    root: Directory,
+    control: Directory | None,
+    entries: Sequence[Entry],
+    run: str,
+    policy: RetentionPolicy,
+    protected: Iterable[Path] = (),
 ) -> list[Path]:
     """Returns the checkpoints that go, oldest commit first. The arguments are those of `judge`."""
-    verdicts = judge(root, entries, run, policy, protected)
+    verdicts = judge(root, control, entries, run, policy, protected)
     return [verdict.entry.path for verdict in reversed(verdicts) if verdict.kept is None]
 
 
-def delete(root: Directory, path: Path, attempt: str | None = None) -> None:
+def delete(root: Directory, control: Directory | None, path: Path, attempt: str | None = None) -> None:
     """Deletes a checkpoint: its name goes first, durably, so that a crash leaves no half of one that looks whole.
 
     Any process may do so beside any other. What was pinned a moment ago keeps its name, or gets it back: whoever pins
@@ -128,6 +140,7 @@ def delete(root: Directory, path: Path, attempt: str | None = None) -> None:
 
     Args:
         root: The run directory.
+        control: The private directory in it; None where there is none.
         path: The checkpoint.
         attempt: The attempt of the checkpoint that is meant, where another may have its name by now.
 
@@ -137,13 +150,13 @@ def delete(root: Directory, path: Path, attempt: str | None = None) -> None:
     """
     checkpoint, doomed = root / path.name, root / names.trash(uuid.uuid4().hex)
     with Folder.open(checkpoint) as folder:
-        _require_unwanted(root, folder, attempt)
+        _require_unwanted(control, folder, attempt)
         files.sync_directory(root)
         files.rename_new(checkpoint, doomed)
         try:
             if not folder.is_at(doomed):
                 raise StillWantedError("what has its name is not the checkpoint that was to be deleted")
-            _require_unwanted(root, folder, attempt)
+            _require_unwanted(control, folder, attempt)
         except OSError:
             _give_back(root, doomed, checkpoint)
             raise
@@ -161,11 +174,15 @@ class Swept(NamedTuple):
     left: dict[str, str]
 
 
-def sweep(root: Directory) -> Swept:
+def sweep(root: Directory, control: Directory | None) -> Swept:
     """Removes what dead attempts, deletions and copies left. Only the holder of the run's lease may call this.
 
     All names become durable first: what a process renamed that was killed before it could sync is what this start goes
     on from, and what it had begun to delete must not have its name again with half of its files.
+
+    Args:
+        root: The run directory, or one of those in it.
+        control: The private directory, which has the pins; None where nothing in `root` can be pinned.
 
     Raises:
         OSError: The directory cannot be synced or listed.
@@ -176,7 +193,7 @@ def sweep(root: Directory) -> Swept:
         try:
             if names.is_temporary(name):
                 files.remove(root / name)
-            elif not ((names.is_staging(name) or names.is_trash(name)) and _sweep_folder(root, name)):
+            elif not ((names.is_staging(name) or names.is_trash(name)) and _sweep_folder(root, control, name)):
                 continue
         except FileNotFoundError:
             continue  # whoever began to delete it is still at it
@@ -187,23 +204,27 @@ def sweep(root: Directory) -> Swept:
     return swept
 
 
-def _sweep_folder(root: Directory, name: str) -> bool:
+def _sweep_folder(root: Directory, control: Directory | None, name: str) -> bool:
     """Removes what a save or a deletion has left; False where it is none, or gets its name back."""
     left = root / name
     if not is_folder(left):
         return False
     with Folder.open(left) as folder:
-        if names.is_trash(name) and _is_pinned(root, folder):
+        if names.is_trash(name) and _is_pinned(control, folder):
             _give_back(root, left, root / names.checkpoint(catalog.read(folder).step))
             return False
         files.remove_open(folder, left)
     return True
 
 
-def _is_pinned(root: Directory, doomed: Folder) -> bool:
+def _pinned(control: Directory | None) -> frozenset[str]:
+    return frozenset() if control is None else pins.pinned(control)
+
+
+def _is_pinned(control: Directory | None, doomed: Folder) -> bool:
     """Tells whether somebody pinned a checkpoint between the two looks of a `delete` that crashed there."""
     manifest = catalog.read(doomed).manifest
-    return manifest is not None and manifest.attempt in pins.pinned(root) and verify(doomed, full=False).good
+    return manifest is not None and manifest.attempt in _pinned(control) and verify(doomed, full=False).good
 
 
 def _is_finite(entry: Entry) -> bool:
@@ -256,11 +277,11 @@ def _was_asked_for(entry: Entry, asked: frozenset[str]) -> bool:
     return any(map(wants_checkpoint, entry.manifest.reasons))
 
 
-def _require_unwanted(root: Directory, checkpoint: Folder, attempt: str | None) -> None:
+def _require_unwanted(control: Directory | None, checkpoint: Folder, attempt: str | None) -> None:
     manifest = catalog.read(checkpoint).manifest
     if manifest is None or attempt not in (None, manifest.attempt):
         raise StillWantedError("it is not the checkpoint that was to be deleted")
-    if manifest.attempt in pins.pinned(root):
+    if manifest.attempt in _pinned(control):
         raise StillWantedError("it was pinned")
 
 

@@ -14,7 +14,6 @@ import psutil
 from holdfast.errors import FAILED, UnsupportedError, ended_by_signal
 from holdfast.ranks import launcher
 from holdfast.run import outcome, rehearsal
-from holdfast.run.directory import RunDirectory
 from holdfast.run.outcome import Outcome
 from holdfast.train.config.load import load
 
@@ -41,14 +40,14 @@ def run_in_processes(count: int, path: Path, overrides: Sequence[str], resume: s
             hint="leave --nproc out under torchrun, accelerate and srun, or start holdfast train without them",
         )
     config = load(path, overrides).config
-    directory = RunDirectory(rehearsal.output_dir_for(config.output_dir))
-    before = outcome.read(directory)
+    root = rehearsal.output_dir_for(config.output_dir)
+    before = outcome.last_in(root)
     with _Signals() as signals:
         # A session of its own: a terminal's Ctrl+C comes to the ranks through us alone.
         torchrun = subprocess.Popen(command(count, path, overrides, resume), start_new_session=True)
         signals.pass_on_to(torchrun.pid)
         code = torchrun.wait()
-    last = outcome.read(directory)
+    last = outcome.last_in(root)
     is_of_before = last is None or (before is not None and last.token == before.token)
     return code_of(None if is_of_before else last, code, signals.ended_by)
 
