@@ -72,10 +72,16 @@ def small_trainer(out: Path, callbacks: Sequence[Any] = (), kind: type[Trainer] 
     return kind(Fit(), args, train_dataset=Points(), eval_dataset=Points(4), callbacks=list(callbacks))
 
 
-def train(out: Path, callbacks: Sequence[Any] = (), *, resume: str | None = "auto", **settings: Any) -> Trainer:
-    """Trains in this process, under `attach`; a stop returns."""
+def attached(out: Path, callbacks: Sequence[Any] = (), **settings: Any) -> Trainer:
+    """Returns a Trainer under `attach`, of which a stop returns."""
     ours = {name: settings.pop(name) for name in SettingsKwargs.__annotations__ if name in settings}
     trainer = holdfast.attach(small_trainer(out, callbacks, **settings), on_stop="return", **ours)
+    return trainer
+
+
+def train(out: Path, callbacks: Sequence[Any] = (), *, resume: str | None = "auto", **settings: Any) -> Trainer:
+    """Trains in this process, under `attach`; a stop returns."""
+    trainer = attached(out, callbacks, **settings)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 

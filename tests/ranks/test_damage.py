@@ -37,3 +37,30 @@ def test_where_no_checkpoint_is_left_all_ranks_end_with_the_reason(ranks: Ranks)
     assert job.wait() == [1, 1]
     assert f"skipped checkpoint-4: {OF_RANK_1}" in job.output
     assert all("can be resumed from: checkpoint-4; what" in process.output for process in job.processes), job.output
+
+
+# Rank 1 comes to the checkpoint when another directory has its name, which a copy of its manifest vouches for.
+EXCHANGED_FOR_RANK_1 = """
+import os, shutil
+from pathlib import Path
+from holdfast.resume import open_run
+own = open_run._seen_here
+def seen_here(rank, message):
+    here = Path(message["checkpoint"])
+    here.rename(here.with_name("aside"))
+    shutil.copytree(here.with_name("aside"), here)
+    with next(here.glob("*.safetensors")).open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    return own(rank, message)
+open_run._seen_here = seen_here
+"""
+
+
+def test_security_s23_a_rank_takes_the_checkpoint_that_rank_0_has_verified_or_none(ranks: Ranks) -> None:
+    """Between two ranks' opening of a checkpoint another directory takes the name, with a copy of the manifest."""
+    ranks.start(until=2, settings={"save_steps": 2}).digests()
+    job = ranks.start(until=4, program=EXCHANGED_FOR_RANK_1)
+    assert job.wait() == [1, 1], job.output
+    for process in job.processes:
+        assert "rank 1 on " in process.output and "checkpoint-2 as rank 0 sees it: it is another" in process.output
