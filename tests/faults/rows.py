@@ -170,7 +170,7 @@ ROWS: dict[str, Row] = {
         " their libraries as they are, and state as it is: a secret that somebody puts in there is in there.",
     ),
     "S26": Row("A journal that somebody else has made, or exchanged, and what its lines say"),
-    "S27": Row("JSON that is too deep, and numbers of endless digits, in a checkpoint"),
+    "S27": Row("Directories and JSON that are too deep, and numbers of endless digits"),
     "S28": Row("Numbers of commits and of steps that leave no greater one"),
     "S29": Row("Terminal control, forged lines and endless length in any text of any file"),
     "S30": Row("A umask that lets everybody write to output_dir"),

@@ -94,7 +94,8 @@ def test_security_s23_a_resume_takes_what_was_verified_or_refuses_it_whenever_th
         exchange = Exchange(number, lambda here=here: here, other)  # type: ignore[misc]
         with before_each_call(exchange):
             result = resumed(top / "run", here)
-        assert exchange.aside is not None
+        if exchange.aside is None:
+            continue  # other threads make calls of their own, more or fewer: it had ended before this one
         assert result in (None, whole), f"exchanged before call {number}, and loaded"
         refused += result is None
         taken += result is not None
@@ -157,7 +158,7 @@ def test_security_s23_what_is_deleted_is_what_was_meant_whenever_it_is_exchanged
         left = [content_of(path) for path in (other, *root.iterdir()) if path.is_dir()]
         assert before in left, f"exchanged before call {number}, and deleted"
     assert calls > 20
-    record_property("injected", calls)
+    record_property("injected", len(range(0, calls, 1 if FULL else 4)))
 
 
 def test_security_s23_what_is_exported_is_what_was_verified_whenever_it_is_exchanged(
@@ -284,7 +285,7 @@ def without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_proc")
 def test_security_s23_without_proc_a_checkpoint_that_was_exchanged_while_a_trainer_loaded_it_is_refused(
-    tmp_path: Path,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There is no /proc, and after the loading another directory has the name."""
     checkpoint = trainer_trained(tmp_path / "run")
@@ -298,8 +299,10 @@ def test_security_s23_without_proc_a_checkpoint_that_was_exchanged_while_a_train
         shutil.copytree(tmp_path / "aside", checkpoint)
 
     trainer._load_optimizer_and_scheduler = load
+    caplog.clear()
     with pytest.raises(DamagedCheckpointError, match="exchanged while it was loaded"):
         trainer.train(resume_from_checkpoint="auto")
+    assert "/proc is missing: a Trainer" in caplog.text
 
 
 @pytest.mark.usefixtures("without_proc")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.support import succeeds_in_child
-from holdfast.store import files
+from holdfast.store import files, folder
 from holdfast.store.folder import Folder
 
 
@@ -337,3 +337,15 @@ def test_free_space_is_bytes_and_inodes_or_minus_one_where_there_is_no_count(tmp
     space, inodes = files.free_space(tmp_path)
     assert space > 0 and (inodes > 0 or inodes == -1)
     assert files.free_space(Path("/proc")) == (0, -1)
+
+
+def test_what_the_system_has_not_is_told_with_what_is_lost_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Folder.open(tmp_path) as held:
+        assert files.lacking(held) == []
+        monkeypatch.setattr(files, "_RENAME_NOREPLACE", 1 << 20)  # a flag that no kernel has
+        monkeypatch.setattr(folder, "_DESCRIPTORS", tmp_path / "nothing")
+        proc, rename = files.lacking(held)
+    assert proc.startswith("/proc is missing: ") and rename.startswith(f"renameat2 is missing in {tmp_path}: ")
+    assert not list(tmp_path.iterdir())

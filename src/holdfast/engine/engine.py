@@ -41,6 +41,7 @@ from holdfast.run import rehearsal
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
 from holdfast.settings import Settings
+from holdfast.store import files
 from holdfast.store.retention import RetentionPolicy
 
 
@@ -102,6 +103,8 @@ class Engine:
     def __enter__(self) -> "Engine":
         for hint in hints(self.run.root, self.settings.dynamic_checkpoint):
             self.log.announce(hint)
+        for line in [] if self.rank else files.lacking(self.run.folder):
+            self.log.announce(line)
         self._intake.start()
         self._saver.listen()
         self._shutdown.start()

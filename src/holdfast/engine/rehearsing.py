@@ -28,7 +28,7 @@ from holdfast.run import rehearsal
 from holdfast.run.rehearsal import Rehearsal
 from holdfast.state import values
 from holdfast.store import digest, files
-from holdfast.store.folder import Folder
+from holdfast.store.folder import Folder, files_below
 
 # A training in small steps would be over before it could be asked.
 _PACE_SECONDS = 0.1
@@ -151,7 +151,7 @@ def _digests(subject: Subject, boundary: Boundary, *, is_of_ranks: bool) -> dict
         for image in subject.file_images(boundary, folder):
             if not any(image.path.startswith((f"{part}.", f"{part}-")) for part in parts):
                 digests.update(digests_of_file(image.path, [_bytes_of(piece) for piece in image.pieces]))
-        for path in Path(made).rglob("*"):
+        for path in map(Path(made).joinpath, files_below(folder)):
             if path.is_file() and path.name not in _NO_STATE and path.suffix != ".md":
                 digests.update(digests_of_file(path.relative_to(made).as_posix(), [path.read_bytes()]))
     return digests

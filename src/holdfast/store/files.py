@@ -276,18 +276,56 @@ def rename_new(source: Where, target: Where) -> None:
 
 
 def _rename_new(source: Where, target: Where) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    (old, above), (new, other) = at(source), at(target)
-    if hasattr(libc, "renameat2"):
-        folders = [_AT_FDCWD if fd is None else fd for fd in (above, other)]
-        if libc.renameat2(folders[0], os.fsencode(old), folders[1], os.fsencode(new), _RENAME_NOREPLACE) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in _NO_SUCH_RENAME:
-            raise OSError(number, os.strerror(number), str(source), None, str(target))
+    if _rename_at_once(source, target):
+        return
     if exists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    (old, above), (new, other) = at(source), at(target)
     os.rename(old, new, src_dir_fd=above, dst_dir_fd=other)
+
+
+def _rename_at_once(source: Where, target: Where) -> bool:
+    """Renames by the one call that replaces nothing; False where the kernel or the file system has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    (old, above), (new, other) = at(source), at(target)
+    folders = [_AT_FDCWD if fd is None else fd for fd in (above, other)]
+    if libc.renameat2(folders[0], os.fsencode(old), folders[1], os.fsencode(new), _RENAME_NOREPLACE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number not in _NO_SUCH_RENAME:
+        raise OSError(number, os.strerror(number), str(source), None, str(target))
+    return False
+
+
+def lacking(folder: Folder) -> list[str]:
+    """Returns a line for each thing that the system has not, which says what is lost without it.
+
+    Args:
+        folder: The run directory, in which a file is made and renamed for that.
+    """
+    lines = []
+    if folder.through == folder.path:
+        lines.append(
+            "/proc is missing: a Trainer writes and loads checkpoints by their paths, and one that somebody exchanges"
+            " meanwhile is refused only afterwards"
+        )
+    ours, other = (folder / names.temporary(name, threading.get_native_id()) for name in ("old", "new"))
+    with suppress(OSError):
+        os.close(open_new(ours))
+        try:
+            renamed = _rename_at_once(ours, other)
+        finally:
+            for place in (ours, other):
+                with suppress(FileNotFoundError):
+                    remove(place)
+        if not renamed:
+            lines.append(
+                f"renameat2 is missing in {folder}: before a rename it is looked whether the new name is free, and what"
+                " takes it right then is replaced if it is an empty directory"
+            )
+    return lines
 
 
 def remove(where: Where) -> None:

@@ -22,8 +22,8 @@ from holdfast.integrations.trainer.stand_in import name_the_best, stand_in_for
 from holdfast.integrations.trainer.writer import random_image, require_complete
 from holdfast.layouts import transformers as layout
 from holdfast.state.rng.evaluation import evaluation
-from holdfast.store import names
-from holdfast.store.folder import Folder
+from holdfast.store import files, names
+from holdfast.store.folder import Folder, walk
 
 # AdamW's two moments of a parameter, in float32.
 _MOMENTS_BYTES = 8
@@ -84,11 +84,11 @@ class OwnWriterSubject(Recorder):
         with in_words(folder):
             self._run_on_training_thread(lambda: self._write(record, directory, weights_only=weights_only))
         if self._rank:
-            _sync(directory)
+            _sync(folder)
         else:
             # The writer's own collectives let no rank end before what it needs of the others is there.
             to_come = layout.random_files(self._world_size)
-            require_complete(directory, to_come, self._world_size, weights_only=weights_only)
+            require_complete(folder, to_come, self._world_size, weights_only=weights_only)
         if weights_only:
             return []
         assert record.outside is not None
@@ -128,12 +128,11 @@ def _elements(parameter: torch.Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
-def _sync(directory: Path) -> None:
+def _sync(folder: Folder) -> None:
     """Syncs what this host still holds back of a shared file system: rank 0 can sync only what it sees."""
-    for path in directory.rglob("*"):
-        with suppress(FileNotFoundError):  # other ranks may still be writing, and rename
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
+    for level in walk(folder):
+        for name in level.others:
+            # Other ranks may still be writing, and rename.
+            with suppress(FileNotFoundError), files.open_regular(level.folder / name) as fd:
                 os.fsync(fd)
-            finally:
-                os.close(fd)
+        files.sync_directory(level.folder)

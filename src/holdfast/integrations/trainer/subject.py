@@ -116,7 +116,7 @@ class TrainerSubject(Recorder):
                 record,
                 replaced,
                 output_dir.path,
-                directory,
+                folder,
                 self._optimizer_file,
                 self._world_size,
                 weights_only=weights_only,

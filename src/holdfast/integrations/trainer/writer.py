@@ -24,6 +24,7 @@ from holdfast.layouts.loadable import require_loadable
 from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.rng.state import RngRecord
 from holdfast.store import names
+from holdfast.store.folder import Folder, files_below
 
 
 def write(
@@ -32,7 +33,7 @@ def write(
     record: TrainerRecord,
     replaced: Mapping[int, torch.Tensor],
     output_dir: Path,
-    directory: Path,
+    folder: Folder,
     optimizer_file: OptimizerFile,
     world_size: int = 1,
     *,
@@ -46,7 +47,7 @@ def write(
         record: The small state of the boundary.
         replaced: Tensors that stand for others, by the data pointers of those: buffers, as they were.
         output_dir: The directory that the trainer takes for its `output_dir`.
-        directory: The staging directory.
+        folder: The staging directory.
         optimizer_file: Knows the optimizer's file from the last save.
         world_size: The number of processes that train together. This one, the first, writes what they have alike.
         weights_only: True where the model alone is written.
@@ -62,10 +63,10 @@ def write(
         type(trainer)._save_checkpoint(stand_in, trainer.model_wrapped, None)
     name_the_best(stand_in, written, root)
     for path in list(written.iterdir()):
-        path.rename(directory / path.name)
+        path.rename(folder.through / path.name)
     written.rmdir()
     to_come = [*(image.path for image in images), *layout.random_files(world_size)[1:]]
-    require_complete(directory, to_come, world_size, weights_only=weights_only)
+    require_complete(folder, to_come, world_size, weights_only=weights_only)
     return images
 
 
@@ -76,11 +77,11 @@ def random_image(random: RngRecord, rank: int, world_size: int) -> Image:
     return Image(layout.random_files(world_size)[rank], (content.getvalue(),))
 
 
-def require_complete(directory: Path, to_come: Sequence[str], world_size: int, *, weights_only: bool) -> None:
+def require_complete(folder: Folder, to_come: Sequence[str], world_size: int, *, weights_only: bool) -> None:
     """Checks that a checkpoint has everything that a resume needs.
 
     Args:
-        directory: The staging directory.
+        folder: The staging directory.
         to_come: The paths of files that are not there yet.
         world_size: The number of processes that train together.
         weights_only: True where it is the model alone.
@@ -88,8 +89,8 @@ def require_complete(directory: Path, to_come: Sequence[str], world_size: int, *
     Raises:
         SaveError: Something is missing.
     """
-    written = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
-    if missing := layout.missing([*written, *to_come], weights_only=weights_only, world_size=world_size):
+    present = [*files_below(folder), *to_come]
+    if missing := layout.missing(present, weights_only=weights_only, world_size=world_size):
         raise SaveError(f"the trainer did not write {', '.join(missing)}")
 
 
