@@ -134,10 +134,11 @@ def test_security_s23_what_is_deleted_is_what_was_meant_whenever_it_is_exchanged
         meant = catalog.read(root / "checkpoint-7").manifest
         assert meant is not None
         with suppress(OSError):
-            retention.delete(root, root / "checkpoint-7", meant.attempt)
-        retention.sweep(root)
+            retention.delete(root, root / names.CONTROL, root / "checkpoint-7", meant.attempt)
+        retention.sweep(root, root / names.CONTROL)
 
     committed(tmp_path / "counted")
+    (tmp_path / "counted" / names.CONTROL).mkdir(mode=0o700)
     calls = number_of_calls(lambda: delete(tmp_path / "counted"))
     for number in range(0, calls, 1 if FULL else 4):
         top = tmp_path / str(number)
@@ -147,7 +148,7 @@ def test_security_s23_what_is_deleted_is_what_was_meant_whenever_it_is_exchanged
         pinned = catalog.read(other).manifest
         assert pinned is not None
         (root / names.CONTROL).mkdir(mode=0o700)
-        pins.pin(root, pinned.attempt)
+        pins.pin(root / names.CONTROL, pinned.attempt)
         before = content_of(other)
 
         def find(root: Path = root) -> Path | None:

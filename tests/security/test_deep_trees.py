@@ -84,7 +84,7 @@ def test_security_s27_a_checkpoint_with_a_deep_directory_is_deleted_as_far_as_it
     doomed, newer = (commit_checkpoint(tmp_path, step) for step in (7, 8))
     deep(doomed / "stranger")
     with pytest.raises(OSError, match="more than 8 levels deep, which are left"):
-        retention.delete(tmp_path, doomed)
+        retention.delete(tmp_path, None, doomed)
     assert [entry.path for entry in catalog.entries(tmp_path)] == [newer] and verify(newer).good
     (trash,) = (path for path in tmp_path.iterdir() if names.is_trash(path.name))
     assert [path.name for path in trash.iterdir()] == ["stranger"] and not (trash / "stranger" / "file").exists()

@@ -253,9 +253,11 @@ def _require_no_pickles(checkpoint: Folder) -> None:
     """Refuses a checkpoint of torch.distributed.checkpoint or DeepSpeed: it is unpickled, without `weights_only`."""
     for name in checkpoint.names():
         with suppress(NotADirectoryError), Folder.open(checkpoint / name, follow=True) as inside:
-            if exists(inside / ".metadata") or (name.startswith("global_step") and inside.names()):
+            pickles = [".metadata"] if exists(inside / ".metadata") else []
+            pickles += inside.names() if name.startswith("global_step") else []
+            if pickles:
                 raise UnsupportedError(
-                    f"{checkpoint} has no manifest, and reading {shown(name)} runs what is in it",
+                    f"{checkpoint} has no manifest, and reading {shown(f'{name}/{pickles[0]}')} runs what is in it",
                     hint="resume from a checkpoint of this form that Holdfast wrote, or start anew from the weights",
                 )
 
