@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from helpers.support import RESUMABLE, commit_checkpoint, content_of, dies_at, succeeds_in_child
+from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts import transformers
+from holdfast.store import catalog
 from holdfast.store.folder import Folder, files_below
 
 MODEL = {
@@ -62,6 +64,29 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(check
     (target / "config.json").symlink_to("../precious")
     copy_model(checkpoint, target)
     assert (target.parent / "precious").read_bytes() == b"precious" and not (target / "config.json").is_symlink()
+
+
+def test_the_model_of_a_save_is_taken_from_what_was_saved_and_from_nothing_else(checkpoint: Path, target: Path) -> None:
+    manifest = catalog.read(checkpoint).manifest
+    assert manifest is not None
+    (checkpoint / "stranger.safetensors").write_bytes(b"which no manifest lists")
+    with Folder.open(target) as into:
+        transformers.copy_saved_model(checkpoint, manifest.sha256, into)
+        assert content_of(target) == MODEL
+        checkpoint.rename(checkpoint.with_name("aside"))
+        commit_checkpoint(checkpoint.parent, 7, {**TRAINING, "model.safetensors": b"another"})
+        with pytest.raises(DamagedCheckpointError, match="is not what was saved there: somebody has exchanged it"):
+            transformers.copy_saved_model(checkpoint, manifest.sha256, into)
+    assert content_of(target) == MODEL
+
+
+def test_a_folder_of_the_target_that_is_a_link_is_not_followed(checkpoint: Path, target: Path) -> None:
+    elsewhere = target.with_name("elsewhere")
+    elsewhere.mkdir()
+    (target / "second").symlink_to(elsewhere)
+    with pytest.raises(OSError, match="second"):
+        copy_model(checkpoint, target)
+    assert not list(elsewhere.iterdir())
 
 
 def test_a_crash_at_any_change_leaves_every_file_whole_old_or_new(checkpoint: Path, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def test_a_killed_and_resumed_run_ends_as_if_never_interrupted(
     ends.append(training.start("--resume", "auto", **settings))
     assert [end.wait() for end in ends] == [0, 0], ends[-1].output
     assert outcome(training.run) == outcome(whole.run)
+    read = [ends[-1].output, *(path.read_text("latin-1") for path in training.run.rglob("*") if path.is_file())]
+    assert not any("/proc/self/fd" in text for text in read), "by which the trainer loaded, and no name for people"
 
 
 # Asks for a save through the trigger file after a step, and is killed two steps later, when it was answered.

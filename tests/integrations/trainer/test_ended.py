@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,29 @@ def test_security_s24_the_best_is_loaded_from_this_run_wherever_a_state_says_tha
     exchanging = Exchanging(tmp_path / "late" / "checkpoint-2", tmp_path / "whole" / "checkpoint-2")
     assert train(tmp_path / "late", [exchanging], **BEST).state.best_model_checkpoint is None
     assert sum(line == said for line in caplog.messages) == 2
+
+
+class ExchangedAtTheEnd(Worsening):
+    """Begins to load the best when another directory has its name."""
+
+    def _load_best_model(self) -> None:
+        here = Path(self.args.output_dir, "checkpoint-2")
+        here.rename(here.with_name("aside"))
+        shutil.copytree(here.with_name("checkpoint-4"), here)
+        super()._load_best_model()
+
+
+def test_security_s23_the_best_is_loaded_from_what_was_verified(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another directory takes the name of the best checkpoint between its verification and its loading at the end."""
+    settings = {**BEST, "max_steps": 4}
+    whole = train(tmp_path / "whole", **settings)
+    with caplog.at_level(logging.DEBUG):
+        trainer = train(tmp_path / "out", **{**settings, "kind": ExchangedAtTheEnd})
+    assert weights(trainer) == weights(whole)
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "out" / "checkpoint-2")
+    assert "_load_best_model" not in vars(trainer) and "/proc/self" not in caplog.text
 
 
 def told_of(state: dict[str, Any], best: str) -> bytes:

@@ -5,13 +5,18 @@ transformers 5.23.
 """
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from transformers import Trainer, TrainerState
 
 from holdfast.engine.engine import Engine
+from holdfast.integrations.trainer.held_path import in_words
 from holdfast.resume.choose import ResumePoint
 from holdfast.store import catalog, names
+from holdfast.store.folder import Folder
 from holdfast.store.references import step_of_best
 from holdfast.store.verify import verify
 from holdfast.text import quoted
@@ -41,39 +46,74 @@ def find(trainer: Trainer, engine: Engine, chosen: ResumePoint) -> None:
     here = chosen.path.parent.resolve() == Path(trainer.args.output_dir).resolve()
     folder = Path(trainer.args.output_dir) if here else chosen.path.parent
     path = folder / names.checkpoint(step)
-    if not (why := _why_not(path, engine, chosen)):
+    with ExitStack() as opening:
+        why = _why_not(_opened(path, opening), engine, chosen)
+    if not why:
         state.best_model_checkpoint = str(path)
     elif trainer.args.load_best_model_at_end:
         _tell(engine, path, why)
 
 
-def require_known(trainer: Trainer, engine: Engine) -> None:
-    """Leaves the best checkpoint out, right before it is loaded at the end, where it is not what this run saved.
+@contextmanager
+def loading(trainer: Trainer, engine: Engine) -> Iterator[None]:
+    """Encloses a trainer's end: it loads the best checkpoint from the directory that was verified.
+
+    Where that is not what this run has saved, it is left out, and a line says so.
 
     Args:
         trainer: The trainer. A best that is no checkpoint of a run is its user's own.
         engine: The open engine.
     """
-    state = trainer.state
-    if not trainer.args.load_best_model_at_end or step_of_best(state.best_model_checkpoint) is None:
+    best = trainer.state.best_model_checkpoint
+    if not trainer.args.load_best_model_at_end or step_of_best(best) is None:
+        yield
         return
-    path = Path(state.best_model_checkpoint)
-    # Of several ranks each would read all of it, and they must not come to different ends.
-    if why := _why_not(path, engine, engine.origin.chosen, full=engine.world_size == 1):
-        state.best_model_checkpoint = None
-        _tell(engine, path, why)
+    with ExitStack() as opening:
+        folder = _opened(Path(best), opening)
+        # Of several ranks each would read all of it, and they must not come to different ends.
+        if why := _why_not(folder, engine, engine.origin.chosen, full=engine.world_size == 1):
+            trainer.state.best_model_checkpoint = None
+            _tell(engine, Path(best), why)
+            yield
+            return
+        assert folder is not None
+        own = trainer._load_best_model
+        trainer._load_best_model = partial(_load, trainer, ResumePoint(folder, None), own)
+        try:
+            yield
+        finally:
+            del trainer._load_best_model
 
 
-def _why_not(path: Path, engine: Engine, chosen: ResumePoint | None, *, full: bool = False) -> str:
+def _load(trainer: Trainer, best: ResumePoint, own: Callable[[], None]) -> None:
+    """Has a trainer load its best checkpoint from an open directory."""
+    named = trainer.state.best_model_checkpoint
+    trainer.state.best_model_checkpoint = str(best.folder.through)
+    try:
+        with in_words(best.folder):
+            own()
+    finally:
+        trainer.state.best_model_checkpoint = named
+    best.require_in_place()
+
+
+def _opened(path: Path, opening: ExitStack) -> Folder | None:
+    try:
+        return opening.enter_context(Folder.open(path))
+    except OSError:
+        return None
+
+
+def _why_not(folder: Folder | None, engine: Engine, chosen: ResumePoint | None, *, full: bool = False) -> str:
     """Returns the reason why a directory is not taken for the best checkpoint; empty where it is."""
-    if not path.is_dir():
+    if folder is None:
         return "is not here"
-    entry = catalog.read(path)
+    entry = catalog.read(folder)
     if entry.doubt is not None:
         return f"is {entry.doubt}"
-    if chosen is not None and chosen.manifest is None and entry.foreign and path.parent == chosen.path.parent:
+    if chosen is not None and chosen.manifest is None and entry.foreign and folder.path.parent == chosen.path.parent:
         return ""  # both are of plain transformers
-    problems = [entry.problem] if entry.manifest is None else verify(path, full=full).problems
+    problems = [entry.problem] if entry.manifest is None else verify(folder, full=full).problems
     if problems:
         return f"is damaged: {problems[0]}"
     runs = {engine.run.identity, *([chosen.manifest.run] if chosen is not None and chosen.manifest is not None else [])}

@@ -335,8 +335,8 @@ class StepHooks:
             return TrainOutput(step, float("nan"), {})
         # The sums go over all resumes, and so must the time.
         begun = start_time - self._resumed.elapsed
-        best.require_known(trainer, engine)
-        output = ended.finalize(trainer, lambda: self._finalize(trial, num_train_samples, begun))
+        with best.loading(trainer, engine):
+            output = ended.finalize(trainer, lambda: self._finalize(trial, num_train_samples, begun))
         self._pushes.report_failures()
         return output
 
