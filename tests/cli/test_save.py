@@ -60,7 +60,7 @@ def test_json_is_the_answer_in_one_object(tmp_path: Path) -> None:
         answer = json.loads(asking.communicate(timeout=30)[0])
         assert asking.returncode == 0 and answer["saved"] and answer["durable"] and answer["step"] == 7
         on_disk = json.loads((tmp_path / ".holdfast/answers" / f"{answer['request']}.json").read_text())
-        assert answer == {**on_disk, "not_finite": [], "finite": "", "not_carried": []}
+        assert answer == {**on_disk, "not_finite": [], "finite": "", "not_carried": [], "claimed": ""}
 
 
 def test_a_failed_save_is_exit_code_1_with_the_reason(tmp_path: Path) -> None:

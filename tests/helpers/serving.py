@@ -23,7 +23,7 @@ from holdfast.store.retention import RetentionPolicy
 
 def save(folder):
     for name in ("model.safetensors", "optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json"):
-        (folder.path / name).write_bytes(name.encode())
+        (folder.path / name).write_bytes(b"{}" if name.endswith(".json") else name.encode())
     return {}
 
 def fail(folder):
