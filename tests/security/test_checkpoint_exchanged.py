@@ -15,6 +15,7 @@ from helpers.loops import Loop
 from helpers.support import RESUMABLE, commit_checkpoint, content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
 from holdfast.integrations.trainer import supported
+from holdfast.integrations.trainer.held_path import in_words
 from holdfast.layouts.export import export
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.log import RunLog
@@ -277,6 +278,20 @@ def test_the_path_of_another_descriptor_stays_as_it_is(tmp_path: Path) -> None:
     with Folder.open(tmp_path) as held:
         text = f"{held.through}/model and {held.through}7/other"
         assert held.in_words(text) == f"{tmp_path}/model and {held.through}7/other"
+
+
+def test_an_error_that_does_not_name_it_is_as_it_was_and_one_that_does_has_it_in_all_places(tmp_path: Path) -> None:
+    plain = OSError("the writer has an error of its own")
+    with pytest.raises(OSError) as raised, Folder.open(tmp_path) as held, in_words(held):
+        raise plain
+    assert raised.value is plain and str(plain) == "the writer has an error of its own"
+    with pytest.raises(CheckpointError) as told, Folder.open(tmp_path) as held, in_words(held):
+        try:
+            (held.through / "nothing").read_bytes()
+        except OSError as error:
+            raise DamagedCheckpointError(f"{held.through}/nothing", [f"{held.through}: x"]) from error
+    assert str(told.value) == f"{tmp_path}/nothing" and told.value.problems == [f"{tmp_path}: x"]  # type: ignore[attr-defined]
+    assert str(told.value.__cause__).endswith(f"'{tmp_path}/nothing'")
 
 
 @pytest.fixture

@@ -84,11 +84,15 @@ def _reword_one(error: BaseException, folder: Folder) -> None:
     def reworded(value: Any) -> Any:
         return folder.in_words(value) if isinstance(value, str) else value
 
-    error.args = tuple(map(reworded, error.args))
-    for name, value in vars(error).items():
+    # What does not name that path is not touched: an OSError whose filename is set, if to None, has another text.
+    args = tuple(map(reworded, error.args))
+    if any(new is not old for new, old in zip(args, error.args, strict=True)):
+        error.args = args
+    attributes = dict(vars(error))
+    if isinstance(error, OSError):
+        attributes |= {"filename": error.filename, "filename2": error.filename2}
+    for name, value in attributes.items():
         if isinstance(value, list):
             value[:] = map(reworded, value)
-        else:
-            setattr(error, name, reworded(value))
-    if isinstance(error, OSError):
-        error.filename, error.filename2 = reworded(error.filename), reworded(error.filename2)
+        elif (words := reworded(value)) is not value:
+            setattr(error, name, words)
