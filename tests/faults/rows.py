@@ -175,4 +175,5 @@ ROWS: dict[str, Row] = {
     "S29": Row("Terminal control, forged lines and endless length in any text of any file"),
     "S30": Row("A umask that lets everybody write to output_dir"),
     "S31": Row("A file of the user's that somebody gives the trigger's name"),
+    "S32": Row("Files with a manifest that fits, at which whoever reads them ends in a traceback"),
 }

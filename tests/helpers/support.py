@@ -28,6 +28,8 @@ fuzzed = settings(deadline=None, max_examples=40)
 RUN = "0123456789abcdef" * 2
 OTHER_RUN = "fedcba9876543210" * 2
 
+# A file of tensors that holds none.
+NO_TENSORS = (8).to_bytes(8, "little") + b"{}      "
 # The least that a Trainer resumes from, a few bytes each.
 RESUMABLE: Mapping[str, bytes] = {
     "model.safetensors": b"weights",

@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from helpers.support import RESUMABLE, commit_checkpoint, content_of, dies_at, succeeds_in_child
+from helpers.support import NO_TENSORS, RESUMABLE, commit_checkpoint, content_of, dies_at, holdfast, succeeds_in_child
 from holdfast.errors import DamagedCheckpointError
 from holdfast.layouts import transformers
 from holdfast.store import catalog
 from holdfast.store.folder import Folder, files_below
 
 MODEL = {
-    "model.safetensors": b"weights",
+    "model.safetensors": NO_TENSORS,
     "config.json": b"{}",
     "generation_config.json": b"{}",
     "tokenizer.json": b"{}",
-    "second/adapter_model.safetensors": b"an adapter",
+    "second/adapter_model.safetensors": NO_TENSORS,
 }
 TRAINING = {**RESUMABLE, "scaler.pt": b"s", "training_args.bin": b"a", "rng_state_1.pth": b"r"}
 
@@ -56,7 +56,7 @@ def test_the_checkpoint_is_not_touched_and_shares_nothing_with_the_copy(checkpoi
     (target / "model.safetensors").write_bytes(b"overwritten in place")
     assert {path: path.stat().st_mtime_ns for path in before} == {p: s.st_mtime_ns for p, s in before.items()}
     assert all(path.stat().st_nlink == found.st_nlink for path, found in before.items())
-    assert (checkpoint / "model.safetensors").read_bytes() == b"weights"
+    assert (checkpoint / "model.safetensors").read_bytes() == NO_TENSORS
 
 
 def test_a_link_in_the_place_of_a_file_is_replaced_and_not_written_through(checkpoint: Path, target: Path) -> None:
@@ -125,3 +125,22 @@ def test_every_directory_that_got_a_name_is_synced(checkpoint: Path, target: Pat
         synced = [Path(line.rstrip("\n")) for line in told]
     assert {target, target / "second"} <= set(synced)
     assert synced.index(target) > max(place for place, path in enumerate(synced) if path.suffix == ".new")
+
+
+@pytest.mark.parametrize("layout", ["transformers", "native"])
+def test_security_s32_weights_that_are_none_are_not_exported(tmp_path: Path, layout: str) -> None:
+    """A file of tensors whose header is in UTF-16; its manifest fits it."""
+    utf16 = (4).to_bytes(8, "little") + b"{\0}\0"
+    path = commit_checkpoint(tmp_path, 7, {"model.safetensors": utf16, "model.json": b"{}"}, layout=layout)
+    ended = holdfast("export", path, tmp_path / "target")
+    assert ended.returncode == 3 and "model.safetensors: its header is not valid JSON" in ended.stderr
+    assert not (tmp_path / "target").exists()
+
+
+def test_security_s32_json_that_is_none_is_damage_to_verify_and_export(tmp_path: Path) -> None:
+    """JSON of a plain loop's checkpoint that is too deep, in UTF-16, or no object; its manifest fits it."""
+    for step, data in enumerate((b'{"a":' * 5000, "{}".encode("utf-16"), b"[]")):
+        path = commit_checkpoint(tmp_path, step, {"model.safetensors": NO_TENSORS, "model.json": data}, layout="native")
+        for ended in (holdfast("verify", path), holdfast("export", path, tmp_path / "target")):
+            assert ended.returncode == 3 and "model.json" in ended.stdout + ended.stderr
+    assert not (tmp_path / "target").exists()

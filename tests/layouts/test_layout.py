@@ -31,7 +31,7 @@ def test_each_layout_says_what_a_resume_lacks_in_as_many_processes_as_wrote_it()
 
 
 def test_a_layout_that_this_version_does_not_know_is_not_exported(tmp_path: Path) -> None:
-    checkpoint = commit_checkpoint(tmp_path, 7, RESUMABLE, layout="of tomorrow")
+    checkpoint = commit_checkpoint(tmp_path, 7, {"a.json": b"{}"}, layout="of tomorrow")
     with pytest.raises(UnsupportedError, match=r"is 'of tomorrow', which this version does not know$"):
         export(checkpoint, tmp_path / "target")
     assert not (tmp_path / "target").exists()

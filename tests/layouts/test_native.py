@@ -10,7 +10,7 @@ from torch import nn, optim
 
 from fixtures import make_native, make_native_ranks
 from helpers.parts import content, read, same
-from helpers.support import RESUMABLE, commit_checkpoint, content_of
+from helpers.support import NO_TENSORS, RESUMABLE, commit_checkpoint, content_of
 from holdfast.errors import CheckpointError, DamagedCheckpointError, UnsupportedError
 from holdfast.layouts import export, image, native
 from holdfast.state.data.cursor import DataCursor
@@ -222,7 +222,7 @@ def test_export_writes_the_weights_of_all_models_and_nothing_else(tmp_path: Path
 
 
 def test_export_takes_the_model_of_a_trainers_checkpoint_and_no_stranger(tmp_path: Path) -> None:
-    model = {"model.safetensors": b"weights", "config.json": b"{}", "sub/adapter_model.safetensors": b"adapter"}
+    model = {"model.safetensors": NO_TENSORS, "config.json": b"{}", "sub/adapter_model.safetensors": NO_TENSORS}
     checkpoint = commit_checkpoint(tmp_path, 7, {**RESUMABLE, **model})
     (checkpoint / "pytorch_model.bin").write_bytes(b"a pickle")
     target = tmp_path / "target"

@@ -106,7 +106,7 @@ STATES: dict[str, tuple[bytes, str]] = {
     "a number": (b'{"best_model_checkpoint": 7}', "names 7 as the best, which is no checkpoint of a run"),
     "too late": (b'{"best_model_checkpoint": "checkpoint-1000000000000000"}', "names 'checkpoint-10000000"),
     "a list": (b"[]", "is no JSON object"),
-    "deep": (b'{"a":' * 100_000, "is nested too deep"),
+    "deep": (b'{"a":' * 100_000, "is not valid JSON: it is nested too deep"),
     "UTF-16": ("{}".encode("utf-16"), "is not valid JSON: "),
     "NUL": (b"\0" * 10, "is not valid JSON: "),
 }

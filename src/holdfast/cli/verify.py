@@ -1,5 +1,6 @@
 """`holdfast verify RUN|CHECKPOINT`: read every byte and compare."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,10 @@ import typer
 from holdfast.cli.naming import is_checkpoint
 from holdfast.cli.output import as_json, tell
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
+from holdfast.layouts.contents import problems_of_json
 from holdfast.layouts.layout import BY_NAME
 from holdfast.store import catalog
+from holdfast.store.folder import opened
 from holdfast.store.manifest import in_short
 from holdfast.store.verify import Report
 from holdfast.store.verify import verify as check
@@ -29,7 +32,7 @@ def verify(
     paths = [path] if is_checkpoint(path) else [entry.path for entry in catalog.entries(path)]
     if not paths:
         raise RunNotFoundError(f"there is no checkpoint in {path}", hint=f"see what there is: ls -a {path}")
-    reports = [_say(check(each), quiet=json) for each in paths]
+    reports = [_say(_checked(each), quiet=json) for each in paths]
     if json:
         as_json({"checkpoints": [_described(report) for report in reports]})
     damaged = [report.entry.path.name for report in reports if _problems(report) and not report.entry.foreign]
@@ -40,6 +43,19 @@ def verify(
             f"{len(damaged)} of {len(reports)} checkpoints cannot be trusted: {', '.join(damaged)}",
             hint="resume_from_checkpoint: auto skips them",
         )
+
+
+def _checked(path: Path) -> Report:
+    """Reads all of a checkpoint, and of what is good its JSON as a resume does."""
+    try:
+        with opened(path) as folder:
+            report = check(folder)
+            manifest = report.entry.manifest
+            if manifest is None or not report.good:
+                return report
+            return replace(report, problems=tuple(problems_of_json(folder, manifest)))
+    except OSError:
+        return check(path)
 
 
 def _problems(report: Report) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from holdfast.errors import DamagedCheckpointError, UnsupportedError
+from holdfast.layouts.contents import problems_of_json, problems_of_tensors
 from holdfast.layouts.layout import BY_NAME
 from holdfast.store import files, names
 from holdfast.store.commit import make_new
@@ -30,10 +31,11 @@ def export(checkpoint: Where | Folder, target: Path) -> list[Path]:
     with opened(checkpoint) as folder:
         report = verify(folder)
         manifest = report.entry.manifest
-        if manifest is None or not report.good:
-            raise DamagedCheckpointError(
-                f"{folder} cannot be exported: {'; '.join(report.problems)}", list(report.problems)
-            )
+        problems = list(report.problems)
+        if manifest is not None and not problems:
+            problems = [*problems_of_json(folder, manifest), *problems_of_tensors(folder, manifest)]
+        if manifest is None or problems:
+            raise DamagedCheckpointError(f"{folder} cannot be exported: {'; '.join(problems)}", problems)
         if (layout := BY_NAME.get(manifest.layout)) is None:
             raise UnsupportedError(
                 f"the layout of {folder} is {quoted(manifest.layout)}, which this version does not know"

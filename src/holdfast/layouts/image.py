@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import CheckpointError, UnsupportedError
+from holdfast.errors import CheckpointError, DamagedCheckpointError, UnsupportedError
 from holdfast.store import files
 from holdfast.store.folder import Where, path_of
 from holdfast.store.manifest import is_deep, strict_json
@@ -72,12 +72,16 @@ def decode_json(data: bytes, path: Path) -> Any:
     """Returns the JSON of a file's bytes; `path` is for messages.
 
     Raises:
-        CheckpointError: It is no JSON, or a key is there twice, or it is too deep.
+        DamagedCheckpointError: It is no JSON, or a key is there twice, or it is too deep.
     """
     try:
         content = strict_json(data)
     except ValueError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise _damaged(path, str(error)) from error
     if is_deep(content, MOST_JSON_LEVELS):
-        raise CheckpointError(f"{path} cannot be read: it is nested in more than {MOST_JSON_LEVELS} levels")
+        raise _damaged(path, f"it is nested in more than {MOST_JSON_LEVELS} levels")
     return content
+
+
+def _damaged(path: Path, why: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{path} cannot be read: {why}", [f"{path.name} cannot be read: {why}"])

@@ -21,6 +21,7 @@ class Layout:
             before it is loaded.
         takes_foreign: True where checkpoints that were made without Holdfast can be of this layout.
         every_rank_writes: True where each rank writes a share of the files; otherwise rank 0 writes about all.
+        has_own_json: True where all of its JSON is ours; otherwise it is that of others, as they write it.
         missing: Returns the files that a checkpoint lacks and that a resume needs, from the paths of its files and the
             number of processes that wrote it.
         why_refused: Returns, of some files that the manifest does not list, those that bar a resume because loading
@@ -32,6 +33,7 @@ class Layout:
     is_digested_while_loading: bool
     takes_foreign: bool
     every_rank_writes: bool
+    has_own_json: bool
     missing: Callable[[Collection[str], int], list[str]]
     why_refused: Callable[[Iterable[str]], dict[str, str]]
     leave_weights: Callable[[Report, Folder, Folder], None]
@@ -42,6 +44,7 @@ NATIVE = Layout(
     is_digested_while_loading=True,
     takes_foreign=False,
     every_rank_writes=True,
+    has_own_json=True,
     missing=native.missing,
     why_refused=lambda unlisted: {},  # what the manifest does not list is never read
     leave_weights=native_weights.leave_weights,
@@ -53,6 +56,7 @@ TRANSFORMERS = Layout(
     is_digested_while_loading=False,
     takes_foreign=True,
     every_rank_writes=False,
+    has_own_json=False,
     missing=transformers.missing,
     why_refused=transformers.why_refused,
     leave_weights=transformers.leave_weights,

@@ -280,16 +280,21 @@ def in_short(not_finite: Sequence[str]) -> str:
     return f"{first} and {'at least ' if len(not_finite) == MOST_NAMED else ''}{len(others)} more"
 
 
-def strict_json(data: bytes | str) -> Any:
-    """Reads JSON that anybody may have written: UTF-8, no key twice, no `NaN`.
+def strict_json(data: bytes | str, *, finite: bool = True) -> Any:
+    """Reads JSON that anybody may have written: UTF-8, no key twice.
+
+    Args:
+        data: The JSON.
+        finite: True refuses `NaN` and infinity, which Python and transformers write.
 
     Raises:
         ValueError: It is not that, or is nested deeper than Python can read.
     """
     # Bytes are decoded here: `json` would guess their encoding, and other readers of the same file would not.
     text = data if isinstance(data, str) else data.decode()
+    constant = _no_constant if finite else None
     try:
-        return json.loads(text, object_pairs_hook=_reject_duplicate_keys, parse_constant=_no_constant)
+        return json.loads(text, object_pairs_hook=_reject_duplicate_keys, parse_constant=constant)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
 

@@ -3,12 +3,12 @@
 Standard library, and the digest's. The rules are those of `docs/format.md`, "Files that name others".
 """
 
-import json
-from pathlib import PurePath
+from pathlib import Path, PurePath
+from typing import Any
 
-from holdfast.store import names, reading
+from holdfast.store import files, names, reading
 from holdfast.store.folder import Folder
-from holdfast.store.manifest import File, Manifest, strict_json
+from holdfast.store.manifest import Manifest, strict_json
 from holdfast.text import quoted
 
 STATE = "trainer_state.json"
@@ -40,12 +40,12 @@ def problem(folder: Folder, manifest: Manifest) -> str | None:
         if file.size > limit:
             return f"{file.path}: is {file.size:,} bytes long, and such a file has at most {limit:,}"
         data, changed = reading.read_small(folder, file, limit)
-        if changed is None and (wrong := check(file, data, paths)) is not None:
+        if changed is None and (wrong := check(file.path, data, paths)) is not None:
             return f"{file.path}: {wrong}"
     return None
 
 
-def _problem_of_index(file: File, data: bytes, paths: set[str]) -> str | None:
+def _problem_of_index(path: str, data: bytes, paths: set[str]) -> str | None:
     try:
         content = strict_json(data)
     except ValueError as error:
@@ -53,14 +53,14 @@ def _problem_of_index(file: File, data: bytes, paths: set[str]) -> str | None:
     weights = content.get("weight_map", {}) if isinstance(content, dict) else {}
     if not isinstance(weights, dict):
         return "its weight_map is no object"
-    above = file.path.rpartition("/")[0]
+    above = path.rpartition("/")[0]
     for name in weights.values():
         if not isinstance(name, str) or not names.is_component(name) or f"{above}/{name}".lstrip("/") not in paths:
             return f"names {quoted(name)}, which is no file of the checkpoint beside it"
     return None
 
 
-def _problem_of_latest(file: File, data: bytes, paths: set[str]) -> str | None:
+def _problem_of_latest(path: str, data: bytes, paths: set[str]) -> str | None:
     name = data.decode(errors="replace").strip()
     if names.is_component(name) and any(path.startswith(f"{name}/") for path in paths):
         return None
@@ -91,10 +91,26 @@ def problem_of_state(folder: Folder, manifest: Manifest) -> str | None:
     return None
 
 
+def problem_of_foreign(path: Path) -> str | None:
+    """Returns the first problem of the indexes in a checkpoint without a manifest; None where there is none.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    present = {file.name for file in path.iterdir() if file.is_file()}
+    for name in sorted(present):
+        if name.endswith(_INDEX):
+            data = files.read(path / name, limit=_MOST_INDEX_BYTES)
+            if (wrong := _problem_of_index(name, data, present)) is not None:
+                return f"{name}: {wrong}"
+    return None
+
+
 def best_step(data: bytes) -> int | None:
     """Returns the step of the checkpoint that a Trainer's state names as the best; None where it names none.
-
-    Its directory may have been moved since, so that of the path the name alone counts.
 
     Args:
         data: The bytes of the state's file.
@@ -102,25 +118,32 @@ def best_step(data: bytes) -> int | None:
     Raises:
         ValueError: It is no such state, or names something else.
     """
+    return step_of_best(read_state(data)["best_model_checkpoint"])
+
+
+def read_state(data: bytes) -> dict[str, Any]:
+    """Reads a Trainer's state, which names a checkpoint as the best, or none.
+
+    Raises:
+        ValueError: It is no such state.
+    """
     try:
-        content = json.loads(data.decode())  # with NaN, which a loss can be
-    except RecursionError as error:
-        raise ValueError("is nested too deep") from error
+        content = strict_json(data, finite=False)  # a loss can be NaN
     except ValueError as error:
         raise ValueError(f"is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError("is no JSON object")
-    best = content.get("best_model_checkpoint")
-    if best is None:
-        return None
-    step = step_of_best(best)
-    if step is None:
+    best = content.setdefault("best_model_checkpoint", None)
+    if best is not None and step_of_best(best) is None:
         raise ValueError(f"names {quoted(best)} as the best, which is no checkpoint of a run")
-    return step
+    return content
 
 
 def step_of_best(best: object) -> int | None:
-    """Returns the step of the checkpoint that a path leads to by its name; None where it is no checkpoint's."""
-    name = PurePath(best).name if isinstance(best, str) else ""
+    """Returns the step of the checkpoint that a path leads to by its name; None where it is no checkpoint's.
+
+    Its directory may have been moved since the path was written down, so the name alone counts.
+    """
+    name = PurePath(best).name if isinstance(best, str) and best.isprintable() else ""
     step = names.step_of(name)
     return step if step is not None and name == names.checkpoint(step) and step < names.NUMBERS_END else None

@@ -18,6 +18,7 @@ from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
 from holdfast.integrations.trainer.own_writer import why_own_writer
+from holdfast.integrations.trainer.readable import require_readable_files
 from holdfast.integrations.trainer.rehearsed import rehearse
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.integrations.trainer.settings import TrainerSettings
@@ -105,8 +106,10 @@ def _saving_train(
             if chosen is None:
                 output = own(None, None, *args, **kwargs)
             else:
-                with in_words(chosen.folder), loading(trainer, chosen, running.log, strict=strict):
-                    output = own(str(chosen.folder.through), None, *args, **kwargs)
+                with in_words(chosen.folder):
+                    require_readable_files(trainer, chosen)
+                    with loading(trainer, chosen, running.log, strict=strict):
+                        output = own(str(chosen.folder.through), None, *args, **kwargs)
             _leave_model(trainer, running)
         if running.stop_requested and on_stop == "exit":
             raise Stopped(running.exit_code)

@@ -5,7 +5,6 @@ with weights that nobody loaded, where they are others. Read against transformer
 """
 
 import functools
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +17,16 @@ import torch
 from torch import optim
 from transformers import Trainer
 
-from holdfast.errors import CheckpointError
+from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.integrations.trainer.own_writer import form_of
+from holdfast.integrations.trainer.readable import explained, explaining
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.safetensors import header
+from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.log import RunLog
 from holdfast.resume.choose import ResumePoint
 from holdfast.state.optimizer_layers import unwrapped
-from holdfast.store.manifest import Manifest
+from holdfast.store.manifest import Manifest, strict_json
 from holdfast.text import shown
 
 _MOST_LINES = 20
@@ -44,12 +45,14 @@ class Misfits:
         weights: The names of tensors of the model that begin anew.
         states: The positions of parameters whose state in the optimizer begins anew.
         is_other_optimizer: True where all of the optimizer begins anew.
+        has_other_scaler: True where the checkpoint has a gradient scaler and the trainer has none.
     """
 
     lines: list[str] = field(default_factory=list)
     weights: set[str] = field(default_factory=set)
     states: set[int] = field(default_factory=set)
     is_other_optimizer: bool = False
+    has_other_scaler: bool = False
 
 
 def compare(trainer: Trainer, path: Path, manifest: Manifest | None) -> Misfits:
@@ -64,8 +67,12 @@ def compare(trainer: Trainer, path: Path, manifest: Manifest | None) -> Misfits:
     if form_of(trainer) != layout.PLAIN:
         return misfits  # DeepSpeed and FSDP compare what they load themselves
     _compare_weights(misfits, trainer, path)
-    if (path / "optimizer.pt").is_file():
-        _compare_optimizer(misfits, trainer, path, manifest)
+    if (path / "scaler.pt").is_file() and getattr(trainer.accelerator, "scaler", None) is None:
+        misfits.lines.append("scaler: the checkpoint has the scaler of a training in fp16, and this training has none")
+        misfits.has_other_scaler = True
+    if (path / "optimizer.pt").is_file() and (optimizer := unwrapped(trainer.create_optimizer())) is not None:
+        comparing = explaining(_compare_optimizer, "its optimizer.pt", path)
+        comparing(misfits, trainer, optimizer, path, manifest)
     return misfits
 
 
@@ -95,7 +102,12 @@ def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool)
     for line in misfits.lines:
         log.announce(f"{line}: begins anew")
     model, optimizer = trainer.model, unwrapped(trainer.optimizer)
-    with _leaving_out(model, misfits.weights), _leaving_out_states(optimizer, misfits):
+    with (
+        _leaving_out(model, misfits.weights),
+        _leaving_out_states(optimizer, misfits),
+        _leaving_out_scaler(trainer, misfits),
+        explained(trainer, chosen.path),
+    ):
         yield
 
 
@@ -111,6 +123,19 @@ def _leaving_out_states(optimizer: Any, misfits: Misfits) -> Iterator[None]:
         yield
     finally:
         del optimizer.load_state_dict
+
+
+@contextmanager
+def _leaving_out_scaler(trainer: Trainer, misfits: Misfits) -> Iterator[None]:
+    """Has a trainer without a gradient scaler load none."""
+    if not misfits.has_other_scaler:
+        yield
+        return
+    trainer._load_scaler = lambda checkpoint: None
+    try:
+        yield
+    finally:
+        del trainer._load_scaler
 
 
 @contextmanager
@@ -153,7 +178,7 @@ def _fitting(misfits: Misfits, optimizer: optim.Optimizer, state: dict[str, Any]
 
 
 def _compare_weights(misfits: Misfits, trainer: Trainer, path: Path) -> None:
-    stored = _stored_shapes(path)
+    stored: Shapes | None = explaining(_stored_shapes, "its weights")(path)
     if stored is None:
         return
     here = _live_shapes(trainer.model)
@@ -175,13 +200,15 @@ def _stored_shapes(path: Path) -> Shapes | None:
     """Returns the shapes of a checkpoint's weights; None where they are in no file of safetensors."""
     files = [path / name for name in _WEIGHTS if (path / name).is_file()]
     if (path / _INDEX).is_file() and not files:
-        index = json.loads((path / _INDEX).read_text())
+        index = strict_json((path / _INDEX).read_bytes())
         files = [path / name for name in sorted(set(index["weight_map"].values()))]
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             shapes.update({tensor.name: tensor.shape for tensor in header.read(fd)})
+        except HeaderError as error:
+            raise DamagedCheckpointError(f"{file} is no file of tensors: {error}", [str(error)]) from error
         finally:
             os.close(fd)
     return shapes or None
@@ -210,10 +237,9 @@ def _other_names(model: Any) -> Mapping[str, set[str]]:
     return {name: several for several in names.values() if len(several) > 1 for name in several}
 
 
-def _compare_optimizer(misfits: Misfits, trainer: Trainer, path: Path, manifest: Manifest | None) -> None:
-    optimizer = unwrapped(trainer.create_optimizer())
-    if optimizer is None:
-        return
+def _compare_optimizer(
+    misfits: Misfits, trainer: Trainer, optimizer: Any, path: Path, manifest: Manifest | None
+) -> None:
     stored = torch.load(path / "optimizer.pt", map_location="meta", weights_only=True)
     # The `state_dict` of wrappers may have a form of its own.
     groups, states = stored.get("param_groups"), stored.get("state", {})

@@ -26,6 +26,7 @@ from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
 from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
+from holdfast.integrations.trainer.readable import explaining
 from holdfast.integrations.trainer.record import Pending, Watched
 from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters, without_tied
 from holdfast.integrations.trainer.settings import TrainerSettings
@@ -60,7 +61,7 @@ class StepHooks:
         self._epochs = epochs
         self._log_and_evaluate = trainer._maybe_log_save_evaluate
         self._finalize = trainer._finalize_training
-        self._restore_random_state = trainer._load_rng_state
+        self._restore_random_state = explaining(trainer._load_rng_state, "its random state")
         self._step_end = trainer.callback_handler.on_step_end
         self._own_grad_norm = trainer._get_grad_norm
         self._own_learning_rate = trainer._get_learning_rate
