@@ -4,6 +4,7 @@ import ctypes
 import io
 import logging
 import os
+import random
 import re
 import shutil
 import stat
@@ -71,8 +72,12 @@ class Ground:
         give(self.home, user)
         give(self.lair, stranger)
         give(self.run.parent, user, below=False)
-        self._before = state_of(self.home)
+        self.remember()
         self._forged: dict[int, State] = {}
+
+    def remember(self) -> None:
+        """Takes what is the user's elsewhere for what is to stay so."""
+        self._before = state_of(self.home)
 
     @property
     def private(self) -> Path:
@@ -128,15 +133,22 @@ class Ground:
         for step in steps:
             self.require_saved(step)
 
-    def forge(self, checkpoint: Path, files: Mapping[str, bytes], **fields: Any) -> Path:
-        """Makes a checkpoint of the stranger's like one of the user's, with other files and a manifest that fits."""
-        forged = self.run / f"forged-{checkpoint.name}"
+    def forge(self, checkpoint: Path, files: Mapping[str, bytes], name: str = "", **fields: Any) -> Path:
+        """Makes a checkpoint of the stranger's like one of the user's, with other files and a manifest that fits.
+
+        Args:
+            checkpoint: The user's.
+            files: What is in it otherwise, by path.
+            name: The name that it gets.
+            **fields: What is otherwise in its manifest.
+        """
+        forged = self.run / (name or f"forged-{checkpoint.name}")
         shutil.copytree(checkpoint, forged, symlinks=True)
-        for name, data in files.items():
-            with_intent(forged, name, data, **fields)
+        for path, data in {"README.md": b"a card", **files}.items():
+            with_intent(forged, path, data, **fields)
         give(forged, self.stranger)
-        for path in (forged, *forged.rglob("*")):
-            path.chmod(0o777 if path.is_dir() else 0o666)
+        for place in (forged, *forged.rglob("*")):
+            place.chmod(0o777 if place.is_dir() else 0o666)
         self._forged |= state_by_number(forged)
         return forged
 
@@ -204,6 +216,19 @@ def exchange(first: Path, second: Path) -> None:
     paths = os.fsencode(first), os.fsencode(second)
     if _LIBC.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(first))
+
+
+def exchanges(first: Path, second: Path, most_spins: int) -> Callable[[], int]:
+    """The stranger's turn: exchanges two directories, and then lets a moment pass."""
+    chance = random.Random(11)
+
+    def turn() -> int:
+        exchange(first, second)
+        for _ in range(chance.randrange(most_spins)):
+            pass
+        return 1
+
+    return turn
 
 
 def belongs_to(path: Path, account: Account) -> bool:

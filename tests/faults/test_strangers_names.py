@@ -11,7 +11,7 @@ import pytest
 
 from faults.accounts import done_as, unprotected
 from faults.ground import GROUP, KINDS, OPEN, STICKY, Ground, belongs_to, exchange, give, plant, state_by_number
-from faults.verbs import runs
+from faults.programs import runs
 from helpers.loops import train
 from holdfast.errors import HoldfastError
 from holdfast.store import names

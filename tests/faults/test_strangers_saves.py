@@ -1,8 +1,10 @@
 """Saves in a directory that a stranger may write to, while he exchanges what is in it."""
 
+import json
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 from transformers import Trainer, TrainerCallback
 
 import holdfast
-from faults.accounts import unprotected
+from faults.accounts import done_as, unprotected
 from faults.desk import Desk
-from faults.ground import GROUP, KINDS, OPEN, Ground, belongs_to, exchange, plant
+from faults.ground import GROUP, KINDS, OPEN, Ground, belongs_to, exchange, plant, state_of
+from faults.programs import fits
 from helpers.small_trainer import small_trainer
 from holdfast.store import names
 from holdfast.store.folder import names_in
@@ -64,7 +67,7 @@ class AtTheDesk(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = self._desk.is_to_end
 
 
-def fits(desk: Desk, run: Path) -> None:
+def fits_at_a_desk(desk: Desk, run: Path) -> None:
     """What a child does that trains with a Trainer, which saves at each step."""
     trainer = small_trainer(run, [AtTheDesk(desk)], kind=WritesBeside, num_train_epochs=10_000, save_steps=1)
     holdfast.attach(trainer, on_stop="return").train(resume_from_checkpoint="auto")
@@ -113,11 +116,38 @@ def test_security_s21_with_two_accounts_what_a_trainer_leaves_beside_its_checkpo
     with unprotected(), place.strange(plants_cards(place)) as stranger:
         if place.run.exists():
             stranger.wait_for(1)
-        with place.training(lambda desk: fits(desk, place.run)) as desk:
+        with place.training(lambda desk: fits_at_a_desk(desk, place.run)) as desk:
             stranger.wait_for(0 if place.is_sticky else 9)
             desk.require_progress()
             stranger.end()
             assert desk.end() == 0, desk.printed()
             place.require_saved_as_printed(desk.printed())
     record_property("injected", stranger.exchanged)
+    place.require_untouched()
+
+
+def reads(run: Path) -> str:
+    """What the stranger can read of a run, all in one text, and the names of it."""
+    texts, paths = [], []
+    for above, folders, others in os.walk(run):
+        for name in (*folders, *others):
+            path = Path(above, name)
+            with suppress(OSError):
+                texts.append(path.read_text(errors="replace") if path.is_file() else "".join(names_in(path)))
+                paths.append(path.relative_to(run).as_posix())
+    return json.dumps({"paths": paths, "text": "".join(texts)})
+
+
+@pytest.mark.parametrize("place", KINDS, indirect=True)
+def test_security_s14_s25_s30_with_two_accounts_a_stranger_reads_no_checkpoint_and_nobody_a_secret(
+    place: Ground,
+) -> None:
+    """Another account reads what it can of a run, and root looks for secrets in all of it."""
+    with place.program(lambda: fits(place.run, hub_token="canary-secret")) as child:
+        assert child.wait() == 0, child.said()
+    seen = json.loads(done_as(place.stranger, lambda: reads(place.run)))
+    assert not {path for path in seen["paths"] if path.startswith(("checkpoint-", ".holdfast"))}, seen["paths"]
+    whole = b"".join(content for _, _, _, content in state_of(place.run).values())
+    assert whole.count(b"grad_norm") and b"canary" not in whole
+    assert place.is_sticky or child.said().count(" may write to ") >= 1
     place.require_untouched()
