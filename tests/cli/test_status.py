@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 
 from helpers.serving import training
 from helpers.support import holdfast, holdfast_begun, line_of, tell
 from helpers.waiting import wait_until
+from holdfast.cli.status import status
 from holdfast.run.run import Run
 from holdfast.store import catalog
 
@@ -117,15 +119,18 @@ def test_it_tells_how_a_run_ended_and_how_to_go_on(tmp_path: Path, outcome: str,
     ],
 )
 def test_the_outcome_of_the_last_start_is_an_exit_code(
-    tmp_path: Path, outcome: str, code: int, ends_with: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: str, code: int, ends_with: int, said: str
 ) -> None:
     Run.open(tmp_path).close(outcome, code)
-    ended = holdfast("status", tmp_path, "--outcome")
-    assert ended.returncode == ends_with and _timeless(ended.stdout).startswith(said) and not ended.stderr
-    told = holdfast("status", tmp_path, "--outcome", "--json")
-    content = json.loads(told.stdout)
-    assert told.returncode == content["exit_code"] == ends_with
-    assert (content["outcome"], content["code"], content["alive"]) == (outcome, code, False)
+    for as_json in (False, True):
+        with pytest.raises(typer.Exit) as ended:
+            status(tmp_path, ended=True, json=as_json)
+        shown, errors = capsys.readouterr()
+        assert ended.value.exit_code == ends_with and not errors
+        assert as_json or _timeless(shown).startswith(said)
+    content = json.loads(shown)
+    assert (content["outcome"], content["code"], content["exit_code"]) == (outcome, code, ends_with)
+    assert content["alive"] is False
 
 
 def test_a_start_that_trains_or_was_killed_or_never_was_has_no_outcome(tmp_path: Path) -> None:
