@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crash.disk import Disk, Tree, lay_out, what_matters
-from crash.promises import RUN_FOLDER, Promises, broken, good_checkpoints
+from crash.promises import RUN_FOLDER, Promises, broken, good_checkpoints, is_outcome_lost
 from crash.recorder import Recorder
 from crash.stories import opens
 from holdfast.store import names
@@ -40,7 +40,7 @@ class Breaker:
     def look(self, tree: Tree, made: Promises) -> str:
         """What is broken in one state; empty where nothing is."""
         told = tuple(frozenset(kind) for kind in (made.saved, made.doomed, made.asked, made.pinned))
-        key = (what_matters(tree), *told, made.newest)
+        key = (what_matters(tree), *told, made.newest, made.started, made.ended)
         if key not in self.seen:
             self.seen[key] = self._broken(tree, made)
         return self.seen[key]
@@ -51,6 +51,8 @@ class Breaker:
         root = top / RUN_FOLDER
         try:
             before = good_checkpoints(root)
+            if is_outcome_lost(root, made):
+                return "that the last start began, or how it ended, is lost"
             recorder = Recorder(top)
             with recorder.recording():
                 opens(recorder)

@@ -33,11 +33,12 @@ def _tree_of(function: Callable[..., Any]) -> ast.FunctionDef:
 
 
 def _steps(tree: ast.FunctionDef) -> list[tuple[list[ast.stmt], int, ast.stmt]]:
-    """The statements that touch the disk, in the body of the function, or in that of its one `try`."""
-    block = tree.body
-    for statement in tree.body:
-        if isinstance(statement, ast.Try) and statement.finalbody:
-            block = statement.body
+    """The statements that touch the disk: in the body of the function, or in that of its `try` or `with` with more."""
+    bodies = [tree.body, *(statement.body for statement in tree.body if isinstance(statement, ast.Try | ast.With))]
+    return max(map(_steps_in, bodies), key=len)
+
+
+def _steps_in(block: list[ast.stmt]) -> list[tuple[list[ast.stmt], int, ast.stmt]]:
     return [
         (block, place, statement)
         for place, statement in enumerate(block)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crash.disk import Disk, Told
+from holdfast.run import outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.store import catalog, names, pins
@@ -28,14 +29,18 @@ class Promises:
     """Attempts, as pins name them."""
     newest: int = 0
     """The sequence of the newest commit that was promised: what a resume takes is never older."""
+    started: int = 0
+    """The last start that was told of, by its generation: no outcome is of one before."""
+    ended: int = 0
+    """The last start that has told how it ended."""
 
     @classmethod
     def at(cls, disk: Disk, count: int) -> "Promises":
         """What was promised when no more than so many events had happened."""
         made = cls()
         for event in disk.events[:count]:
-            if isinstance(event, Told) and event.kind == "sequence":
-                made.newest = max(made.newest, int(event.value))
+            if isinstance(event, Told) and event.kind in ("newest", "started", "ended"):
+                setattr(made, event.kind, max(getattr(made, event.kind), int(event.value)))
             elif isinstance(event, Told):
                 getattr(made, event.kind).add(event.value)
         # An answer is public as soon as its file is there, whether that is durable or not.
@@ -72,6 +77,14 @@ def broken(root: Path, good: dict[str, Manifest], promises: Promises) -> str:
     if promises.pinned and promises.pinned - pins.pinned(root / ".holdfast"):
         return "a pin is lost"
     return _lost_request(root, promises.asked, {*good, *promises.doomed})
+
+
+def is_outcome_lost(root: Path, promises: Promises) -> bool:
+    """Whether a run directory, before another start, has lost that the last start began, or how it ended."""
+    last = outcome.last_in(root)
+    if last is None or last.generation < promises.started:
+        return promises.started > 0
+    return last.generation == promises.ended and not last.has_ended
 
 
 def _lost_request(root: Path, asked: Iterable[str], known: set[str]) -> str:

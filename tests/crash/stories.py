@@ -44,7 +44,7 @@ def promise_what_is_there(recorder: Recorder) -> None:
     """What lies in a run directory before a story begins was acknowledged."""
     for digest, manifest in good_checkpoints(recorder.top / RUN_FOLDER).items():
         recorder.tell("saved", digest)
-        recorder.tell("sequence", str(manifest.sequence))
+        recorder.tell("newest", str(manifest.sequence))
 
 
 def snapshot(step: int) -> Snapshot:
@@ -61,17 +61,19 @@ def snapshot(step: int) -> Snapshot:
     return Snapshot(boundary=Boundary(step, "update"), write=write, layout=LAYOUT, estimated_bytes=100)
 
 
-def resume(top: Path) -> Run:
+def resume(recorder: Recorder) -> Run:
     """A start that goes on from the newest good checkpoint."""
-    select_checkpoint(top / RUN_FOLDER, "auto", BY_NAME[LAYOUT], QUIET)
-    return Run.open(top / RUN_FOLDER, continues=RUN)
+    select_checkpoint(recorder.top / RUN_FOLDER, "auto", BY_NAME[LAYOUT], QUIET)
+    run = Run.open(recorder.top / RUN_FOLDER, continues=RUN)
+    recorder.tell("started", str(run.lease.holder.generation))
+    return run
 
 
 def saves(step: int, keep: RetentionPolicy = KEEP_ALL) -> Story:
     """A start, a request, its save and its answer, what retention deletes afterwards, and the end."""
 
     def story(recorder: Recorder) -> None:
-        run = resume(recorder.top)
+        run = resume(recorder)
         request = Request("command")
         run.inbox.submit(request)
         recorder.tell("asked", request.id)
@@ -82,8 +84,9 @@ def saves(step: int, keep: RetentionPolicy = KEEP_ALL) -> Story:
         assert answer.saved, answer.error
         there = good_checkpoints(run.root)
         assert keep == KEEP_ALL or there.keys() == {answer.digest}, "nothing was deleted"
-        recorder.tell("sequence", str(there[answer.digest].sequence))
+        recorder.tell("newest", str(there[answer.digest].sequence))
         run.close("finished", 0)
+        recorder.tell("ended", str(run.lease.holder.generation))
 
     return story
 
@@ -94,7 +97,7 @@ def opens(recorder: Recorder) -> None:
     there = catalog.entries(root) if root.is_dir() else []
     chosen = select_checkpoint(root, "auto", BY_NAME[LAYOUT], QUIET)
     assert (chosen.path if chosen else None) == (there[0].path if there else None), "a start takes not the newest"
-    resume(recorder.top)
+    resume(recorder)
 
 
 def prunes(recorder: Recorder) -> None:
@@ -134,7 +137,7 @@ def deletes_what_is_being_pinned(recorder: Recorder) -> None:
 def asks(recorder: Recorder) -> None:
     """A start, and a request that nobody has served yet."""
     request = Request("command")
-    resume(recorder.top).inbox.submit(request)
+    resume(recorder).inbox.submit(request)
     recorder.tell("asked", request.id)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from crash.promises import RUN_FOLDER, good_checkpoints
+from crash.recorder import Recorder
 from crash.stories import begin, resume, snapshot
 from helpers.failing_disk import CHANGES, READS, FailingDisk, fails_with, is_cut_short
 from holdfast.engine import save as saving
@@ -44,7 +45,7 @@ def start_ask_and_save(top: Path) -> Outcome:
     """Training resumes, is asked for a save, saves, keeps the last one, and ends. Nothing but ours may be raised."""
     outcome = Outcome()
     try:
-        run = resume(top)
+        run = resume(Recorder(top))
     except (HoldfastError, OSError) as error:
         outcome.refused = str(error)
         return outcome
@@ -222,7 +223,7 @@ def test_fault_12_a_rename_that_cannot_be_is_a_failed_save_and_replaces_nothing(
     begin(memory, 7)
     with pytest.MonkeyPatch.context() as patch:
         disk = FailingDisk({"rename"}, 1, fails_with(number), lasting=True)
-        run = resume(memory)
+        run = resume(Recorder(memory))
         disk.install(patch)
         answer = saving.save(run, snapshot(7), [Request("schedule")], RetentionPolicy(None, None))
     assert not answer.saved and os.strerror(number) in answer.error

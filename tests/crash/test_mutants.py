@@ -23,10 +23,11 @@ NEEDED_OTHERWISE = {
     "files.sync_directory < files.replace < lease.take": "likewise",
     "files._replacing < files.replace < lease.release": "a lease that is not given back is looked at once more",
     "files.sync_directory < files.replace < lease.release": "likewise",
+    "files.sync_directory < files.replace < outcome.write": "a sweep follows, and the lease, which sync the directory",
     "files.write_new < pins._mark < pins.pin": "the file of a pin is empty: its name is what counts",
 }
 # Those that are needed for what was told elsewhere: the names of a new run, and what a killed process has left.
-OF_A_START = "files.sync_directory < retention.sweep < run."
+OF_A_START = "files.sync_directory < retention.sweep < run._sweep"
 BEFORE_A_DELETION = "files.sync_directory < retention.delete"
 
 
@@ -65,11 +66,11 @@ def test_leaving_out_any_sync_breaks_a_promise(memory: Path, name: str) -> None:
 
 def test_leaving_out_the_syncs_of_a_start_breaks_a_promise(memory: Path) -> None:
     disk = told(memory / "disk", "the first request of a run")
-    assert found_without(Breaker(memory), disk, places_of(disk)[f"{OF_A_START}<listcomp> 1"])
+    assert found_without(Breaker(memory), disk, places_of(disk)[f"{OF_A_START} 1"])
     first = told(memory / "first", "a save and what retention deletes")
     begin = right_after(first, ".trash-")
     disk = told_on(memory / "second", first, begin, opens)
-    assert found_without(Breaker(memory), disk, places_of(disk, begin)[f"{OF_A_START}<listcomp> 1"])
+    assert found_without(Breaker(memory), disk, places_of(disk, begin)[f"{OF_A_START} 1"])
 
 
 def test_leaving_out_the_sync_before_a_deletion_breaks_a_promise(memory: Path) -> None:
