@@ -30,6 +30,11 @@ def test_security_s27_json_that_is_too_deep_is_neither_written_nor_read() -> Non
             decode_json(text.encode(), Path("model.json"))
 
 
+@pytest.mark.parametrize("text", ["5", '"text"', "null"])
+def test_json_that_holds_nothing_is_not_deep(text: str) -> None:
+    assert decode_json(text.encode(), Path("model.json")) == json.loads(text)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 def test_json_in_another_encoding_is_refused(encoding: str) -> None:
     with pytest.raises(CheckpointError, match=r"^model\.json cannot be read: "):

@@ -34,6 +34,8 @@ MOST_NAMED = 20
 MOST_REASONS = 1000
 _MOST_LEVELS = 50  # what is read may be written again, and Python's own limit is a crash by then
 
+_CONTAINERS = (dict, list, tuple)
+
 _TAIL = re.compile(rb'\n  "sha256": "([0-9a-f]{64})"\n}\n\Z')
 
 
@@ -252,15 +254,17 @@ def _tensors(parts: Any, paths: set[str]) -> dict[str, Any]:
 
 def is_deep(value: Any, most: int) -> bool:
     """Tells whether JSON is nested in more than `most` levels. Goes level by level: it could be very deep."""
-    level = [value]
+    level = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(most):
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list | tuple)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, _CONTAINERS)
         ]
-    return any(isinstance(inner, dict | list | tuple) for inner in level)
+        if not level:
+            return False
+    return True
 
 
 def _one_a_line(parts: Mapping[str, Mapping[str, Any]]) -> str:

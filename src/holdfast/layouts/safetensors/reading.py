@@ -169,9 +169,6 @@ def explained(path: Path) -> Iterator[None]:
     """Says of which file it was that something is wrong."""
     try:
         yield
-    except headers.HeaderError as error:
-        problem = f"{path.name}: {error}"
-        raise DamagedCheckpointError(f"{path} is not a file of tensors: {error}", [problem]) from error
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a file of tensors that this Holdfast can read: {error}") from error
 
