@@ -6,8 +6,9 @@ from pathlib import Path
 from holdfast.errors import DamagedCheckpointError, RunError
 from holdfast.run import lease, outcome
 from holdfast.run.directory import RunDirectory
-from holdfast.store import files, references
+from holdfast.store import reading, references
 from holdfast.store.catalog import Entry
+from holdfast.store.folder import Folder
 from holdfast.store.verify import verify
 
 
@@ -40,10 +41,16 @@ def needed(directory: RunDirectory | None, entries: Sequence[Entry]) -> dict[Pat
 
 def _best_step(newest: Entry) -> int | None:
     """Returns the step of the checkpoint that a Trainer holds for the best; its directory may have been moved since."""
-    if newest.manifest is None or all(file.path != references.STATE for file in newest.manifest.files):
+    listed = () if newest.manifest is None else newest.manifest.files
+    file = next((file for file in listed if file.path == references.STATE), None)
+    if file is None:
         return None
     try:
-        return references.best_step(files.read(newest.path / references.STATE, limit=references.MOST_STATE_BYTES))
+        with Folder.open(newest.path) as folder:
+            data, problem = reading.read_small(folder, file, references.MOST_STATE_BYTES)
+        if problem is not None:
+            raise ValueError(problem)
+        return references.best_step(data)
     except (OSError, ValueError) as error:
         raise DamagedCheckpointError(
             f"{newest.path / references.STATE} cannot be read, so nobody knows which checkpoint is the best: {error}",

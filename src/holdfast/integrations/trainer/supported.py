@@ -61,9 +61,11 @@ def require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
             f"{chosen.path} was written by a trainer that uses {theirs}, and this one uses {ours}",
             hint="resume with the same, or start anew from its weights",
         )
-    beside = Folder.open(chosen.path.parent)
-    doubt = catalog.doubt_of(chosen.folder) or catalog.doubt_of(beside)
-    if theirs != layout.PLAIN and chosen.folder.through == chosen.path and doubt is not None:
+    if theirs == layout.PLAIN or chosen.folder.through != chosen.path:
+        return
+    with Folder.open(chosen.path.parent, follow=True) as beside:
+        doubt = catalog.doubt_of(chosen.folder) or catalog.doubt_of(beside)
+    if doubt is not None:
         raise UnsupportedError(
             f"{chosen.path} is unpickled as {theirs} has it, and it or its directory is {doubt}: without /proc nothing"
             " keeps it from being exchanged after it was checked",
