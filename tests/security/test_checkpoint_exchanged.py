@@ -1,6 +1,8 @@
 """What was verified is what is loaded, deleted or exported, whatever directory has its name by then."""
 
+import gc
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -65,6 +67,12 @@ def with_another_bit(checkpoint: Path, name: str, copied: Path) -> Path:
     content[-1] ^= 1
     (copied / name).write_bytes(content)
     return copied
+
+
+def tensors(value: bytes) -> bytes:
+    """A file of safetensors, of one byte."""
+    header = b'{"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}'
+    return len(header).to_bytes(8, "little") + header + value
 
 
 def committed(root: Path, files: dict[str, bytes] | None = None) -> Path:
@@ -167,7 +175,7 @@ def test_security_s23_what_is_exported_is_what_was_verified_whenever_it_is_excha
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """Before each call of an export another directory takes the name of the checkpoint, or of what is written."""
-    files = {**RESUMABLE, "model.safetensors": b"weights", "second/adapter_model.safetensors": b"an adapter"}
+    files = {**RESUMABLE, "model.safetensors": tensors(b"w"), "second/adapter_model.safetensors": tensors(b"a")}
     good = committed(tmp_path / "good", files)
     calls = number_of_calls(lambda: export(good, tmp_path / "counted"))
     whole = content_of(tmp_path / "counted")
@@ -197,7 +205,7 @@ def test_security_s23_what_is_exported_is_what_was_verified_whenever_it_is_excha
 
 def test_security_s23_a_link_in_the_target_of_an_export_is_not_followed(tmp_path: Path) -> None:
     """The folder that an adapter is exported to is a link to a directory elsewhere."""
-    files = {**RESUMABLE, "model.safetensors": b"weights", "second/adapter_model.safetensors": b"an adapter"}
+    files = {**RESUMABLE, "model.safetensors": tensors(b"w"), "second/adapter_model.safetensors": tensors(b"a")}
     checkpoint = commit_checkpoint(tmp_path, 7, files)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "target").mkdir()
@@ -257,7 +265,7 @@ def test_security_s23_the_path_of_a_descriptor_is_in_nothing_that_people_read(
             small_trainer.train(tmp_path / "run", resume="auto", max_steps=4)
             trainer = small_trainer.attached(tmp_path / "run", max_steps=6)
             fails = Fails(trainer)
-            with pytest.raises(ValueError, match="no valid checkpoint at") as raised:
+            with pytest.raises(CheckpointError, match="no valid checkpoint at") as raised:
                 trainer.train(resume_from_checkpoint=str(checkpoint))
     finally:
         transformers.logging.set_verbosity_warning()
@@ -278,6 +286,20 @@ def test_the_path_of_another_descriptor_stays_as_it_is(tmp_path: Path) -> None:
     with Folder.open(tmp_path) as held:
         text = f"{held.through}/model and {held.through}7/other"
         assert held.in_words(text) == f"{tmp_path}/model and {held.through}7/other"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_is_let_go_of_when_training_ends(tmp_path: Path, kind: str) -> None:
+    trained, resumed, _ = KINDS[kind]
+    checkpoint = trained(tmp_path / "run")
+    damaged = with_another_bit(checkpoint, "model.safetensors", tmp_path / "run" / "checkpoint-1")
+    gc.disable()
+    try:
+        assert resumed(tmp_path / "run", checkpoint) and resumed(tmp_path / "run", damaged) is None
+        held = {os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()}  # noqa: PTH115
+    finally:
+        gc.enable()
+    assert not held & {str(checkpoint), str(damaged)}
 
 
 def test_an_error_that_does_not_name_it_is_as_it_was_and_one_that_does_has_it_in_all_places(tmp_path: Path) -> None:

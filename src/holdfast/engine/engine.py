@@ -352,6 +352,7 @@ class Engine:
             self._write_end(error)
         finally:
             self._shutdown.over()
+            self.origin.close()
 
     def _write_end(self, error: BaseException | None) -> None:
         outcome, code = self.outcome or ("stopped" if self.stop_requested else "finished"), self.exit_code

@@ -1,7 +1,7 @@
 """The selection of the checkpoint that a training goes on from. To be read from top to bottom."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from logging import Logger
@@ -126,8 +126,8 @@ def _newest_good(
         if entry.path in passed_over:
             continue
         try:
-            folder = open_checkpoint(entry.path)
-            manifest = _checked_unasked(folder, layout, log)
+            with opening(entry.path) as folder:
+                manifest = _checked_unasked(folder, layout, log)
         except DamagedCheckpointError as error:
             log.warning(f"skipped {entry.path.name}: {'; '.join(error.problems)}")
             skipped.append(entry.path)
@@ -141,16 +141,24 @@ def _newest_good(
     )
 
 
-def open_checkpoint(path: Path) -> Folder:
+@contextmanager
+def opening(path: Path) -> Iterator[Folder]:
     """Opens the directory of a checkpoint, once: whatever has its name later, this is what is checked and loaded.
+
+    It stays open after the context, unless an error leaves that.
 
     Raises:
         DamagedCheckpointError: That cannot be done.
     """
     try:
-        return Folder.open(path)
+        folder = Folder.open(path)
     except OSError as error:
         raise _refused(path, [f"it cannot be opened: {error.strerror or error}"], _TAKE_ANOTHER) from error
+    try:
+        yield folder
+    except BaseException:
+        folder.close()
+        raise
 
 
 def _checked_unasked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
@@ -169,8 +177,21 @@ def _checked_unasked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
 def _named(path: Path, layout: Layout, log: Logger) -> ResumePoint:
     if not path.is_dir():
         raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
-    folder = open_checkpoint(path)
-    entry = catalog.read(folder)
+    with opening(path) as folder:
+        manifest = _checked_named(folder, layout, log)
+    if manifest is not None and manifest.not_finite:
+        _tell_of_numbers(path, manifest, _entries(path.parent), log)
+    return ResumePoint(folder, manifest)
+
+
+def _checked_named(folder: Folder, layout: Layout, log: Logger) -> Manifest | None:
+    """Checks a checkpoint that the user has named, and returns its manifest; None for one of plain transformers.
+
+    Raises:
+        DamagedCheckpointError: It cannot be resumed from.
+        UnsupportedError: It cannot be read safely.
+    """
+    path, entry = folder.path, catalog.read(folder)
     if entry.doubt is not None:
         log.warning(
             f"{path.name} is {entry.doubt}: whoever that is can have made it up, and change it while it is read; it is"
@@ -180,11 +201,8 @@ def _named(path: Path, layout: Layout, log: Logger) -> ResumePoint:
         _require_safe_torch(path)
         _require_no_pickles(folder)
         log.warning(f"{path} was made without Holdfast: it has no manifest, so nothing says that it is whole")
-        return ResumePoint(folder, None)
-    manifest = _checked(folder, layout, log)
-    if manifest.not_finite:
-        _tell_of_numbers(path, manifest, _entries(path.parent), log)
-    return ResumePoint(folder, manifest)
+        return None
+    return _checked(folder, layout, log)
 
 
 def _checked(folder: Folder, layout: Layout, log: Logger) -> Manifest:

@@ -16,7 +16,7 @@ from typing import Any
 from holdfast.errors import DamagedCheckpointError, HoldfastError, RanksError
 from holdfast.layouts.layout import Layout
 from holdfast.ranks.channel import Channel
-from holdfast.resume.choose import ResumePoint, open_checkpoint, select_checkpoint, select_older
+from holdfast.resume.choose import ResumePoint, opening, select_checkpoint, select_older
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
 from holdfast.store import catalog
@@ -152,6 +152,11 @@ class Resumption:
         if problems := list(dict.fromkeys(problem for answer in answers for problem in answer["damaged"])):
             raise DamagedCheckpointError("; ".join(problems), problems)
 
+    def close(self) -> None:
+        """Lets go of the checkpoint's directory: nothing is read from it any more."""
+        if self.chosen is not None:
+            self.chosen.folder.close()
+
     def fall_back(self, damaged: DamagedCheckpointError) -> ResumePoint:
         """Takes an older checkpoint, in all ranks alike, because the one that was read is damaged.
 
@@ -161,6 +166,7 @@ class Resumption:
         """
         problems = damaged.problems or [str(damaged)]
         older = self._select_older(problems) if self._channel is None else self._agree_on_older(self._channel, problems)
+        self.close()
         self.chosen = older
         self._tried += 1
         if older.manifest is not None:
@@ -225,9 +231,9 @@ def _seen_here(rank: int, message: dict[str, Any]) -> ResumePoint:
         RanksError: This rank sees none under that path, or another.
     """
     try:
-        folder = open_checkpoint(Path(message["checkpoint"]))
-        point = ResumePoint(folder, catalog.read(folder).manifest)
-        why = _why_another(_point_message(point), message)
+        with opening(Path(message["checkpoint"])) as folder:
+            point = ResumePoint(folder, catalog.read(folder).manifest)
+            why = _why_another(_point_message(point), message)
     except DamagedCheckpointError as error:
         why = "; ".join(error.problems)
     if why:
