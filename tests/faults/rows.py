@@ -162,6 +162,7 @@ ROWS: dict[str, Row] = {
     "S19": Row("A request that deletes history"),
     "S20": Row("What is promised and what is not, in SECURITY.md"),
     "S21": Row("A link, a pipe or another directory where a trainer writes, or a checkpoint is staged"),
+    "S22": Row("A control directory that is exchanged in the middle of a run"),
     "S23": Row("A checkpoint that is exchanged between its verification and its use, or into which others may write"),
     "S24": Row("A file of a checkpoint that names files outside of it: an index of weights, the best of a Trainer"),
     "S25": Row(

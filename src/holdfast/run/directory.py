@@ -54,6 +54,11 @@ class Control:
         folder = opened_private(where)
         return cls(folder, opened_private(folder / _REQUESTS), opened_private(folder / _ANSWERS))
 
+    def close(self) -> None:
+        """Lets go of the directories."""
+        for folder in (self.folder, self.requests, self.answers):
+            folder.close()
+
     def call(self, path: Path) -> None:
         """Has people read another path: it was renamed."""
         for folder, below in ((self.folder, path), (self.requests, path / _REQUESTS), (self.answers, path / _ANSWERS)):
@@ -108,6 +113,11 @@ class RunDirectory:
                 hint="give the output_dir of a training that runs with Holdfast; it holds a directory .holdfast",
             ) from error
         return cls(root, folder, Control.open(folder / names.CONTROL))
+
+    def close(self) -> None:
+        """Lets go of all that is held, so that its disk can be unmounted. What needs it afterwards fails."""
+        self._control.close()
+        self.folder.close()
 
     @property
     def control(self) -> Folder:

@@ -42,6 +42,11 @@ class Keeper:
         self._has_told = False
         self._is_lost = False
 
+    def close(self) -> None:
+        """Lets go of the control directory that was held before, where there was another."""
+        if self._before is not None:
+            self._before.close()
+
     def look(self) -> None:
         """Looks where the name leads, which is one call where all is well, and does what can be done."""
         with self._lock, suppress(OSError, RunError):

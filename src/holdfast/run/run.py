@@ -177,6 +177,11 @@ class Run:
         self.keep_control()
         self.lease.check()
 
+    def let_go(self) -> None:
+        """Closes all directories that it holds, so that their disk can be unmounted: nothing is to be done there."""
+        self._keeper.close()
+        self.directory.close()
+
     @property
     def identity(self) -> str:
         """The identity of the run, which a resume keeps."""

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerState
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
-_OURS = (f"{names.CONTROL}/*", f"{names.JOURNAL}*", "superseded-*", ".tmp-*", ".trash-*", ".*.new")
+_OURS = (f"{names.CONTROL}*", f"{names.JOURNAL}*", "superseded-*", ".tmp-*", ".trash-*", ".*.new")
 
 
 class Pushes:
