@@ -89,6 +89,8 @@ def test_one_that_is_out_of_reach_is_made_anew_with_all_that_was_in_it(run: Run,
     run.inbox.answer(answered, SAVED)
     pins.pin(run.directory.control, ATTEMPT)
     (run.directory.requests.path / f"{'2' * 32}.touched").write_text("claimed")
+    (run.directory.control.path / "a link").symlink_to("/etc")
+    (run.directory.requests.path / "a folder").mkdir()
     long_ago = time.time() - 1000
     os.utime(run.directory.answers.path / f"{answered.id}.json", (long_ago, long_ago))
     control(run).rename(elsewhere(run))
@@ -215,6 +217,7 @@ def test_where_it_may_not_rename_a_run_goes_on_without_commands() -> None:
                 " this run, and holdfast status does not see it; it saves by schedule, signals and trigger file"
             )
             assert said == [lost] and not list(control(run).iterdir())
+            assert (shared / "events.jsonl").read_text().count('"restored": false') == 1
             os.seteuid(0)
             control(run).rmdir()
             os.seteuid(65534)

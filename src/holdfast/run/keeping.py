@@ -5,6 +5,7 @@ The run loses nothing by that: it reaches what it holds without a name. The name
 
 import logging
 import os
+import stat
 import threading
 import uuid
 from contextlib import suppress
@@ -28,7 +29,7 @@ class Keeper:
         directory: The run directory.
         holder: The run's lease.
         journal: Takes a line each time.
-        log: Takes a line for the user, once.
+        log: Takes a line for the user, once for each kind of thing that was done.
     """
 
     def __init__(self, directory: RunDirectory, holder: Holder, journal: Journal, log: logging.Logger) -> None:
@@ -39,7 +40,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._before: RunDirectory | None = None
         self._copied: set[str] = set()
-        self._has_told = False
+        self._told: set[str] = set()
         self._is_lost = False
 
     def close(self) -> None:
@@ -134,6 +135,8 @@ class Keeper:
             return False
         try:
             status = status_of(source / name)
+            if not stat.S_ISREG(status.st_mode):
+                return False  # nothing of ours
             files.copy(source / name, target / name)
         except FileNotFoundError:
             return False  # a request that has just been answered
@@ -143,14 +146,16 @@ class Keeper:
 
     def _tell(self, asides: list[str], how: str | None, problem: str) -> None:
         path = self._directory.control_name.path
-        self._journal.write("control_exchanged", set_aside=asides, restored=how is not None)
+        if asides or how is not None or not self._is_lost:
+            self._journal.write("control_exchanged", set_aside=asides, restored=how is not None)
         happened = (
             f"was exchanged: what had its name lies in {', '.join(asides)}, unread" if asides else "was moved away"
         )
         if how is not None:
-            if not self._has_told:
+            if how not in self._told:
                 self._log.warning(f"{path} {happened}; the run's own {how}")
-            self._has_told, self._is_lost = True, False
+            self._told.add(how)
+            self._is_lost = False
         elif not self._is_lost:
             self._is_lost = True
             self._log.warning(
