@@ -11,7 +11,7 @@ from faults.disks import KINDS, Disk, disk
 from faults.harness import THOROUGH, acknowledged, needs, require_nothing_lost, traced
 
 Record = Callable[[str, object], None]
-CHANGES = ("pwrite64", "fchmod", "fsync", "mkdir", "rename", "renameat2", "unlink", "unlinkat", "rmdir")
+CHANGES = ("pwrite64", "fchmod", "fsync", "mkdir", "mkdirat", "rename", "renameat", "renameat2", "unlink", "unlinkat")
 
 
 def is_cut(place: Disk, folder: Path, name: str, call: str, count: int) -> bool:

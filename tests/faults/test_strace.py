@@ -13,22 +13,21 @@ Record = Callable[[str, object], None]
 
 # What changes the disk. A kill before any other call leaves what a kill before the next of these leaves.
 CHANGES = (
-    *("openat", "mkdir", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync"),
-    *("rename", "renameat2", "unlink", "unlinkat", "rmdir", "fchmod", "chmod"),
+    *("openat", "mkdir", "mkdirat", "write", "pwrite64", "ftruncate", "fallocate", "fsync", "fdatasync"),
+    *("rename", "renameat", "renameat2", "unlink", "unlinkat", "fchmod", "chmod"),
 )
 ERRORS = {
     "fsync": ("EIO", "EDQUOT"),
     "pwrite64": ("ENOSPC", "EIO"),
     "write": ("ENOSPC",),
-    "mkdir": ("ENOSPC",),
-    "rename": ("EIO",),
+    "mkdirat": ("ENOSPC",),
+    "renameat": ("EIO",),
     "renameat2": ("EIO", "EXDEV", "EEXIST", "EINVAL"),
-    "unlinkat": ("EACCES",),
+    "unlinkat": ("EACCES", "EBUSY"),
     "unlink": ("EROFS",),
-    "rmdir": ("EBUSY",),
     "fchmod": ("EPERM",),
     "openat": ("EMFILE",),
-    "statfs": ("EIO",),
+    "fstatfs": ("EIO",),
 }
 
 
@@ -104,7 +103,12 @@ def test_fault_06_10_12_an_error_of_some_system_calls_costs_a_save_at_most(
 ) -> None:
     """strace lets a seeded sample of system calls fail, once and from there on."""
     needs("strace")
-    cases = [("fsync", "EIO", "9"), ("pwrite64", "ENOSPC", "1+"), ("renameat2", "EIO", "1"), ("mkdir", "ENOSPC", "1+")]
+    cases = [
+        ("fsync", "EIO", "9"),
+        ("pwrite64", "ENOSPC", "1+"),
+        ("renameat2", "EIO", "1"),
+        ("mkdirat", "ENOSPC", "1+"),
+    ]
     counts: list[int] = []
     for number, (call, error, when) in enumerate(cases):
         meets(tmp_path, call, f"error={error}:when={when}", "saves", str(number), counts)
