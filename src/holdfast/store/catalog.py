@@ -8,7 +8,7 @@ from pathlib import Path
 
 from holdfast.errors import SaveError
 from holdfast.store import files, names, references
-from holdfast.store.folder import Directory, Folder, Where, exists, is_file, opened, path_of, scanned, status_of
+from holdfast.store.folder import Directory, Folder, Where, is_file, opened, path_of, scanned, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
 # No run comes to this number by itself: a checkpoint of another run that has it was copied here, or made up.
@@ -98,8 +98,13 @@ def read(checkpoint: Where | Folder) -> Entry:
         return replace(entry, problem="its name is of a step that there cannot be: steps are below 10^15")
     try:
         with opened(checkpoint) as folder:
-            entry = replace(entry, foreign=_is_foreign(folder), doubt=doubt_of(folder))
-            manifest = decode(files.read(folder / names.MANIFEST, limit=MOST_BYTES))
+            entry = replace(entry, doubt=doubt_of(folder))
+            try:
+                data = files.read(folder / names.MANIFEST, limit=MOST_BYTES)
+            except FileNotFoundError:
+                entry = replace(entry, foreign=is_file(folder / "trainer_state.json", follow=True))
+                raise
+            manifest = decode(data)
             problem = references.problem(folder, manifest)
     except FileNotFoundError:
         return replace(entry, problem="it has no MANIFEST.json: it was not finished, or not made by Holdfast")
@@ -112,10 +117,6 @@ def read(checkpoint: Where | Folder) -> Entry:
     if problem is not None:
         return replace(entry, step=manifest.step, problem=problem)
     return replace(entry, step=manifest.step, manifest=manifest)
-
-
-def _is_foreign(folder: Folder) -> bool:
-    return not exists(folder / names.MANIFEST) and is_file(folder / "trainer_state.json", follow=True)
 
 
 def doubt_of(folder: Folder) -> str | None:

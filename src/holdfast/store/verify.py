@@ -1,7 +1,6 @@
 """Verification: a checkpoint compared with its manifest."""
 
 import os
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -58,8 +57,8 @@ def _verify(folder: Folder, *, full: bool, through_cache: bool) -> Report:
     present, deeper = _all_files(folder)
     problems = tuple(p for p in (*(source.problem for source in sources), state_problem) if p is not None)
     listed = {source.file.path for source in sources} | {names.MANIFEST}
-    on_the_way = {path[: match.start()] for path in listed for match in re.finditer("/", path)}
-    unlisted, too_deep = sorted(present - listed), sorted(deeper - on_the_way)
+    unlisted = sorted(present - listed)
+    too_deep = sorted(deeper)  # no manifest lists a file as deep
     notices = (
         *(f"{shown(name)}: not in the manifest, and never read" for name in unlisted),
         *(f"{shown(name)}: not in the manifest, too deep to be looked into, and never read" for name in too_deep),
