@@ -222,8 +222,18 @@ def test_where_it_may_not_rename_a_run_goes_on_without_commands() -> None:
             control(run).rmdir()
             os.seteuid(65534)
             run.keep_control()
+            os.seteuid(0)
+            control(run).rename(shared / "taken")
+            control(run).mkdir(mode=0o755)
+            os.seteuid(65534)
+            run.keep_control()
+            os.seteuid(0)
+            control(run).rmdir()
+            os.seteuid(65534)
+            run.keep_control()
             assert run.directory.has_its_name()
-            assert said[1:] == [f"{control(run)} was moved away; the run's own has its name again"]
+            again = f"{control(run)} was moved away; the run's own has its name again"
+            assert said == [lost, again, lost, again], "who was told that no command comes is told that they do"
             return True
 
         assert succeeds_in_child(goes_on)

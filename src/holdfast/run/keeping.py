@@ -152,7 +152,7 @@ class Keeper:
             f"was exchanged: what had its name lies in {', '.join(asides)}, unread" if asides else "was moved away"
         )
         if how is not None:
-            if how not in self._told:
+            if self._is_lost or how not in self._told:
                 self._log.warning(f"{path} {happened}; the run's own {how}")
             self._told.add(how)
             self._is_lost = False
