@@ -24,6 +24,7 @@ from holdfast.store import names
 from holdfast.store.verify import verify
 
 GROUP, STICKY, OPEN = "a group's", "everybody's and sticky", "made with umask 000"
+THEIRS = "sticky and the stranger's"
 KINDS = (GROUP, STICKY, OPEN)
 
 # What a link of the stranger's may lead to, by the names that a run writes in a directory.
@@ -51,7 +52,7 @@ class Ground:
         self.home = folder / "home"
         self.lair = folder / "lair"
         """A directory of the stranger's."""
-        self.is_sticky = kind == STICKY
+        self.is_sticky = kind in (STICKY, THEIRS)
         self.umask = 0 if kind == OPEN else 0o022
         """That of the user's processes."""
         self.run = folder / "above" / "run"
@@ -67,6 +68,8 @@ class Ground:
         if kind != OPEN:
             self.run.mkdir()
             self.run.chmod(0o2770 if kind == GROUP else 0o1777)
+        if kind == THEIRS:
+            give(self.run, stranger)
         if kind == GROUP:
             os.chown(self.run, user.uid, user.team)
         give(self.home, user)
@@ -146,11 +149,16 @@ class Ground:
         shutil.copytree(checkpoint, forged, symlinks=True)
         for path, data in {"README.md": b"a card", **files}.items():
             with_intent(forged, path, data, **fields)
-        give(forged, self.stranger)
-        for place in (forged, *forged.rglob("*")):
-            place.chmod(0o777 if place.is_dir() else 0o666)
-        self._forged |= state_by_number(forged)
-        return forged
+        return self.hand_over(forged)
+
+    def hand_over(self, folder: Path) -> Path:
+        """Makes a directory the stranger's, and keeps in mind what is in it."""
+        give(folder, self.stranger)
+        for place in (folder, *folder.rglob("*")):
+            if not place.is_symlink():
+                place.chmod(0o777 if place.is_dir() else 0o666)
+        self._forged |= state_by_number(folder)
+        return folder
 
     def require_untouched(self) -> None:
         """Nothing of the user's that lies elsewhere has changed, nothing was run, and the stranger's files are his."""
@@ -160,7 +168,7 @@ class Ground:
         assert not self.ran.exists(), "what a stranger has written was run"
         for number, state in state_by_number(self.folder / "above").items():
             mode, uid, _, content = state
-            if uid != self.stranger.uid or stat.S_ISLNK(mode):
+            if uid != self.stranger.uid or stat.S_ISLNK(mode) or number == self.run.stat().st_ino:
                 continue
             if number in self._forged:
                 assert state == self._forged[number], "a file of the stranger's checkpoint has changed"
