@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from mmap import mmap
@@ -206,21 +206,44 @@ def strange(account: Account, turn: Callable[[], int]) -> Iterator[Stranger]:
 
 @contextmanager
 def unprotected() -> Iterator[None]:
-    """Lets links and pipes of others be followed in sticky directories, as kernels once did. Skips where it may not."""
+    """Lets links and pipes of others be followed in sticky directories, as kernels once did. Skips where it may not.
+
+    A process of its own takes the protections away, and gives them back when this one says so, or has been killed.
+    """
     with (Path(tempfile.gettempdir()) / f"{_PREFIX}protections.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        paths = [Path("/proc/sys/fs") / f"protected_{what}" for what in _PROTECTIONS]
+        (waits, ends), (says, problem) = os.pipe(), os.pipe()
+        guard = os.fork()
+        if guard == 0:
+            os.setsid()
+            os.close(ends)
+            _end_with(lambda: _without_protections(problem, waits))
+        os.close(waits)
+        os.close(problem)
         try:
-            before: Mapping[Path, str] = {path: path.read_text() for path in paths}
-            for path in paths:
-                path.write_text("0")
-        except OSError as error:
-            pytest.skip(f"SKIPPED, NOT PASSED: the protections of links cannot be taken away here: {error}")
-        try:
+            if said := os.read(says, 1000).decode():
+                pytest.skip(f"SKIPPED, NOT PASSED: the protections of links cannot be taken away here: {said}")
             yield
         finally:
-            for path, value in before.items():
-                path.write_text(value)
+            os.close(ends)
+            os.close(says)
+            os.waitpid(guard, 0)
+
+
+def _without_protections(problem: int, waits: int) -> None:
+    paths = [Path("/proc/sys/fs") / f"protected_{what}" for what in _PROTECTIONS]
+    before: dict[Path, str] = {}
+    try:
+        for path in paths:
+            before[path] = path.read_text()
+            path.write_text("0")
+    except OSError as error:
+        os.write(problem, str(error).encode())
+    os.close(problem)
+    os.read(waits, 1)
+    for path, value in before.items():
+        with suppress(OSError):
+            path.write_text(value)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from holdfast.store.verify import verify
 
 GROUP, STICKY, OPEN = "a group's", "everybody's and sticky", "made with umask 000"
 THEIRS = "sticky and the stranger's"
+ROOT = "a group's, and root trains"
 KINDS = (GROUP, STICKY, OPEN)
 
 # What a link of the stranger's may lead to, by the names that a run writes in a directory.
@@ -67,10 +69,10 @@ class Ground:
         self.run.parent.mkdir()
         if kind != OPEN:
             self.run.mkdir()
-            self.run.chmod(0o2770 if kind == GROUP else 0o1777)
+            self.run.chmod(0o2770 if kind in (GROUP, ROOT) else 0o1777)
         if kind == THEIRS:
             give(self.run, stranger)
-        if kind == GROUP:
+        if kind in (GROUP, ROOT):
             os.chown(self.run, user.uid, user.team)
         give(self.home, user)
         give(self.lair, stranger)
@@ -184,6 +186,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[Ground]:
     if not THOROUGH:
         pytest.skip("with two accounts it takes a minute: HOLDFAST_FAULTS=1, make test-faults")
     with two_accounts() as (user, stranger), open_folder() as folder:
+        if request.param == ROOT:
+            user = replace(user, name="root", uid=0, gid=0)
         yield Ground(folder, request.param, user, stranger)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.ground import GROUP, OPEN, THEIRS, Ground, belongs_to, exchange, give, state_by_number
+from faults.ground import GROUP, OPEN, ROOT, THEIRS, Ground, belongs_to, exchange, give, state_by_number
 from faults.programs import runs
 from helpers.waiting import wait_until
 from holdfast.run.request import Request
@@ -44,7 +44,7 @@ def exchanges_control(place: Ground, planted: list[Path]) -> Callable[[], int]:
     return turn
 
 
-@pytest.mark.parametrize("place", [GROUP, OPEN], indirect=True)
+@pytest.mark.parametrize("place", [GROUP, OPEN, ROOT], indirect=True)
 def test_security_s22_with_two_accounts_a_run_obeys_and_fills_its_own_control_directory_alone(
     place: Ground, record_property: Record
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from faults.accounts import done_as, unprotected
-from faults.ground import GROUP, KINDS, OPEN, STICKY, Ground, belongs_to, exchange, give, plant, state_by_number
+from faults.ground import GROUP, KINDS, OPEN, ROOT, STICKY, Ground, belongs_to, exchange, give, plant, state_by_number
 from faults.programs import runs
 from helpers.loops import train
 from holdfast.errors import HoldfastError
@@ -46,7 +46,7 @@ def puts(place: Ground, name: str, whats: list[str], target: Path, content: str 
     return turn
 
 
-@pytest.mark.parametrize("place", [GROUP, OPEN], indirect=True)
+@pytest.mark.parametrize("place", [GROUP, OPEN, ROOT], indirect=True)
 def test_security_s26_with_two_accounts_nothing_is_added_to_what_has_the_journals_name(
     place: Ground, record_property: Record
 ) -> None:
@@ -111,7 +111,7 @@ def renames_to_the_trigger(place: Ground, files: list[str]) -> Callable[[], int]
     return turn
 
 
-@pytest.mark.parametrize("place", [GROUP, OPEN], indirect=True)
+@pytest.mark.parametrize("place", [GROUP, OPEN, ROOT], indirect=True)
 def test_security_s07_s31_with_two_accounts_what_gets_the_triggers_name_is_kept_and_stops_nothing(
     place: Ground, record_property: Record
 ) -> None:
@@ -168,7 +168,7 @@ def count_of(folder: Path) -> int:
     return len(done.stdout)
 
 
-@pytest.mark.parametrize("place", KINDS, indirect=True)
+@pytest.mark.parametrize("place", [*KINDS, ROOT], indirect=True)
 def test_security_s27_with_two_accounts_what_is_very_deep_is_left_and_stops_nobody(
     place: Ground, record_property: Record
 ) -> None:

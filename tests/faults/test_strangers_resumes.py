@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 
 from faults.accounts import done_as
-from faults.ground import GROUP, OPEN, Ground, exchanges, pickled
+from faults.ground import GROUP, OPEN, ROOT, Ground, exchanges, pickled
 from faults.programs import STEPS, fits, of_ones, resumes, runs, trains, words_of
 
 Record = Callable[[str, object], None]
-KINDS = (GROUP, OPEN)
+KINDS = (GROUP, OPEN, ROOT)
 
 
 @pytest.mark.parametrize("place", KINDS, indirect=True)

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 import holdfast
 from faults.accounts import done_as, unprotected
 from faults.desk import Desk
-from faults.ground import GROUP, KINDS, OPEN, Ground, belongs_to, exchange, plant, state_of
+from faults.ground import GROUP, KINDS, OPEN, ROOT, Ground, belongs_to, exchange, plant, state_of
 from faults.programs import fits
 from helpers.small_trainer import small_trainer
 from holdfast.store import names
@@ -76,7 +76,7 @@ def fits_at_a_desk(desk: Desk, run: Path) -> None:
     holdfast.attach(trainer, on_stop="return").train(resume_from_checkpoint="auto")
 
 
-@pytest.mark.parametrize("place", [GROUP, OPEN], indirect=True)
+@pytest.mark.parametrize("place", [GROUP, OPEN, ROOT], indirect=True)
 def test_security_s21_with_two_accounts_an_exchanged_staging_directory_costs_a_save_and_touches_nothing(
     place: Ground, record_property: Record
 ) -> None:
@@ -138,7 +138,7 @@ def plants_cards(place: Ground) -> Callable[[], int]:
     return turn
 
 
-@pytest.mark.parametrize("place", KINDS, indirect=True)
+@pytest.mark.parametrize("place", [*KINDS, ROOT], indirect=True)
 def test_security_s21_with_two_accounts_what_a_trainer_leaves_beside_its_checkpoint_goes_through_nothing_planted(
     place: Ground, record_property: Record
 ) -> None:
@@ -168,7 +168,7 @@ def reads(run: Path) -> str:
     return json.dumps({"paths": paths, "text": "".join(texts)})
 
 
-@pytest.mark.parametrize("place", KINDS, indirect=True)
+@pytest.mark.parametrize("place", [*KINDS, ROOT], indirect=True)
 def test_security_s14_s25_s30_with_two_accounts_a_stranger_reads_no_checkpoint_and_nobody_a_secret(
     place: Ground,
 ) -> None:
