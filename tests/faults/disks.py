@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from faults.harness import copy_of_base, needs
+from helpers.waiting import wait_until
 
 # Stops the file system as a power cut would: what its journal has not taken to the disk is gone.
 _SHUTDOWN, _WITHOUT_THE_LOG = 0x8004587D, 2
@@ -34,8 +35,13 @@ class Disk:
             pytest.skip(f"SKIPPED, NOT PASSED: this kernel mounts no such file system: {done.stderr.strip()}")
 
     def unmount(self) -> None:
-        """Unmounts it."""
+        """Unmounts it, and waits until nobody has it mounted: the copies of all mounts that some tests make count."""
         subprocess.run(["umount", str(self.root)], check=True)
+        wait_until(lambda: not self._is_in_use(), 60, "the end of the last mount")
+
+    def _is_in_use(self) -> bool:
+        command = ["losetup", "--noheadings", "--associated", str(self._image)]
+        return bool(subprocess.run(command, check=True, capture_output=True).stdout.strip())
 
     def with_base(self, name: str = "run") -> Path:
         """A run with one checkpoint on it, all of which has reached the disk."""
@@ -63,7 +69,7 @@ class Disk:
 @contextmanager
 def disk(folder: Path, kind: str = "ext4", *, options: str = "rw", made_with: tuple[str, ...] = ()) -> Iterator[Disk]:
     """A mounted file system that is gone at the end. Only root may; skips elsewhere."""
-    needs("mount", "findmnt", f"mkfs.{kind}", root=True)
+    needs("mount", "findmnt", "losetup", f"mkfs.{kind}", root=True)
     image, mount = folder / f"{kind}.image", folder / kind
     with image.open("wb") as file:
         file.truncate(_LEAST[kind])
