@@ -220,14 +220,15 @@ def test_security_s23_what_others_may_write_is_resumed_from_only_when_it_is_name
     """A good checkpoint, the newest, of this user's, into which others may write."""
     older, newer = (commit_checkpoint(tmp_path, step) for step in (7, 9))
     newer.chmod(mode)
+    writable = f"writable by others (mode 0{mode:o}; if it is yours: chmod go-w)"
     said: list[str] = []
     chosen = select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(said.append))
     assert chosen is not None and chosen.path == older
-    assert said == [f"skipped checkpoint-9: writable by others (mode 0{mode:o}): name it to resume from it"]
+    assert said == [f"skipped checkpoint-9: {writable}: name it to resume from it"]
     said.clear()
     chosen = select_checkpoint(tmp_path, str(newer), TRANSFORMERS, RunLog(said.append))
     assert chosen is not None and chosen.path == newer
-    assert len(said) == 1 and said[0].startswith(f"checkpoint-9 is writable by others (mode 0{mode:o}): ")
+    assert len(said) == 1 and said[0].startswith(f"checkpoint-9 is {writable}: ")
     older.chmod(mode)
     with pytest.raises(NoCheckpointError, match="none of the 2"):
         select_checkpoint(tmp_path, "auto", TRANSFORMERS, RunLog(said.append))

@@ -194,8 +194,8 @@ def _checked_named(folder: Folder, layout: Layout, log: Logger) -> Manifest | No
     path, entry = folder.path, catalog.read(folder)
     if entry.doubt is not None:
         log.warning(
-            f"{path.name} is {entry.doubt}: whoever that is can have made it up, and change it while it is read; it is"
-            " resumed from because it was named"
+            f"{path.name} is {entry.doubt}: others can have made up what it holds, and change it while it is read;"
+            " it is resumed from because it was named"
         )
     if entry.foreign and layout.takes_foreign:
         _require_safe_torch(path)

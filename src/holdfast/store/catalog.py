@@ -125,7 +125,7 @@ def doubt_of(folder: Folder) -> str | None:
     if status.st_uid not in (os.geteuid(), 0):
         return f"of another user (uid {status.st_uid})"
     if status.st_mode & 0o022:
-        return f"writable by others (mode {stat.S_IMODE(status.st_mode):04o})"
+        return f"writable by others (mode {stat.S_IMODE(status.st_mode):04o}; if it is yours: chmod go-w)"
     return None
 
 
