@@ -16,6 +16,7 @@ from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
 from holdfast.store import catalog, retention
 from holdfast.store.catalog import Entry
+from holdfast.store.folder import Folder
 from holdfast.store.retention import RetentionPolicy, StillWantedError, Verdict, labels_of
 
 
@@ -35,7 +36,7 @@ def prune(
     if not (dry_run or yes) and (json or not sys.stdin.isatty()):
         raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
     policy = RetentionPolicy(0, 0, every=keep_every, last=keep_last, labelled=not labelled)
-    verdicts = _judge(run, policy)
+    verdicts = _judge(*_opened(run), policy)
     going = [verdict.entry for verdict in verdicts if verdict.kept is None]
     if not json:
         _show(run, verdicts, going)
@@ -56,27 +57,26 @@ def prune(
         raise HoldfastError("; ".join(problems), hint="the others are deleted; to go on, do the same again")
 
 
-def _judge(run: Path, policy: RetentionPolicy) -> list[Verdict]:
+def _judge(root: Folder, directory: RunDirectory | None, policy: RetentionPolicy) -> list[Verdict]:
     """Returns a verdict on each checkpoint as of now; a run that is alive saves and deletes all the time."""
-    directory = _opened(run)
-    entries = catalog.entries(run)
+    entries = catalog.entries(root)
     why = needed(directory, entries)
     control = None if directory is None else directory.control
-    verdicts = retention.judge(run, control, entries, identity_of(directory, entries), policy, protected=why)
+    verdicts = retention.judge(root, control, entries, identity_of(directory, entries), policy, protected=why)
     return [replace(v, kept=why[v.entry.path]) if v.kept == retention.NEEDED else v for v in verdicts]
 
 
 def _delete(run: Path, policy: RetentionPolicy, agreed: set[str]) -> tuple[list[str], list[str]]:
     """Deletes what was agreed to and still may go, by whatever name it has by now. Returns attempts, and problems."""
-    directory = _opened(run)
+    root, directory = _opened(run)
     control = None if directory is None else directory.control
     deleted, problems = [], []
-    for verdict in reversed(_judge(run, policy)):
+    for verdict in reversed(_judge(root, directory, policy)):
         entry = verdict.entry
         if verdict.kept is not None or _attempt(entry) not in agreed:
             continue
         try:
-            retention.delete(run, control, entry.path, _attempt(entry))
+            retention.delete(root, control, entry.path, _attempt(entry))
         except (FileNotFoundError, StillWantedError):
             continue  # the run itself has deleted it, somebody has pinned it, or its name is another's
         except OSError as error:
@@ -88,12 +88,13 @@ def _delete(run: Path, policy: RetentionPolicy, agreed: set[str]) -> tuple[list[
     return deleted, problems
 
 
-def _opened(run: Path) -> RunDirectory | None:
-    """Opens a run directory; None where no training of ours was ever in it, and there are checkpoints alone."""
+def _opened(run: Path) -> tuple[Folder, RunDirectory | None]:
+    """Opens a directory of checkpoints once, and the run in it, where it was trained there."""
     try:
-        return RunDirectory.open(run)
+        directory = RunDirectory.open(run)
     except RunNotFoundError:
-        return None
+        return Folder.open(run, follow=True), None
+    return directory.folder, directory
 
 
 def _agreed() -> bool:
