@@ -87,13 +87,18 @@ def copy(source: Where, target: Where) -> None:
             write_all(fd, part)
 
 
+def replace_by_link(where: Where, leads_to: str) -> None:
+    """Has a name lead to a path in one step; the rename is made durable by syncing the directory."""
+    temporary = _temporary(where)
+    name, above = at(temporary)
+    os.symlink(leads_to, name, dir_fd=above)
+    _rename(temporary, where)
+
+
 @contextmanager
 def _replacing(where: Where, *, durable: bool) -> Iterator[int]:
     """Opens a new file that takes the place of another at the end, or is removed."""
-    # What lies in its way is never opened: whoever may write to the directory could have planted a link there.
-    temporary = where.with_name(names.temporary(where.name, threading.get_native_id()))
-    with suppress(FileNotFoundError):
-        remove(temporary)
+    temporary = _temporary(where)
     try:
         fd = open_new(temporary)
         try:
@@ -102,7 +107,25 @@ def _replacing(where: Where, *, durable: bool) -> Iterator[int]:
                 os.fsync(fd)
         finally:
             os.close(fd)
-        (source, above), (target, other) = at(temporary), at(where)
+    except OSError:
+        with suppress(OSError):
+            remove(temporary)
+        raise
+    _rename(temporary, where)
+
+
+def _temporary(where: Where) -> Where:
+    """Returns a free name beside another, of what is to take its place."""
+    # What lies in its way is never opened: whoever may write to the directory could have planted a link there.
+    temporary = where.with_name(names.temporary(where.name, threading.get_native_id()))
+    with suppress(FileNotFoundError):
+        remove(temporary)
+    return temporary
+
+
+def _rename(temporary: Where, where: Where) -> None:
+    (source, above), (target, other) = at(temporary), at(where)
+    try:
         os.rename(source, target, src_dir_fd=above, dst_dir_fd=other)
     except OSError:
         with suppress(OSError):

@@ -120,6 +120,51 @@ def test_what_is_left_is_new_or_was_seen_and_nothing_else_is_overwritten(tmp_pat
     assert stat.S_IMODE((root / "card").stat().st_mode) == 0o600
 
 
+def test_what_a_trainer_adds_to_is_not_replaced_by_the_addition_when_it_has_become_large(tmp_path: Path) -> None:
+    root, place, before = tmp_path / "run", tmp_path / "place", set[str]()
+    root.mkdir()
+    assert left(root, place, before, **{"table.csv": "1", "model": "x" * ((1 << 20) + 1)}) == []
+    (root / "table.csv").write_bytes(bytes((1 << 20) + 1))
+    (problem,) = left(root, place, before, **{"table.csv": "2", "model": "y" * ((1 << 20) + 1)})
+    assert problem.startswith("table.csv") and (root / "table.csv").stat().st_size > 1 << 20
+    assert (root / "model").read_text().startswith("y")
+
+
+def test_what_a_trainer_adds_to_is_there_among_very_many_files(tmp_path: Path) -> None:
+    root, place, before = tmp_path / "run", tmp_path / "place", set[str]()
+    root.mkdir()
+    assert left(root, place, before, zz="1") == []
+    for number in range(120):
+        (root / f"file-{number}").write_text("small")
+    place.mkdir(exist_ok=True)
+    with Folder.open(root) as folder, OutputDirectory(folder, place, before) as output:
+        assert (output.path / "zz").read_text() == "1"
+
+
+def test_a_link_that_a_trainer_makes_is_left_as_one_and_leads_into_the_run_directory(tmp_path: Path) -> None:
+    root, place, before = tmp_path / "run", tmp_path / "place", set[str]()
+    for made in (root, place):
+        made.mkdir()
+    (root / "mine").write_text("kept")
+    (root / "folder").mkdir()
+    for number in (1, 2):
+        with Folder.open(root) as folder, OutputDirectory(folder, place, before) as output:
+            (output.path / "mine").unlink()
+            for name, leads_to in {
+                "latest": f"checkpoint-{number}",
+                "whole": str(output.path / f"checkpoint-{number}"),
+                "elsewhere": "/dev/null",
+                "folder": "nowhere",
+            }.items():
+                (output.path / name).symlink_to(leads_to)
+            (problem,) = output.leave()
+        assert problem.startswith("folder, which") and (root / "folder").is_dir()
+        links = {path.name: str(path.readlink()) for path in root.iterdir() if path.is_symlink()}
+        checkpoint = f"checkpoint-{number}"
+        assert links == {"latest": checkpoint, "whole": str(root / checkpoint), "elsewhere": "/dev/null"}
+        assert sorted(path.name for path in root.iterdir()) == ["elsewhere", "folder", "latest", "mine", "whole"]
+
+
 def test_a_link_in_the_place_of_a_folder_is_named_and_not_followed(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     root.mkdir()

@@ -1,4 +1,5 @@
 import dataclasses
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def test_a_stand_in_has_what_a_subclass_of_the_arguments_keeps_in_slots_and_pick
     read = torch.load(tmp_path / "model" / "training_args.bin", weights_only=False)
     assert type(read) is InSlots and read.api_key is None and read.size == 3
     assert read.output_dir == args.output_dir
+
+
+def test_arguments_of_a_stand_in_are_written_with_their_own_directory_and_can_be_given_another(tmp_path: Path) -> None:
+    trainer, staging = attached(tmp_path), tmp_path / "staging"
+    stand_in = stand_in_for(trainer, record_of(trainer), staging, weights_only=False)
+    args, own = stand_in.args, trainer.args.output_dir
+    for text in (args.to_json_string(), str(args), repr(args)):
+        assert own in text and str(staging) not in text
+    assert args.output_dir == str(staging) and args.to_dict()["output_dir"] == own
+    args.output_dir = str(staging / "deeper")
+    assert dataclasses.replace(args, save_steps=7).output_dir == args.output_dir == str(staging / "deeper")
+    assert trainer.args.output_dir == own and pickle.loads(pickle.dumps(args)).output_dir == own
 
 
 def test_a_stand_in_has_the_methods_of_the_trainers_class(tmp_path: Path) -> None:

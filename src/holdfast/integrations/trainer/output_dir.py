@@ -3,7 +3,7 @@
 Some write there beside the checkpoint: TRL leaves a model card, and any subclass may do so. They write by path, through
 whatever link somebody has planted at the name, and wait for a reader where it is a pipe. So they get a private
 directory, with copies of the small files that lie in the run directory, to add to; what is new there afterwards is
-left in the run directory by a rename, which follows no link and waits for nobody.
+left in the run directory by a rename, which follows no link and waits for nobody. A link is left as one.
 """
 
 import os
@@ -67,8 +67,9 @@ class OutputDirectory:
     def _copy_in(self) -> dict[str, bytes]:
         """Copies what a trainer may want to add to; returns the contents."""
         contents: dict[str, bytes] = {}
+        # What is added to at each save comes first: without it, nothing could be added.
         own = (name for name in self._root.names() if names.is_component(name) and name != names.JOURNAL)
-        for path in dict.fromkeys((*own, *sorted(self._left))):
+        for path in dict.fromkeys((*sorted(self._left), *own)):
             if len(contents) == _MOST_FILES:
                 break
             with suppress(OSError), files.open_inside(self._root, path) as fd:
@@ -82,8 +83,12 @@ class OutputDirectory:
 
     def _leave_file(self, level: Level, name: str, path: str) -> None:
         written = level.folder / name
-        if status_of(written).st_size <= _MOST_BYTES and self._before.get(path) == files.read(
-            written, limit=_MOST_BYTES
+        status = status_of(written)
+        is_small = status.st_size <= _MOST_BYTES
+        if (
+            stat.S_ISREG(status.st_mode)
+            and is_small
+            and self._before.get(path) == files.read(written, limit=_MOST_BYTES)
         ):
             return
         with ExitStack() as opened:
@@ -92,14 +97,24 @@ class OutputDirectory:
                 with suppress(FileExistsError):
                     files.make_directory(folder / part)
                 folder = opened.enter_context(Folder.open(folder / part))
-            self._replace(written, folder / name, path)
+            target = folder / name
+            # One that was too large to be seen, and is large again, was written anew; what is small may be an addition.
+            is_known = path in self._before or (path in self._left and not is_small)
+            if exists(target) and not is_known and not _is_planted(target):
+                raise OSError("there is one that it did not see, and nothing is overwritten")
+            if stat.S_ISLNK(status.st_mode):
+                files.replace_by_link(target, self._of_run(os.readlink(name, dir_fd=level.folder.fd)))
+            else:
+                files.copy(written, target)
+            self._left.add(path)
             files.sync_directory(folder)
 
-    def _replace(self, written: Place, target: Place, path: str) -> None:
-        if exists(target) and path not in self._before and path not in self._left and not _is_planted(target):
-            raise OSError("there is one that it did not see, and nothing is overwritten")
-        files.copy(written, target)
-        self._left.add(path)
+    def _of_run(self, leads_to: str) -> str:
+        """Returns the path for a link in the run directory, which leads there where this one leads in here."""
+        for here in (self.path, self.path.resolve()):
+            if Path(leads_to).is_relative_to(here):
+                return str(self._root.path.absolute() / Path(leads_to).relative_to(here))
+        return leads_to
 
 
 def _is_planted(target: Place) -> bool:

@@ -102,13 +102,26 @@ def _arguments(args: TrainingArguments, folder: Path, *, weights_only: bool) -> 
 
 
 def _elsewhere(args: TrainingArguments, folder: str) -> TrainingArguments:
-    """Returns a copy of arguments that has another `output_dir` for all who ask it, and is pickled with its own."""
+    """Returns a copy of arguments that has another `output_dir` for all who ask it or set it.
 
-    def pickled_as_it_is(self: TrainingArguments, protocol: Any) -> Any:
-        return with_values_of(self, type(args), vars(self)).__reduce_ex__(protocol)
+    It is pickled, and shown as a text or a dictionary, with its own: whoever writes that writes it for later.
+    """
+    own_class, own = type(args), {name: value for name, value in vars(args).items() if name == "output_dir"}
 
-    changed = {"output_dir": property(lambda self: folder), "__reduce_ex__": pickled_as_it_is}
-    own_class = type(args)
+    def as_own(self: TrainingArguments) -> Any:
+        values = {name: value for name, value in vars(self).items() if name != "output_dir"}
+        return with_values_of(self, own_class, values | own)
+
+    def set_output_dir(self: TrainingArguments, path: str) -> None:
+        vars(self)["output_dir"] = path
+
+    changed = {
+        "output_dir": property(lambda self: vars(self)["output_dir"], set_output_dir),
+        "__reduce_ex__": lambda self, protocol: as_own(self).__reduce_ex__(protocol),
+        "to_dict": lambda self: as_own(self).to_dict(),
+        "__str__": lambda self: str(as_own(self)),
+        "__repr__": lambda self: repr(as_own(self)),
+    }
     kind = type(own_class.__name__, (own_class,), {**changed, "__module__": own_class.__module__})
-    writing: TrainingArguments = with_values_of(args, kind, dict(vars(args)))
+    writing: TrainingArguments = with_values_of(args, kind, {**vars(args), "output_dir": folder})
     return writing
