@@ -22,6 +22,7 @@ from faults.desk import Desk
 from faults.harness import THOROUGH, Child, forked
 from helpers.tampering import with_intent
 from holdfast.store import names
+from holdfast.store.folder import names_in
 from holdfast.store.verify import verify
 
 GROUP, STICKY, OPEN = "a group's", "everybody's and sticky", "made with umask 000"
@@ -239,6 +240,31 @@ def exchanges(first: Path, second: Path, most_spins: int) -> Callable[[], int]:
         for _ in range(chance.randrange(most_spins)):
             pass
         return 1
+
+    return turn
+
+
+def stages_elsewhere(place: Ground) -> Callable[[], int]:
+    """The stranger's turn: puts a link or a directory of his in the place of every other staging directory."""
+    seen: set[str] = set()
+    whats = ("link", "directory")
+    chance = random.Random(3)
+
+    def turn() -> int:
+        count = 0
+        for name in names_in(place.run):
+            if not names.is_staging(name) or name in seen or not belongs_to(place.run / name, place.user):
+                continue
+            seen.add(name)
+            if len(seen) % 2:
+                continue
+            planted = place.run / f"planted-{len(seen)}"
+            plant(planted, whats[len(seen) // 2 % 2], place.private)
+            for _ in range(chance.randrange(3000)):  # any moment of a save
+                pass
+            exchange(planted, place.run / name)
+            count += 1
+        return count
 
     return turn
 

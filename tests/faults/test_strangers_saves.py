@@ -2,9 +2,7 @@
 
 import json
 import os
-import random
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,40 +13,12 @@ from transformers import Trainer, TrainerCallback
 import holdfast
 from faults.accounts import done_as, unprotected
 from faults.desk import Desk
-from faults.ground import GROUP, KINDS, OPEN, ROOT, Ground, belongs_to, exchange, plant, state_of
+from faults.ground import GROUP, KINDS, OPEN, ROOT, Ground, belongs_to, exchange, plant, stages_elsewhere, state_of
 from faults.programs import fits
 from helpers.small_trainer import small_trainer
-from holdfast.store import names
 from holdfast.store.folder import names_in
-from ranks.conftest import free_port
-from ranks.loop import run as ranks_run
 
 Record = Callable[[str, object], None]
-
-
-def stages_elsewhere(place: Ground) -> Callable[[], int]:
-    """The stranger's turn: puts a link or a directory of his in the place of every other staging directory."""
-    seen: set[str] = set()
-    whats = ("link", "directory")
-    chance = random.Random(3)
-
-    def turn() -> int:
-        count = 0
-        for name in names_in(place.run):
-            if not names.is_staging(name) or name in seen or not belongs_to(place.run / name, place.user):
-                continue
-            seen.add(name)
-            if len(seen) % 2:
-                continue
-            planted = place.run / f"planted-{len(seen)}"
-            plant(planted, whats[len(seen) // 2 % 2], place.private)
-            for _ in range(chance.randrange(3000)):  # any moment of a save
-                pass
-            exchange(planted, place.run / name)
-            count += 1
-        return count
-
-    return turn
 
 
 class WritesBeside(Trainer):  # type: ignore[misc]
@@ -89,33 +59,6 @@ def test_security_s21_with_two_accounts_an_exchanged_staging_directory_costs_a_s
         assert place.ask(desk).startswith("saved"), desk.said()
         assert desk.end() == 0
     record_property("injected", stranger.exchanged)
-    place.require_untouched()
-
-
-def is_rank(rank: int, port: int, orders: Mapping[str, Any]) -> None:
-    """What one of two children does that train together."""
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()} | {"LOOP": json.dumps(orders)})
-    ranks_run()
-
-
-@pytest.mark.parametrize("place", [GROUP], indirect=True)
-def test_security_s21_with_two_accounts_both_ranks_write_into_the_directory_that_rank_0_has_made(
-    place: Ground, record_property: Record
-) -> None:
-    """Another account puts links and directories in the place of staging directories while two ranks save."""
-    orders = {"run": str(place.run), "until": 60, "pause": 0.02, "settings": {"save_steps": 2}}
-    port = free_port()
-    with (
-        place.strange(stages_elsewhere(place)) as stranger,
-        place.program(lambda: is_rank(0, port, orders), "rank-0") as first,
-        place.program(lambda: is_rank(1, port, orders), "rank-1") as second,
-    ):
-        assert (first.wait(), second.wait()) == (0, 0), first.said() + second.said()
-        record_property("injected", stranger.end())
-    ends = [re.findall(r"rank \d ends (\d+) ", child.said()) for child in (first, second)]
-    assert ends == [["60"], ["60"]] and stranger.exchanged > 3
-    place.require_saved_as_printed(first.said(), 4)
     place.require_untouched()
 
 
