@@ -39,6 +39,7 @@ def test_ctrl_c_saves_leaves_the_model_and_ends_with_75(training: Training) -> N
     again = training.start("--resume", "auto", max_steps=saved["step"] + 3)
     assert again.wait() == 0
     assert f"resumed from out/checkpoint-{saved['step']}" in again.output
+    assert "Saving model checkpoint to out/" in again.output and "/proc/" not in again.output
 
 
 # From the second save on, nothing comes back from the disk.

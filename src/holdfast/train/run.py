@@ -9,6 +9,7 @@ from typing import Any
 
 from holdfast.engine.engine import Engine
 from holdfast.errors import FAILED, UnsupportedError
+from holdfast.integrations.trainer.held_path import in_words, rewording
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.ranks import launcher
@@ -43,7 +44,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
         policy = RetentionPolicy(config.scheduled_kept, config.dynamic_checkpoint.keep, every=config.keep_every)
         wanted = config.resume if resume is None else True if resume == "true" else resume
         root = Path(config.output_dir)
-        with Engine(root, config, policy, wanted, TRANSFORMERS, screen.say) as engine:
+        with rewording(), Engine(root, config, policy, wanted, TRANSFORMERS, screen.say) as engine:
             trainer = _trainer(config, engine, screen)
             trainer.train()
             screen.step(engine.run.status.now)
@@ -116,7 +117,8 @@ def _write_model(trainer: Any, run: Run) -> None:
 
     attempt = Attempt(run.folder, run.identity, trainer.state.global_step)
     try:
-        trainer.save_model(str(attempt.folder.through))
+        with in_words(attempt.folder):
+            trainer.save_model(str(attempt.folder.through))
         layout.copy_model(attempt.folder, run.folder, files_below(attempt.folder))
     finally:
         attempt.discard()

@@ -71,7 +71,18 @@ def test_security_s21_what_a_trainer_leaves_beside_a_checkpoint_goes_through_no_
     assert args.output_dir == str(root) and type(args) is TrainingArguments
 
 
-def test_no_log_line_of_a_save_has_the_path_of_a_descriptor(tmp_path: Path) -> None:
+class _FailsOnce(Trainer):  # type: ignore[misc]
+    """A trainer whose only save is made when it has ended: the first try fails."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if "failed" not in vars(self.model):
+            self.model.failed = True
+            raise OSError("the disk is full")
+        super()._save_checkpoint(model, trial)
+
+
+@pytest.mark.parametrize("kind", [Trainer, _FailsOnce])
+def test_no_log_line_of_a_save_has_the_path_of_a_descriptor(tmp_path: Path, kind: type[Trainer]) -> None:
     lines: list[str] = []
 
     class Kept(logging.Handler):
@@ -86,7 +97,7 @@ def test_no_log_line_of_a_save_has_the_path_of_a_descriptor(tmp_path: Path) -> N
         config = GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16, bos_token_id=1, eos_token_id=1)
         args = TrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to="none", max_steps=1, save_steps=1)
         rows = [{"input_ids": [1, 2], "labels": [1, 2]}] * 8
-        holdfast.attach(Trainer(GPT2LMHeadModel(config), args, train_dataset=rows)).train()
+        holdfast.attach(kind(GPT2LMHeadModel(config), args, train_dataset=rows)).train()
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)

@@ -89,13 +89,13 @@ def _saving_train(
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
         output = TrainOutput(0, float("nan"), {})
         with (
+            rewording(),  # until the engine has made its last save
             # No context of a generator: a handler of the user's could leave that before the engine hears of the end.
             (
                 Engine(Path(trainer.args.output_dir), settings, retention, resume_from_checkpoint, TRANSFORMERS)
                 if engine is None
                 else nullcontext(engine)
             ) as running,
-            rewording(),
             interceptors(),
             TrainerSettings(trainer, running) as given_settings,
             EpochAccounting(trainer, running) as epochs,
