@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from faults.accounts import done_as, unprotected
+from faults.desk import Desk
 from faults.ground import GROUP, KINDS, OPEN, ROOT, STICKY, Ground, belongs_to, exchange, give, plant, state_by_number
 from faults.programs import runs
 from helpers.loops import train
@@ -91,22 +92,30 @@ def test_security_s26_with_two_accounts_what_cannot_be_moved_out_of_the_way_refu
     place.require_untouched()
 
 
-def renames_to_the_trigger(place: Ground, files: list[str]) -> Callable[[], int]:
-    """The stranger's turn: gives the user's files the trigger's name, one after another, and his own in between."""
+def renames_to_the_trigger(place: Ground, desk: Desk, files: list[str]) -> Callable[[], int]:
+    """The stranger's turn: gives the user's files the trigger's name, one after another, and then what is his.
+
+    Each is left there for as long as the run takes to look; what has not gone by then is taken away.
+    """
     trigger = place.run / TRIGGER
     whats = iter(["link", "pipe", "directory", "file"])
+    until = 0
 
     def turn() -> int:
-        if os.path.lexists(trigger):  # left there: out of the way for the next
-            trigger.rename(place.run / f"was-{uuid.uuid4().hex}")
-        elif files:
+        nonlocal until
+        if os.path.lexists(trigger):
+            if desk.step >= until:
+                trigger.rename(place.run / f"was-{uuid.uuid4().hex}")
+            return 0
+        if files:
             (place.run / files.pop()).rename(trigger)
-            return 1
         elif what := next(whats, ""):
             plant(place.run / what, what, place.home / "precious")
             (place.run / what).rename(trigger)
-            return 1
-        return 0
+        else:
+            return 0
+        until = desk.step + 25
+        return 1
 
     return turn
 
@@ -123,9 +132,9 @@ def test_security_s07_s31_with_two_accounts_what_gets_the_triggers_name_is_kept_
             give(place.run / name, place.user)
         numbers = {(place.run / name).stat().st_ino: content for name, content in contents.items()}
         renamed = [*contents, "events.jsonl"]
-        with place.strange(renames_to_the_trigger(place, renamed)) as stranger:
+        with place.strange(renames_to_the_trigger(place, desk, renamed)) as stranger:
             stranger.wait_for(len(contents) + 5)
-            desk.require_progress(20)
+            desk.require_progress(25)
         assert place.ask(desk).startswith("saved"), desk.said()
         assert desk.end() == 0, desk.printed()
     kept = state_by_number(place.run)
