@@ -23,6 +23,7 @@ from faults.harness import THOROUGH, Child, forked
 from helpers.tampering import with_intent
 from holdfast.store import names
 from holdfast.store.folder import names_in
+from holdfast.store.manifest import decode
 from holdfast.store.verify import verify
 
 GROUP, STICKY, OPEN = "a group's", "everybody's and sticky", "made with umask 000"
@@ -139,17 +140,25 @@ class Ground:
         for step in steps:
             self.require_saved(step)
 
-    def forge(self, checkpoint: Path, files: Mapping[str, bytes], name: str = "", **fields: Any) -> Path:
+    def forge(
+        self, checkpoint: Path, files: Mapping[str, bytes], name: str = "", without: str = "", **fields: Any
+    ) -> Path:
         """Makes a checkpoint of the stranger's like one of the user's, with other files and a manifest that fits.
 
         Args:
             checkpoint: The user's.
             files: What is in it otherwise, by path.
             name: The name that it gets.
+            without: A file that it lacks.
             **fields: What is otherwise in its manifest.
         """
         forged = self.run / (name or f"forged-{checkpoint.name}")
         shutil.copytree(checkpoint, forged, symlinks=True)
+        if without:
+            (forged / without).unlink()
+            manifest = decode((forged / names.MANIFEST).read_bytes())
+            others = tuple(file for file in manifest.files if file.path != without)
+            (forged / names.MANIFEST).write_bytes(replace(manifest, files=others).encode())
         for path, data in {"README.md": b"a card", **files}.items():
             with_intent(forged, path, data, **fields)
         return self.hand_over(forged)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,12 @@ def test_security_s29_with_two_accounts_no_text_of_a_strangers_moves_the_cursor(
         assert child.wait() == 0, child.said()
     reason = {"id": "0" * 32, "door": "command", "why": EVIL, "label": EVIL[:4000], "asked_at": 1.0}
     state = json.dumps({"best_model_checkpoint": EVIL}).encode()
-    texts = {"layout": EVIL[:100], "versions": {"torch": EVIL}, "boundary": {"face": EVIL}, "reasons": (reason,)}
+    texts: dict[str, Any] = {
+        "layout": EVIL[:100],
+        "versions": {"torch": EVIL},
+        "boundary": {"face": EVIL},
+        "reasons": (reason,),
+    }
     forged = place.forge(place.run / "checkpoint-4", {"trainer_state.json": state}, "checkpoint-9", step=9, **texts)
     done_as(place.stranger, lambda: (place.run / f"checkpoint-{EVIL[:20]}").mkdir(), umask=0)
     for verb in ("list", "verify", "status", "inspect", "diff"):

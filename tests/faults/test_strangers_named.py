@@ -43,37 +43,47 @@ def adapter_settings(**changes: Any) -> bytes:
     return json.dumps({"peft_type": "LORA", "r": 2, "target_modules": ["line"], **changes}).encode()
 
 
-# By name: whether the checkpoint is one of adapters, and what is in it. The user has weights of sevens at home.
-CRAFTED: dict[str, tuple[bool, Callable[[Ground], Mapping[str, bytes]]]] = {
+# Whether the checkpoint is one of adapters, a file that it lacks, and what is in it. At home the user has sevens.
+CRAFTED: dict[str, tuple[bool, str, Callable[[Ground], Mapping[str, bytes]]]] = {
     "an index that leads out": (
         False,
-        lambda place: {"model.safetensors.index.json": index_of("../../../home/sevens.safetensors")},
+        "model.safetensors",
+        lambda place: {"model.safetensors.index.json": index_of("../../../../home/sevens.safetensors")},
     ),
     "an index by a whole path": (
         False,
+        "model.safetensors",
         lambda place: {"model.safetensors.index.json": index_of(str(place.home / "sevens.safetensors"))},
     ),
     "a best that is elsewhere": (
         False,
+        "",
         lambda place: {"trainer_state.json": json.dumps({"best_model_checkpoint": str(place.home)}).encode()},
     ),
-    "a deep state": (False, lambda place: {"trainer_state.json": b"[" * 100_000 + b"]" * 100_000}),
-    "a state in UTF-16": (False, lambda place: {"trainer_state.json": "{}".encode("utf-16")}),
-    "a header in UTF-16": (False, lambda place: {"model.safetensors": header_of("{}".encode("utf-16"))}),
+    "a deep state": (False, "", lambda place: {"trainer_state.json": b"[" * 100_000 + b"]" * 100_000}),
+    "a state in UTF-16": (False, "", lambda place: {"trainer_state.json": "{}".encode("utf-16")}),
+    "a header in UTF-16": (False, "", lambda place: {"model.safetensors": header_of("{}".encode("utf-16"))}),
     "pickles": (
         False,
+        "",
         lambda place: {name: pickled(place.ran) for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth")},
     ),
-    "a scaler": (False, lambda place: {"scaler.pt": pickled(place.ran)}),
-    "arguments": (False, lambda place: {"training_args.bin": pickled(place.ran)}),
-    "weights in a pickle": (False, lambda place: {"pytorch_model.bin": pickled(place.ran)}),
-    "an adapter in a pickle": (True, lambda place: {"adapter_model.bin": pickled(place.ran)}),
+    "a scaler": (False, "", lambda place: {"scaler.pt": pickled(place.ran)}),
+    "arguments": (False, "", lambda place: {"training_args.bin": pickled(place.ran)}),
+    "weights in a pickle": (False, "model.safetensors", lambda place: {"pytorch_model.bin": pickled(place.ran)}),
+    "an adapter in a pickle": (
+        True,
+        "adapter_model.safetensors",
+        lambda place: {"adapter_model.bin": pickled(place.ran)},
+    ),
     "an adapter's header in UTF-16": (
         True,
+        "",
         lambda place: {"adapter_model.safetensors": header_of("{}".encode("utf-16"))},
     ),
     "an adapter of another base": (
         True,
+        "",
         lambda place: {
             "adapter_config.json": adapter_settings(
                 base_model_name_or_path=str(place.home),
@@ -81,10 +91,11 @@ CRAFTED: dict[str, tuple[bool, Callable[[Ground], Mapping[str, bytes]]]] = {
             )
         },
     ),
-    "an adapter's deep settings": (True, lambda place: {"adapter_config.json": b"[" * 100_000 + b"]" * 100_000}),
+    "an adapter's deep settings": (True, "", lambda place: {"adapter_config.json": b"[" * 100_000 + b"]" * 100_000}),
     "an adapter's index that leads out": (
         True,
-        lambda place: {"adapter_model.safetensors.index.json": index_of("../../../home/sevens.safetensors")},
+        "adapter_model.safetensors",
+        lambda place: {"adapter_model.safetensors.index.json": index_of("../../../../home/sevens.safetensors")},
     ),
 }
 
@@ -104,8 +115,8 @@ def test_security_s24_s32_with_two_accounts_a_crafted_checkpoint_that_is_named_r
         with place.program(lambda: fits(run, model=adapted() if is_adapted else None)) as child:  # noqa: B023
             assert child.wait() == 0, child.said()
         made[is_adapted] = run / f"checkpoint-{STEPS - 1}"
-    for number, (name, (is_adapted, files)) in enumerate(CRAFTED.items()):
-        forged = place.forge(made[is_adapted], files(place), f"checkpoint-{number}x")
+    for number, (name, (is_adapted, without, files)) in enumerate(CRAFTED.items()):
+        forged = place.forge(made[is_adapted], files(place), f"checkpoint-{number}x", without)
         forged = forged.rename(made[is_adapted].parent / "checkpoint-4-of-a-stranger")
         with place.program(lambda: tries(forged, is_adapted)) as child:  # noqa: B023
             code, said = child.wait(), child.said()
