@@ -30,6 +30,10 @@ def test_weights_alone_need_the_trainers_state_and_no_more() -> None:
     assert transformers.missing(["model.safetensors"], weights_only=True) == ["trainer_state.json"]
 
 
+def test_an_adapter_in_the_folder_of_its_name_is_the_weights() -> None:
+    assert transformers.missing(["mine/adapter_model.safetensors", *WHOLE[1:]], weights_only=False) == []
+
+
 def test_weights_in_a_folder_are_not_the_weights() -> None:
     assert transformers.missing(["merged/model.safetensors", *WHOLE[1:]], weights_only=False) == ["the weights"]
 

@@ -24,6 +24,8 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
     "adapter_model.bin",
 )
+# Of an adapter that has another name than `default`.
+_NAMED_ADAPTER = "*/adapter_model.safetensors"
 # The forms that a checkpoint's large files can have. Trainers read their own form alone.
 PLAIN = "no sharding of its own"
 FSDP = "FSDP"
@@ -102,7 +104,8 @@ def missing(paths: Iterable[str], world_size: int = 1, *, weights_only: bool = F
     if kind == FSDP and present.intersection(_FSDP_OPTIMIZER):
         present.add("optimizer.pt")
     absent = [path for path in wanted if path not in present]
-    return absent if kind == FSDP or present.intersection(WEIGHTS) else ["the weights", *absent]
+    has_weights = kind == FSDP or any(path in WEIGHTS or _matches(path, _NAMED_ADAPTER) for path in present)
+    return absent if has_weights else ["the weights", *absent]
 
 
 def why_refused(unlisted: Iterable[str]) -> dict[str, str]:

@@ -31,8 +31,8 @@ def llama(vocabulary: int = 16, tie: bool = True) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def lora(rank: int = 2) -> Any:
-    return get_peft_model(llama(), LoraConfig(r=rank, target_modules=["q_proj"]))
+def lora(rank: int = 2, name: str = "default") -> Any:
+    return get_peft_model(llama(), LoraConfig(r=rank, target_modules=["q_proj"]), adapter_name=name)
 
 
 def frozen() -> Any:
@@ -108,6 +108,16 @@ def test_what_fits_is_taken_without_a_line(tmp_path: Path, caplog: pytest.LogCap
         trained(out, make(), 2)
         trained(out, make(), 4, strict=False)
     assert "begins anew" not in caplog.text and "missing keys" not in caplog.text
+
+
+def test_an_adapter_of_another_name_than_peft_gives_goes_on_exactly(tmp_path: Path) -> None:
+    through = trained(tmp_path / "through", lora(name="mine"), 4, save_steps=2)
+    checkpoint = tmp_path / "through" / "checkpoint-2"
+    assert (checkpoint / "mine" / "adapter_model.safetensors").is_file()
+    resumed = trained(tmp_path / "resumed", lora(name="mine"), 4, resume=str(checkpoint))
+    expected = through.model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in resumed.model.state_dict().items())
+    assert any(".mine." in name for name in expected)
 
 
 def test_a_checkpoint_of_plain_transformers_is_compared_too(tmp_path: Path) -> None:

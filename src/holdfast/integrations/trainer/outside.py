@@ -182,8 +182,11 @@ class TrainerOutside:
         if hasattr(model, "peft_config"):  # its base model is not written
             from peft import get_peft_model_state_dict
 
-            adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
-            written = {identity(tensor) for tensor in adapters.values()}
+            adapters = [
+                get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+                for name in model.peft_config
+            ]
+            written = {identity(tensor) for adapter in adapters for tensor in adapter.values()}
         else:
             written = {identity(slot.tensor) for slot in slots_of(model) if slot.kind != "cache"}
         named = {identity(slot.tensor): f"model.{slot.name}" for slot in slots_of(model)}
