@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from holdfast.errors import RunError
+from holdfast.errors import RunError, RunNotFoundError
 from holdfast.log import LOGGER
 from holdfast.run import journal, outcome
 from holdfast.run.directory import RunDirectory
@@ -129,13 +129,17 @@ class Run:
         Raises:
             RunError: Rank 0's run is not in this directory.
         """
-        directory = RunDirectory.open(root)
+        not_seen = RunError(
+            f"rank {rank} on {socket.gethostname()} does not see in {root} the run that rank 0 has opened there",
+            hint="output_dir must be one directory for all ranks, on storage that all hosts share",
+        )
+        try:
+            directory = RunDirectory.open(root)
+        except RunNotFoundError as error:
+            raise not_seen from error
         present = read(directory)
         if present is None or present.token != holder.token:
-            raise RunError(
-                f"rank {rank} on {socket.gethostname()} does not see in {root} the run that rank 0 has opened there",
-                hint="output_dir must be one directory for all ranks, on storage that all hosts share",
-            )
+            raise not_seen
         events = Journal(directory.journal, holder.run, log)
         status = StatusFile(directory.status, Status(holder.run, os.getpid()))
         return cls(directory, Lease(directory, holder), Inbox(directory), events, status, parent, rank=rank, log=log)
