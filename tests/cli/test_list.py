@@ -116,3 +116,11 @@ def test_who_may_not_look_at_the_pins_still_sees_the_checkpoints(
     assert holdfast("list", tmp_path).stdout.splitlines()[1].split()[-3] == "?"
     (one,) = json.loads(holdfast("list", tmp_path, "--json").stdout)["checkpoints"]
     assert one["pinned"] is None
+
+
+def test_a_link_in_the_place_of_the_control_directory_hides_no_checkpoint(tmp_path: Path) -> None:
+    commit_checkpoint(tmp_path, 7)
+    (tmp_path / ".holdfast").symlink_to("/tmp")
+    listed = holdfast("list", tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    assert listed.stdout.splitlines()[1].split()[-3] == "?"

@@ -38,7 +38,7 @@ class Desk:
         return self.queue.look(1, last=False)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        lines = self.run.directory.journal.read_text().splitlines()
+        lines = self.run.directory.journal.path.read_text().splitlines()
         return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 

@@ -126,7 +126,7 @@ def test_what_goes_on_from_an_older_checkpoint_says_so_in_what_it_saves(
     new, old, superseded = entries["checkpoint-3"], entries["checkpoint-2"], catalog.entries(tmp_path)[-1]
     assert new is not None and old is not None and superseded is not None
     assert new.parent == old.attempt and new.run == old.run and same(loop.state(), states[2])
-    assert '"event": "fell_back"' in RunDirectory.open(tmp_path).journal.read_text()
+    assert '"event": "fell_back"' in RunDirectory.open(tmp_path).journal.path.read_text()
 
 
 def test_a_named_checkpoint_that_is_damaged_is_refused_and_no_other_taken(

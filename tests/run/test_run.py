@@ -20,7 +20,7 @@ def events(root: Path) -> list[tuple[str, object]]:
 def test_open_makes_the_directory_takes_the_lease_and_says_so(tmp_path: Path) -> None:
     root = tmp_path / "runs" / "one"
     run = Run.open(root, parent="b" * 32)
-    (started,) = [json.loads(line) for line in run.directory.journal.read_text().splitlines()]
+    (started,) = [json.loads(line) for line in run.directory.journal.path.read_text().splitlines()]
     assert (started["event"], started["run"], started["parent"]) == ("start", run.identity, "b" * 32)
     assert (started["pid"], started["generation"]) == (os.getpid(), 1)
     status = json.loads(run.directory.status.path.read_text())
@@ -64,13 +64,23 @@ def test_close_says_how_it_ended_and_gives_the_lease_back(tmp_path: Path) -> Non
     run = Run.open(tmp_path)
     run.status.update(phase="training", step=7, pending=({"id": "0" * 32},))
     run.close("stopped", 75)
-    end = json.loads(run.directory.journal.read_text().splitlines()[-1])
+    end = json.loads(run.directory.journal.path.read_text().splitlines()[-1])
     assert (end["event"], end["outcome"], end["code"]) == ("end", "stopped", 75)
     status = json.loads(run.directory.status.path.read_text())
     assert (status["phase"], status["step"], status["pending"]) == ("ended", 7, [])
     holder = lease.read(run.directory)
     assert holder is not None and holder.released
     assert Run.open(tmp_path).lease.holder.generation == 2
+
+
+def test_what_has_the_path_of_a_run_that_was_moved_gets_no_line_of_its_journal(tmp_path: Path) -> None:
+    run, moved = Run.open(tmp_path / "run"), tmp_path / "moved"
+    run.root.rename(moved)
+    run.root.mkdir()
+    run.journal.write("failed", step=1)
+    run.close("finished", 0)
+    assert not list(run.root.iterdir())
+    assert [event for event, _ in events(moved)] == ["start", "failed", "end"]
 
 
 def test_close_on_a_full_disk_or_without_a_directory_raises_nothing(tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ def asked_by(entry: Entry) -> str:
 
 
 def pinned_in(run: Path) -> frozenset[str] | None:
-    """Returns the pins; None for who may look at the checkpoints and not into the private directory."""
+    """Returns the pins; None where they cannot be read: by a stranger, or because something else has their name."""
     try:
         with Folder.open(run / names.CONTROL) as control:
             return pins.pinned(control)
     except FileNotFoundError:
         return frozenset()
-    except PermissionError:
+    except OSError:
         return None

@@ -16,7 +16,7 @@ from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
 from holdfast.store import catalog, retention
 from holdfast.store.catalog import Entry
-from holdfast.store.folder import Folder
+from holdfast.store.folder import Folder, exists
 from holdfast.store.retention import RetentionPolicy, StillWantedError, Verdict, labels_of
 
 
@@ -83,7 +83,7 @@ def _delete(run: Path, policy: RetentionPolicy, agreed: set[str]) -> tuple[list[
             problems.append(f"{entry.path.name} was not deleted: {error.strerror or error}")
             continue
         deleted.append(_attempt(entry))
-        if directory is not None and directory.journal.exists() and entry.manifest is not None:
+        if directory is not None and exists(directory.journal) and entry.manifest is not None:
             Journal(directory.journal, entry.manifest.run).write("deleted", path=str(entry.path), by="holdfast prune")
     return deleted, problems
 

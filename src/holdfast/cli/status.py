@@ -61,7 +61,10 @@ def _outcome(directory: RunDirectory, holder: Holder | None, *, alive: bool, jso
     if alive:
         code, line = STILL_TRAINING, f"training (pid {holder.pid if holder else None}): it has not ended"
     elif last is None or last.ended_at is None:
-        code, line = DID_NOT_END, "the last start has not said how it ended: it was killed, or its machine failed"
+        code = DID_NOT_END
+        line = (
+            "the last start has not said how it ended: it was killed, its machine failed, or it was an older Holdfast"
+        )
     else:
         code = last.exit_code
         line = _end({"phase": "ended", "outcome": last.outcome, "code": code, "written_at": last.ended_at})

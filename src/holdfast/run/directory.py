@@ -155,9 +155,9 @@ class RunDirectory:
         return self.control / OUTCOME
 
     @property
-    def journal(self) -> Path:
+    def journal(self) -> Place:
         """The journal of the run, one event a line, for people."""
-        return self.root / names.JOURNAL
+        return self.folder / names.JOURNAL
 
     @property
     def control_name(self) -> Place:
@@ -218,7 +218,8 @@ def opened_private(where: Place) -> Folder:
     except OSError as error:
         with suppress(OSError):
             _require_private(where, status_of(where))
-        raise RunError(f"{where} cannot be looked at: {error.strerror or error}") from error
+        hint = "a start of the training makes what is missing" if isinstance(error, FileNotFoundError) else None
+        raise RunError(f"{where} cannot be looked at: {error.strerror or error}", hint=hint) from error
     _require_private(where, folder.status())
     return folder
 

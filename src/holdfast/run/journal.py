@@ -10,13 +10,13 @@ import os
 import threading
 import time
 import uuid
-from pathlib import Path
 from typing import Any
 
 from holdfast.errors import RunError
 from holdfast.log import LOGGER
 from holdfast.store import files, names
 from holdfast.store.files import NotOursError
+from holdfast.store.folder import Where, exists
 
 BEGINNING = b'{"at": '
 """The bytes that every journal begins with."""
@@ -31,7 +31,7 @@ class Journal:
         log: Takes a line for the user.
     """
 
-    def __init__(self, path: Path, run: str, log: logging.Logger = LOGGER) -> None:
+    def __init__(self, path: Where, run: str, log: logging.Logger = LOGGER) -> None:
         self._path = path
         self._run = run
         self._log = log
@@ -88,13 +88,13 @@ class Journal:
             self._whole = True
 
 
-def take(path: Path, log: logging.Logger) -> None:
+def take(path: Where, log: logging.Logger) -> None:
     """Moves what has the journal's name and is no journal of ours aside, before a run begins.
 
     Raises:
         RunError: It cannot be moved.
     """
-    if not os.path.lexists(path):
+    if not exists(path):
         return
     try:
         with files.open_to_append(path) as fd:
@@ -111,7 +111,7 @@ def take(path: Path, log: logging.Logger) -> None:
         return  # it is ours, and no reason to refuse a start
 
 
-def set_aside(path: Path, problem: NotOursError, log: logging.Logger) -> None:
+def set_aside(path: Where, problem: NotOursError, log: logging.Logger) -> None:
     """Gives what has the journal's name another name, and says so.
 
     Raises:
@@ -122,7 +122,7 @@ def set_aside(path: Path, problem: NotOursError, log: logging.Logger) -> None:
     log.warning(f"{path} {problem.strerror}: it is moved to {target.name}, and a new one is begun")
 
 
-def require_journal(path: Path, fd: int) -> None:
+def require_journal(path: Where, fd: int) -> None:
     """Checks that an open file is a journal, or the empty beginning of one: a rename brings any file to its name.
 
     Raises:

@@ -156,8 +156,10 @@ class Run:
             RunError: Its path leads elsewhere, or nowhere.
         """
         if not self.folder.is_at(self.root, follow=True):
+            relative = "" if self.root.is_absolute() else ", or the training works in another directory now"
             raise RunError(
-                f"{self.root} is no longer the directory that this run has opened: it was moved or exchanged"
+                f"{self.root} is no longer the directory that this run has opened: it was moved or exchanged{relative};"
+                " saves succeed again once that path leads to it"
             )
 
     def keep_control(self) -> None:
