@@ -13,7 +13,7 @@ from holdfast.engine.engine import Engine
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.fit import loading
-from holdfast.integrations.trainer.held_path import in_words, rewording
+from holdfast.integrations.trainer.held_path import named, rewording
 from holdfast.integrations.trainer.hooks import StepHooks
 from holdfast.integrations.trainer.hub import uploads_without_ours
 from holdfast.integrations.trainer.interception import interceptors
@@ -106,10 +106,10 @@ def _saving_train(
             if chosen is None:
                 output = own(None, None, *args, **kwargs)
             else:
-                with in_words(chosen.folder):
+                with named(chosen.folder) as path:
                     require_readable_files(trainer, chosen)
                     with loading(trainer, chosen, running.log, strict=strict):
-                        output = own(str(chosen.folder.through), None, *args, **kwargs)
+                        output = own(str(path), None, *args, **kwargs)
             _leave_model(trainer, running)
         if running.stop_requested and on_stop == "exit":
             raise Stopped(running.exit_code)

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import Trainer, TrainerState
 
 from holdfast.engine.engine import Engine
-from holdfast.integrations.trainer.held_path import in_words
+from holdfast.integrations.trainer.held_path import named
 from holdfast.resume.choose import ResumePoint
 from holdfast.store import catalog, names
 from holdfast.store.folder import Folder
@@ -87,13 +87,13 @@ def loading(trainer: Trainer, engine: Engine) -> Iterator[None]:
 
 def _load(trainer: Trainer, best: ResumePoint, own: Callable[[], None]) -> None:
     """Has a trainer load its best checkpoint from an open directory."""
-    named = trainer.state.best_model_checkpoint
-    trainer.state.best_model_checkpoint = str(best.folder.through)
+    recorded = trainer.state.best_model_checkpoint
     try:
-        with in_words(best.folder):
+        with named(best.folder) as path:
+            trainer.state.best_model_checkpoint = str(path)
             own()
     finally:
-        trainer.state.best_model_checkpoint = named
+        trainer.state.best_model_checkpoint = recorded
     best.require_in_place()
 
 

@@ -5,11 +5,15 @@ means nothing to anybody else, so these have the directory's own path in its pla
 """
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from holdfast.store import files
 from holdfast.store.folder import Folder
 
 _given: list[Folder] = []  # those whose paths code of others has now; loggers and warnings are the process's as well
@@ -55,6 +59,28 @@ def in_words(folder: Folder) -> Iterator[None]:
         raise
     finally:
         _given.remove(folder)
+
+
+@contextmanager
+def named(folder: Folder) -> Iterator[Path]:
+    """Yields a path by which code of others loads from a directory, and encloses it as `in_words` does.
+
+    Its last component is the directory's own name: some trainers read the step in it.
+    """
+    with ExitStack() as opened:
+        opened.enter_context(in_words(folder))
+        path = folder.through
+        if path != folder.path:
+            with suppress(OSError):  # there is no place for it; the path of the descriptor does as well
+                place = opened.enter_context(TemporaryDirectory(prefix="holdfast-", ignore_cleanup_errors=True))
+                above = opened.enter_context(Folder.open(Path(place)))
+                above.path = folder.path.parent
+                opened.enter_context(in_words(above))
+                status = above.status()
+                if status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+                    files.replace_by_link(above / folder.path.name, str(path))
+                    path = above.through / folder.path.name
+        yield path
 
 
 def _reword_record(record: logging.LogRecord, folder: Folder) -> None:
