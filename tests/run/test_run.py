@@ -83,6 +83,19 @@ def test_what_has_the_path_of_a_run_that_was_moved_gets_no_line_of_its_journal(t
     assert [event for event, _ in events(moved)] == ["start", "failed", "end"]
 
 
+def test_a_rank_that_follows_keeps_nothing_open_of_what_was_moved_away(tmp_path: Path) -> None:
+    run = Run.open(tmp_path / "run")
+    other = Run.join(run.root, run.lease.holder, None, rank=1)
+    away = (run.root / ".holdfast").rename(tmp_path / "away")
+    run.keep_control()
+    other.keep_control()
+    run.let_go()
+    descriptors = list(Path("/proc/self/fd").iterdir())
+    held = [str(fd.readlink()) for fd in descriptors if fd.is_symlink()]
+    assert str(run.root / ".holdfast") in held and not [path for path in held if path.startswith(str(away))]
+    other.let_go()
+
+
 def test_close_on_a_full_disk_or_without_a_directory_raises_nothing(tmp_path: Path) -> None:
     with tiny_disk(tmp_path / "disk", options="size=256k") as disk:
         run = Run.open(disk / "run")

@@ -169,8 +169,8 @@ class Run:
         """
         if self.rank:
             follow(self.directory, self.lease.holder.token)
-            return
-        self._keeper.look()
+        else:
+            self._keeper.look()
         self.status.where = self.directory.status
 
     def require_lease(self) -> None:
