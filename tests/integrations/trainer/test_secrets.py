@@ -107,6 +107,15 @@ class Frozen(NamedTuple):
     inner: Any
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sealed:
+    """It is pickled as the list of its values, without their names."""
+
+    token: str | None
+    size: int
+    inner: Any = None
+
+
 def nested() -> dict[str, Any]:
     slotted, keyed = Slotted(SECRET, 3), Keyed(apikey=SECRET, size=2)
     keyed.passphrase = SECRET
@@ -120,6 +129,7 @@ def nested() -> dict[str, Any]:
         "ordered": collections.OrderedDict(credentials=[SECRET, 1]),
         "call": functools.partial(print, auth=SECRET, end=""),
         "bearer": config,
+        "sealed": Sealed(SECRET, 3, {"passwd": SECRET}),
         "lock": threading.Lock(),
         "awkward": Awkward(),
         "tensor": torch.ones(2),
@@ -149,6 +159,7 @@ def test_security_s25_what_is_inside_of_arguments_is_pickled_without_secrets(tmp
     assert read["keyed"].passphrase is None and read["ordered"] == {"credentials": [None, 1]}
     assert read["call"].keywords == {"auth": None, "end": ""} and read["call"].func is print
     assert read["bearer"] is None, "nothing tells what is inside of an object"
+    assert read["sealed"] == Sealed(None, 3, {"passwd": None})
     assert read["lock"] is None and read["awkward"] is None, "a save must not fail by what nobody reads"
     assert read["tensor"].tolist() == [1.0, 1.0] and read["kind"] is torch.float16
     assert (read["path"], read["pad_token"]) == (Path("here"), "<pad>")

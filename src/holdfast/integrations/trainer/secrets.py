@@ -8,6 +8,7 @@ the user's own object, its class, and whatever it holds stay as they are.
 
 import copy
 import copyreg
+import dataclasses
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -153,9 +154,23 @@ class _Blanks:
             reduced = value.__reduce_ex__(self._protocol) if reduce is None else reduce(value)
         except Exception:  # noqa: BLE001 - it is somebody's object, and a save must not fail by what nobody reads
             return None
-        stand_in = value if isinstance(reduced, str) else _Blank(value, reduced, self)
+        stand_in = value if isinstance(reduced, str) else _Blank(value, self._by_names(value, reduced), self)
         self._known[id(value), False] = (value, stand_in)
         return stand_in
+
+    def _by_names(self, value: Any, reduced: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Returns what a dataclass is pickled as without what its secret fields hold, where that is a list of values.
+
+        One that is frozen and has slots is pickled so, and the list has no names.
+        """
+        state = reduced[2] if len(reduced) > 2 else None
+        if not (dataclasses.is_dataclass(value) and isinstance(state, list)):
+            return reduced
+        if len(fields := dataclasses.fields(value)) != len(state):
+            return reduced
+        named = zip(fields, state, strict=True)
+        blank = [self.of(inner, secret=True) if is_secret(field.name) else inner for field, inner in named]
+        return (*reduced[:2], blank, *reduced[3:])
 
 
 class _Blank:
