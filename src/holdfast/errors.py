@@ -7,7 +7,7 @@
         RunNotFoundError                4   there is no run in that directory
         RunNotAliveError                4   there is one, and no process is training it
         RunBusyError                    1   another process is training it
-        LeaseLostError                  1   another process has taken the run over
+        LeaseLostError                  1   another process has taken the run over, or its lease is gone
       RanksError                        1   a rank did not answer, or the ranks' store is gone
       WaitTimeoutError                  5   the answer did not come in time; the request stands
       SaveError                         1   a save failed; training goes on

@@ -173,7 +173,7 @@ def test_who_was_taken_over_notices_and_takes_nothing_back(directory: RunDirecto
 def test_a_lease_that_is_gone_is_lost(directory: RunDirectory) -> None:
     mine = Lease.take(directory, None)
     directory.lease.path.unlink()
-    with pytest.raises(LeaseLostError):
+    with pytest.raises(LeaseLostError, match=r"is gone, .* to save again, start the training again"):
         mine.check()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from holdfast.errors import LeaseLostError, RunBusyError
 from holdfast.run.directory import RunDirectory
 from holdfast.store import files, names
-from holdfast.store.folder import open_at, status_of
+from holdfast.store.folder import exists, open_at, status_of
 from holdfast.text import shown
 
 # A process on another host cannot be looked at. Without a heartbeat for this long it is taken for dead.
@@ -76,10 +76,15 @@ class Lease:
         between goes unseen; the other host waits 30 s, which makes that a matter of a stopped process alone.
 
         Raises:
-            LeaseLostError: Another process has taken the run over.
+            LeaseLostError: Another process has taken the run over, or the lease is gone.
             OSError: The lease cannot be read, so nobody knows.
         """
         if not is_ours(self._directory, self.holder.token):
+            if not exists(self._directory.lease):
+                raise LeaseLostError(
+                    f"{self._directory.lease} is gone, so that nobody can tell who trains the run: somebody removed it;"
+                    " to save again, start the training again"
+                )
             raise LeaseLostError(
                 f"another process has taken over the run in {self._directory.root}",
                 hint="this process can no longer save there; it took too long, or two were started",
