@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.loops import Loop
 from helpers.trainings import answers, events
@@ -133,3 +134,20 @@ def test_what_nobody_catches_or_closes_is_noticed_answered_and_said(tmp_path: Pa
         assert ("close() was not called" in said[kind]) == (kind != "handler")
         (answer,) = answers(tmp_path / kind).values()
         assert answer["saved"] or "thread" in answer["error"], answer  # from Python 3.12 on none is started at the end
+
+
+def test_a_notebooks_training_that_has_ended_in_another_directory_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.loop.ending.in_notebook", lambda: True)
+    (tmp_path / "elsewhere").mkdir()
+    said: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(1, 1)
+    first = Checkpointer("run", model=model, save_at_end=False, say=said.append)
+    first.resume()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    first.close()
+    monkeypatch.chdir(tmp_path)
+    Checkpointer("run", model=model, save_at_end=False, say=said.append).close()
+    assert not [line for line in said if "takes over" in line]

@@ -47,8 +47,9 @@ class Ending:
         self._hook_before = sys.excepthook
         self._hook = self._at_uncaught
         self._is_begun = self._is_over = False
+        self._root = engine.run.root.resolve()  # a relative path leads elsewhere once the process works elsewhere
         if in_notebook():
-            _OPEN[engine.run.root.resolve()] = self
+            _OPEN[self._root] = self
 
     def begin(self) -> None:
         """Opens every door, if that was not done. From now on the training ends when its process does, if not before.
@@ -83,7 +84,7 @@ class Ending:
         if self._is_over:
             return False
         self._is_over = True
-        _OPEN.pop(self._engine.run.root.resolve(), None)
+        _OPEN.pop(self._root, None)
         atexit.unregister(self._at_exit)
         if sys.excepthook == self._hook:
             sys.excepthook = self._hook_before
