@@ -349,3 +349,11 @@ def test_what_the_system_has_not_is_told_with_what_is_lost_without_it(
         proc, rename = files.lacking(held)
     assert proc.startswith("/proc is missing: ") and rename.startswith(f"renameat2 is missing in {tmp_path}: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_names_the_whole_path_of_what_is_reached_through_a_held_directory(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with Folder.open(tmp_path) as folder:
+        for name, change in (("there", files.make_directory), ("missing", files.remove)):
+            with pytest.raises(OSError, match=str(tmp_path / name)):
+                change(folder / name)

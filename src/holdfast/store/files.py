@@ -32,7 +32,11 @@ _RENAME_NOREPLACE = 1
 def make_directory(where: Where) -> None:
     """Makes a directory that only its owner may enter. Fails if anything has that name."""
     name, above = at(where)
-    os.mkdir(name, 0o700, dir_fd=above)
+    try:
+        os.mkdir(name, 0o700, dir_fd=above)
+    except OSError as error:
+        error.filename = str(where)  # the whole path, and not the name alone
+        raise
 
 
 def make_directories(path: Path) -> None:
@@ -354,7 +358,11 @@ def lacking(folder: Folder) -> list[str]:
 def remove(where: Where) -> None:
     """Removes a file's name."""
     name, above = at(where)
-    os.unlink(name, dir_fd=above)
+    try:
+        os.unlink(name, dir_fd=above)
+    except OSError as error:
+        error.filename = str(where)
+        raise
 
 
 def remove_tree(where: Where) -> None:
