@@ -12,6 +12,7 @@ import pytest
 
 from helpers.support import succeeds_in_child
 from holdfast.store import files, folder
+from holdfast.store.appending import append
 from holdfast.store.folder import Folder
 
 
@@ -41,7 +42,7 @@ def test_security_s14_what_is_made_is_its_owners_alone_whatever_the_umask(tmp_pa
     files.make_directory(tmp_path / "d")
     files.write_new(tmp_path / "d" / "new", b"1")
     files.replace(tmp_path / "d" / "replaced", b"2")
-    files.append(tmp_path / "d" / "appended", b"3")
+    append(tmp_path / "d" / "appended", b"3")
     files.copy(tmp_path / "d" / "new", tmp_path / "d" / "copied")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "d").iterdir()}
     assert modes == {"new": 0o600, "replaced": 0o600, "appended": 0o600, "copied": 0o600}
@@ -166,28 +167,6 @@ def test_a_copy_of_many_blocks_is_whole(tmp_path: Path) -> None:
     assert (tmp_path / "target").read_bytes() == content
 
 
-def test_append_adds_at_the_end(tmp_path: Path) -> None:
-    files.append(tmp_path / "file", b"one\n")
-    files.append(tmp_path / "file", b"two\n")
-    assert (tmp_path / "file").read_bytes() == b"one\ntwo\n"
-
-
-def test_append_never_follows_a_link_and_never_waits_for_a_fifo(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OSError):
-        files.append(tmp_path / "link", b"x")
-    with pytest.raises(OSError):
-        files.append(tmp_path / "fifo", b"x")
-    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        with pytest.raises(OSError, match="is not a regular file"):
-            files.append(tmp_path / "fifo", b"x")
-    finally:
-        os.close(reader)
-    assert not (tmp_path / "elsewhere").exists()
-
-
 def test_read_takes_at_most_the_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert files.read(tmp_path / "file", limit=5) == b"12345"
@@ -249,7 +228,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
         for action in (
             lambda path: files.read(path, limit=3),
             lambda path: files.write_new(path, b"new"),
-            lambda path: files.append(path, b"more"),
+            lambda path: append(path, b"more"),
             lambda path: files.replace(path / "inside", b"new"),
             lambda path: files.copy(path, tmp_path / "copied"),
             lambda path: files.sync_directory(path),

@@ -6,6 +6,9 @@ from holdfast.capture.boundary import Boundary
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine.retry import Retry
 from holdfast.run.request import Request
+from holdfast.store.retention import SCHEDULE
+
+_MOST_NAMED = 20  # requests in a line
 
 
 class Batch:
@@ -53,3 +56,15 @@ class Batch:
         """Removes requests that were answered, or that are kept for another try."""
         gone = {request.id for request in answered}
         self.requests = [request for request in self.requests if request.id not in gone]
+
+
+def ids_of(requests: Sequence[Request]) -> list[str]:
+    """Returns the ids of requests."""
+    return [request.id for request in requests]
+
+
+def who_asked(requests: Sequence[Request]) -> str:
+    """Returns in a few words who asked for a save: the first of the requests that are not the schedule's."""
+    asked = ids_of([request for request in requests if request.door != SCHEDULE])
+    more = [f"and {len(asked) - _MOST_NAMED:,} more"] if len(asked) > _MOST_NAMED else []
+    return f"request:{','.join([*asked[:_MOST_NAMED], *more])}" if asked else SCHEDULE

@@ -27,7 +27,8 @@ from holdfast.ranks.channel import Channel
 from holdfast.run import rehearsal
 from holdfast.run.rehearsal import Rehearsal
 from holdfast.state import values
-from holdfast.store import digest, files
+from holdfast.store import digest
+from holdfast.store.appending import append
 from holdfast.store.folder import Folder, files_below
 
 # A training in small steps would be over before it could be asked.
@@ -112,7 +113,7 @@ class Rehearsing:
         os._exit(0)
 
     def _write(self, content: Mapping[str, Any]) -> None:
-        files.append(self._plan.trace(self._rank), json.dumps(content).encode() + b"\n")
+        append(self._plan.trace(self._rank), json.dumps(content).encode() + b"\n")
 
 
 class _Warnings(logging.Handler):
@@ -124,7 +125,7 @@ class _Warnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Leaves one."""
-        files.append(self._path, self.format(record).encode(errors="replace") + b"\n")
+        append(self._path, self.format(record).encode(errors="replace") + b"\n")
 
 
 def rehearsing(channel: Channel | None) -> Rehearsing | None:

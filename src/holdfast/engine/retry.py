@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from holdfast.engine.stop import Stop
 from holdfast.run.request import Request
+from holdfast.run.status import StatusFile
 
 # Seconds from the first failure of a scheduled save to the next try, and the longest pause that this grows to.
 _SCHEDULE = (1.0, 300.0)
@@ -120,3 +121,11 @@ class _Backoff:
     @property
     def seconds(self) -> float | None:
         return None if self._due_at is None else max(0.0, self._due_at - time.monotonic())
+
+
+def next_try(pause: float | None, status: StatusFile) -> str:
+    """Puts the time of the next try into the status, and returns the words for it; empty where there is none."""
+    if pause is None:
+        return ""
+    status.update(next_try_at=time.time() + pause)
+    return f"; trying again in {pause:.1f} s"

@@ -13,9 +13,9 @@ from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine import beginning, cost, save
-from holdfast.engine.batch import Batch
+from holdfast.engine.batch import Batch, ids_of, who_asked
 from holdfast.engine.peers import Peers
-from holdfast.engine.retry import Retry
+from holdfast.engine.retry import Retry, next_try
 from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import LateError, RanksError, TornError
@@ -28,7 +28,6 @@ from holdfast.store.retention import SCHEDULE, RetentionPolicy
 # Requests that come within this time after a save began wait for the next one, and share it.
 _MERGING_SECONDS = 0.5
 _LOOK_SECONDS = 0.01
-_MOST_NAMED = 20  # requests in a line
 
 
 class Saver:
@@ -214,7 +213,7 @@ class Saver:
         if not requests or len(self._batch.stops) < len(requests):
             return False
         self._repeat(answer, requests)
-        self._peers.repeat(answer, _ids(requests))
+        self._peers.repeat(answer, ids_of(requests))
         if not (self._gate.boundary and self._gate.boundary.scheduled):
             self._gate.open(None)  # shut for these requests; the ranks that would agree on more may have left
         return True
@@ -265,7 +264,7 @@ class Saver:
         self._batch.remove([request for request in requests if outcomes and request.door == SCHEDULE])
         for answer, answered in (outcome for outcome in outcomes if outcome[1]):
             self._conclude(answer, answered)
-            self._peers.repeat(answer, _ids(answered))
+            self._peers.repeat(answer, ids_of(answered))
         return bool(outcomes)
 
     def _is_saved_for_stop(self, boundary: Boundary) -> bool:
@@ -363,11 +362,11 @@ class Saver:
 
     def _conclude(self, answer: Answer, requests: Sequence[Request]) -> None:
         """Takes in that requests were answered, and tells who does not read the answer's file."""
-        ids = _ids(requests)
+        ids = ids_of(requests)
         self._outcomes.last_answer = answer
         self._concluded = (answer, ids)
         self._batch.remove(requests)
-        line, self._compared = answer.line(_asked(requests)) + self._compared, ""
+        line, self._compared = answer.line(who_asked(requests)) + self._compared, ""
         self._log.log(logging.INFO if answer.saved else logging.ERROR, line)
         if any(request.stop for request in requests):
             self._session.stop.saved = answer.saved
@@ -375,7 +374,7 @@ class Saver:
         elif not answer.saved:
             given_up = self._closing or self._session.is_taken_over()
             pause = None if given_up else self._retry.schedule(requests, answer.seconds)
-            self._log.warning("training goes on; earlier checkpoints are intact" + self._next_try(pause))
+            self._log.warning("training goes on; earlier checkpoints are intact" + next_try(pause, self._status))
         self._outcomes.resolve(answer, ids)
 
     def _is_tried_again(self, answer: Answer, stops: Sequence[Request]) -> bool:
@@ -387,14 +386,8 @@ class Saver:
             save.answer_all(self._session.run, answer, stops)
             return False
         self._batch.remove(stops)
-        self._log.error(answer.line(_asked(stops)) + self._next_try(pause))
+        self._log.error(answer.line(who_asked(stops)) + next_try(pause, self._status))
         return True
-
-    def _next_try(self, pause: float | None) -> str:
-        if pause is None:
-            return ""
-        self._status.update(next_try_at=time.time() + pause)
-        return f"; trying again in {pause:.1f} s"
 
     def _give_up(self) -> None:
         """Answers the batch after an error of our own; a stop is one all the same, and training goes on."""
@@ -404,13 +397,3 @@ class Saver:
         if stops:
             self._session.stop.saved = False
             self._session.stop.begin(self._peers.leave_after)
-
-
-def _ids(requests: Sequence[Request]) -> list[str]:
-    return [request.id for request in requests]
-
-
-def _asked(requests: Sequence[Request]) -> str:
-    asked = [request.id for request in requests if request.door != SCHEDULE]
-    more = [f"and {len(asked) - _MOST_NAMED:,} more"] if len(asked) > _MOST_NAMED else []
-    return f"request:{','.join([*asked[:_MOST_NAMED], *more])}" if asked else SCHEDULE

@@ -15,7 +15,7 @@ from typing import Any
 from holdfast.errors import RunError
 from holdfast.log import LOGGER
 from holdfast.store import files, names
-from holdfast.store.files import NotOursError
+from holdfast.store.appending import NotOursError, open_to_append
 from holdfast.store.folder import Where, exists
 
 BEGINNING = b'{"at": '
@@ -77,7 +77,7 @@ class Journal:
             self._add(line)
 
     def _add(self, line: bytes) -> None:
-        with files.open_to_append(self._path) as fd:
+        with open_to_append(self._path) as fd:
             status = os.fstat(fd)
             if not self.has_written(status):
                 require_journal(self._path, fd)
@@ -97,7 +97,7 @@ def take(path: Where, log: logging.Logger) -> None:
     if not exists(path):
         return
     try:
-        with files.open_to_append(path) as fd:
+        with open_to_append(path) as fd:
             require_journal(path, fd)
     except NotOursError as problem:
         try:

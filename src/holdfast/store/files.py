@@ -18,7 +18,6 @@ from holdfast.store.folder import DEEPEST, Directory, Folder, Where, at, exists,
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_ADDED = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STAGED = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 # The answers of file systems that cannot sync a directory at all (SMB, some FUSE). Not EIO: that is a loss.
@@ -135,58 +134,6 @@ def _rename(temporary: Where, where: Where) -> None:
         with suppress(OSError):
             remove(temporary)
         raise
-
-
-def append(where: Where, data: bytes) -> None:
-    """Adds `data` to the end of a file of ours in one write; one that is missing is made.
-
-    Raises:
-        NotOursError: What has that name is no file that this user alone may write to.
-        OSError: The disk does not take it.
-    """
-    with open_to_append(where) as fd:
-        write_all(fd, data)
-
-
-class NotOursError(OSError):
-    """The error of something in the place of a file of ours that is none; `strerror` has the reason."""
-
-
-@contextmanager
-def open_to_append(where: Where) -> Iterator[int]:
-    """Opens a file of ours for reading and for adding to its end; one that is missing is made.
-
-    Never follows a link at its name, never waits, and takes nothing that others made or may write to.
-
-    Raises:
-        NotOursError: What has that name is no file that this user alone may write to.
-        OSError: It cannot be opened.
-    """
-    try:
-        fd = open_at(where, _ADDED)
-    except OSError as error:
-        with suppress(FileNotFoundError):
-            _require_ours(where, status_of(where))
-        raise error
-    try:
-        _require_ours(where, os.fstat(fd))
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _require_ours(where: Where, status: os.stat_result) -> None:
-    if stat.S_ISLNK(status.st_mode):
-        raise NotOursError(errno.EPERM, "is a symbolic link", str(where))
-    if not stat.S_ISREG(status.st_mode):
-        raise NotOursError(errno.EPERM, "is not a regular file", str(where))
-    if status.st_uid != os.geteuid():
-        raise NotOursError(errno.EPERM, f"belongs to another user (uid {status.st_uid})", str(where))
-    if status.st_mode & 0o022:
-        mode = stat.S_IMODE(status.st_mode)
-        raise NotOursError(errno.EPERM, f"may be written to by others (mode {mode:04o})", str(where))
-    if status.st_nlink > 1:  # a link to another journal of this user's, which anybody may make where kernels let him
-        raise NotOursError(errno.EPERM, "has another name as well (a hard link)", str(where))
 
 
 def read(where: Where, *, limit: int) -> bytes:

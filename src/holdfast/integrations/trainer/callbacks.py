@@ -6,6 +6,7 @@ get their `attributes` back, and keep the arguments that the user gave them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -122,3 +123,14 @@ def _numbers(callback: TrainerCallback) -> Mapping[str, Any]:
     theirs = {name for function in functions for name in function.__code__.co_names}
     items = list(vars(callback).items())
     return {name: value for name, value in items if isinstance(value, int | float) and name not in theirs}
+
+
+@contextmanager
+def silent_on_save(trainer: Trainer) -> Iterator[None]:
+    """Keeps callbacks from learning of a save that the trainer only wishes for: they do after its commit."""
+    handler = trainer.callback_handler
+    handler.on_save = lambda args, state, control: control
+    try:
+        yield
+    finally:
+        del handler.on_save

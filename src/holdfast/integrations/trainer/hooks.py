@@ -10,8 +10,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
-from holdfast.integrations.trainer import best, ended
+from holdfast.integrations.trainer import best, callbacks, ended
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
@@ -236,7 +235,7 @@ class StepHooks:
             if engine.stop_requested and step < trainer.state.max_steps:
                 control.should_training_stop = True
                 return
-        with self._silent_on_save():
+        with callbacks.silent_on_save(trainer):
             self._log_and_evaluate(
                 tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=learning_rate
             )
@@ -376,16 +375,6 @@ class StepHooks:
     def _is_last(self) -> bool:
         state = self._trainer.state
         return bool(self._trainer.control.should_training_stop or state.global_step >= state.max_steps)
-
-    @contextmanager
-    def _silent_on_save(self) -> Iterator[None]:
-        """Keeps callbacks from learning of a save that the trainer only wishes for: they do after its commit."""
-        handler = self._trainer.callback_handler
-        handler.on_save = lambda args, state, control: control
-        try:
-            yield
-        finally:
-            del handler.on_save
 
 
 class _Callback(TrainerCallback):  # type: ignore[misc]
