@@ -135,6 +135,10 @@ def test_a_circle_is_seen_over_any_number_of_steps() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": set()}) == []
 
 
+def test_a_file_holds_one_subject_in_four_hundred_lines_at_most() -> None:
+    assert {path.name: lines for path in FILES if (lines := len(path.read_text().splitlines())) > 400} == {}
+
+
 @pytest.mark.parametrize("name", COMMIT_CORE)
 def test_the_commit_core_imports_the_standard_library_and_itself_alone(name: str) -> None:
     core = {"holdfast.text", *(f"holdfast.store.{other}" for other in COMMIT_CORE)}
