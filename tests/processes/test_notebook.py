@@ -161,7 +161,10 @@ run(made('hangs'))
     wait_until(lambda: time.monotonic() - pressed > 1.1)
     kernel.interrupt()
     assert kernel.end(cell) == "KeyboardInterrupt"
-    assert kernel.run("commit.Attempt.seal = own; back.set()") == "ok" and is_alive(kernel)
+    ends = "(saver,) = [one for one in threading.enumerate() if one.name == 'holdfast-saver']"
+    assert kernel.run(f"{ends}\ncommit.Attempt.seal = own; back.set(); saver.join()") == "ok"
+    assert "FAILED" not in kernel.output and "failed" not in kernel.output, kernel.output
+    assert is_alive(kernel)
 
 
 def test_a_new_checkpointer_takes_the_run_over_in_one_line(kernel: Kernel) -> None:

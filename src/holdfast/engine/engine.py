@@ -353,7 +353,8 @@ class Engine:
         finally:
             self._shutdown.over()
             self.origin.close()
-            self.run.let_go()
+            if not self._saver.hangs:  # a save that comes back yet writes through what the run holds
+                self.run.let_go()
 
     def _write_end(self, error: BaseException | None) -> None:
         outcome, code = self.outcome or ("stopped" if self.stop_requested else "finished"), self.exit_code

@@ -78,6 +78,11 @@ class Follower:
         """True while there is a thread that would soon open a gate again: not while it hangs in a save."""
         return self._thread.is_alive() and not self._closing and not self._watchdog.lost
 
+    @property
+    def hangs(self) -> bool:
+        """True while the thread is there, which after `close` is only where its save hangs."""
+        return self._thread.is_alive()
+
     def settle(self) -> None:
         """Returns when everything that was asked for here is answered. Training is blocked meanwhile."""
         self._block_until(lambda: not self._busy and not self._heartbeat.waiting and not self._gate.is_shut)
@@ -114,9 +119,8 @@ class Follower:
 
     def refuse(self, why: str) -> None:
         """Tells everybody who still waits here that nothing was saved."""
-        step = self._gate.boundary.step if self._gate.boundary else 0
         waiting = [request.id for request in self._heartbeat.take()]
-        self._session.outcomes.resolve(Answer(saved=False, step=step, error=why), waiting)
+        self._session.outcomes.resolve(Answer(saved=False, step=self._session.step, error=why), waiting)
 
     def _block_until(self, settled: Callable[[], bool]) -> None:
         self._gate.block_until(lambda: not self._thread.is_alive() or settled())

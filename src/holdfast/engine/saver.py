@@ -83,6 +83,11 @@ class Saver:
         """True while there is a thread that would soon open a gate again: not while it hangs in a save."""
         return self._thread.is_alive() and not self._closing and not self._watchdog.lost
 
+    @property
+    def hangs(self) -> bool:
+        """True while the thread is there, which after `close` is only where its save hangs."""
+        return self._thread.is_alive()
+
     def settle(self) -> None:
         """Returns when everything that was asked for is answered. The training thread calls it, and is blocked.
 
@@ -129,16 +134,12 @@ class Saver:
         """Answers everybody who still waits that nothing was saved, also those whose save hangs."""
         self._queue.write_down()
         run, requests = self._session.run, list(self._batch.take())
-        refusal = Answer(saved=False, step=self._step, error=why)
+        refusal = Answer(saved=False, step=self._session.step, error=why)
         answers = {request.id: run.inbox.answer_to(request.id) for request in requests}
         save.answer_all(run, refusal, [request for request in requests if answers[request.id] is None])
         for request, answer in answers.items():
             self._outcomes.resolve(answer or refusal, [request])
         self._batch.requests = []
-
-    @property
-    def _step(self) -> int:
-        return self._gate.boundary.step if self._gate.boundary else 0
 
     def _is_at_work(self) -> bool:
         return self._thread.is_alive() and (self._busy or self._work_waits())
@@ -349,7 +350,7 @@ class Saver:
         scheduled = [Request("schedule", why=due)] if due else []
         if boundary is not None and boundary.asked:
             why = f"{why}: asked at {boundary.step}, and others were further; call save() in all ranks"
-        answer = Answer(saved=False, step=self._step, error=f"the ranks did not agree: {why}")
+        answer = Answer(saved=False, step=self._session.step, error=f"the ranks did not agree: {why}")
         save.report(self._session.run, answer, [*requests, *scheduled])
         self._conclude(answer, requests)
 

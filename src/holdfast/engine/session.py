@@ -104,6 +104,11 @@ class Session:
     log: RunLog
     origin: Resumption
 
+    @property
+    def step(self) -> int:
+        """The step of the last boundary; 0 before the first."""
+        return self.gate.boundary.step if self.gate.boundary else 0
+
     def spare_seconds(self, least: float = _LEAST_SECONDS) -> float | None:
         """Returns the seconds until the grace of a stop leaves just twice the time of a save; None before a stop.
 
