@@ -18,8 +18,9 @@ from helpers.support import (
     stage,
 )
 from holdfast.errors import LeaseLostError
-from holdfast.store import catalog, digest, names, retention
+from holdfast.store import catalog, digest, files, names, retention
 from holdfast.store.commit import Attempt, Published, marked, open_marked
+from holdfast.store.folder import Where, path_of
 from holdfast.store.manifest import ManifestError, decode
 from holdfast.store.verify import verify
 
@@ -344,3 +345,14 @@ def test_another_process_knows_the_staging_directory_by_its_mark_and_writes_into
         with pytest.raises(FileNotFoundError), open_marked(place, mark):
             pass
     assert not list((tmp_path / "aside").iterdir()), "the mark is no file of the checkpoint"
+
+
+def test_a_file_system_that_keeps_no_modes_takes_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = files.make_directory
+
+    def shown_as_0755(where: Where) -> None:
+        make(where)
+        path_of(where).chmod(0o755)
+
+    monkeypatch.setattr(files, "make_directory", shown_as_0755)
+    assert verify(publish(staged(tmp_path)).path).good

@@ -114,9 +114,7 @@ class Attempt:
         files.rename_new(self._place, target)
         # A rename takes a name, and no descriptor: only afterwards can be told what was renamed.
         if not self.folder.is_at(target):
-            raise OSError(
-                f"{target} is not the directory that was written: somebody exchanged it; it was left as it is"
-            )
+            raise _exchanged(target, "written")
         try:
             durable = files.sync_directory(self.root)
         except OSError as error:
@@ -172,12 +170,14 @@ def make_new(where: Where) -> Folder:
     """Makes a directory that only its owner may enter, and opens it.
 
     Raises:
-        OSError: It cannot be made; or what was opened is not ours, private and empty, as what was made is.
+        OSError: It cannot be made; or what was opened is not ours, closed to the writing of others, and empty, as what
+            was made is.
     """
     files.make_directory(where)
     folder = Folder.open(where)
     status = folder.status()
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077 or folder.names():
+    # A file system that keeps no modes (vfat, some shares) shows all directories with one of its own, such as 0755.
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o022 or folder.names():
         raise _exchanged(folder.path, "made there")
     return folder
 
