@@ -47,7 +47,8 @@ def test_who_may_rename_there_is_named_with_what_they_can_do(folder: Path, mode:
     with_mode(folder, mode, gid=gid)
     assert exposure(folder) == (
         f"{who} may write to {folder}, whose mode is {mode:04o}: they can rename and delete what is in it, checkpoints"
-        " too, put other files in their place, and so ask for saves. If that is not meant: chmod go-w"
+        " too, put other files in their place, and so ask for saves. If that is not meant:"
+        f" chmod go-w {folder}"
     )
 
 
@@ -60,6 +61,7 @@ def test_in_a_sticky_one_others_can_put_files_and_no_more_unless_it_is_somebody_
     with_mode(folder, 0o1755, uid=65534)
     line = exposure(folder)
     assert line.startswith(f"its owner (uid 65534) may write to {folder}") and "rename and delete" in line
+    assert line.endswith("train in a directory of your own"), "nobody but its owner may change its mode"
 
 
 def test_a_group_of_the_user_alone_is_nobody_else(folder: Path) -> None:
@@ -74,6 +76,7 @@ def test_a_directory_above_that_everybody_may_write_to_is_named(folder: Path) ->
     assert exposure(folder) == (
         f"everybody may write to {folder.parent} above {folder}: they can rename the whole directory, and put another"
         " in its place. If that is not meant: chmod o-w"
+        f" {folder.parent}"
     )
     folder.parent.chmod(0o1777)
     assert exposure(folder) == ""

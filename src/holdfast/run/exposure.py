@@ -28,13 +28,13 @@ def exposure(root: Path) -> str:
             can = (
                 "rename and delete what is in it, checkpoints too, put other files in their place, and so ask for saves"
             )
-        return (
-            f"{who} may write to {here}, whose mode is {mode}{also}: they can {can}. If that is not meant: chmod go-w"
-        )
+        is_mine = status.st_uid == os.geteuid()
+        mend = f"chmod go-w {here}" if is_mine else "train in a directory of your own"
+        return f"{who} may write to {here}, whose mode is {mode}{also}: they can {can}. If that is not meant: {mend}"
     if parents:
         return (
             f"everybody may write to {parents} above {here}: they can rename the whole directory, and put another in"
-            " its place. If that is not meant: chmod o-w"
+            f" its place. If that is not meant: chmod o-w {' '.join(map(str, reversed(exchangeable)))}"
         )
     return ""
 
