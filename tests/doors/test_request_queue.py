@@ -124,6 +124,36 @@ def test_requests_are_taken_oldest_first(desk: Desk) -> None:
     assert [request.asked_at for request in desk.queue.take()] == [1.0, 2.0, 3.0]
 
 
+def test_what_one_thread_notices_together_another_takes_together(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training comes to its last boundary while the watching thread has written down the first of three."""
+    desk.queue.close()
+    for _ in range(3):
+        desk.run.inbox.submit(Request("command"))
+    taken: list[Request] = []
+    write = desk.run.journal.write
+
+    def look_meanwhile(event: str, **details: Any) -> None:
+        write(event, **details)
+        if not taken and desk.queue.look(1, last=True):
+            taken.extend(desk.queue.take())
+
+    monkeypatch.setattr(desk.run.journal, "write", look_meanwhile)
+    assert desk.queue.look(1, last=True) is False
+    assert len(taken) == 3 == len(desk.events("request")) and desk.queue.take() == []
+
+
+def test_the_last_look_waits_for_a_trigger_file_that_is_just_being_claimed(desk: Desk) -> None:
+    desk.queue.close()
+    desk.trigger.touch()
+    last = threading.Thread(target=lambda: desk.queue.look(1, last=True))
+    with desk.queue._claiming:
+        last.start()
+        last.join(0.1)
+        assert last.is_alive() and desk.trigger.exists()
+    last.join(30)
+    assert not last.is_alive() and not desk.trigger.exists() and len(desk.queue.take()) == 1
+
+
 def test_what_waits_is_in_the_status_until_it_is_taken(desk: Desk) -> None:
     request = Request("signal", why="SIGUSR1", label="mine")
     desk.queue.accept(request)

@@ -87,6 +87,7 @@ class RequestQueue:
             TriggerFile(run.directory, settings.trigger_file_path, run.journal, log) if settings.enabled else None
         )
         self._lock = threading.Lock()
+        self._claiming = threading.Lock()
         self._known: set[str] = set()
         self._waiting: list[Request] = []
         self._unwritten: list[Request] = []
@@ -101,8 +102,7 @@ class RequestQueue:
         What was asked and not answered is served at the first boundary. A stop is not carried over: it was meant for
         a process that has ended.
         """
-        for request in self._unknown():
-            self._keep(replace(request, stop=False) if request.id in self._left_over else request)
+        self._collect()
         if self._trigger is not None:
             for claim in self._trigger.left_behind():
                 self._accept_claim(claim)
@@ -229,8 +229,9 @@ class RequestQueue:
             self._report_trouble(error)
 
     def _look_at_trigger(self) -> None:
-        if self._trigger is not None and (claim := self._trigger.look()) is not None:
-            self._accept_claim(claim)
+        with self._claiming:  # the last look waits until a file that the watching thread has claimed is a request
+            if self._trigger is not None and (claim := self._trigger.look()) is not None:
+                self._accept_claim(claim)
 
     def _accept_claim(self, claim: Claim) -> None:
         """Accepts what a trigger file asks; the claimed file goes once its request is durable, before its answer."""
@@ -244,24 +245,34 @@ class RequestQueue:
             self._keep(claim.request)
 
     def _collect(self) -> None:
-        for request in self._unknown():
-            self._keep(request)
+        """Takes in what others have written into the run directory.
 
-    def _unknown(self) -> list[Request]:
+        All at once: what one thread has noticed, another that looks finds waiting, and serves together.
+        """
         pending, broken = self._inbox.pending()
         for name, problem in broken:
             text = f"ignored {name} among the run's requests: {problem}"
             self._journal.write("refused", problem=text)
             self._log.warning(text)
         with self._lock:
-            new = [request for request in pending if request.id not in self._known]
+            new = [self._to_serve(request) for request in pending if request.id not in self._known]
             self._known.update(request.id for request in new)
-        return new
+            self._waiting += new
+        self._announce(new)
+
+    def _to_serve(self, request: Request) -> Request:
+        return replace(request, stop=False) if request.id in self._left_over else request
 
     def _keep(self, request: Request) -> None:
         with self._lock:
             self._waiting.append(request)
-        self._show(request)
+        self._announce([request])
+
+    def _announce(self, requests: list[Request]) -> None:
+        if not requests:
+            return
+        for request in requests:
+            self._show(request)
         self._wake.set()
         with suppress(OSError):
             self._status.write()
