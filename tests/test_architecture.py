@@ -17,6 +17,7 @@ FLOORS = {
     "text": 0,
     "errors": 1,
     "log": 1,
+    "devices": 1,
     "store": 2,
     "state": 2,
     "settings": 3,
