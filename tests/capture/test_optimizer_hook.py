@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from helpers.gates import begun, ended, gate_at, held
+from helpers.paper import Lane, Paper
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.optimizer_hook import OptimizerHook
 from holdfast.state.optimizer_layers import with_inner
@@ -185,3 +186,58 @@ def test_a_hook_that_was_removed_holds_nobody(trained: Trained) -> None:
     trained.hook.remove()
     trained.gate.shut(-1)
     assert ended(begun(plain(trained))) and not trained.gate.updating
+
+
+def test_the_lanes_of_updates_are_known_by_the_cards_that_they_are_on() -> None:
+    paper, gate = Paper(in_step=True, cards=3), gate_at(1)
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    for weight, card in zip(weights, (0, 2, None), strict=True):
+        weight.grad = torch.ones(2)
+        paper.place(weight, card)
+    hook = OptimizerHook(gate, weights, device=paper)
+    aside = Lane("aside", 0)
+    try:
+        assert hook.lanes() == {0: (), 2: ()}
+        with paper.in_lane(aside), paper.capture():
+            torch.optim.SGD(weights).step()
+        assert hook.lanes() == {0: (), 2: ()} and not gate.updating, "nothing is enqueued in a capture"
+        with paper.in_lane(aside):
+            torch.optim.SGD(weights[:1]).step()
+        assert gate.updating and hook.lanes() == {0: (aside,), 2: ()}
+        torch.optim.SGD(weights[2:]).step()
+        assert hook.lanes() == {0: (aside,), 2: ()}
+        torch.optim.SGD(weights).step()
+        assert set(hook.lanes()[0]) == {aside, paper.lane(0)} and hook.lanes()[2] == (paper.lane(2),)
+        between = Lane("between", 2)
+        with paper.in_lane(between), hook.update():
+            pass
+        assert between in hook.lanes()[2]
+    finally:
+        hook.remove()
+
+
+def test_optimizers_in_backward_are_known_by_the_lanes_of_the_threads_that_call_them() -> None:
+    """As autograd does for a card: in a thread of its own, with the lane that the forward pass had."""
+    paper, gate = Paper(in_step=True), gate_at(1)
+    model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+    aside = Lane("aside", 0)
+    hook = OptimizerHook(gate, model.parameters(), device=paper)
+    weight: Any
+    for weight in model.parameters():
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        weight.register_post_accumulate_grad_hook(lambda _, optimizer=optimizer: optimizer.step())
+
+    def backward() -> None:
+        with paper.in_lane(aside):
+            model(torch.ones(1, 2)).sum().backward()
+
+    try:
+        before = [weight.detach().clone() for weight in model.parameters()]
+        gate.shut(-1)
+        with held(gate, backward):
+            assert all(map(torch.equal, before, model.parameters()))
+            gate.open(1)
+        assert gate.updating and hook.lanes() == {0: (aside,)}
+        assert not any(map(torch.equal, before, model.parameters()))
+    finally:
+        hook.remove()

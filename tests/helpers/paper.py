@@ -143,7 +143,7 @@ class Paper:
         with self._lock:
             return PaperEvent(lane.last)
 
-    def hold(self, card: int, event: PaperEvent) -> None:
+    def hold(self, card: int, event: Any) -> None:
         with self._lock:
             if self.in_step:
                 self._run_until(event)
@@ -154,7 +154,7 @@ class Paper:
     def ours(self) -> Iterator[None]:
         yield
 
-    def follow(self, card: int, event: PaperEvent) -> None:
+    def follow(self, card: int, event: Any) -> None:
         with self._lock:
             if event.operation is not None and not event.operation.done:
                 self._ours[card].waits.append(event.operation)
@@ -176,12 +176,12 @@ class Paper:
         with self._lock:
             return PaperEvent(self._ours[card].last)
 
-    def wait(self, event: PaperEvent) -> None:
+    def wait(self, event: Any) -> None:
         self.waits += 1
         with self._lock:
             self._run_until(event)
 
-    def is_over(self, event: PaperEvent) -> bool:
+    def is_over(self, event: Any) -> bool:
         with self._lock:
             if self.lost:
                 raise CardLostError("the paper has burnt")

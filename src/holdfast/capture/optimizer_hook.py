@@ -2,13 +2,15 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from holdfast.capture.gate import Gate
+from holdfast.devices.device import Device
 
 # The methods besides `step` by which optimizers of others write weights: SAM's two halves, Lookahead's way to its slow
 # weights and back. Those of schedule-free ones do nothing if the mode is that already.
@@ -22,7 +24,7 @@ _WRITERS = (
 )
 _MODES = {"train": True, "eval": False}
 
-_gates: "weakref.WeakKeyDictionary[Any, Gate]" = weakref.WeakKeyDictionary()
+_hooks: "weakref.WeakKeyDictionary[Any, OptimizerHook]" = weakref.WeakKeyDictionary()
 
 
 class OptimizerHook:
@@ -36,32 +38,70 @@ class OptimizerHook:
         parameters: The registered parameters.
         optimizers: The registered optimizers, with those inside of them: their further methods that write weights pass
             the gate too.
+        device: The accelerator that parameters are on; None where they are all with the host.
     """
 
-    def __init__(self, gate: Gate, parameters: Iterable[torch.Tensor], optimizers: Iterable[Any] = ()) -> None:
+    def __init__(
+        self,
+        gate: Gate,
+        parameters: Iterable[torch.Tensor],
+        optimizers: Iterable[Any] = (),
+        device: Device | None = None,
+    ) -> None:
         self._gate = gate
-        self._parameters = {id(parameter) for parameter in parameters}
-        self._owners: weakref.WeakKeyDictionary[Any, tuple[int, bool]] = weakref.WeakKeyDictionary()
-        self._handle = register_optimizer_step_pre_hook(self._before_step)
+        self._device = device
+        self._cards = {id(p): None if device is None else device.card_of(p) for p in parameters}
+        self._lanes: dict[int, set[Hashable]] = {card: set() for card in self._cards.values() if card is not None}
+        # By optimizer: its number of groups as it was looked at, whether it owns parameters, and the cards of those.
+        self._known: weakref.WeakKeyDictionary[Any, tuple[int, bool, list[int]]] = weakref.WeakKeyDictionary()
+        self._handles = [register_optimizer_step_pre_hook(self._before_step)]
+        if self._lanes:
+            self._handles.append(register_optimizer_step_post_hook(self._after_step))
         self._gated = [optimizer for optimizer in optimizers if _gate_methods(type(optimizer))]
         for optimizer in self._gated:
-            _gates[optimizer] = gate
+            _hooks[optimizer] = self
 
     def remove(self) -> None:
         """Takes the hooks away."""
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
         for optimizer in self._gated:
-            if _gates.get(optimizer) is self._gate:
-                del _gates[optimizer]
+            if _hooks.get(optimizer) is self:
+                del _hooks[optimizer]
+
+    def lanes(self) -> Mapping[int, Collection[Hashable]]:
+        """Returns the lanes in which updates were enqueued so far, by card: of each card that has parameters."""
+        return {card: tuple(lanes) for card, lanes in self._lanes.items()}
+
+    @contextmanager
+    def update(self) -> Iterator[None]:
+        """Encloses an update, of whatever parameters: it waits at the gate before it writes."""
+        self._gate.enter_update()
+        yield
+        self._note_lanes(self._lanes)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        groups = len(optimizer.param_groups)
-        known = self._owners.get(optimizer)
-        if known is None or known[0] != groups:
-            owns = any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
-            self._owners[optimizer] = known = (groups, owns)
-        if known[1]:
+        is_captured = self._device is not None and self._device.is_capturing()
+        if self._look_at(optimizer)[1] and not is_captured:
             self._gate.enter_update()
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._note_lanes(self._look_at(optimizer)[2])
+
+    def _note_lanes(self, cards: Iterable[int]) -> None:
+        device = self._device
+        if device is not None and not device.is_capturing():
+            for card in cards:
+                self._lanes[card].add(device.lane(card))
+
+    def _look_at(self, optimizer: torch.optim.Optimizer) -> tuple[int, bool, list[int]]:
+        groups = len(optimizer.param_groups)
+        known = self._known.get(optimizer)
+        if known is None or known[0] != groups:
+            of_it = (id(p) for group in optimizer.param_groups for p in group["params"])
+            cards = {self._cards[p] for p in of_it if p in self._cards}
+            self._known[optimizer] = known = (groups, bool(cards), [card for card in cards if card is not None])
+        return known
 
 
 def _gate_methods(kind: type) -> bool:
@@ -86,11 +126,12 @@ def _gate_methods(kind: type) -> bool:
 def _gated(method: Callable[..., Any], mode: bool | None) -> Callable[..., Any]:
     @functools.wraps(method)
     def gated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        gate = _gates.get(self)
+        hook = _hooks.get(self)
         # accelerate's wrapper, whose eval a Trainer calls at each evaluation, says no mode: what is inside passes.
-        if gate is not None and (mode is None or _mode_of(self) not in (mode, None)):
-            gate.enter_update()
-        return method(self, *args, **kwargs)
+        if hook is None or (mode is not None and _mode_of(self) in (mode, None)):
+            return method(self, *args, **kwargs)
+        with hook.update():
+            return method(self, *args, **kwargs)
 
     gated.passes_gate = True  # type: ignore[attr-defined]
     return gated

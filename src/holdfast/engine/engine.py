@@ -288,8 +288,12 @@ class Engine:
     @contextmanager
     def update(self) -> Iterator[None]:
         """Encloses an update that no torch optimizer makes; it waits at the gate like any other."""
-        self.gate.enter_update()
-        yield
+        if self._hook is None:
+            self.gate.enter_update()
+            yield
+        else:
+            with self._hook.update():
+                yield
 
     def ask(self, request: Request) -> PendingSave:
         """Asks for a save from this process; the pending save learns what becomes of it.
