@@ -22,6 +22,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a CUDA device where there is none."""
+    if item.get_closest_marker("cuda") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("SKIPPED, NOT PASSED: there is no CUDA device")
+
+
 WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]
 
 

@@ -2,7 +2,6 @@ import mmap
 import threading
 
 import pytest
-import torch
 
 from helpers.waiting import wait_until
 from holdfast.capture.staging import RING_BLOCKS, Block, Pool
@@ -158,6 +157,6 @@ def test_without_a_limit_it_is_a_part_of_what_is_free() -> None:
     assert 0 < StagingBudget(None).limit < 1 << 50
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="SKIPPED, NOT PASSED: there is no CUDA device")
+@pytest.mark.cuda
 def test_blocks_are_page_locked_for_a_device() -> None:
     assert all(block.tensor.is_pinned() for block in all_free(Pool(pinned=True), hurried=True))

@@ -163,7 +163,7 @@ def test_nothing_and_what_has_no_plain_memory() -> None:
     assert detector.changed(detector.fingerprint(), detector.fingerprint()) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="SKIPPED, NOT PASSED: there is no CUDA device")
+@pytest.mark.cuda
 def test_a_device_is_sampled_too() -> None:
     tensors = {"one": torch.zeros(MB, device="cuda"), "other": torch.zeros(MB, device="cuda")}
     assert seen(tensors, lambda: None) == []

@@ -352,7 +352,7 @@ def test_state_that_only_the_new_optimizer_has_goes_away(tmp_path: Path) -> None
     assert not second.state
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: state on a device is not tried")
+@pytest.mark.cuda
 @pytest.mark.parametrize("settings", [{}, {"fused": True}, {"capturable": True}], ids=str)
 @pytest.mark.parametrize("there", ["cpu", "cuda"])
 def test_state_goes_where_its_parameter_is_and_counters_where_they_are_read(

@@ -60,7 +60,7 @@ def test_one_inside_another() -> None:
     assert rng_state.record().encode() == expected
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: its generators are not tried")
+@pytest.mark.cuda
 def test_cuda_is_isolated_too() -> None:
     torch.rand(1, device="cuda")
     with evaluation():

@@ -150,7 +150,7 @@ def test_recording_does_not_initialize_cuda() -> None:
     assert done.stdout.split() == ["False"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="NO CUDA HERE: its generators are not tried")
+@pytest.mark.cuda
 def test_cuda_generators() -> None:
     own = torch.Generator("cuda").manual_seed(3)
 
