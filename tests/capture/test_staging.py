@@ -4,8 +4,9 @@ import threading
 import pytest
 
 from helpers.waiting import wait_until
-from holdfast.capture.staging import RING_BLOCKS, Block, Pool
+from holdfast.capture.staging import RING_BLOCKS, Pool
 from holdfast.capture.staging_budget import StagingBudget
+from holdfast.devices.arena import Arena, Block
 from holdfast.store.digest import BLOCK_BYTES
 
 RING = RING_BLOCKS * BLOCK_BYTES
@@ -39,7 +40,7 @@ def all_free(pool: Pool, *, hurried: bool) -> list[Block]:
 
 
 def test_a_pool_begins_as_a_small_ring_of_whole_pages() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     assert pool.bytes == RING
     blocks = all_free(pool, hurried=False)
     assert len({block.address for block in blocks}) == RING_BLOCKS
@@ -50,7 +51,7 @@ def test_a_pool_begins_as_a_small_ring_of_whole_pages() -> None:
 
 
 def test_the_block_that_was_given_back_last_is_the_next_to_be_taken() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     blocks = all_free(pool, hurried=False)
     pool.give(blocks[2])
     pool.give(blocks[0])
@@ -58,7 +59,7 @@ def test_the_block_that_was_given_back_last_is_the_next_to_be_taken() -> None:
 
 
 def test_who_finds_none_waits_until_one_comes_back() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     blocks, taken, looks = all_free(pool, hurried=False), [], threading.Event()
 
     class Stopped(threading.Event):
@@ -75,7 +76,7 @@ def test_who_finds_none_waits_until_one_comes_back() -> None:
 
 
 def test_who_waits_goes_on_when_the_save_is_given_up() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     all_free(pool, hurried=True)
     taken, given_up = [], threading.Event()
     thread = threading.Thread(target=lambda: taken.append(pool.take(training_waits(False), given_up)), daemon=True)
@@ -86,7 +87,7 @@ def test_who_waits_goes_on_when_the_save_is_given_up() -> None:
 
 
 def test_the_reserve_is_for_those_who_hurry() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     pool.grow(RING + 3 * BLOCK_BYTES)
     ring = all_free(pool, hurried=False)
     assert len(ring) == RING_BLOCKS
@@ -96,7 +97,7 @@ def test_the_reserve_is_for_those_who_hurry() -> None:
 
 
 def test_who_waits_for_the_ring_may_touch_the_reserve_once_training_waits() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     pool.grow(RING + BLOCK_BYTES)
     all_free(pool, hurried=False)
     event, taken = training_waits(False), []
@@ -108,7 +109,7 @@ def test_who_waits_for_the_ring_may_touch_the_reserve_once_training_waits() -> N
 
 
 def test_it_grows_to_what_is_wanted_and_never_shrinks() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     for wanted, more in ((0, 0), (RING, 0), (RING + 1, 1), (RING + 3 * BLOCK_BYTES, 3), (BLOCK_BYTES, 3)):
         pool.grow(wanted)
         assert pool.bytes == RING + more * BLOCK_BYTES
@@ -116,7 +117,7 @@ def test_it_grows_to_what_is_wanted_and_never_shrinks() -> None:
 
 
 def test_a_block_to_read_again_into_is_no_part_of_the_pool_and_is_kept() -> None:
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
     all_free(pool, hurried=True)
     with pool.scratch() as first, pool.scratch() as second:
         assert first.address != second.address
@@ -155,8 +156,3 @@ def test_it_grows_no_further_than_its_limit(limit: int) -> None:
 
 def test_without_a_limit_it_is_a_part_of_what_is_free() -> None:
     assert 0 < StagingBudget(None).limit < 1 << 50
-
-
-@pytest.mark.cuda
-def test_blocks_are_page_locked_for_a_device() -> None:
-    assert all(block.tensor.is_pinned() for block in all_free(Pool(pinned=True), hurried=True))

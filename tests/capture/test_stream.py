@@ -14,6 +14,7 @@ from helpers.waiting import wait_until
 from holdfast.capture.staging import RING_BLOCKS, Pool
 from holdfast.capture.stream import Stream
 from holdfast.capture.throttle import Throttle
+from holdfast.devices.arena import Arena
 from holdfast.errors import TornError
 from holdfast.store.digest import BLOCK_BYTES
 
@@ -65,7 +66,7 @@ class File:
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     """A pool that has all of its memory back in the end."""
-    pool = Pool(pinned=False)
+    pool = Pool(Arena(64 * BLOCK_BYTES))
     yield pool
     training_waits = threading.Event()
     training_waits.set()

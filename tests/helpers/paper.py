@@ -130,7 +130,7 @@ class Paper:
     def why_not_live(self) -> str:
         return self.older_than_live
 
-    def enter_thread(self) -> None:
+    def enter_thread(self, card: int | None = None) -> None:
         self._thread.entered = True
 
     def is_capturing(self) -> bool:
@@ -194,6 +194,9 @@ class Paper:
         if self.refuses_to_register_after is not None and len(self.registered) >= self.refuses_to_register_after:
             return f"the paper takes no {size:,} bytes more"
         self.registered.append((address, size))
+        return ""
+
+    def bus_address(self, card: int) -> str:
         return ""
 
     def free_bytes(self, card: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from holdfast.capture.staging import Pool
+from holdfast.devices.arena import Arena
 from holdfast.store import blocks
 from holdfast.store.blocks import BlockFile, takes_direct_writes
 from holdfast.store.digest import BLOCK_BYTES
@@ -25,7 +26,7 @@ SIZES = (0, 1, LARGE - 1, LARGE, LARGE + 1, LARGE + 511, LARGE + 4096, LARGE + 4
 @pytest.fixture(scope="module")
 def memory() -> memoryview:
     """Memory that begins at a page, as snapshots have it."""
-    block = Pool(pinned=False)._free[0]
+    block = Pool(Arena(64 * BLOCK_BYTES))._free[0]
     block.view[:] = random.Random(1).randbytes(BLOCK_BYTES)
     return block.view
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import torch
 
 from holdfast.capture.chunks import Chunk, ChunkPart, Sources, bytes_of
-from holdfast.capture.staging import Block, Pool
+from holdfast.capture.staging import Pool
+from holdfast.devices.arena import Block
 
 
 class Copier:

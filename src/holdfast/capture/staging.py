@@ -1,51 +1,46 @@
-"""Memory for snapshots: blocks that were touched once and are used again.
+"""Memory for snapshots: blocks that were made once and are used again. Nothing is allocated while a save runs."""
 
-Touching free memory is the hidden cost of a snapshot: fresh pages take copies at a tenth of the speed of resident ones
-(measured: 1.4 against 12.8 GB/s, and 0.3 where a virtual machine has given them back). So nothing is allocated while a
-save runs.
-"""
-
-import ctypes
-import mmap
+import errno
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from contextlib import contextmanager
 
-import torch
-
+from holdfast.devices.arena import Arena, Block
 from holdfast.store.digest import BLOCK_BYTES  # a block is digested as it is
 
 # A save uses no more while training does not wait for it: the disk sets the pace of the copies, and they stay cached.
 RING_BLOCKS = 6
+# With a device a block is a slab of several: the interpreter has less to do for each byte.
+RING_SLABS = 4
 # Nobody who waits for a block is woken when training comes to the gate; the disk gives one back about as often.
 _LOOK_SECONDS = 0.002
-
-
-@dataclass(frozen=True)
-class Block:
-    """One piece of resident memory: `BLOCK_BYTES` at a page's beginning; page-locked where there is CUDA."""
-
-    view: memoryview
-    address: int
-    tensor: torch.Tensor
-    owner: Any
 
 
 class Pool:
     """The resident blocks: a small ring, and a reserve for what is left when training comes to the gate.
 
+    With a device all of it may be used at any time, and somebody else makes the blocks (`capture/arena_making.py`).
+
     Args:
-        pinned: Makes page-locked blocks, for copies from a CUDA device.
+        arena: The memory.
+        block_bytes: The size of a block: a multiple of `BLOCK_BYTES`.
     """
 
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
-        self._changed = threading.Condition()
-        self._free = [_block(pinned) for _ in range(RING_BLOCKS)]
-        self._total = RING_BLOCKS
+    def __init__(self, arena: Arena, block_bytes: int = BLOCK_BYTES) -> None:
+        self.arena = arena
+        self.block_bytes = block_bytes
+        self.ring_bytes = (RING_BLOCKS if arena.device is None else RING_SLABS) * block_bytes
+        """The least that a save works with."""
+        lock = threading.Lock()
+        self._changed = threading.Condition(lock)
+        self._wanted = threading.Condition(lock)
+        self._waiting = 0
+        self._free: list[Block] = []
+        self._total = 0
+        self._failure = ""
         self._scratch: list[Block] = []
+        if arena.device is None:
+            self.grow(self.ring_bytes)
 
     @property
     def is_empty(self) -> bool:
@@ -53,27 +48,46 @@ class Pool:
         return not self._free
 
     @property
+    def is_waited_for(self) -> bool:
+        """True while somebody waits for a block."""
+        return self._waiting > 0
+
+    @property
     def bytes(self) -> int:
         """The size of the pool's memory, in bytes."""
-        return self._total * BLOCK_BYTES
+        return self._total * self.block_bytes
 
     def take(self, training_waits: threading.Event, stopped: threading.Event) -> Block | None:
         """Takes a block, and waits for one if it must.
 
         Args:
-            training_waits: Set while training waits; only then the reserve is touched.
+            training_waits: Set while training waits; without a device the reserve is touched only then.
             stopped: Set when the save has been given up.
 
         Returns:
             The block; None if the save was given up.
+
+        Raises:
+            OSError: There is no memory, not for a single block.
         """
         with self._changed:
-            while not stopped.is_set():
-                spared = 0 if training_waits.is_set() else self._total - RING_BLOCKS
-                if len(self._free) > spared:
-                    return self._free.pop()
-                self._changed.wait(_LOOK_SECONDS)
+            self._waiting += 1
+            try:
+                while not stopped.is_set():
+                    if len(self._free) > self._spared(training_waits):
+                        return self._free.pop()
+                    if self._failure and not self._total:
+                        raise OSError(errno.ENOMEM, f"no staging memory: {self._failure}")
+                    self._wanted.notify_all()
+                    self._changed.wait(_LOOK_SECONDS)
+            finally:
+                self._waiting -= 1
         return None
+
+    def try_take(self) -> Block | None:
+        """Takes any block that is free; None where there is none. Does not wait."""
+        with self._changed:
+            return self._free.pop() if self._free else None
 
     def give(self, block: Block) -> None:
         """Gives a block back."""
@@ -86,7 +100,7 @@ class Pool:
         """Gives a block to read something a second time into; it is kept for the next time."""
         with self._changed:
             block = self._scratch.pop() if self._scratch else None
-        block = block or _block(self._pinned)
+        block = block or Arena(self.block_bytes).make(self.block_bytes)
         try:
             yield block
         finally:
@@ -94,22 +108,36 @@ class Pool:
                 self._scratch.append(block)
 
     def grow(self, wanted: int) -> None:
-        """Makes the pool at least `wanted` bytes large. Called between saves, never during one."""
-        while self._total * BLOCK_BYTES < wanted:
-            block = _block(self._pinned)
-            with self._changed:
-                self._free.append(block)
-                self._total += 1
+        """Makes the pool at least `wanted` bytes large. Called between saves, never during one.
 
+        Raises:
+            OSError: There is not so much memory.
+        """
+        while self.bytes < wanted:
+            self.add(self.arena.make(self.block_bytes))
 
-def _block(pinned: bool) -> Block:
-    if pinned:
-        tensor = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
-        owner: Any = (ctypes.c_char * BLOCK_BYTES).from_address(tensor.data_ptr())
-    else:
-        owner = mmap.mmap(-1, BLOCK_BYTES)
-        with suppress(OSError):  # a kernel without huge pages
-            owner.madvise(mmap.MADV_HUGEPAGE)
-        tensor = torch.frombuffer(owner, dtype=torch.uint8)
-        tensor.zero_()  # touches every page
-    return Block(memoryview(owner).cast("B"), tensor.data_ptr(), tensor, owner)
+    def add(self, block: Block) -> None:
+        """Adds a block that the arena has made."""
+        with self._changed:
+            self._total += 1
+            self._free.append(block)
+            self._changed.notify()
+
+    def fail(self, reason: str) -> None:
+        """Takes in that no block will be added any more. Who waits for one while there is none at all is told so."""
+        self._failure = reason
+
+    def rest(self, seconds: float, ended: threading.Event) -> None:
+        """Waits, but not while somebody waits for a block, nor when `ended` is set; `wake` has that looked at."""
+        with self._wanted:
+            self._wanted.wait_for(lambda: self._waiting or ended.is_set(), seconds)
+
+    def wake(self) -> None:
+        """Wakes who rests."""
+        with self._wanted:
+            self._wanted.notify_all()
+
+    def _spared(self, training_waits: threading.Event) -> int:
+        if self.arena.device is not None or training_waits.is_set():
+            return 0
+        return self._total - RING_BLOCKS

@@ -1,14 +1,20 @@
 """The budget of memory for snapshots, and the growth of the pool to what training needs."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
-import torch
 
+from holdfast.capture.arena_making import ArenaMaking, Making
 from holdfast.capture.staging import RING_BLOCKS, Pool
+from holdfast.devices.arena import Arena
+from holdfast.devices.device import Device
 from holdfast.store.digest import BLOCK_BYTES
+
+_SLAB_BYTES = 16 * BLOCK_BYTES
+_SLABS_OF_STATE = 16
 
 # The limit and the use of a container, by the two versions of control groups; its own are mounted at their root.
 _CGROUPS = (
@@ -32,34 +38,96 @@ def available_memory() -> int:
 class StagingBudget:
     """The staging memory of one training.
 
-    It begins as a small ring. What it must hold beyond that is what the disk cannot take between a boundary and the
-    next update; both are measured, and the pool grows between saves.
+    Without a device it begins as a small ring. What it must hold beyond that is what the disk cannot take between a
+    boundary and the next update; both are measured, and the pool grows between saves. With a device it is to hold the
+    whole state, and is made beside training, by a thread.
 
     Args:
-        limit: The most bytes that it may take; None takes a quarter of the memory that is available now,
-            to the machine and to the container; only the ring where nobody tells that.
+        limit: The most bytes that it may take; None takes a quarter of the memory that is available now to this
+            process; only the ring where nobody tells that.
+        device: The accelerators that the state is on; None where there are none.
+        card: The one that the state is on, or most of it.
+        state_bytes: About how large the state is; None where nobody knows.
     """
 
-    def __init__(self, limit: int | None) -> None:
-        self.limit = available_memory() // 4 if limit is None else limit
-        self.pool = Pool(pinned=bool(torch.cuda.is_initialized()))  # type: ignore[no-untyped-call]
+    def __init__(
+        self, limit: int | None, device: Device | None = None, *, card: int = 0, state_bytes: int | None = None
+    ) -> None:
+        self.limit = _share_of_memory(device) if limit is None else limit
+        self._making: ArenaMaking | None = None
+        if device is None:
+            self.pool = Pool(Arena(max(self.limit, RING_BLOCKS * BLOCK_BYTES)))
+        else:
+            slab = _slab_bytes(state_bytes)
+            self.pool = _left(device, slab) or Pool(Arena(_machine_bytes(), device), slab)
+            self._making = ArenaMaking(self.pool, device, card)
 
     @property
     def bytes(self) -> int:
         """The bytes of the staging memory as it is now."""
         return self.pool.bytes
 
+    @property
+    def making(self) -> Making | None:
+        """The progress of its making, with a device; None without."""
+        return None if self._making is None else self._making.now
+
+    def state_known(self, size: int) -> None:
+        """Has what a save with a device needs be made, now that the state is as large as it will be."""
+        if self._making is not None:
+            slab = self.pool.block_bytes
+            self._making.want(min(-(-size // slab) * slab + self.pool.ring_bytes, self.limit // slab * slab))
+
     def grow(self, size: int, seconds: float, undisturbed: Sequence[float]) -> None:
-        """Grows the pool to what the last save would have needed. Called after it.
+        """Grows the pool to what the last save would have needed. Called after it; with a device nothing is to be done.
 
         Args:
             size: The bytes of the snapshot.
             seconds: The time that its writing took.
             undisturbed: The times from a boundary to the next update.
         """
-        if not undisturbed or seconds <= 0:
+        if self._making is not None or not undisturbed or seconds <= 0:
             return
         # The shorter steps decide: the 5th percentile.
         covered = sorted(undisturbed)[len(undisturbed) // 20] * size / seconds
-        ring = RING_BLOCKS * BLOCK_BYTES
-        self.pool.grow(min(int(size - covered) + ring, self.limit // BLOCK_BYTES * BLOCK_BYTES))
+        wanted = int(size - covered) + self.pool.ring_bytes
+        try:
+            self.pool.grow(min(wanted, self.limit // BLOCK_BYTES * BLOCK_BYTES))
+        except OSError:
+            self.limit = self.bytes  # there is no more: saves go on with what was made
+
+    def close(self) -> None:
+        """Ends the making. What the driver has locked stays locked, for the next training of this process."""
+        if self._making is not None and self._making.close():
+            _left_behind.append(self.pool)
+
+
+# Locked memory is not unlocked, which could meet copies, or the end of the interpreter.
+_left_behind: list[Pool] = []
+
+
+def _left(device: Device, slab: int) -> Pool | None:
+    """Returns what an earlier training has left, if there is something of this kind."""
+    for pool in _left_behind:
+        if pool.arena.device is device and pool.block_bytes == slab:
+            _left_behind.remove(pool)
+            return pool
+    return None
+
+
+def _slab_bytes(state_bytes: int | None) -> int:
+    """Returns the size of a slab: for a small state a smaller one, so that several are on their way."""
+    slab = BLOCK_BYTES
+    while slab < _SLAB_BYTES and (state_bytes is None or slab * _SLABS_OF_STATE < state_bytes):
+        slab *= 2
+    return slab
+
+
+def _share_of_memory(device: Device | None) -> int:
+    """Returns a quarter of what is available; with a device it is all taken, by each process of the host."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "") if device is not None else ""
+    return available_memory() // 4 // max(1, int(processes) if processes.isdecimal() else 1)
+
+
+def _machine_bytes() -> int:
+    return int(psutil.virtual_memory().total)

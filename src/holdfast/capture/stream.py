@@ -16,8 +16,9 @@ import torch
 from holdfast.capture.chunks import Image, Sources, bytes_of, in_order
 from holdfast.capture.copying import Copier, parts_of
 from holdfast.capture.nonfinite import NonFiniteScan, TensorRanges
-from holdfast.capture.staging import Block, Pool
+from holdfast.capture.staging import Pool
 from holdfast.capture.throttle import Throttle
+from holdfast.devices.arena import Block
 from holdfast.errors import TornError
 from holdfast.store.blocks import Sink
 

@@ -6,6 +6,7 @@ ROCm answers to the same names in torch. It was not run.
 import ctypes
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,9 +33,9 @@ class Cuda:
             return ""
         return f"torch {torch.__version__} is older than 2.11, from which on CUDA is read while training goes on"
 
-    def enter_thread(self) -> None:
-        for card in self._streams:
-            torch.cuda.set_device(card)  # a thread that has none makes a context on card 0
+    def enter_thread(self, card: int | None = None) -> None:
+        for number in [*self._streams] if card is None else [card]:
+            torch.cuda.set_device(number)  # a thread that has none makes a context on card 0
             break
         if self._runtime is not None:
             self._runtime.cudaThreadExchangeStreamCaptureMode(ctypes.byref(ctypes.c_int(_RELAXED)))
@@ -89,6 +90,12 @@ class Cuda:
             self._runtime.cudaGetLastError()  # else torch reports it at a kernel that has nothing to do with it
         return f"cudaHostRegister of {size:,} bytes: {code}"
 
+    def bus_address(self, card: int) -> str:
+        address = ctypes.create_string_buffer(32)
+        if self._runtime is None or self._runtime.cudaDeviceGetPCIBusId(address, len(address), card):
+            return ""
+        return address.value.decode().lower()
+
     def free_bytes(self, card: int) -> int:
         return int(torch.cuda.mem_get_info(card)[0])
 
@@ -115,4 +122,9 @@ def _runtime() -> Any:
 
 def device_in_use() -> Cuda | None:
     """Returns the device of this process; None where CUDA is not in use."""
-    return Cuda() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    return _cuda() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+
+
+@cache
+def _cuda() -> Cuda:
+    return Cuda()

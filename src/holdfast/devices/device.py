@@ -25,8 +25,12 @@ class Device(Protocol):
     def why_not_live(self) -> str:
         """Returns why nothing on it can be read while training goes on; empty if it can be."""
 
-    def enter_thread(self) -> None:
-        """Prepares the calling thread, which is ours: what it does spoils no graph that training captures meanwhile."""
+    def enter_thread(self, card: int | None = None) -> None:
+        """Prepares the calling thread, which is ours: what it does spoils no graph that training captures meanwhile.
+
+        Args:
+            card: The card that it works for; None for any of which there is a stream of ours.
+        """
 
     def is_capturing(self) -> bool:
         """Tells whether the calling thread captures a graph: what it enqueues is recorded, and not done."""
@@ -80,6 +84,9 @@ class Device(Protocol):
         Returns:
             The reason why it would not; empty where it did.
         """
+
+    def bus_address(self, card: int) -> str:
+        """Returns a card's address on the PCI bus, as in `0000:3b:00.0`; empty where nobody tells."""
 
     def free_bytes(self, card: int) -> int:
         """Returns the bytes of a card's memory that nobody uses."""
