@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
@@ -15,12 +14,14 @@ from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.capture.subject import Subject
 from holdfast.capture.throttle import Throttle
+from holdfast.devices.cuda import device_in_use
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.doors.signals import ends_training
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
 from holdfast.engine.hints import hints
+from holdfast.engine.losses import Losses
 from holdfast.engine.on_published import Hook, OnPublished
 from holdfast.engine.own_requests import OwnRequests
 from holdfast.engine.peers import Alone, Peers, RankZero
@@ -82,6 +83,7 @@ class Engine:
         wake = threading.Event()
         self.gate = Gate(wake)
         self._status: StatusFile = self.run.status
+        self.losses = Losses(self._status, self._rehearsing)
         self._stop = Stop(settings.stop_grace_seconds, self.run.status)
         self._hooks = OnPublished(self.log)
         self._outcomes = Outcomes(self._hooks, self.log)
@@ -201,7 +203,10 @@ class Engine:
             self._hook.remove()
         budget = StagingBudget(self.settings.staging_memory)
         throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
+        device = device_in_use()
+        self.losses.begin(device)
         self._subject = subject
+        subject.begin(self.losses.late)
         self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
         self._hook = OptimizerHook(self.gate, self._snapshots.parameters(), self._snapshots.optimizers())
         self._own.begin(subject, self._snapshots)
@@ -265,11 +270,6 @@ class Engine:
         if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
             self._saver.stand_still(reason)
         return Boundary(step, stage, {}, self._number, recorded, fingerprint)
-
-    def take_loss(self, loss: Any) -> None:
-        """Takes the loss of the step whose boundary comes next, as the program gives it."""
-        if self._rehearsing is not None:
-            self._rehearsing.take_loss(loss)
 
     def mark(self, step: int, stage: str) -> None:
         """Keeps the state of a step whose update is done and whose boundary is not reached yet.
