@@ -19,7 +19,7 @@ from holdfast.capture.staging import Pool
 from holdfast.devices.device import Device
 from holdfast.devices.machine import processors_next_to
 
-PAUSES = 20
+_PAUSES = 20
 """The pause after a slab, in times of what it took the driver to lock it."""
 # Nobody keeps a turn for so long; whoever does is not waited for again.
 _TURN_SECONDS = 30.0
@@ -145,7 +145,7 @@ class ArenaMaking:
                 return
             pool.add(slab)
             if not is_ring:
-                pool.rest(PAUSES * took, self._closed)
+                pool.rest(_PAUSES * took, self._closed)
 
     def _has_no_hurry(self) -> bool:
         pool = self._pool
