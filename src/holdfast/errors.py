@@ -13,6 +13,7 @@
       SaveError                         1   a save failed; training goes on
         NoSpaceError                    1   the disk is full, or would be
         LateError                       1   a rank did not come to a stop's boundary in time; it is tried again
+        DeviceLostError                 1   a card is lost, and had not given all of the state
         TornError                       1   the state was written to outside an update while it was saved
       PartialAccumulationError          1   `step()` was called in the middle of an accumulation
       CheckpointError
@@ -148,6 +149,10 @@ class TornError(SaveError):
         )
         self.names = tuple(names)
         self.at_rest = at_rest
+
+
+class DeviceLostError(SaveError):
+    """A card is lost, or a copy from it has failed. Nothing more is read from it."""
 
 
 class LateError(SaveError):

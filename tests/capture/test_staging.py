@@ -116,18 +116,6 @@ def test_it_grows_to_what_is_wanted_and_never_shrinks() -> None:
     assert len({block.address for block in all_free(pool, hurried=True)}) == RING_BLOCKS + 3
 
 
-def test_a_block_to_read_again_into_is_no_part_of_the_pool_and_is_kept() -> None:
-    pool = Pool(Arena(RING + 8 * BLOCK_BYTES))
-    all_free(pool, hurried=True)
-    with pool.scratch() as first, pool.scratch() as second:
-        assert first.address != second.address
-    assert all_free(pool, hurried=True) == [] and pool.bytes == RING
-    with pytest.raises(ZeroDivisionError), pool.scratch() as again:
-        raise ZeroDivisionError
-    with pool.scratch() as after:
-        assert again is after and after in (first, second)
-
-
 def test_the_reserve_covers_what_the_disk_cannot_take_before_the_next_update() -> None:
     reserve = StagingBudget(limit=12 * BLOCK_BYTES)
     assert reserve.pool.bytes == RING

@@ -73,20 +73,17 @@ class Sources:
         """The bytes of each piece where they are few or bytes already; otherwise a tensor whose bytes lie in order."""
         self.rearranged: list[tuple[torch.Tensor, torch.Tensor]] = []
         """Tensors whose bytes lie otherwise, each with the copy that is in order."""
-        self.on_device = False
         sizes = []
         for piece in image.pieces:
             if isinstance(piece, bytes):
                 sizes.append(len(piece))
                 self.memory.append(memoryview(piece))
                 continue
-            source = in_order(piece)
+            source = in_order(piece).cpu()  # no other device than `devices` knows is read while training goes on
             if source is not piece and source.data_ptr() != piece.data_ptr():
                 self.rearranged.append((piece, source))
             sizes.append(source.nbytes)
-            plain = source.device.type == "cpu"
-            self.on_device |= not plain
-            self.memory.append(_window(source) if plain and 0 < source.nbytes <= _SMALL_BYTES else source)
+            self.memory.append(_window(source) if 0 < source.nbytes <= _SMALL_BYTES else source)
         self.chunks = cut(tuple(sizes))
 
     def tensor(self, part: ChunkPart) -> torch.Tensor | None:

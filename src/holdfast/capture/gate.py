@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.hold import Hold, Holds
 from holdfast.capture.training_thread_calls import TrainingThreadCalls
 
 _REMEMBERED = 64
@@ -14,8 +15,7 @@ _REMEMBERED = 64
 _LOOK_SECONDS = 0.05
 # Where one rank asks for a save of a boundary, the others do so within this time of reaching it, or not at all.
 _CALL_SECONDS = 2.0
-# From its last boundary training comes to its end, where it is blocked, at once, unless the user has more to do there.
-_END_SECONDS = 2.0
+_END_SECONDS = 2.0  # a training comes from its last boundary to its end at once, unless the user has more to do there
 
 
 class Gate:
@@ -44,6 +44,7 @@ class Gate:
         self._calls = TrainingThreadCalls(self._changed)
         self._training_thread = threading.current_thread()
         self._ending = False
+        self._holds = Holds()
         self.blocked_since: float | None = None
         """The time at which training came to the shut gate (`time.monotonic`); None while it does not wait there."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
@@ -118,14 +119,14 @@ class Gate:
             if not self._updating and self._boundary is not None and not self._shut:
                 self.undisturbed_seconds.append(time.monotonic() - self._boundary.reached_at)
             self._wait_until_open()
+            self._holds.wait_on_cards()
             self._updating = True
             self._mark = None
 
     def mark(self, boundary: Boundary) -> None:
         """Keeps a state after an update, until the next one: what comes between it and its boundary may fail or hang.
 
-        Args:
-            boundary: The state, with the number of the boundary that is to follow.
+        It has the number of the boundary that is to follow.
         """
         with self._changed:
             self._mark = boundary
@@ -151,6 +152,7 @@ class Gate:
             last: True where training ends here.
         """
         with self._changed:
+            self._holds.look()
             self._boundary = boundary
             self._is_last = last
             self._updating = False
@@ -159,12 +161,9 @@ class Gate:
                 self._shut_here()
 
     def renew(self, boundary: Boundary) -> None:
-        """Shuts the gate at the last boundary, for a save that training asks for there.
+        """Shuts the gate at the last boundary, as it is to be saved, for a save that training asks for there.
 
         A snapshot of it that is being taken goes on; the gate stays shut for the next.
-
-        Args:
-            boundary: The last boundary, as it is to be saved.
         """
         with self._changed:
             self._boundary = boundary
@@ -214,10 +213,8 @@ class Gate:
     def run_on_training_thread(self, work: Callable[[], None]) -> None:
         """Has the blocked training thread run `work`, and waits for that; called by the thread that takes snapshots.
 
-        The gate is shut. A writer that needs collectives of all ranks belongs into the threads that train.
-
-        Args:
-            work: The call. An error of it is raised here, and not in training.
+        The gate is shut. A writer that needs collectives of all ranks belongs into the threads that train. An error of
+        it is raised here, and not in training.
         """
         with self._changed:
             done = self._calls.send(work)
@@ -323,7 +320,7 @@ class Gate:
     def has_made_its_calls(self, number: int) -> bool:
         """Returns whether training has asked for a save at a boundary, or will not do so any more."""
         with self._changed:
-            here = self._boundary
+            here = self.boundary
             return self._ending or (here is not None and here.number >= number and not self._may_call(here, number))
 
     def holds(self, number: int) -> bool:
@@ -331,12 +328,13 @@ class Gate:
         with self._changed:
             return self._shut and self._boundary is not None and self._boundary.number == number
 
-    def open(self, number: int | None) -> bool:
+    def open(self, number: int | None, hold: Hold | None = None) -> bool:
         """Lets training go on.
 
         Args:
             number: The boundary that was taken. One that training has reached since, and wants saved, keeps the gate
                 shut. None opens it whatever it is shut for; a snapshot that is not whole is lost then.
+            hold: What the next update waits for on the cards, where the boundary is still being read there.
 
         Returns:
             True when it was shut for that until now.
@@ -348,6 +346,8 @@ class Gate:
             is_shut_for_it = self._shut and (number is None or here is None or here.number == number)
             # Training has asked for one more save of the boundary that was taken.
             is_renewed = taken is not None and taken.number == number and here is not taken
+            if hold is not None:
+                self._holds.add(hold)
             if is_shut_for_it and not is_renewed:
                 self._shut = False
             self._changed.notify_all()

@@ -10,12 +10,12 @@ the file, and it divides the size of a block too.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from holdfast.capture.chunks import Chunk, ChunkPart, Sources
+from holdfast.capture.chunks import Chunk, ChunkPart
 
 # The second look at so much finds it in a nearer cache than the first. For less the calls take longer than the looks.
 _STRIDE_BYTES = 512 << 10
@@ -44,6 +44,13 @@ _KINDS = {
     torch.float8_e5m2: _Kind(1, 0x7C, 0xFC),
     torch.float8_e4m3fn: _Kind(1, 0x7F, 0xFF),
 }
+
+
+class Pieces(Protocol):
+    """The pieces of a file-to-be."""
+
+    def tensor(self, part: ChunkPart) -> torch.Tensor | None:
+        """Returns the tensor that a part's bytes come from; None where they are bytes."""
 
 
 class _Span(NamedTuple):
@@ -105,7 +112,7 @@ class NonFiniteScan:
         self.failing: set[str] = set()
         """The names of tensors in which there was some."""
 
-    def examine(self, sources: Sources, chunk: Chunk, view: memoryview) -> None:
+    def examine(self, sources: Pieces, chunk: Chunk, view: memoryview) -> None:
         """Looks at what a block holds. Any number of threads may do so, in any order."""
         spans = []
         for part in chunk.parts:

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 
 from holdfast.capture.boundary import Boundary
+from holdfast.capture.chunks import Image
+from holdfast.capture.device_stream import DeviceStream, follow
 from holdfast.capture.gate import Gate
+from holdfast.capture.hold import Hold, naming_loss
 from holdfast.capture.nonfinite import TensorRanges
 from holdfast.capture.replicas import Replicas
 from holdfast.capture.staging import Pool
 from holdfast.capture.stream import Stream
 from holdfast.capture.subject import Subject
 from holdfast.capture.throttle import Throttle
-from holdfast.capture.tripwire import Fingerprint, WriteDetector
-from holdfast.errors import SaveError, TornError
+from holdfast.capture.tripwire import Fingerprint, Lanes, WriteDetector
+from holdfast.devices.device import Device
+from holdfast.errors import DeviceLostError, SaveError, TornError
 from holdfast.state import environment
 from holdfast.store.blocks import BlockFile, takes_direct_writes
 from holdfast.store.folder import Folder
@@ -68,13 +72,22 @@ class Snapshots:
         gate: The gate between training and the thread that takes snapshots.
         pool: The staging memory.
         throttle: The limits to the writers.
+        device: The device that some of the state is on; None where all is with the host.
     """
 
-    def __init__(self, subject: Subject, gate: Gate, pool: Pool, throttle: Throttle | None = None) -> None:
+    def __init__(
+        self, subject: Subject, gate: Gate, pool: Pool, throttle: Throttle | None = None, device: Device | None = None
+    ) -> None:
         self._subject = subject
         self._live = subject.as_live()
         self._gate = gate
         self._pool = pool
+        self.device = device
+        """The device that some of the state is on; None where all is with the host."""
+        self.state_bytes = 0
+        """The size of the tensors that are read live, as of the last fingerprint."""
+        self._lanes: Lanes = {}
+        self._lost = ""
         self.throttle = throttle or Throttle()
         """May be changed from save to save."""
         # What only a writer of its own can gather is that writer's to tell apart.
@@ -106,28 +119,54 @@ class Snapshots:
         """Returns the optimizers whose updates wait at the gate."""
         return self._live.optimizers() if self._live is not None else ()
 
-    def fingerprint(self) -> Fingerprint:
-        """Takes the fingerprint of the state at a boundary. Called by training, or while it stands still."""
+    def fingerprint(self, lanes: Lanes | None = None) -> Fingerprint:
+        """Takes the fingerprint of the state at a boundary. Called by training.
+
+        Args:
+            lanes: The lanes of cards that training is known to use, beside those that it is in.
+        """
         if self._live is not None and (structure := self._live.structure()) != self._structure:
             self._tensors = self._live.live()
-            self._detector = WriteDetector(self._tensors, len(self._live.parameters()))
+            parameters, weights = len(self._live.parameters()), self._live.to_be_finite()
+            also = [] if self.device is None else [name for name in self._tensors if name not in weights]
+            self._detector = WriteDetector(self._tensors, parameters, self.device, also)
             self._ranges = None
             self._structure = structure
-            self.unreadable = self._live.unreadable()
+            self.state_bytes = sum(t.nbytes for t in self._tensors.values() if t.layout == torch.strided)
+            self.unreadable = self._live.unreadable() or self._why_not_on_cards()
             self.copied_buffers = self._live.copied_buffers()
-        return self._detector.fingerprint()
+        if self.device is not None:
+            here, used = self.device.lane, lanes or {}
+            self._lanes = {card: {here(card), *used.get(card, ())} for card in self._detector.cards}
+        return self._detector.fingerprint(self._lanes)
+
+    def fingerprint_of_blocked(self) -> Fingerprint:
+        """Takes the fingerprint of the state while training stands still. Called by the thread that takes snapshots."""
+        device = self.device
+        if device is None:
+            return self.fingerprint()
+        lanes = self._lanes
+        with naming_loss(device):
+            device.enter_thread()
+            for card, lane in ((card, lane) for card, used in lanes.items() for lane in used):
+                device.follow(card, device.mark(lane))
+            with device.ours():
+                return self.fingerprint(lanes)
 
     def renewed(self, boundary: Boundary) -> Fingerprint | None:
         """Returns the fingerprint of the last boundary, or one of now where only objects have changed since.
 
         Weights and an optimizer's state are not written to between two updates: where they differ, they may have been
-        swapped for an evaluation, and are not what training goes on from.
+        swapped for an evaluation, and are not what training goes on from. On a card only the save itself will see it.
         """
         then = boundary.fingerprint
         if self._live is None or then is None or self._live.structure() != self._structure:
             return then
-        changed = self._detector.changed(then, now := self._detector.fingerprint())
-        return now if changed and not self._live.to_be_finite().keys() & set(changed) else then
+        now = self._detector.fingerprint(self._lanes)
+        changed = self._detector.changed(then, now)
+        if not changed or self._live.to_be_finite().keys() & set(changed):
+            return then
+        return now._replace(earlier_card_samples=then.card_samples)
 
     def is_still_valid(self, boundary: Boundary) -> bool:
         """Tells if the state still consists of the tensors of a boundary's fingerprint."""
@@ -158,7 +197,8 @@ class Snapshots:
 
     def tally(self, boundary: Boundary) -> Mapping[str, Any]:
         """Digests what this rank holds at a boundary, and returns what rank 0 tells the others. The gate is shut."""
-        return self.replicas.tally(self._live.contents(boundary) if self._live is not None else {})
+        with self._behind(boundary):
+            return self.replicas.tally(self._live.contents(boundary) if self._live is not None else {})
 
     def _layout_pieces(self) -> Mapping[str, Any]:
         return self._live.layout_pieces() if self._live is not None else {}
@@ -175,38 +215,116 @@ class Snapshots:
 
     def _write(self, boundary: Boundary, folder: Folder) -> dict[str, str]:
         """Streams the files of a boundary into a directory; returns the digests by their paths."""
-        with self._torn_by_training(boundary), ExitStack() as opened:
-            self._require_untouched(boundary)
-            images = self._subject.file_images(boundary, folder)
-            if self._live is not None:
-                self.copied_buffers = self._live.copied_buffers()
-            if self._direct is None:
-                self._direct = takes_direct_writes(folder.through)
-            sinks = [
-                opened.enter_context(BlockFile(folder.through / image.path, image.size, direct=self._direct))
-                for image in images
-            ]
+        if self._lost:
+            raise DeviceLostError(self._lost)
+        try:
+            with ExitStack() as opened:
+                with self._torn_by_training(boundary), self._behind(boundary):
+                    self._require_untouched(boundary)
+                    images = self._subject.file_images(boundary, folder)
+                if self._live is not None:
+                    self.copied_buffers = self._live.copied_buffers()
+                stream = self._stream_from_host if self.device is None else self._stream_from_cards
+                sinks = stream(boundary, images, folder, opened)
+        except DeviceLostError as lost:
+            self._lost = str(lost)
+            raise
+        return {image.path: sink.digests() for image, sink in zip(images, sinks, strict=True)}
+
+    def _stream_from_host(
+        self, boundary: Boundary, images: Sequence[Image], folder: Folder, opened: ExitStack
+    ) -> Sequence[BlockFile]:
+        """Streams files from the memory of the host: all is read twice before the gate opens."""
+        with self._torn_by_training(boundary):
+            sinks = self._open_files(images, folder, opened)
             stream = Stream(
                 images,
                 sinks,
                 self._pool,
                 self._gate.training_waits,
                 self._name_of,
-                boundary.fingerprint.event if boundary.fingerprint is not None else None,
                 self.throttle,
                 self._ranges_at(boundary),
             )
             try:
                 stream.read()
-                self._require_untouched(boundary)
-                if not self._gate.open(boundary.number):
-                    raise _went_on()
+                self._let_go(boundary)
                 self.streamed = stream.streamed
                 stream.finish()
                 self.not_finite = stream.not_finite
             finally:
                 stream.close()
-        return {image.path: sink.digests() for image, sink in zip(images, sinks, strict=True)}
+        return sinks
+
+    def _stream_from_cards(
+        self, boundary: Boundary, images: Sequence[Image], folder: Folder, opened: ExitStack
+    ) -> Sequence[BlockFile]:
+        """Streams files from cards: the gate opens when all copies are enqueued. Before that nothing else is done."""
+        assert self.device is not None and self._live is not None and boundary.fingerprint is not None
+        stream = DeviceStream(
+            images,
+            self.device,
+            self._pool,
+            self._gate.training_waits,
+            boundary.fingerprint,
+            self._detector,
+            self._live.to_be_finite(),
+            self._name_of,
+            self.throttle,
+        )
+        try:
+            with self._torn_by_training(boundary):
+                if stream.enqueue(waits=False):
+                    self._let_go(boundary, stream.hold())
+            sinks = self._open_files(images, folder, opened)
+            stream.start(sinks)
+            with self._torn_by_training(boundary):
+                if not stream.is_enqueued:
+                    stream.enqueue(waits=True)
+                    self._let_go(boundary, stream.hold())
+            self.streamed = stream.streamed
+            stream.finish()
+            self.not_finite = stream.not_finite
+        finally:
+            stream.close()
+        return sinks
+
+    def _open_files(self, images: Sequence[Image], folder: Folder, opened: ExitStack) -> Sequence[BlockFile]:
+        if self._direct is None:
+            self._direct = takes_direct_writes(folder.through)
+        return [
+            opened.enter_context(BlockFile(folder.through / image.path, image.size, direct=self._direct))
+            for image in images
+        ]
+
+    def _let_go(self, boundary: Boundary, hold: Hold | None = None) -> None:
+        """Lets training go on: all is read, or what is still being read is held on its card."""
+        if hold is not None and self._gate.only_when_blocked and self.device is not None:
+            with naming_loss(self.device):
+                hold.wait()
+        self._require_untouched(boundary)
+        if not self._gate.open(boundary.number, hold):
+            raise _went_on()
+
+    @contextmanager
+    def _behind(self, boundary: Boundary) -> Iterator[None]:
+        """Encloses work of this thread that reads the state of a boundary: on cards it comes behind its update."""
+        if self.device is None or boundary.fingerprint is None:
+            yield
+            return
+        with naming_loss(self.device):
+            self.device.enter_thread()
+            follow(self.device, boundary.fingerprint)
+            with self.device.ours():
+                yield
+
+    def _why_not_on_cards(self) -> str:
+        if self.device is not None and self._detector.cards:
+            return self.device.why_not_live()
+        elsewhere = [name for name, tensor in self._tensors.items() if tensor.device.type not in ("cpu", "meta")]
+        if not elsewhere or self.device is not None:
+            return ""
+        return f"{elsewhere[0]} was not on {self._tensors[elsewhere[0]].device} when training began"
 
     def _require_untouched(self, boundary: Boundary) -> None:
         then = boundary.fingerprint

@@ -2,8 +2,6 @@
 
 import errno
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from holdfast.devices.arena import Arena, Block
 from holdfast.store.digest import BLOCK_BYTES  # a block is digested as it is
@@ -38,7 +36,6 @@ class Pool:
         self._free: list[Block] = []
         self._total = 0
         self._failure = ""
-        self._scratch: list[Block] = []
         if arena.device is None:
             self.grow(self.ring_bytes)
 
@@ -94,18 +91,6 @@ class Pool:
         with self._changed:
             self._free.append(block)
             self._changed.notify()
-
-    @contextmanager
-    def scratch(self) -> Iterator[Block]:
-        """Gives a block to read something a second time into; it is kept for the next time."""
-        with self._changed:
-            block = self._scratch.pop() if self._scratch else None
-        block = block or Arena(self.block_bytes).make(self.block_bytes)
-        try:
-            yield block
-        finally:
-            with self._changed:
-                self._scratch.append(block)
 
     def grow(self, wanted: int) -> None:
         """Makes the pool at least `wanted` bytes large. Called between saves, never during one.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from holdfast.capture.chunks import Image, Sources, bytes_of, in_order
-from holdfast.capture.copying import Copier, parts_of
+from holdfast.capture.copying import copy, parts_now, parts_of
 from holdfast.capture.nonfinite import NonFiniteScan, TensorRanges
 from holdfast.capture.staging import Pool
 from holdfast.capture.throttle import Throttle
@@ -47,7 +47,6 @@ class Stream:
         pool: The memory that may be used.
         training_waits: Set while training waits at the gate.
         name: Gives the name of a tensor, for whoever is told of a torn one.
-        after: On CUDA, the event that comes before anything may be read: the update that led to the boundary.
         throttle: The limits to the writers.
         ranges: The places of the tensors that are to hold finite numbers alone.
     """
@@ -59,19 +58,16 @@ class Stream:
         pool: Pool,
         training_waits: threading.Event,
         name: Callable[[torch.Tensor], str],
-        after: torch.cuda.Event | None = None,
         throttle: Throttle | None = None,
         ranges: TensorRanges | None = None,
     ) -> None:
         self._sources = [Sources(image) for image in images]
         self._chunks = [(file, chunk) for file, sources in enumerate(self._sources) for chunk in sources.chunks]
         self._rearranged = [pair for sources in self._sources for pair in sources.rearranged]
-        self._on_device = any(sources.on_device for sources in self._sources)
         self._sinks = sinks
         self._pool = pool
         self._training_waits = training_waits
         self._name = name
-        self._after = after
         self._throttle = throttle or Throttle()
         self._scan = NonFiniteScan(ranges or TensorRanges({}))
         self._processors = len(os.sched_getaffinity(0))
@@ -170,7 +166,6 @@ class Stream:
             raise self._error
 
     def _copy(self) -> None:
-        copier = Copier(self._pool, self._after)
         while not self._stopped.is_set():
             self._call_for_help(self._copy)
             with self._taking:  # the block comes with the chunk, so that the earliest chunk always has one
@@ -185,9 +180,9 @@ class Stream:
                 waited = self._training_waits.is_set()
             file, chunk = self._chunks[number]
             try:
-                copier.copy(self._sources[file], chunk, block)
-                # Training that waited all the while has written nothing. Kernels that it has launched still could.
-                is_live = self._on_device or not (waited and self._training_waits.is_set())
+                copy(self._sources[file], chunk, block)
+                # Training that waited all the while has written nothing.
+                is_live = not (waited and self._training_waits.is_set())
                 if is_live:
                     self._digests[number] = self._examine(number, block)
             except BaseException:
@@ -253,7 +248,6 @@ class Stream:
 
         A write between the two reads shows; one before the first is the write detector's to see.
         """
-        copier = Copier(self._pool, self._after)
         while not self._stopped.is_set():
             self._call_for_help(self._check)
             try:
@@ -261,8 +255,7 @@ class Stream:
             except IndexError:
                 return
             file, chunk = self._chunks[number]
-            with copier.read_again(self._sources[file], chunk) as parts:
-                now = self._sinks[file].digest(parts, chunk.offset)
+            now = self._sinks[file].digest(parts_now(self._sources[file], chunk), chunk.offset)
             for part, before, after in zip(chunk.parts, self._digests[number], now, strict=True):
                 tensor = self._sources[file].tensor(part)
                 if before != after and tensor is not None:
@@ -271,6 +264,6 @@ class Stream:
 
     def _check_rearranged(self) -> None:
         """Compares tensors with their copies that are in order: what was read again was the copies alone."""
-        for tensor, copy in self._rearranged:
-            if not torch.equal(bytes_of(in_order(tensor)), bytes_of(copy)):
+        for tensor, copied in self._rearranged:
+            if not torch.equal(bytes_of(in_order(tensor).cpu()), bytes_of(copied)):
                 self._torn.append(self._name(tensor))

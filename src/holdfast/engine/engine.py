@@ -6,22 +6,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.capture.optimizer_hook import OptimizerHook
-from holdfast.capture.snapshot import Snapshots
-from holdfast.capture.staging_budget import StagingBudget
 from holdfast.capture.subject import Subject
-from holdfast.capture.throttle import Throttle
-from holdfast.devices.cuda import device_in_use
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.doors.signals import ends_training
+from holdfast.engine.capturing import Capturing
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
 from holdfast.engine.hints import hints
-from holdfast.engine.losses import Losses
 from holdfast.engine.on_published import Hook, OnPublished
 from holdfast.engine.own_requests import OwnRequests
 from holdfast.engine.peers import Alone, Peers, RankZero
@@ -83,7 +79,6 @@ class Engine:
         wake = threading.Event()
         self.gate = Gate(wake)
         self._status: StatusFile = self.run.status
-        self.losses = Losses(self._status, self._rehearsing)
         self._stop = Stop(settings.stop_grace_seconds, self.run.status)
         self._hooks = OnPublished(self.log)
         self._outcomes = Outcomes(self._hooks, self.log)
@@ -93,9 +88,7 @@ class Engine:
         self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
         self._failure = Failure(session, self._intake, is_saved=settings.save_on_exception)
         self._own = OwnRequests(session, self._intake, self._saver, among_ranks=self.channel is not None)
-        self._subject: Subject | None = None
-        self._snapshots: Snapshots | None = None
-        self._hook: OptimizerHook | None = None
+        self._capturing: Capturing | None = None
         self._number = 0
         self.finished = False
         """True when training has come to its end by itself."""
@@ -196,32 +189,25 @@ class Engine:
             step: The step at which it begins: 0 unless it is resumed.
             max_steps: The step at which it ends; 0 if that is not known.
         """
-        if self._hook is not None:
+        if self._capturing is not None:
             if not self.gate.updating:
                 self.settle()
             self.gate.leave()  # what was reached before is the state of nothing any more
-            self._hook.remove()
-        budget = StagingBudget(self.settings.staging_memory)
-        throttle = Throttle(self.settings.save_rate_limit, self.settings.save_io_priority)
-        device = device_in_use()
-        self.losses.begin(device)
-        self._subject = subject
-        subject.begin(self.losses.late)
-        self._snapshots = Snapshots(subject, self.gate, budget.pool, throttle)
-        self._hook = OptimizerHook(self.gate, self._snapshots.parameters(), self._snapshots.optimizers())
-        self._own.begin(subject, self._snapshots)
+            self._capturing.end()
+        self._capturing = capturing = Capturing(subject, self.gate, self.settings)
+        self._own.begin(subject, capturing.snapshots)
         self.gate.begin()
         if self.origin.chosen is None:
             self.gate.reach(self._record(step, "update"), shut=False)
         self._status.beat(step)
-        self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes)
+        self._status.update(phase="training", max_steps=max_steps, staging_bytes=capturing.budget.bytes)
         if self._minutes is not None:
             self._minutes.restart()
         if self._rehearsing is not None:
             self._rehearsing.begin(step)
         if self.channel is not None and not self._saver.serving:
             self.channel.prepare()
-        self._saver.start(self._snapshots, budget)
+        self._saver.start(capturing.snapshots, capturing.budget)
         if self.origin.chosen is not None and not self.rank:
             self._saver.settle()  # what waits is answered with the checkpoint; a loop of short steps would be further
 
@@ -237,7 +223,7 @@ class Engine:
             scheduled: The reason of the schedule for a save of this very boundary; empty when it wants none.
             look: True where it is worth looking at the trigger file: once a step.
         """
-        assert self._subject is not None and self._snapshots is not None, "begin() comes first"
+        assert self._capturing is not None, "begin() comes first"
         self._shutdown.look()
         self.gate.leave()
         self._stop.reach(step)
@@ -252,7 +238,7 @@ class Engine:
         boundary = replace(boundary, scheduled=scheduled)
         self._status.beat(step)
         if self._rehearsing is not None:
-            self._rehearsing.reach(self._subject, boundary)
+            self._rehearsing.reach(self._capturing.subject, boundary)
         asked = look and self._intake.look(step, last=last)
         self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
         if self._rehearsing is not None:
@@ -262,14 +248,20 @@ class Engine:
 
     def _record(self, step: int, stage: str) -> Boundary:
         """Returns the boundary that training is at, with the small state and the fingerprint of the large one."""
-        assert self._subject is not None and self._snapshots is not None
-        copied = self._snapshots.copied_buffers
-        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
-        if self._snapshots.copied_buffers != copied:
-            self._status.update(copied_buffers=dict(self._snapshots.copied_buffers))
-        if (reason := self._snapshots.unreadable) and not self.gate.only_when_blocked:
+        assert self._capturing is not None
+        snapshots = self._capturing.snapshots
+        copied = snapshots.copied_buffers
+        boundary = self._capturing.record(step, stage, self._number)
+        if snapshots.copied_buffers != copied:
+            self._status.update(copied_buffers=dict(snapshots.copied_buffers))
+        if (reason := snapshots.unreadable) and not self.gate.only_when_blocked:
             self._saver.stand_still(reason)
-        return Boundary(step, stage, {}, self._number, recorded, fingerprint)
+        return boundary
+
+    def take_loss(self, loss: Any) -> None:
+        """Takes the loss of the step whose boundary comes next, as the program gives it."""
+        if self._rehearsing is not None:
+            self._rehearsing.take_loss(loss)
 
     def mark(self, step: int, stage: str) -> None:
         """Keeps the state of a step whose update is done and whose boundary is not reached yet.
@@ -281,18 +273,17 @@ class Engine:
             step: The step.
             stage: The stage, from which a resume knows what is to be done yet.
         """
-        assert self._subject is not None and self._snapshots is not None, "begin() comes first"
-        recorded, fingerprint = self._subject.record(), self._snapshots.fingerprint()
-        self.gate.mark(Boundary(step, stage, {}, self._number + 1, recorded, fingerprint))
+        assert self._capturing is not None, "begin() comes first"
+        self.gate.mark(self._capturing.record(step, stage, self._number + 1))
 
     @contextmanager
     def update(self) -> Iterator[None]:
         """Encloses an update that no torch optimizer makes; it waits at the gate like any other."""
-        if self._hook is None:
+        if self._capturing is None:
             self.gate.enter_update()
             yield
         else:
-            with self._hook.update():
+            with self._capturing.hook.update():
                 yield
 
     def ask(self, request: Request) -> PendingSave:
@@ -351,8 +342,8 @@ class Engine:
             self._shutdown.end()
             self._intake.close(has_left=has_left)
             self._saver.refuse("training ended before the next boundary")
-            if self._hook is not None:
-                self._hook.remove()
+            if self._capturing is not None:
+                self._capturing.end()
             self._write_end(error)
         finally:
             self._shutdown.over()

@@ -226,7 +226,7 @@ class Follower:
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
                 return "its state was given other tensors since the boundary; ask again", None
-            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint_of_blocked())
         try:
             snapshots.tally(boundary)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this save and not the training

@@ -229,7 +229,7 @@ class Saver:
             if not self._gate.is_blocked:
                 self._stale_before = boundary.number
                 return None
-            boundary = replace(boundary, fingerprint=snapshots.fingerprint())
+            boundary = replace(boundary, fingerprint=snapshots.fingerprint_of_blocked())
         if not self._batch.requests:
             return None
         self._merge_until = time.monotonic() + _MERGING_SECONDS

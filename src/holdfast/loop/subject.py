@@ -11,7 +11,6 @@ from holdfast.capture.chunks import Image
 from holdfast.capture.copying import why_not_live
 from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
-from holdfast.devices.late import LateNumbers
 from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.shares import Share, content_of, parameters_of, share_of, share_of_gradients
@@ -94,10 +93,6 @@ class LoopState:
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
         return self
-
-    def begin(self, late: LateNumbers | None) -> None:
-        """Takes in that training begins, and how it reads numbers of cards."""
-        self.gradients.begin(late)
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizers update."""
@@ -238,12 +233,6 @@ class LoopState:
         if part == GRADIENTS:
             return self.gradients.shard_range(name, shape)
         return self.parts.shard_range(part, name, shape)
-
-    def neighbors(self, part: str, rest: Any) -> Mapping[str, torch.Tensor]:
-        """Returns live tensors beside which tensors of a checkpoint will be that have no memory here yet."""
-        if part == GRADIENTS:
-            return self.gradients.neighbors()
-        return self.parts.neighbors(part, rest)
 
     def layout_pieces(self) -> Mapping[str, Any]:
         """Returns what those files hold of whole tensors, where several processes write them."""
