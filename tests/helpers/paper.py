@@ -199,6 +199,9 @@ class Paper:
     def bus_address(self, card: int) -> str:
         return ""
 
+    def unregister(self, address: int) -> None:
+        self.registered = [(begin, size) for begin, size in self.registered if begin != address]
+
     def free_bytes(self, card: int) -> int:
         return self.free
 

@@ -180,7 +180,7 @@ def test_a_file_that_gets_shorter_while_it_is_read_is_changed(
     one, _ = source(tmp_path / "f", data)
     targets = reading._targets
 
-    def truncating(*given: Any) -> list[tuple[int, memoryview]]:
+    def truncating(*given: Any) -> Any:
         os.truncate(tmp_path / "f", 50)
         return targets(*given)
 

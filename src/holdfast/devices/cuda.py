@@ -96,6 +96,10 @@ class Cuda:
             return ""
         return address.value.decode().lower()
 
+    def unregister(self, address: int) -> None:
+        if int(torch.cuda.cudart().cudaHostUnregister(address)) and self._runtime is not None:  # type: ignore[no-untyped-call]
+            self._runtime.cudaGetLastError()
+
     def free_bytes(self, card: int) -> int:
         return int(torch.cuda.mem_get_info(card)[0])
 

@@ -88,5 +88,8 @@ class Device(Protocol):
     def bus_address(self, card: int) -> str:
         """Returns a card's address on the PCI bus, as in `0000:3b:00.0`; empty where nobody tells."""
 
+    def unregister(self, address: int) -> None:
+        """Has the driver unlock what was locked from an address on. No copy to or from there is under way."""
+
     def free_bytes(self, card: int) -> int:
         """Returns the bytes of a card's memory that nobody uses."""

@@ -10,6 +10,7 @@ from holdfast.layouts.image import decode_json
 from holdfast.layouts.native_resized import resized
 from holdfast.layouts.pieces import PiecesReader, Wanted
 from holdfast.layouts.safetensors.reading import TensorFile
+from holdfast.layouts.uploads import Uploads
 from holdfast.state.part import BESIDE, RESERVED, SIDECAR_PREFIX, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange
 from holdfast.store import reading
@@ -19,8 +20,13 @@ from holdfast.store.manifest import File
 if TYPE_CHECKING:
     import torch
 
+    from holdfast.devices.device import Device
+
 NeededRange = Callable[[str, str, tuple[int, ...]], ShardRange | None]
 """For a part, a tensor's name and its whole shape: the range that this process needs; None for all of it."""
+
+Neighbors = Callable[[str, Any], Mapping[str, "torch.Tensor"]]
+"""For a part and the JSON that is stored of it: live tensors beside which its tensors will be, by name in the file."""
 
 
 class NativeReading:
@@ -36,6 +42,8 @@ class NativeReading:
         places: The ranges that are needed. Where it speaks of another whole shape, all is given. None: everything
             whole.
         memory: Live tensors by part and name, which are read into where they fit. All else goes to memory of its own.
+        device: The cards of this process, whose memory is read into as well; None reads into the host's alone.
+        neighbors: The places of memory of its own that is to be a card's. None: all such memory is the host's.
 
     Raises:
         DamagedCheckpointError: A file is not what the manifest says.
@@ -52,13 +60,17 @@ class NativeReading:
         own: bool = False,
         places: NeededRange | None = None,
         memory: Mapping[str, Mapping[str, "torch.Tensor"]] | None = None,
+        device: "Device | None" = None,
+        neighbors: Neighbors | None = None,
     ) -> None:
         self._folder = folder
         self._listed = {file.path: file for file in listed}
         self._tensors = tensors
         self._places = places
         self._memory = memory or {}
-        self._reader = PiecesReader(folder, self._listed)
+        self._neighbors = neighbors
+        self._uploads = None if device is None else Uploads(device, str(folder))
+        self._reader = PiecesReader(folder, self._listed, self._uploads)
         self._taken: list[tuple[int, int]] = []
         self._own_files = ownership.own_tensors(self._listed)
         self._own_rests = ownership.own_rests(self._listed)
@@ -81,6 +93,11 @@ class NativeReading:
         self.not_of_rank0 = [] if own else sorted(self._own_rests.keys() - content.keys())
         """The parts that rank 0 did not have, and another number of processes is not given."""
 
+    @property
+    def refusal(self) -> str:
+        """The driver's reason not to lock memory for what is read into cards; empty where there was none."""
+        return "" if self._uploads is None else self._uploads.refusal
+
     def read(self, *, through_cache: bool = False) -> None:
         """Reads the tensors to where they go, several files and blocks at a time, and digests every file.
 
@@ -90,7 +107,11 @@ class NativeReading:
         Raises:
             DamagedCheckpointError: The bytes are not those that were written. The tensors they went into are worthless.
         """
-        self._reader.read(through_cache=through_cache)
+        try:
+            self._reader.read(through_cache=through_cache)
+        finally:
+            if self._uploads is not None:
+                self._uploads.close()
 
     def _read_json(self, wanted: Mapping[str, str]) -> dict[str, Any]:
         content, problems = {}, []
@@ -147,12 +168,13 @@ class NativeReading:
             metadata = {**metadata, **self._reader.file(path).metadata}
         entries |= own
         tensors = LoadedTensors()
+        beside = self._beside(part, rest)
         for name, entry in entries.items():
             inside = name if name in own else name.removeprefix(SIDECAR_PREFIX)
             place = self._place(part, name, tuple(entry["shape"]))
             wanted = self._reader.want(name, entry["pieces"], place, inside)
             live = self._live(part, name, wanted)
-            tensors[name] = self._reader.plan(wanted, live)
+            tensors[name] = self._reader.plan(wanted, live, beside.get(name))
             if live is None:
                 tensors.free.add(name)
         return Stored(tensors, rest, {name: first for name, first in metadata.items() if name != "format"})
@@ -177,10 +199,19 @@ class NativeReading:
         needed = self._places(part, name, shape) if self._places is not None else None
         return needed if needed is not None and needed.shape == shape else ShardRange.whole(shape)
 
+    def _beside(self, part: str, rest: Any) -> Mapping[str, "torch.Tensor"]:
+        """Returns tensors on cards beside which those of a part will be that have no memory yet."""
+        uploads = self._uploads
+        if uploads is None or self._neighbors is None:
+            return {}
+        return {name: tensor for name, tensor in self._neighbors(part, rest).items() if uploads.is_on_card(tensor)}
+
     def _live(self, part: str, name: str, wanted: Wanted) -> "torch.Tensor | None":
         """Returns the live memory for a tensor, if it can be read into as it is, and no other tensor is."""
         tensor = self._memory.get(part, {}).get(name)
         if tensor is None or wanted.sparse is not None or not _is_plain(tensor):
+            return None
+        if tensor.device.type != "cpu" and (self._uploads is None or not self._uploads.is_on_card(tensor)):
             return None
         if tensor.dtype != wanted.dtype or tuple(tensor.shape) != wanted.lengths:
             return None
@@ -193,12 +224,11 @@ class NativeReading:
 
 
 def _is_plain(tensor: "torch.Tensor") -> bool:
-    """Tells whether a tensor's bytes lie in host memory, in the order of its indices, and mean what they say."""
+    """Tells whether a tensor's bytes lie in memory in the order of its indices, and mean what they say."""
     import torch
 
     return (
         tensor.layout == torch.strided
-        and tensor.device.type == "cpu"
         and tensor.is_contiguous()
         and not tensor.is_quantized
         and not tensor.is_conj()

@@ -22,6 +22,8 @@ from holdfast.text import quoted
 if TYPE_CHECKING:
     import torch
 
+    from holdfast.layouts.uploads import Uploads
+
 _HUGE = 2 << 20
 
 
@@ -69,11 +71,13 @@ class PiecesReader:
     Args:
         folder: The checkpoint, open.
         listed: The files that its manifest lists, by path.
+        uploads: The way to memory of cards; None where nothing is read into that.
     """
 
-    def __init__(self, folder: Folder, listed: Mapping[str, File]) -> None:
+    def __init__(self, folder: Folder, listed: Mapping[str, File], uploads: "Uploads | None" = None) -> None:
         self._folder = folder
         self._listed = listed
+        self._uploads = uploads
         self._files: dict[str, TensorFile] = {}
 
     def file(self, path: str) -> TensorFile:
@@ -113,12 +117,15 @@ class PiecesReader:
             raise DamagedCheckpointError(f"{self._folder}: the pieces of {quoted(name)} are of several dtypes")
         return Wanted(name, inside, place.lengths, parts, dtype)
 
-    def plan(self, wanted: Wanted, live: "torch.Tensor | None" = None) -> "torch.Tensor":
+    def plan(
+        self, wanted: Wanted, live: "torch.Tensor | None" = None, beside: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
         """Plans to read a range of a tensor.
 
         Args:
             wanted: The range.
             live: Live memory of its shape and dtype to read it into; None reads it into memory of its own.
+            beside: A tensor on the card whose memory that is to be; None makes it the host's.
 
         Returns:
             The tensor, which has its values once `read` has returned.
@@ -128,12 +135,17 @@ class PiecesReader:
         """
         if wanted.sparse is not None:
             return wanted.sparse
-        tensor = new_memory(wanted.name, wanted.lengths, wanted.dtype) if live is None else live
+        tensor = live
+        if tensor is None and beside is not None:
+            tensor = new_memory_beside(beside, wanted.lengths, wanted.dtype)
+        uploads = None if tensor is None else self._uploads
+        if tensor is None:
+            tensor = new_memory(wanted.name, wanted.lengths, wanted.dtype)
         for file, read in wanted.parts:
             into = tensor
             for dimension, (begin, length) in enumerate(zip(read.place, read.lengths, strict=True)):
                 into = into.narrow(dimension, begin, length)
-            file.bring(wanted.inside, read.begin, read.lengths, into)
+            file.bring(wanted.inside, read.begin, read.lengths, into, uploads)
         return tensor
 
     def read(self, *, through_cache: bool = False) -> None:
@@ -146,7 +158,14 @@ class PiecesReader:
             DamagedCheckpointError: The bytes are not those that were written. The tensors they went into are worthless.
         """
         sources = [file.source() for file in self._files.values()]
-        reading.read(self._folder, sources, through_cache=through_cache)
+        uploads = self._uploads if self._uploads is not None and self._uploads.are_wanted else None
+        if uploads is not None:
+            uploads.begin()
+        try:
+            reading.read(self._folder, sources, through_cache=through_cache, uploads=uploads)
+        finally:
+            if uploads is not None:
+                uploads.finish()
         problems = [source.problem for source in sources if source.problem is not None]
         if not problems:
             problems = [problem for file in self._files.values() if (problem := file.finish()) is not None]
@@ -207,6 +226,16 @@ def new_memory(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "to
         ) from error
     _use_huge_pages(tensor)
     return tensor
+
+
+def new_memory_beside(tensor: "torch.Tensor", lengths: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor | None":
+    """Returns memory where a tensor is, with no values yet; None if that card has not so much."""
+    import torch
+
+    try:
+        return torch.empty(lengths, dtype=dtype, device=tensor.device)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def _use_huge_pages(tensor: "torch.Tensor") -> None:

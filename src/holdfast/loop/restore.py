@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from holdfast.devices.cuda import device_in_use
 from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.native_reading import NativeReading
 from holdfast.log import RunLog
@@ -123,15 +124,15 @@ def _read_with_others(
 def _read(state: LoopState, folder: Folder, manifest: Manifest, *, strict: bool) -> _Content:
     """Compares everything with what is here before the first tensor is read, into the live ones where they fit."""
     # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
-    memory = state.parts.memory() if strict else None
     path, before = folder.path, manifest.world_size
     needs: dict[str, Any] = {
         "rank": state.rank,
         "saved_by": before,
         "own": before == state.world_size,
         "places": state.shard_range,
-        "memory": memory,
     }
+    if strict:
+        needs |= {"memory": state.parts.memory(), "device": device_in_use(), "neighbors": state.neighbors}
     try:
         reading = NativeReading(folder, manifest.files, manifest.tensors, **needs)
         if reading.refused:
@@ -143,6 +144,10 @@ def _read(state: LoopState, folder: Folder, manifest: Manifest, *, strict: bool)
         if strict and misfits:
             raise _does_not_fit(path, misfits)
         reading.read(through_cache=state.world_size > 1)
+        if reading.refusal:
+            content.notices.append(
+                f"read through memory that the driver does not lock, which is slow: {reading.refusal}"
+            )
     except CheckpointError as error:
         if not isinstance(error, DamagedCheckpointError) and (problems := verify(folder).problems):
             raise DamagedCheckpointError(f"{path}: {'; '.join(problems)}", list(problems)) from error

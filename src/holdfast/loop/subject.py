@@ -234,6 +234,12 @@ class LoopState:
             return self.gradients.shard_range(name, shape)
         return self.parts.shard_range(part, name, shape)
 
+    def neighbors(self, part: str, rest: Any) -> Mapping[str, torch.Tensor]:
+        """Returns live tensors beside which tensors of a checkpoint will be that have no memory here yet."""
+        if part == GRADIENTS:
+            return self.gradients.neighbors()
+        return self.parts.neighbors(part, rest)
+
     def layout_pieces(self) -> Mapping[str, Any]:
         """Returns what those files hold of whole tensors, where several processes write them."""
         if self.world_size == 1:

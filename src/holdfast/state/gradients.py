@@ -13,7 +13,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from holdfast.state.model import ModelPart
-from holdfast.state.part import GRADIENTS, Stored
+from holdfast.state.part import GRADIENTS, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange, is_distributed, local_of, range_of, written_by
 
 # A loop that has zeroed its gradients so often before its next backward pass does so always.
@@ -97,9 +97,12 @@ class Gradients:
             if tensor is None:
                 parameter.grad = None
             elif tensor.shape == local_of(parameter).shape:
-                # Of the same kind as the parameter, which may be distributed.
-                parameter.grad = torch.zeros_like(parameter.detach(), dtype=tensor.dtype)
-                local_of(parameter.grad).copy_(left.pop(name))
+                parameter.grad = _taken_over(parameter, name, stored)
+                if parameter.grad is None:
+                    # Of the same kind as the parameter, which may be distributed.
+                    parameter.grad = torch.zeros_like(parameter.detach(), dtype=tensor.dtype)
+                    local_of(parameter.grad).copy_(tensor)
+                del left[name]
         self.are_carried = self._told = True
         return [f"{name}: its gradient in the checkpoint fits nothing here, and is left out" for name in left]
 
@@ -125,6 +128,10 @@ class Gradients:
         """Returns the range of a whole gradient of a checkpoint that this process needs; None where it needs all."""
         parameter = self._parameters().get(name)
         return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
+
+    def neighbors(self) -> dict[str, torch.Tensor]:
+        """Returns the weights beside which gradients of a checkpoint will be."""
+        return {name: local_of(weight) for name, weight in self._parameters().items()}
 
     def _parameters(self) -> dict[str, torch.Tensor]:
         """Returns the weights by name, those of the models as of the last look at them."""
@@ -166,6 +173,15 @@ class Gradients:
             self.are_carried = True
         elif met:
             self._zeroed += 1
+
+
+def _taken_over(parameter: torch.Tensor, name: str, stored: Stored) -> torch.Tensor | None:
+    """Returns a checkpoint's own memory of a gradient, if it can be the parameter's; None where it must be copied."""
+    tensor = stored.tensors[name]
+    is_like = tensor.device == parameter.device and tensor.layout == torch.strided and parameter.is_contiguous()
+    if is_distributed(parameter) or not is_like or not isinstance(stored.tensors, LoadedTensors):
+        return None
+    return stored.tensors.claim(name)
 
 
 def _before_backward(model: ModelPart, call: Callable[[torch.Tensor], None]) -> RemovableHandle:

@@ -119,6 +119,14 @@ class LayeredOptimizerPart:
         layers = self._layers.items()
         return {_joined(key, name): tensor for key, part in layers for name, tensor in part.memory().items()}
 
+    def neighbors(self, rest: Any) -> dict[str, torch.Tensor]:
+        """Returns those of all layers."""
+        split = self._split(Stored({}, rest))
+        layers = ((key, part) for key, part in self._layers.items() if key in split)
+        return {
+            _joined(key, n): tensor for key, part in layers for n, tensor in part.neighbors(split[key].rest).items()
+        }
+
     def problems(self, stored: Stored) -> list[str]:
         """Returns the reasons why a checkpoint does not fit, of all layers."""
         split = self._split(stored)

@@ -159,6 +159,10 @@ class ModelPart:
         """Returns what this process has of weights and buffers."""
         return {slot.stored: local_of(slot.tensor) for slot in self._plan.slots}
 
+    def neighbors(self, rest: Any) -> dict[str, torch.Tensor]:
+        """Returns nothing: a module has memory for all that is its own."""
+        return {}
+
     def problems(self, stored: Stored) -> list[str]:
         """Returns the reasons why a checkpoint does not fit: names, shapes, dtypes, and which weights are one."""
         rest_of(stored, self.name, "model")

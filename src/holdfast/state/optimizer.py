@@ -165,15 +165,17 @@ class OptimizerPart:
 
     def shard_range(self, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Returns the range of this process's shard of a value: that of its parameter's, if they have one shape."""
-        owner = name
-        while owner and owner not in self._plan.known:
-            owner = owner.rpartition("/")[0]
-        parameter = self._plan.known.get(owner)
+        parameter = self._owner(name)
         return None if parameter is None or tuple(parameter.shape) != shape else range_of(parameter, name)
 
     def memory(self) -> dict[str, torch.Tensor]:
         """Returns what this process has of the state: nothing before the first step."""
         return {name: local_of(tensor) for name, tensor in self.live().items()}
+
+    def neighbors(self, rest: Any) -> dict[str, torch.Tensor]:
+        """Returns the parameters beside which their state was, by the names of its tensors."""
+        owners = {name: self._owner(name) for name, device in values.tensor_devices(rest) if device is None}
+        return {name: local_of(parameter) for name, parameter in owners.items() if parameter is not None}
 
     def problems(self, stored: Stored) -> list[str]:
         """Returns the reasons why a checkpoint does not fit: class, groups, their members, shapes of parameters."""
@@ -195,6 +197,13 @@ class OptimizerPart:
             zip(self._optimizer.param_groups, self._make_plan().groups, strict=True)
         )
         return optimizer_restore.fit_by_names(self.name, self._optimizer, groups, self._known(), stored)
+
+    def _owner(self, name: str) -> torch.Tensor | None:
+        """Returns the parameter that a value of the state is of, by its name in the file."""
+        owner = name
+        while owner and owner not in self._plan.known:
+            owner = owner.rpartition("/")[0]
+        return self._plan.known.get(owner)
 
     def _known(self) -> dict[str, torch.Tensor]:
         """Returns the parameters of all registered models, by name."""

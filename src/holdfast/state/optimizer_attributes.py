@@ -75,6 +75,10 @@ class AttributesPart:
         """Returns nothing: whether a tensor stays where it is is decided when all is read."""
         return {}
 
+    def neighbors(self, rest: Any) -> dict[str, torch.Tensor]:
+        """Returns nothing, likewise."""
+        return {}
+
     def problems(self, stored: Stored) -> list[str]:
         """Returns a line if the attributes are those of another class."""
         then, now = rest_of(stored, self.name, KIND).get("class"), type(self._optimizer).__qualname__

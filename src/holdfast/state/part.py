@@ -87,6 +87,16 @@ class Part(Protocol):
     def memory(self) -> Mapping[str, "torch.Tensor"]:
         """Returns the live memory that tensors of a checkpoint may be read into where they fit, by name in the file."""
 
+    def neighbors(self, rest: Any) -> Mapping[str, "torch.Tensor"]:
+        """Returns live tensors beside which tensors of a checkpoint will be that have no memory here yet.
+
+        Args:
+            rest: The JSON that the checkpoint has of the part, which anybody may have written.
+
+        Returns:
+            The live tensors, by the names that the others have in the file.
+        """
+
     def problems(self, stored: Stored) -> list[str]:
         """Returns the reasons why a checkpoint does not fit, a line for each mismatch. Changes nothing."""
 

@@ -78,6 +78,11 @@ class Parts:
             memory[part.name] = part.memory()
         return memory
 
+    def neighbors(self, part: str, rest: Any) -> Mapping[str, torch.Tensor]:
+        """Returns live tensors beside which tensors of a checkpoint's part will be that have no memory here yet."""
+        named = next((candidate for candidate in self._parts if candidate.name == part), None)
+        return {} if named is None else named.neighbors(rest)
+
     def shard_range(self, part: str, name: str, shape: tuple[int, ...]) -> ShardRange | None:
         """Returns the range of a whole tensor of a checkpoint that this process needs; None where it needs all."""
         named = next((candidate for candidate in self._parts if candidate.name == part), None)

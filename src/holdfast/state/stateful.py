@@ -97,6 +97,10 @@ class StatefulPart:
         """Returns nothing: only the object itself can put its state back."""
         return {}
 
+    def neighbors(self, rest: Any) -> dict[str, torch.Tensor]:
+        """Returns the large tensors that the object has itself: what it is given was where they are."""
+        return self._live
+
     def problems(self, stored: Stored) -> list[str]:
         """Returns a line if the checkpoint is of an object of another class."""
         then, now = rest_of(stored, self.name, "object").get("class"), type(self._object).__qualname__

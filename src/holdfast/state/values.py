@@ -116,6 +116,19 @@ def tensor_names(encoded: Any) -> Iterator[str]:
             waiting += item
 
 
+def tensor_devices(encoded: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the names of tensors that JSON speaks of, and their devices there: none for those that were at home."""
+    waiting = [encoded]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            if isinstance(name := item.get("$tensor"), str):
+                yield name, item.get("device")
+            waiting += item.values()
+        elif isinstance(item, list):
+            waiting += item
+
+
 def renamed(encoded: Any, rename: Callable[[str], str]) -> Any:
     """Returns JSON of `encode` with other names of its tensors."""
     if isinstance(encoded, list):

@@ -1,7 +1,8 @@
 """Files of a checkpoint, read in blocks by several threads, each block digested as it passes and put where it belongs.
 
 What is in the page cache is read through it, straight into place. What is not comes past it, through blocks of a few
-megabytes: to fill the cache on the way costs as much as the reading itself.
+megabytes: to fill the cache on the way costs as much as the reading itself. What belongs into memory that is not the
+host's goes through such blocks too, and on from there when its digest is proved.
 
 Standard library, and the digest's.
 """
@@ -14,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from holdfast.store import digest, files
 from holdfast.store.digest import BLOCK_BYTES
@@ -24,12 +26,38 @@ from holdfast.store.range_reading import Target, read_range
 READERS = 4
 
 
+class Elsewhere(Protocol):
+    """Bytes that are not in the host's memory: they can be counted and cut, and `Uploads` writes them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: slice, /) -> "Elsewhere": ...
+
+
+class Uploads(Protocol):
+    """The way to bytes elsewhere: through blocks of the host, which are copied from while others are read into.
+
+    Any thread may call it.
+    """
+
+    def take(self) -> memoryview:
+        """Returns a block of `BLOCK_BYTES`, aligned to pages. Waits until nothing is copied from it any more."""
+
+    def send(self, block: memoryview, parts: Sequence[tuple[int, Elsewhere]]) -> None:
+        """Takes a block back, and begins to copy from it.
+
+        Args:
+            block: The block.
+            parts: The first byte in the block of each part, and where the part goes.
+        """
+
+
 @dataclass(frozen=True)
 class Span:
     """A range of a file, and the memory that it goes to, of as many bytes."""
 
     offset: int
-    into: memoryview
+    into: memoryview | Elsewhere
 
 
 @dataclass
@@ -48,15 +76,18 @@ class Source:
     """The problem of the file, once it was read; None where there is none."""
 
 
-def read(folder: Folder, sources: Sequence[Source], *, through_cache: bool = False) -> None:
+def read(
+    folder: Folder, sources: Sequence[Source], *, through_cache: bool = False, uploads: Uploads | None = None
+) -> None:
     """Reads files, and leaves in each source its problem, if any. What arrived of such a one is worth nothing.
 
     Args:
         folder: The open directory of the checkpoint.
         sources: The files.
         through_cache: Has all go through the page cache: somebody else is about to read the same.
+        uploads: The way to what is elsewhere; needed where anything is. Its copies may be under way afterwards.
     """
-    _Reader(folder, sources, through_cache).run()
+    _Reader(folder, sources, through_cache, uploads).run()
 
 
 class _Open:
@@ -99,13 +130,15 @@ class _Unit:
     offset: int
     size: int
     targets: Sequence[Target]
+    elsewhere: Sequence[tuple[int, Elsewhere]]
 
 
 class _Reader:
-    def __init__(self, folder: Folder, sources: Sequence[Source], through_cache: bool) -> None:
+    def __init__(self, folder: Folder, sources: Sequence[Source], through_cache: bool, uploads: Uploads | None) -> None:
         self._folder = folder
         self._sources = sources
         self._through_cache = through_cache
+        self._uploads = uploads
         self._units = self._cut()
         self._opened: list[_Open] = []
         self._lock = threading.Lock()
@@ -136,10 +169,10 @@ class _Reader:
                 if source.problem is not None:
                     break
                 size = min(BLOCK_BYTES, source.file.size - offset)
-                targets = _targets(opened, offset, size)
-                if targets or source.spans is None:
+                targets, elsewhere = _targets(opened, offset, size)
+                if targets or elsewhere or source.spans is None:
                     opened.users += 1
-                    yield _Unit(opened, offset, size, targets)
+                    yield _Unit(opened, offset, size, targets, elsewhere)
             opened.leave()
 
     def _guarded(self) -> None:
@@ -149,13 +182,18 @@ class _Reader:
             self._error = self._error or error
 
     def _work(self) -> None:
-        block = memoryview(mmap.mmap(-1, BLOCK_BYTES))
+        uploads = self._uploads
+        block = memoryview(mmap.mmap(-1, BLOCK_BYTES)) if uploads is None else memoryview(b"")
         while self._error is None:
             with self._lock:
                 unit = next(self._units, None)
             if unit is None:
                 return
+            if uploads is not None:
+                block = uploads.take()
             _read(unit, block)
+            if uploads is not None:  # nothing of a file that is known to be damaged goes on
+                uploads.send(block, unit.elsewhere if unit.opened.source.problem is None else ())
             with self._lock:
                 unit.opened.leave()
 
@@ -176,18 +214,23 @@ def _read(unit: _Unit, block: memoryview) -> None:
             source.problem = changed(source.file)
 
 
-def _targets(opened: _Open, offset: int, size: int) -> list[Target]:
-    """Returns the memory that parts of a block go to, each with the first byte there."""
-    targets = []
+def _targets(opened: _Open, offset: int, size: int) -> tuple[list[Target], list[tuple[int, Elsewhere]]]:
+    """Returns the memory that parts of a block go to, the host's and other, each with the first byte in the block."""
+    targets: list[Target] = []
+    elsewhere: list[tuple[int, Elsewhere]] = []
     first = max(0, bisect_right(opened.starts, offset) - 1)
     for span in itertools.islice(opened.source.spans or (), first, None):
         begin = max(span.offset, offset)
         end = min(span.offset + len(span.into), offset + size)
         if begin < end:
-            targets.append((begin - offset, span.into[begin - span.offset : end - span.offset]))
+            into = span.into[begin - span.offset : end - span.offset]
+            if isinstance(into, memoryview):
+                targets.append((begin - offset, into))
+            else:
+                elsewhere.append((begin - offset, into))
         elif span.offset >= offset + size:
             break
-    return targets
+    return targets, elsewhere
 
 
 def read_small(folder: Folder, file: File, limit: int) -> tuple[bytes, str | None]:

@@ -19,6 +19,8 @@ from holdfast.text import quoted
 if TYPE_CHECKING:
     import torch
 
+    from holdfast.layouts.uploads import Uploads
+
 
 class Dense(NamedTuple):
     """A tensor as it lies in the file: its dtype and shape as they were before it was written, and its place."""
@@ -79,8 +81,23 @@ class TensorFile:
             return tuple(self.sparse[name].shape)
         return self.dense[name].shape if name in self.dense else None
 
-    def bring(self, name: str, begin: Sequence[int], lengths: Sequence[int], into: "torch.Tensor") -> None:
-        """Plans to read a range of a dense tensor into another tensor, of the same dtype and of the range's shape."""
+    def bring(
+        self,
+        name: str,
+        begin: Sequence[int],
+        lengths: Sequence[int],
+        into: "torch.Tensor",
+        uploads: "Uploads | None" = None,
+    ) -> None:
+        """Plans to read a range of a dense tensor into another tensor, of the same dtype and of the range's shape.
+
+        Args:
+            name: The tensor.
+            begin: The range's beginning.
+            lengths: Its lengths.
+            into: The other tensor.
+            uploads: The way there, if it may be on a card.
+        """
         import torch
 
         if name in self._spans:
@@ -92,7 +109,10 @@ class TensorFile:
         whole = torch.empty(shape, dtype=dtype, device="meta")
         part = _range(whole, begin, lengths)
         if part.is_contiguous() and into.is_contiguous():
-            self._spans[name] = Span(offset + int(part.storage_offset()) * dtype.itemsize, bytes_of(into))
+            remote = None if uploads is None else uploads.bytes_of(into)
+            self._spans[name] = Span(
+                offset + int(part.storage_offset()) * dtype.itemsize, bytes_of(into) if remote is None else remote
+            )
             return
         # Its bytes do not follow each other, there or here: its rows are read whole, and copied from there.
         read = torch.empty((len(rows), *shape[1:]), dtype=dtype)
