@@ -13,7 +13,7 @@ from helpers.paper import POLICIES, CardLostError, Paper
 from helpers.parts import same
 from holdfast import Checkpointer
 from holdfast.errors import DamagedCheckpointError, HoldfastError
-from holdfast.layouts import native, pieces, uploads
+from holdfast.layouts import native, native_reading, pieces, uploads
 from holdfast.layouts.uploads import Uploads
 from holdfast.state.part import Stored
 from holdfast.store import reading
@@ -108,6 +108,60 @@ def test_what_is_with_the_host_is_read_there_and_what_lies_otherwise_as_ever(che
 
 
 @pytest.fixture
+def of_the_host(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of tensors that memory of the host is taken for."""
+    names: list[str] = []
+    new_memory = pieces.new_memory
+
+    def noting(name: str, *given: Any) -> torch.Tensor:
+        names.append(name)
+        return new_memory(name, *given)
+
+    monkeypatch.setattr(pieces, "new_memory", noting)
+    return names
+
+
+def test_what_lies_otherwise_on_a_card_comes_through_the_host_a_little_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_host: list[str]
+) -> None:
+    state = {name: torch.rand(256, 64, generator=torch.Generator().manual_seed(ord(name))) for name in "abcd"}
+    for image in native.images([("model", state, MODEL)], {}):
+        (tmp_path / image.path).write_bytes(parts.content(image))
+    monkeypatch.setattr(native_reading, "_TOGETHER_BYTES", 2 * state["a"].nbytes)
+    live = {name: torch.zeros(64, 256).t() if name in "abd" else torch.zeros(256, 64) for name in state}
+    turns: list[list[str]] = []
+    read = pieces.PiecesReader.read
+
+    def noting(self: pieces.PiecesReader, **how: Any) -> None:
+        turns.append(of_the_host[sum(map(len, turns)) :])
+        read(self, **how)
+
+    monkeypatch.setattr(pieces.PiecesReader, "read", noting)
+    read_into(live, tmp_path, Paper("lazy"))
+    assert turns == [[], ["a", "b"], ["d"]]
+    assert all(torch.equal(live[name], tensor) for name, tensor in state.items())
+
+
+def test_where_a_card_has_no_memory_left_for_an_optimizers_state_it_goes_through_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_host: list[str]
+) -> None:
+    state = {name: torch.full((256, 64), float(ord(name))) for name in "ab"}
+    for image in native.images([("model", state, MODEL)], {}):
+        (tmp_path / image.path).write_bytes(parts.content(image))
+    empty = torch.empty
+
+    def full(*shape: Any, **how: Any) -> torch.Tensor:
+        if "device" in how and str(how["device"]) == "cpu":
+            raise torch.OutOfMemoryError("the paper is full")
+        return empty(*shape, **how)
+
+    beside = {name: torch.zeros(1) for name in state}
+    monkeypatch.setattr(torch, "empty", full)
+    stored, _ = parts.read(tmp_path, device=Paper("lazy"), neighbors=lambda part, rest: beside)
+    assert same(dict(stored["model"].tensors), state) and of_the_host == ["a", "b"]
+
+
+@pytest.fixture
 def damaged(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = checkpoint / "model.safetensors"
     place = path.stat().st_size // 2
@@ -194,7 +248,7 @@ class Loop:
 
 
 def test_a_training_on_cards_takes_nothing_of_its_state_into_the_hosts_memory_when_it_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_host: list[str]
 ) -> None:
     first = Loop(tmp_path)
     with first.checkpointer:
@@ -203,14 +257,6 @@ def test_a_training_on_cards_takes_nothing_of_its_state_into_the_hosts_memory_wh
     device = Paper("lazy", cards=2)
     device.refuses_to_register_after = 0
     monkeypatch.setattr("holdfast.loop.restore.device_in_use", lambda: device)
-    of_the_host: list[str] = []
-    new_memory = pieces.new_memory
-
-    def noting(name: str, *given: Any) -> torch.Tensor:
-        of_the_host.append(name)
-        return new_memory(name, *given)
-
-    monkeypatch.setattr(pieces, "new_memory", noting)
     second = Loop(tmp_path)
     with second.checkpointer:
         assert second.checkpointer.resume() == 1

@@ -1,7 +1,7 @@
 """A checkpoint of the native layout on its way into memory, of which one process reads the ranges that it needs."""
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     import torch
 
     from holdfast.devices.device import Device
+
+# Tensors of cards that lie otherwise than in the file come through so much memory of the host.
+_TOGETHER_BYTES = 64 << 20
 
 NeededRange = Callable[[str, str, tuple[int, ...]], ShardRange | None]
 """For a part, a tensor's name and its whole shape: the range that this process needs; None for all of it."""
@@ -72,6 +75,7 @@ class NativeReading:
         self._uploads = None if device is None else Uploads(device, str(folder))
         self._reader = PiecesReader(folder, self._listed, self._uploads)
         self._taken: list[tuple[int, int]] = []
+        self._later: list[tuple[Wanted, torch.Tensor]] = []
         self._own_files = ownership.own_tensors(self._listed)
         self._own_rests = ownership.own_rests(self._listed)
         native.refuse_unknown_pieces(self._listed, tensors)
@@ -109,6 +113,11 @@ class NativeReading:
         """
         try:
             self._reader.read(through_cache=through_cache)
+            for together in _in_turns(self._later):
+                copies = [(live, self._reader.plan(wanted)) for wanted, live in together]
+                self._reader.read(through_cache=through_cache)
+                for live, copy in copies:
+                    live.copy_(copy)
         finally:
             if self._uploads is not None:
                 self._uploads.close()
@@ -174,6 +183,10 @@ class NativeReading:
             place = self._place(part, name, tuple(entry["shape"]))
             wanted = self._reader.want(name, entry["pieces"], place, inside)
             live = self._live(part, name, wanted)
+            if live is not None and not live.is_contiguous():
+                tensors[name] = live
+                self._later.append((wanted, live))
+                continue
             tensors[name] = self._reader.plan(wanted, live, beside.get(name))
             if live is None:
                 tensors.free.add(name)
@@ -207,11 +220,15 @@ class NativeReading:
         return {name: tensor for name, tensor in self._neighbors(part, rest).items() if uploads.is_on_card(tensor)}
 
     def _live(self, part: str, name: str, wanted: Wanted) -> "torch.Tensor | None":
-        """Returns the live memory for a tensor, if it can be read into as it is, and no other tensor is."""
+        """Returns the live memory for a tensor, if it can be read into, and no other tensor is.
+
+        It is that of the host in the order of the tensor's indices, or a card's, in any order.
+        """
         tensor = self._memory.get(part, {}).get(name)
         if tensor is None or wanted.sparse is not None or not _is_plain(tensor):
             return None
-        if tensor.device.type != "cpu" and (self._uploads is None or not self._uploads.is_on_card(tensor)):
+        is_on_card = self._uploads is not None and self._uploads.is_on_card(tensor)
+        if not is_on_card and not (tensor.device.type == "cpu" and tensor.is_contiguous()):
             return None
         if tensor.dtype != wanted.dtype or tuple(tensor.shape) != wanted.lengths:
             return None
@@ -223,13 +240,29 @@ class NativeReading:
         return tensor.detach()
 
 
+def _in_turns(planned: Sequence[tuple[Wanted, "torch.Tensor"]]) -> Iterator[list[tuple[Wanted, "torch.Tensor"]]]:
+    """Yields them in their order, few at a time: each turn is in the host's memory at once."""
+    together: list[tuple[Wanted, torch.Tensor]] = []
+    size = 0
+    for wanted, live in planned:
+        if together and size + live.nbytes > _TOGETHER_BYTES:
+            yield together
+            together, size = [], 0
+        together.append((wanted, live))
+        size += live.nbytes
+    if together:
+        yield together
+
+
 def _is_plain(tensor: "torch.Tensor") -> bool:
-    """Tells whether a tensor's bytes lie in memory in the order of its indices, and mean what they say."""
+    """Tells whether a tensor's bytes lie side by side in memory, in whichever order, and mean what they say."""
     import torch
+
+    from holdfast.state.values import is_gapless
 
     return (
         tensor.layout == torch.strided
-        and tensor.is_contiguous()
+        and is_gapless(tensor.shape, tensor.stride())
         and not tensor.is_quantized
         and not tensor.is_conj()
         and not tensor.is_neg()

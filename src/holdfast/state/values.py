@@ -155,7 +155,7 @@ def _encode(value: Any, name: str, tensors: dict[str, torch.Tensor], home: torch
         if type(value) is torch.Tensor and value.layout == torch.strided and not value.is_contiguous():
             # A product of matrices is rounded otherwise when they lie otherwise.
             strides = list(value.stride())
-            return {**form, "strides": strides} if _is_gapless(value.shape, strides) else form
+            return {**form, "strides": strides} if is_gapless(value.shape, strides) else form
         return form
     if kind in _MAPPINGS:
         return _encode_mapping(value, name, tensors, home)
@@ -267,12 +267,12 @@ def _decode_tensor(encoded: Any, name: Any, tensors: Mapping[str, torch.Tensor],
     strides = encoded.get("strides")
     if strides is None:
         return own
-    if own.layout != torch.strided or not _is_gapless(own.shape, strides):
+    if own.layout != torch.strided or not is_gapless(own.shape, strides):
         raise CheckpointError(f"the tensor {quoted(name)} cannot have the strides {quoted(strides)}")
     return torch.empty_strided(own.shape, strides, dtype=own.dtype, device=own.device).copy_(own)
 
 
-def _is_gapless(shape: Sequence[int], strides: Sequence[int]) -> bool:
+def is_gapless(shape: Sequence[int], strides: Sequence[int]) -> bool:
     """Tells if elements lie side by side, in whichever order."""
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
