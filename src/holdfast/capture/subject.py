@@ -9,6 +9,7 @@ import torch
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.chunks import Image
 from holdfast.capture.replicas import Content, Replicas
+from holdfast.devices.late import LateNumbers
 from holdfast.store.folder import Folder
 
 
@@ -22,6 +23,9 @@ class Subject(Protocol):
 
     def unreadable(self) -> str:
         """Returns why the state can be read only while training stands still; empty if it can be at any time."""
+
+    def begin(self, late: LateNumbers | None) -> None:
+        """Takes in that training begins, and how numbers of cards are read without waiting, if there are cards."""
 
     def record(self) -> Any:
         """Returns the small state, as of now. Called by training at every boundary."""

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
@@ -18,6 +17,7 @@ from holdfast.engine.capturing import Capturing
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
 from holdfast.engine.hints import hints
+from holdfast.engine.losses import Losses
 from holdfast.engine.on_published import Hook, OnPublished
 from holdfast.engine.own_requests import OwnRequests
 from holdfast.engine.peers import Alone, Peers, RankZero
@@ -79,6 +79,7 @@ class Engine:
         wake = threading.Event()
         self.gate = Gate(wake)
         self._status: StatusFile = self.run.status
+        self.losses = Losses(self._status, self._rehearsing)
         self._stop = Stop(settings.stop_grace_seconds, self.run.status)
         self._hooks = OnPublished(self.log)
         self._outcomes = Outcomes(self._hooks, self.log)
@@ -195,6 +196,8 @@ class Engine:
             self.gate.leave()  # what was reached before is the state of nothing any more
             self._capturing.end()
         self._capturing = capturing = Capturing(subject, self.gate, self.settings)
+        self.losses.begin(capturing.device)
+        subject.begin(self.losses.late)
         self._own.begin(subject, capturing.snapshots)
         self.gate.begin()
         if self.origin.chosen is None:
@@ -257,11 +260,6 @@ class Engine:
         if (reason := snapshots.unreadable) and not self.gate.only_when_blocked:
             self._saver.stand_still(reason)
         return boundary
-
-    def take_loss(self, loss: Any) -> None:
-        """Takes the loss of the step whose boundary comes next, as the program gives it."""
-        if self._rehearsing is not None:
-            self._rehearsing.take_loss(loss)
 
     def mark(self, step: int, stage: str) -> None:
         """Keeps the state of a step whose update is done and whose boundary is not reached yet.

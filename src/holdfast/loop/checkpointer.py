@@ -3,7 +3,6 @@
 import inspect
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cache, partial
@@ -32,8 +31,6 @@ from holdfast.state.reachable import MOST_OBJECTS, known_of
 from holdfast.state.registry import Parts, parts_of
 from holdfast.store.retention import RetentionPolicy
 
-# A loss on a device is looked at this often for the status: looking waits for the device.
-_LOSS_SECONDS = 1.0
 # What a loop changes after `step()` shows in so many steps, once it changes at all.
 _LATE_LOOKS = 8
 
@@ -139,7 +136,6 @@ class Checkpointer:
         self._step: int | None = None
         self._parameters: list[torch.Tensor] = []
         self._until = 0
-        self._loss_at = 0.0
         self._looks_left = _LATE_LOOKS
 
     def __enter__(self) -> "Checkpointer":
@@ -282,9 +278,9 @@ class Checkpointer:
         self._require_an_update()
         for line in self._data.reach() if self._data is not None else ():
             self._engine.log.announce(line, logging.WARNING)
-        self._engine.take_loss(loss)
+        self._engine.losses.take(loss)
         self._step += 1
-        self._show(loss)
+        self._engine.losses.show(loss)
         due = self._save_steps is not None and self._step % self._save_steps == 0
         last = self._step == self._until
         scheduled = f"save_steps {self._save_steps}" if due else "save_at_end" if last and self._save_at_end else ""
@@ -347,12 +343,6 @@ class Checkpointer:
                 f"step() after step {self._step}: there are gradients, and no optimizer has taken its step with them",
                 hint="call step() once for each update; an update of your own goes into: with checkpointer.update():",
             )
-
-    def _show(self, loss: float | torch.Tensor | None) -> None:
-        if loss is None or time.monotonic() - self._loss_at < _LOSS_SECONDS:
-            return
-        self._loss_at = time.monotonic()
-        self._engine.run.status.update(loss=float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
 
 
 @cache

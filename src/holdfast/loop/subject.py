@@ -11,6 +11,7 @@ from holdfast.capture.chunks import Image
 from holdfast.capture.copying import why_not_live
 from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
+from holdfast.devices.late import LateNumbers
 from holdfast.layouts import native
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.shares import Share, content_of, parameters_of, share_of, share_of_gradients
@@ -93,6 +94,10 @@ class LoopState:
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
         return self
+
+    def begin(self, late: LateNumbers | None) -> None:
+        """Takes in that training begins, and how it reads numbers of cards."""
+        self.gradients.begin(late)
 
     def parameters(self) -> list[torch.Tensor]:
         """Returns what the optimizers update."""

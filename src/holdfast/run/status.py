@@ -4,10 +4,13 @@ import json
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from holdfast.store import files
 from holdfast.store.folder import Where
+
+if TYPE_CHECKING:
+    from holdfast.devices.late import LateNumber
 
 _RATE_SECONDS = 15.0
 
@@ -69,6 +72,7 @@ class StatusFile:
         self._status = status
         self._rate: Rate | None = None
         self._beat: tuple[int, float] | None = None
+        self._loss: LateNumber | None = None
 
     @property
     def now(self) -> Status:
@@ -90,6 +94,15 @@ class StatusFile:
         with self._lock:
             self._status = replace(self._caught_up(), **changes)
 
+    def show_loss(self, loss: "float | LateNumber | None") -> None:
+        """Shows a loss: now, or when a card has come to it. None shows nothing."""
+        if isinstance(loss, float):
+            self.update(loss=loss)
+            return
+        with self._lock:
+            self._caught_up()
+            self._loss = self._loss or loss  # the one that is on its way comes first: a card may be seconds behind
+
     def write(self) -> None:
         """Writes the file. Not synced: after a power cut nobody asks what a dead process was doing."""
         with self._writing:
@@ -97,10 +110,12 @@ class StatusFile:
             files.replace(self.where, json.dumps(content, indent=1).encode(), durable=False)
 
     def _caught_up(self) -> Status:
-        """Returns the status with the last beat in it. Called with the lock held."""
+        """Returns the status with the last beat and the last loss in it. Called with the lock held."""
         beat = self._beat
         if beat is not None and self._rate is not None:
             self._status = replace(self._status, step=beat[0], rate=self._rate.at(*beat))
+        if self._loss is not None and self._loss.is_there:
+            self._status, self._loss = replace(self._status, loss=self._loss.value), None
         return self._status
 
 

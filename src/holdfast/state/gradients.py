@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from holdfast.devices.late import LateNumber, LateNumbers, number_of
 from holdfast.state.model import ModelPart
 from holdfast.state.part import GRADIENTS, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange, is_distributed, local_of, range_of, written_by
@@ -32,13 +33,21 @@ class Gradients:
         self._models = models
         self._others = others or {}
         self._zeroed = 0
-        # For each weight that a backward pass came to: True while all of them have met a gradient there.
-        self._met: dict[str, bool] = {}
+        # For each weight that a backward pass came to: true while all of them have met a gradient there. A card says so
+        # in a tensor of its own.
+        self._met: dict[str, bool | torch.Tensor] = {}
+        self._late: LateNumbers | None = None
+        # What cards have yet to say of the passes before a boundary.
+        self._coming: list[LateNumber] = []
         self._hooks: list[RemovableHandle] = []
         self._told = False
         self._saved_without: list[int] = []
         self.are_carried = False
         """True once they were seen to go over a boundary."""
+
+    def begin(self, late: LateNumbers | None) -> None:
+        """Takes in how numbers of cards are read without waiting for them; None where there are none."""
+        self._late = late
 
     @property
     def bytes(self) -> int:
@@ -59,7 +68,7 @@ class Gradients:
                 for name, parameter in self._parameters().items()
                 if parameter.grad is not None
             }
-        if self._zeroed < _ENOUGH:
+        if self._zeroed < _ENOUGH and not self._coming:
             self._look()
         return None
 
@@ -141,8 +150,9 @@ class Gradients:
     def _look(self) -> None:
         """Has the next backward passes tell what they meet, if there is a gradient now."""
         weights = {n: w for n, w in self._parameters().items() if w.grad is not None and w.requires_grad}
-        # Of gradients that are zero by themselves nothing could be told.
-        if not any(_is_nonzero(weight.grad) for weight in weights.values() if weight.grad is not None):
+        # Of gradients that are zero by themselves nothing could be told; on a card they are met as zero.
+        present = [weight.grad for weight in weights.values() if weight.grad is not None]
+        if not any(self._is_on_card(gradient) or _is_nonzero(gradient) for gradient in present):
             self._zeroed += 1
             return
         for model in self._models:
@@ -157,8 +167,26 @@ class Gradients:
     def _meet(self, weights: Mapping[str, torch.Tensor], incoming: torch.Tensor) -> None:
         """Runs in a backward pass, before what comes is added to what is there."""
         for name, weight in weights.items():
-            present = weight.grad if self._met.get(name, True) else None
-            self._met[name] = present is not None and _is_nonzero(present)
+            before, present = self._met.get(name, True), weight.grad
+            if before is False or present is None:
+                self._met[name] = False
+            elif not self._is_on_card(present):
+                self._met[name] = _is_nonzero(present)
+            elif (flag := self._flag(present)) is not None:
+                self._met[name] = flag if before is True else flag & before
+
+    def _flag(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        """Has a card find out if a gradient of its own is other than zero; None where it is not the time to ask."""
+        assert self._late is not None
+        if self._late.device.is_capturing():
+            return None
+        try:
+            return _elements_of(gradient).any()
+        except torch.OutOfMemoryError:
+            return None
+
+    def _is_on_card(self, gradient: torch.Tensor) -> bool:
+        return self._late is not None and self._late.device.card_of(_elements_of(gradient)) is not None
 
     def _judge(self) -> None:
         """Takes in what the passes since the last boundary have met.
@@ -169,10 +197,22 @@ class Gradients:
         while self._hooks:
             self._hooks.pop().remove()
         met, self._met = self._met, {}
-        if any(met.values()):
-            self.are_carried = True
-        elif met:
+        if not met and not (self._coming and all(late.is_there for late in self._coming)):
+            return
+        answers: list[LateNumber | float | None] = [*self._coming, *self._ask(met)]
+        self._coming = [late for late in answers if isinstance(late, LateNumber) and not late.is_there]
+        if any(flag is True for flag in met.values()) or any(map(_is_yes, answers)):
+            self.are_carried, self._coming = True, []
+        elif not self._coming and None not in answers:
             self._zeroed += 1
+
+    def _ask(self, met: Mapping[str, bool | torch.Tensor]) -> list[LateNumber | float | None]:
+        """Asks each card if any weight of its own has met a gradient in all passes; it answers when it gets there."""
+        flags: dict[torch.device, list[torch.Tensor]] = {}
+        for flag in met.values():
+            if isinstance(flag, torch.Tensor):
+                flags.setdefault(flag.device, []).append(flag)
+        return [number_of(torch.stack(of_card).any(), self._late) for of_card in flags.values()]
 
 
 def _taken_over(parameter: torch.Tensor, name: str, stored: Stored) -> torch.Tensor | None:
@@ -204,9 +244,17 @@ def _tensors_in(output: object) -> Iterator[torch.Tensor]:
 
 
 def _is_nonzero(gradient: torch.Tensor) -> bool:
+    return bool(_elements_of(gradient).count_nonzero())
+
+
+def _elements_of(gradient: torch.Tensor) -> torch.Tensor:
     own = local_of(gradient).detach()
     # A sparse one is of a table that may not fit into memory a second time.
-    return bool((own._values() if own.layout == torch.sparse_coo else own.to_dense()).count_nonzero())
+    return own._values() if own.layout == torch.sparse_coo else own.to_dense()
+
+
+def _is_yes(answer: LateNumber | float | None) -> bool:
+    return bool(answer.value if isinstance(answer, LateNumber) else answer)
 
 
 def gradients_rest() -> dict[str, Any]:

@@ -162,7 +162,7 @@ class StepHooks:
     def log(self, logs: dict[str, Any]) -> None:
         """Shows the loss in the run's status."""
         if "loss" in logs:
-            self._engine.run.status.update(loss=float(logs["loss"]))
+            self._engine.losses.show(logs["loss"], each_time=True)
 
     def _new_subject(
         self, prefetch: PrefetchTracker, outside: TrainerOutside, protected: list[Path]
@@ -256,7 +256,7 @@ class StepHooks:
             scheduled = f"save_strategy {trainer.args.save_strategy.value}"
             self._save_wanted = False
         step = trainer.state.global_step
-        self._engine.take_loss(trainer._tr_loss)
+        self._engine.losses.take(trainer._tr_loss)
         self._engine.reach(
             step, stage=stage, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
         )

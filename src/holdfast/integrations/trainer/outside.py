@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Trainer
 
+from holdfast.devices.late import LateNumbers
 from holdfast.engine.engine import Engine
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import trl_state
@@ -74,6 +75,10 @@ class TrainerOutside:
     def copied(self) -> Mapping[str, int]:
         """Large tensors that are copied at every boundary, and the bytes that each takes."""
         return self._tensors.copied
+
+    def begin(self, late: LateNumbers | None) -> None:
+        """Takes in how numbers of cards are read without waiting for them."""
+        self._gradients.begin(late)
 
     def record(self) -> OutsideOfTrainer:
         """Records what changes, as of now. Called by training at every boundary."""

@@ -11,6 +11,7 @@ import torch
 from transformers import Trainer, TrainerControl, TrainerState
 
 from holdfast.capture.boundary import Boundary
+from holdfast.devices.late import LateNumbers
 from holdfast.integrations.trainer import callbacks, counters
 from holdfast.integrations.trainer.best import elsewhere
 from holdfast.integrations.trainer.counters import Counters
@@ -120,6 +121,10 @@ class Recorder:
         self.elapsed: Callable[[], float] = time.monotonic
         self.given: TrainerSettings | None = None
         """The settings that its user gave it."""
+
+    def begin(self, late: LateNumbers | None) -> None:
+        """Takes in that training begins, and how it reads numbers of cards."""
+        self._outside.begin(late)
 
     def record(self) -> TrainerRecord:
         """Records the small state, as of now."""

@@ -1,0 +1,88 @@
+"""A loop whose tensors are on a card: `step()` waits for nothing there, whatever it has to look at."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn, optim
+
+from helpers.launches import Launches
+from helpers.paper import Paper
+from holdfast import Checkpointer
+
+
+@pytest.fixture
+def paper(monkeypatch: pytest.MonkeyPatch) -> Paper:
+    made = Paper("lazy", in_step=True)
+    monkeypatch.setattr("holdfast.engine.capturing.device_in_use", lambda: made)
+    return made
+
+
+def launches(paper: Paper) -> Launches:
+    """Counts, and fails at what waits; the page that numbers of a card come to is the host's."""
+
+    def is_on_card(tensor: torch.Tensor) -> bool:
+        begins = [(begin, begin + size) for begin, size in paper.registered]
+        return not any(begin <= tensor.data_ptr() < end for begin, end in begins)
+
+    return Launches(is_on_card)
+
+
+class Loop:
+    def __init__(self, root: Path, way: str = "after", **settings: Any) -> None:
+        torch.manual_seed(1)
+        self.way = way
+        self.model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.optimizer = optim.AdamW(self.model.parameters(), 0.1)
+        self.said: list[str] = []
+        self.ckpt = Checkpointer(
+            root, model=self.model, optimizer=self.optimizer, say=self.said.append, save_steps=1, **settings
+        )
+
+    def train(self, steps: int, paper: Paper | None = None) -> str:
+        with self.ckpt:
+            for step in range(self.ckpt.resume(), steps):
+                loss = self.model(torch.full((1, 4), float(step))).square().sum()
+                loss.backward()
+                self.optimizer.step()
+                if self.way.startswith("after"):
+                    self.optimizer.zero_grad(set_to_none="in place" not in self.way)
+                if paper is None:
+                    self.ckpt.step(loss=loss.item())
+                else:
+                    with launches(paper):
+                        self.ckpt.step(loss=loss)
+                    paper.finish()
+        return str([weight.tolist() for weight in self.model.parameters()])
+
+
+def status(root: Path) -> Any:
+    return json.loads((root / ".holdfast" / "status.json").read_text())
+
+
+def test_a_loss_on_a_card_is_in_the_status_when_the_card_has_come_to_it(tmp_path: Path, paper: Paper) -> None:
+    loop = Loop(tmp_path)
+    loop.train(1, paper)
+    shown = status(tmp_path)["loss"]
+    assert shown is not None and shown == pytest.approx(
+        Loop(tmp_path / "host").model(torch.zeros(1, 4)).square().sum().item()
+    )
+
+
+@pytest.mark.parametrize("way", ["never", "after", "after, in place"])
+def test_gradients_on_a_card_are_judged_without_waiting_and_as_those_of_the_host(
+    tmp_path: Path, paper: Paper, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    cut = Loop(tmp_path / "cut", way)
+    cut.train(4, paper)
+    resumed = Loop(tmp_path / "cut", way)
+    ended = resumed.train(7, paper)
+    assert (tmp_path / "cut" / "checkpoint-4" / "gradients.safetensors").exists() == (way == "never")
+    assert [line for line in cut.said if "gradients add" in line] == (
+        ["gradients add up over step(): from step 3 on they are copied (160 bytes a step) and saved;"
+         " checkpoint-1 and checkpoint-2 had been saved without them"] if way == "never" else []
+    )  # fmt: skip
+    monkeypatch.setattr("holdfast.engine.capturing.device_in_use", lambda: None)
+    assert Loop(tmp_path / "host", way).train(7) == ended
