@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+from holdfast.state.card_copies import CardCopies
 from holdfast.state.module_tensors import TensorSlot
 from holdfast.state.sharding import local_of
 
@@ -20,15 +21,15 @@ _SAMPLE_BYTES = 64
 
 
 class BufferRecord(NamedTuple):
-    """The values of buffers at one boundary: bytes where memory can be read, clones elsewhere."""
+    """The values of buffers at one boundary: bytes where memory can be read, copies elsewhere."""
 
     in_windows: Sequence[tuple[TensorSlot, torch.Tensor]]
     raw: Sequence[bytes]
-    clones: Mapping[str, torch.Tensor]
+    copies: Mapping[str, torch.Tensor]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Returns the buffers as they were, by the names that they have in the file."""
-        tensors = dict(self.clones)
+        tensors = dict(self.copies)
         for (slot, like), raw in zip(self.in_windows, self.raw, strict=True):
             tensor = tensors[slot.stored] = torch.empty_like(like)
             ctypes.memmove(tensor.data_ptr(), raw, len(raw))
@@ -70,8 +71,8 @@ class Buffers:
             if moved := [slot.name for (slot, _), watch in watches if watch.has_moved()]:
                 self._moving.update(moved)
                 self._sort()
-        clones = {slot.stored: tensor.clone() for slot, tensor in self._cloned}
-        return BufferRecord(self._in_windows, [window.raw for window in self._windows], clones)
+        copies = self._copies.take(self._copied) if self._copied else {}
+        return BufferRecord(self._in_windows, [window.raw for window in self._windows], copies)
 
     def _sort(self) -> None:
         """Decides of each whether it is copied, the smallest first, or watched."""
@@ -86,7 +87,8 @@ class Buffers:
             (copied if left[device] >= 0 or slot.name in self._moving else self._watched).append((slot, tensor))
         self._in_windows = [(slot, tensor) for slot, tensor in copied if has_plain_memory(tensor)]
         self._windows = [window(tensor, 0, tensor.nbytes) for _, tensor in self._in_windows]
-        self._cloned = [(slot, tensor) for slot, tensor in copied if not has_plain_memory(tensor)]
+        self._copied = {slot.stored: tensor for slot, tensor in copied if not has_plain_memory(tensor)}
+        self._copies = CardCopies()
         self._watches = [Watch(tensor) for _, tensor in self._watched]
 
 

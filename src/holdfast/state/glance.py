@@ -28,7 +28,9 @@ class Watched:
         at = alias.nbytes // 2 // _SAMPLE_BYTES * _SAMPLE_BYTES if is_plain(alias) else 0
         size = min(_SAMPLE_BYTES, alias.nbytes - at) if is_plain(alias) else 0
         self.window = window(alias, at, size) if size and has_plain_memory(alias) else b""
-        self.view = alias.reshape(-1).view(torch.uint8)[at : at + size] if size and alias.is_cuda else None
+        # One that lies in another order would be copied as a whole, and the copy be looked at.
+        is_seen = size and alias.is_cuda and alias.is_contiguous()
+        self.view = alias.reshape(-1).view(torch.uint8)[at : at + size] if is_seen else None
         self.first = None if self.view is None else self.view.clone()
         """On a device, the sample as it was then."""
 
@@ -54,7 +56,8 @@ class Look(NamedTuple):
     pointers: Sequence[int]
     versions: Sequence[int]
     sample: bytes
-    on_device: torch.Tensor | None
+    on_cards: Sequence[torch.Tensor]
+    """A sample of each that is on one, card by card."""
 
 
 class Glance:
@@ -72,7 +75,11 @@ class Glance:
         self._strided = [each.place.tensor for each in all_watched if is_plain(each.alias)]
         self._versioned = [each.alias for each in all_watched if not each.alias.is_inference()]
         self._windows = [each.window for each in all_watched]
-        self._on_device = [(name, each) for name, each in watched.items() if each.view is not None]
+        by_card: dict[torch.device, list[tuple[str, torch.Tensor, torch.Tensor]]] = {}
+        for name, each in watched.items():
+            if each.view is not None and each.first is not None:
+                by_card.setdefault(each.view.device, []).append((name, each.view, each.first))
+        self._on_cards = list(by_card.values())
 
     def __eq__(self, other: object) -> bool:
         """Tells whether another one looks at the same tensors in the same places."""
@@ -91,13 +98,12 @@ class Glance:
             tensors = [holder[key] for holder, key in self._holders]
         except (LookupError, TypeError):
             tensors = [_item(holder, key) for holder, key in self._holders]
-        views = [each.view for _, each in self._on_device if each.view is not None]
         return Look(
             tensors,
             list(map(torch.Tensor.data_ptr, self._strided)),
             list(map(_version, self._versioned)),
             b"".join(self._windows),
-            torch.cat(views) if views else None,
+            [torch.cat([view for _, view, _ in of_card]) for of_card in self._on_cards],
         )
 
     def changed(self, then: Look, now: Look) -> list[str]:
@@ -124,16 +130,14 @@ class Glance:
 
     def changed_on_device(self, look: Look, before: Look | None = None) -> list[str]:
         """Names those on a device that differ from another look, or from how they were when they were met. It waits."""
-        if look.on_device is None:
-            return []
-        firsts = [each.first for _, each in self._on_device if each.first is not None]
-        then = torch.cat(firsts) if before is None or before.on_device is None else before.on_device
-        differs, changed, begin = (then != look.on_device).cpu(), [], 0
-        for name, each in self._on_device:
-            assert each.view is not None
-            if bool(differs[begin : begin + each.view.numel()].any()):
-                changed.append(name)
-            begin += each.view.numel()
+        changed = []
+        for number, (of_card, now) in enumerate(zip(self._on_cards, look.on_cards, strict=True)):
+            firsts = torch.cat([first for *_, first in of_card]) if before is None else before.on_cards[number]
+            differs, begin = (firsts != now).cpu(), 0
+            for name, view, _ in of_card:
+                if bool(differs[begin : begin + view.numel()].any()):
+                    changed.append(name)
+                begin += view.numel()
         return changed
 
 

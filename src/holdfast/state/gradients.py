@@ -13,6 +13,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from holdfast.devices.late import LateNumber, LateNumbers, number_of
+from holdfast.state.card_copies import CardCopies
 from holdfast.state.model import ModelPart
 from holdfast.state.part import GRADIENTS, LoadedTensors, Stored
 from holdfast.state.sharding import ShardRange, is_distributed, local_of, range_of, written_by
@@ -40,6 +41,8 @@ class Gradients:
         # What cards have yet to say of the passes before a boundary.
         self._coming: list[LateNumber] = []
         self._hooks: list[RemovableHandle] = []
+        # A gradient that the loop lets go is gone.
+        self._copies = CardCopies(keeps=False)
         self._told = False
         self._saved_without: list[int] = []
         self.are_carried = False
@@ -63,11 +66,10 @@ class Gradients:
         """
         self._judge()
         if self.are_carried:
-            return {
-                name: local_of(parameter.grad).detach().clone()
-                for name, parameter in self._parameters().items()
-                if parameter.grad is not None
-            }
+            own = {n: local_of(w.grad) for n, w in self._parameters().items() if w.grad is not None}
+            copies = {name: grad.detach().clone() for name, grad in own.items() if grad.device.type == "cpu"}
+            on_cards = {name: grad for name, grad in own.items() if name not in copies}
+            return {**copies, **self._copies.take(on_cards)} if on_cards else copies
         if self._zeroed < _ENOUGH and not self._coming:
             self._look()
         return None

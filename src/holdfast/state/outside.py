@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from holdfast.state.card_copies import CardCopies
 from holdfast.state.glance import Glance, Look, Watched, is_plain
 from holdfast.state.part import CARRIED, Stored
 from holdfast.state.reachable import Place, Walk, resolve
@@ -36,6 +37,8 @@ class OutsideRecord(NamedTuple):
     moving: Look
     """The look at those that change and were not copied."""
     copies: Mapping[str, torch.Tensor]
+    versions: Mapping[str, tuple[int, int]] = {}
+    """Of those copies that are on a card, the tensor that was copied, and its version."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Outside:
         # Those that change, and whether they are copied at every boundary.
         self._moving: dict[str, bool] = {}
         self._is_first = True
+        self._card_copies = CardCopies()
         self.complete = True
         """False where there was too much to be looked through."""
         self._arrange()
@@ -151,19 +155,25 @@ class Outside:
             self._moving.update(dict.fromkeys(changed, False))
             self._arrange()
             seen = self._still.look()
-        roots = self._roots() if self._copied else {}
-        copies = {}
-        for name, hops in self._copied:
-            if (tensor := resolve(roots, hops)) is not None:
+        copies, on_cards, versions = {}, {}, {}
+        for name, tensor in self._now_copied().items():
+            if tensor.device.type == "cpu":
                 copies[name] = tensor.detach().clone()
-        return OutsideRecord(self._still, seen, self._live, self._live.look(), copies)
+            else:
+                on_cards[name], versions[name] = tensor, _version_of(tensor)
+        if on_cards:
+            copies |= self._card_copies.take(on_cards)
+        return OutsideRecord(self._still, seen, self._live, self._live.look(), copies, versions)
 
     def changed_since(self, recorded: OutsideRecord) -> list[str]:
         """Names those that change, and have done so since a boundary."""
-        roots, changed = self._roots(), _since(recorded.live, recorded.moving)
-        for name, hops in self._copied:
-            tensor, then = resolve(roots, hops), recorded.copies.get(name)
-            if tensor is not None and then is not None and not torch.equal(tensor.detach(), then):
+        changed = recorded.live.changed(recorded.moving, recorded.live.look())
+        for name, tensor in self._now_copied().items():
+            if (then := recorded.copies.get(name)) is None:
+                continue
+            # To compare what is on a card, training would have to wait for it.
+            on_card = name in recorded.versions
+            if recorded.versions[name] != _version_of(tensor) if on_card else not torch.equal(tensor.detach(), then):
                 changed.append(name)
         return changed
 
@@ -193,6 +203,12 @@ class Outside:
                 left_out[name] = f"it is a {type(tensor).__name__} of layout {tensor.layout}"
         self._take(walked)
         return Carried(tensors, tuple(in_short(left_out)))
+
+    def _now_copied(self) -> dict[str, torch.Tensor]:
+        """Returns those that are copied at every boundary, as far as they are there."""
+        roots = self._roots() if self._copied else {}
+        there = ((name, resolve(roots, hops)) for name, hops in self._copied)
+        return {name: tensor for name, tensor in there if tensor is not None}
 
     def _changed(self, walked: Mapping[str, Place], recorded: OutsideRecord) -> list[str]:
         """Names those that are new, in the place of others, or seen to differ as closely as a save looks."""
@@ -265,6 +281,10 @@ def owner_of(name: str) -> str:
     """Returns the beginning of a place's name by which a user knows it: `ref_model`, `callbacks[Ema].shadow`."""
     first, *others = _SEGMENT.findall(name)
     return f"{first}.{others[0].partition('[')[0]}" if others and first.startswith(_ENCLOSING) else first
+
+
+def _version_of(tensor: torch.Tensor) -> tuple[int, int]:
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def _since(glance: Glance, then: Look) -> list[str]:
