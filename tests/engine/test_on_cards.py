@@ -34,11 +34,11 @@ State = dict[str, torch.Tensor]
 
 def state_of(loop: Loop) -> State:
     """The state as of now, by the names that it has in files."""
-    names = {parameter: f"optimizer.model.{name}" for name, parameter in loop.model.named_parameters()}
+    names = {id(parameter): f"optimizer.model.{name}" for name, parameter in loop.model.named_parameters()}
     parts = {"model": loop.model.state_dict(), "ema": loop.ema.state_dict()}
     state = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
     for parameter, moments in loop.optimizer.state.items():
-        state |= {f"{names[parameter]}/{kind}": tensor for kind, tensor in moments.items()}
+        state |= {f"{names[id(parameter)]}/{kind}": tensor for kind, tensor in moments.items()}
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
@@ -79,7 +79,8 @@ def test_a_torch_that_is_too_old_to_be_read_live_is_saved_at_boundaries_and_name
             loop.update(batch)
             then, answer = state_of(loop), loop.ckpt.save().wait(30)
             assert is_saved(answer.path, then)
-        assert json.loads((tmp_path / "run" / ".holdfast" / "status.json").read_text())["capture"] == "this torch is too old"
+        status = json.loads((tmp_path / "run" / ".holdfast" / "status.json").read_text())
+        assert status["capture"] == "this torch is too old"
     assert [event["reason"] for event in events(tmp_path / "run") if event["event"] == "capture"]
 
 
