@@ -1,38 +1,18 @@
 """The budget of memory for snapshots, and the growth of the pool to what training needs."""
 
+import mmap
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-
-import psutil
 
 from holdfast.capture.arena_making import ArenaMaking, Making
 from holdfast.capture.staging import RING_BLOCKS, Pool
 from holdfast.devices.arena import Arena
 from holdfast.devices.device import Device
+from holdfast.devices.machine import available_memory
 from holdfast.store.digest import BLOCK_BYTES
 
 _SLAB_BYTES = 16 * BLOCK_BYTES
 _SLABS_OF_STATE = 16
-
-# The limit and the use of a container, by the two versions of control groups; its own are mounted at their root.
-_CGROUPS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
-)
-
-
-def available_memory() -> int:
-    """Returns the bytes that are free, of the machine and of the container; 0 where nobody tells."""
-    try:
-        available: int = psutil.virtual_memory().available
-    except OSError:  # no /proc
-        return 0
-    for limit, used in _CGROUPS:
-        with suppress(OSError, ValueError):  # not this version, or "max"
-            available = min(available, max(0, int(limit.read_text()) - int(used.read_text())))
-    return available
 
 
 class StagingBudget:
@@ -130,4 +110,4 @@ def _share_of_memory(device: Device | None) -> int:
 
 
 def _machine_bytes() -> int:
-    return int(psutil.virtual_memory().total)
+    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
