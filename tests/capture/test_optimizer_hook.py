@@ -6,7 +6,7 @@ import pytorch_optimizer
 import torch
 from torch import nn
 
-from helpers.gates import begun, ended, gate_at, held
+from helpers.gates import begun, boundary, ended, gate_at, held
 from helpers.paper import Lane, Paper
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.optimizer_hook import OptimizerHook

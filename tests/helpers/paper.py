@@ -45,6 +45,24 @@ class PaperEvent:
         self.operation = operation
 
 
+class PaperGraph:
+    """A graph: what is put into lanes while it is captured is put there at each replay, and not before."""
+
+    def __init__(self, paper: "Paper") -> None:
+        self.paper = paper
+        self.works: list[tuple[int, Callable[[], None]]] = []
+
+    def capture_begin(self) -> None:
+        self.works.clear()
+
+    def capture_end(self) -> None:
+        pass
+
+    def replay(self) -> None:
+        for card, work in self.works:
+            self.paper.put(card, work)
+
+
 class Paper:
     """The device.
 
@@ -83,6 +101,9 @@ class Paper:
 
     def put(self, card: int, *works: Callable[[], None]) -> None:
         """Enqueues work of training in its current lane, in order; each may be cut from the next."""
+        if self._graph is not None:
+            self._graph.works += ((card, work) for work in works)
+            return
         with self._lock:
             for work in works:
                 self._add(self._lane(card), work)
@@ -107,13 +128,25 @@ class Paper:
             lanes[lane.card] = before
 
     @contextmanager
-    def capture(self) -> Iterator[None]:
+    def capture(self) -> Iterator["PaperGraph"]:
         """Encloses the capture of a graph by the calling thread."""
-        self._thread.capturing = True
+        graph = PaperGraph(self)
+        graph.capture_begin()
+        try:
+            with self.capturing(graph):
+                yield graph
+        finally:
+            graph.capture_end()
+
+    @contextmanager
+    def capturing(self, graph: "PaperGraph") -> Iterator[None]:
+        """Has what the calling thread puts into its lanes go into a graph: as autograd's threads do in a backward."""
+        before = self._graph
+        self._thread.graph = graph
         try:
             yield
         finally:
-            self._thread.capturing = False
+            self._thread.graph = before
 
     def lose_after(self, operations: int) -> None:
         """Loses the card after so many more operations of ours."""
@@ -134,7 +167,10 @@ class Paper:
         self._thread.entered = True
 
     def is_capturing(self) -> bool:
-        return bool(getattr(self._thread, "capturing", False))
+        return self._graph is not None
+
+    def graph_class(self) -> type:
+        return PaperGraph
 
     def lane(self, card: int) -> Hashable:
         return self._lane(card)
@@ -212,6 +248,11 @@ class Paper:
         with self._lock:
             while self._pending:
                 self._step(None)
+
+    @property
+    def _graph(self) -> "PaperGraph | None":
+        graph: PaperGraph | None = getattr(self._thread, "graph", None)
+        return graph
 
     def _lane(self, card: int) -> Lane:
         lanes: dict[int, Lane] = self._thread.__dict__.setdefault("lanes", {})

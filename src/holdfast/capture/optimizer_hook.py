@@ -10,6 +10,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from holdfast.capture.gate import Gate
+from holdfast.capture.graph_hook import GraphHook
 from holdfast.devices.device import Device
 
 # The methods besides `step` by which optimizers of others write weights: SAM's two halves, Lookahead's way to its slow
@@ -49,14 +50,18 @@ class OptimizerHook:
         device: Device | None = None,
     ) -> None:
         self._gate = gate
-        self._device = device
         self._cards = {id(p): None if device is None else device.card_of(p) for p in parameters}
         self._lanes: dict[int, set[Hashable]] = {card: set() for card in self._cards.values() if card is not None}
         # By optimizer: its number of groups as it was looked at, whether it owns parameters, and the cards of those.
         self._known: weakref.WeakKeyDictionary[Any, tuple[int, bool, list[int]]] = weakref.WeakKeyDictionary()
-        self._handles = [register_optimizer_step_pre_hook(self._before_step)]
-        if self._lanes:
-            self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        self._graphs = GraphHook(gate, device, self._lanes) if device is not None and self._lanes else None
+        before, after = self._before_step, self._after_step
+        if self._graphs is not None:
+            # Dynamo would trace them, into sets that change. On the host it leaves at the gate's lock.
+            before, after = map(torch.compiler.disable, (before, after))
+        self._handles = [register_optimizer_step_pre_hook(before)]
+        if self._graphs is not None:
+            self._handles.append(register_optimizer_step_post_hook(after))
         self._gated = [optimizer for optimizer in optimizers if _gate_methods(type(optimizer))]
         for optimizer in self._gated:
             _hooks[optimizer] = self
@@ -65,6 +70,8 @@ class OptimizerHook:
         """Takes the hooks away."""
         for handle in self._handles:
             handle.remove()
+        if self._graphs is not None:
+            self._graphs.remove()
         for optimizer in self._gated:
             if _hooks.get(optimizer) is self:
                 del _hooks[optimizer]
@@ -76,23 +83,22 @@ class OptimizerHook:
     @contextmanager
     def update(self) -> Iterator[None]:
         """Encloses an update, of whatever parameters: it waits at the gate before it writes."""
-        self._gate.enter_update()
+        self._enter_update()
         yield
-        self._note_lanes(self._lanes)
+        if self._graphs is not None:
+            self._graphs.note_lanes(self._lanes)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        is_captured = self._device is not None and self._device.is_capturing()
-        if self._look_at(optimizer)[1] and not is_captured:
-            self._gate.enter_update()
+        if self._look_at(optimizer)[1]:
+            self._enter_update()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._note_lanes(self._look_at(optimizer)[2])
+        if self._graphs is not None:
+            self._graphs.note_lanes(self._look_at(optimizer)[2])
 
-    def _note_lanes(self, cards: Iterable[int]) -> None:
-        device = self._device
-        if device is not None and not device.is_capturing():
-            for card in cards:
-                self._lanes[card].add(device.lane(card))
+    def _enter_update(self) -> None:
+        if self._graphs is None or not self._graphs.takes_in_update():
+            self._gate.enter_update()
 
     def _look_at(self, optimizer: torch.optim.Optimizer) -> tuple[int, bool, list[int]]:
         groups = len(optimizer.param_groups)

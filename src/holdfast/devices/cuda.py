@@ -43,6 +43,9 @@ class Cuda:
     def is_capturing(self) -> bool:
         return bool(torch.cuda.is_current_stream_capturing())
 
+    def graph_class(self) -> type:
+        return torch.cuda.CUDAGraph
+
     def lane(self, card: int) -> Hashable:
         return torch.cuda.current_stream(card)
 

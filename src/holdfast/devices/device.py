@@ -35,6 +35,9 @@ class Device(Protocol):
     def is_capturing(self) -> bool:
         """Tells whether the calling thread captures a graph: what it enqueues is recorded, and not done."""
 
+    def graph_class(self) -> type:
+        """Returns the class of captured graphs: with `capture_begin`, `capture_end` and `replay`."""
+
     def lane(self, card: int) -> Hashable:
         """Returns the stream that the calling thread uses on a card now."""
 

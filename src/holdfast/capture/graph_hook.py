@@ -1,0 +1,121 @@
+"""The hook that sends replays of captured graphs through the gate.
+
+An optimizer whose step is in a graph is called while the graph is captured, when nothing is done, and never again: its
+updates are the graph's replays.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+from holdfast.capture.gate import Gate
+from holdfast.devices.device import Device
+
+# The hooks of the runs that are open. More than one training in a process is rare, and none is the rule.
+_open: "set[GraphHook]" = set()
+
+
+class GraphHook:
+    """Knows which graphs may hold an update, and has each replay of those wait at the gate as the update that it is.
+
+    A graph that was captured before the hook was there may hold one: nobody has seen what went into it.
+
+    Args:
+        gate: The gate.
+        device: The accelerator that the parameters are on.
+        lanes: The lanes in which updates were enqueued, by card. Those of replays are added.
+    """
+
+    def __init__(self, gate: Gate, device: Device, lanes: Mapping[int, set[Hashable]]) -> None:
+        self._gate = gate
+        self._device = device
+        self._lanes = lanes
+        self._under_capture: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._without_update: weakref.WeakSet[Any] = weakref.WeakSet()
+        _watch(device.graph_class())
+        _open.add(self)
+
+    def remove(self) -> None:
+        """Takes the hook away."""
+        _open.discard(self)
+
+    def takes_in_update(self) -> bool:
+        """Takes in that an update begins, and returns whether it is captured: it is one at each replay, and not now.
+
+        Whichever graphs are under capture get it. That several are at once is rare, and too many of them gated is safe.
+        """
+        if not self._device.is_capturing():
+            return False
+        self._without_update.difference_update(tuple(self._under_capture))
+        return True
+
+    def begin_capture(self, graph: Any) -> None:
+        """Takes in that a graph is captured from now on."""
+        self._under_capture.add(graph)
+        self._without_update.add(graph)
+
+    def end_capture(self, graph: Any) -> None:
+        """Takes in that a graph is captured."""
+        self._under_capture.discard(graph)
+
+    def begin_replay(self, graph: Any) -> bool:
+        """Waits at the gate if there may be an update in a graph, and returns whether there may."""
+        if graph in self._without_update:
+            return False
+        if not self.takes_in_update():  # a graph inside of another is replayed with that
+            self._gate.enter_update()
+        return True
+
+    def note_lanes(self, cards: Iterable[int]) -> None:
+        """Takes in that the calling thread has enqueued an update in the lanes that it uses on cards."""
+        if not self._device.is_capturing():
+            for card in cards:
+                self._lanes[card].add(self._device.lane(card))
+
+    def end_replay(self) -> None:
+        """Takes in that the replay of an update was enqueued: on whichever cards."""
+        self.note_lanes(self._lanes)
+
+
+def _watch(kind: type) -> None:
+    """Has a class of graphs look for hooks. In the class, and once: whoever makes a graph makes it of that."""
+    for name, watched in (("capture_begin", _begins), ("capture_end", _ends), ("replay", _replays)):
+        method = getattr(kind, name)
+        if not getattr(method, "passes_gate", False):
+            replacement = watched(method)
+            replacement.passes_gate = True  # type: ignore[attr-defined]
+            setattr(kind, name, replacement)
+
+
+def _begins(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def capture_begin(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        for hook in tuple(_open):
+            hook.begin_capture(self)
+        return result
+
+    return capture_begin
+
+
+def _ends(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def capture_end(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for hook in tuple(_open):
+            hook.end_capture(self)
+        return method(self, *args, **kwargs)
+
+    return capture_end
+
+
+def _replays(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def replay(self: Any, *args: Any, **kwargs: Any) -> Any:
+        updated = [hook for hook in tuple(_open) if hook.begin_replay(self)]
+        result = method(self, *args, **kwargs)
+        for hook in updated:
+            hook.end_replay()
+        return result
+
+    return replay
