@@ -1,4 +1,4 @@
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import pytest
@@ -241,3 +241,45 @@ def test_optimizers_in_backward_are_known_by_the_lanes_of_the_threads_that_call_
         assert not any(map(torch.equal, before, model.parameters()))
     finally:
         hook.remove()
+
+
+class Watching(Paper):
+    """Knows whether it was ever asked for a lane by code that is being compiled."""
+
+    def __init__(self, *, in_step: bool) -> None:
+        super().__init__(in_step=in_step)
+        self.asked: set[bool] = set()
+
+    def lane(self, card: int) -> Hashable:
+        self.asked.add(torch.compiler.is_compiling())
+        return super().lane(card)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")
+@pytest.mark.parametrize("whole", [False, True], ids=["the optimizer's step", "the whole step"])
+def test_a_compiled_step_passes_each_time_and_nothing_of_the_hooks_is_compiled(whole: bool) -> None:
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    gate, paper, model = gate_at(0), Watching(in_step=True), nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
+    hook = OptimizerHook(gate, model.parameters(), device=paper)
+
+    def backward() -> None:
+        model(torch.ones(3, 4)).sum().backward()
+
+    def train() -> None:
+        backward()
+        optimizer.step()
+
+    compiled = torch.compile(train if whole else optimizer.step, backend="eager")
+    try:
+        for number in range(1, 13):
+            if not whole:
+                backward()
+            compiled()
+            assert gate.updating
+            gate.reach(boundary(number), shut=False)
+    finally:
+        hook.remove()
+    assert paper.asked == {False}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1 + whole, "the update is one graph, and made once"

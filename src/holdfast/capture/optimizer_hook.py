@@ -57,7 +57,7 @@ class OptimizerHook:
         self._graphs = GraphHook(gate, device, self._lanes) if device is not None and self._lanes else None
         before, after = self._before_step, self._after_step
         if self._graphs is not None:
-            # Dynamo would trace them, into sets that change. On the host it leaves at the gate's lock.
+            # Dynamo would trace them, and write down the lane of the first step. On the host the gate's lock ends that.
             before, after = map(torch.compiler.disable, (before, after))
         self._handles = [register_optimizer_step_pre_hook(before)]
         if self._graphs is not None:
