@@ -4,6 +4,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from helpers.paper import Lane, Paper
+from helpers.parts import raw
 from holdfast.capture.tripwire import WriteDetector
 
 MB = 1 << 20
@@ -168,3 +170,39 @@ def test_a_device_is_sampled_too() -> None:
     tensors = {"one": torch.zeros(MB, device="cuda"), "other": torch.zeros(MB, device="cuda")}
     assert seen(tensors, lambda: None) == []
     assert seen(tensors, lambda: tensors["other"].data.add_(1)) == ["other"]
+
+
+def test_what_is_on_cards_is_sampled_there_and_each_card_is_compared_alone() -> None:
+    paper = Paper(cards=2)
+    tensors = {
+        "first": paper.place(torch.ones(MB), 0),
+        "second": paper.place(torch.ones(MB), 1),
+        "host": paper.place(torch.ones(MB), None),
+    }
+    side = Lane("side", 1)
+    detector = WriteDetector(tensors, swappable=1, device=paper)
+    then = detector.fingerprint({0: {paper.lane(0)}, 1: {paper.lane(1), side}})
+    assert detector.cards == [0, 1] == sorted(then.card_samples)
+    assert [len(then.marks[card]) for card in (0, 1)] == [1, 2]
+    for name, card in (("second", 1), ("first", 0), ("host", None)):
+        tensors[name].data.fill_(7)
+        now = detector.fingerprint()
+        differing = {
+            number: set(detector.changed_on_card(number, raw(then.card_samples[number]), raw(now.card_samples[number])))
+            for number in (0, 1)
+        }
+        assert differing == {number: {name} if number == card else set() for number in (0, 1)}
+        assert detector.changed(then, now) == ([name] if card is None else [])
+        then = now
+
+
+def test_pointers_and_versions_of_all_are_compared_from_the_first_copy_to_the_last() -> None:
+    tensors = {**some_tensors(), "sparse": torch.eye(3).to_sparse()}
+    with torch.inference_mode():
+        tensors["inferred"] = torch.ones(3)
+    detector = WriteDetector(tensors, 1)
+    then = detector.glance()
+    assert detector.changed_since(then) == []
+    tensors["turned"].add_(0)
+    tensors["half"].data = tensors["half"].clone()
+    assert detector.changed_since(then) == ["half", "turned"]

@@ -128,3 +128,20 @@ def test_a_card_that_is_lost_fails_its_save_and_nothing_is_asked_of_it_again(tmp
                 assert paper.waits == waits
                 break
     assert good.saved and Path(good.path).is_dir()
+
+
+def test_what_a_user_has_changed_since_the_boundary_is_saved_as_of_the_call(tmp_path: Path, cards: Cards) -> None:
+    """A tensor of no part, too large to be copied at each boundary: on a card nobody may look at it in a step."""
+    cards(number=1)
+    loop = Loop(tmp_path / "run")
+    loop.model.table = torch.zeros(600_000)
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=5):
+            loop.update(batch)
+            loop.model.table.add_(1)
+            answer = loop.ckpt.save().wait(30)
+            again = loop.ckpt.save().wait(30)
+            assert again.path == answer.path
+            carried = load_file(Path(answer.path) / "carried.safetensors")
+            assert [tensor[0].item() for tensor in carried.values()] == [loop.ckpt.step_count]
+    assert not loop.ckpt._engine.gate.only_when_blocked
