@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.bench-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults fuzz soak check format bench clean
+.PHONY: help demo test test-full test-faults fuzz soak check format bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,13 @@ format: $(STAMP) ## let ruff rewrite what it can
 
 bench: $(BENCH) ## measure saves and loads beside those of others (two cores: about 22 minutes); writes benchmarks/results and docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --only save
+
+# No environment: a machine with a GPU has its own packages, of which one is a torch that fits its driver.
+gpu: ## on a machine with a GPU, with its own packages: tests, exactness, what a save costs (under 5 minutes; PART=name: that alone)
+	@PYTHONPATH=src:tests $(PYTHON) -m benchmarks.gpu check --seconds $(or $(SECONDS),280) $(if $(PART),--part $(PART))
+
+gpu-table: ## the same: a save beside those of others (PART=name: one alone); both write benchmarks/results and docs/benchmarks.md
+	@PYTHONPATH=src:tests $(PYTHON) -m benchmarks.gpu table $(if $(PART),--part $(PART))
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache outputs examples/data

@@ -2,42 +2,15 @@
 
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from benchmarks.goal import Goal
 from benchmarks.triggers import BOUNDARY, DOOR
 
 _MB, _MS = 1e6, 1e-3
 # A gigabyte more costs as much at the large sizes as at the small ones, but for the spread of figures.
 _KNEE = 1.25
-
-
-@dataclass(frozen=True)
-class Goal:
-    """One figure beside what it should be.
-
-    Args:
-        text: What it is.
-        value: What was measured.
-        limit: What it should be.
-        unit: The unit of both; empty for ratios.
-        least: Whether more is better.
-        bound: What it would be on this machine if ours took no longer than the disk alone, or a copy of what is cached;
-            None where that is unknown.
-    """
-
-    text: str
-    value: float
-    limit: float
-    unit: str = ""
-    least: bool = False
-    bound: float | None = None
-
-    @property
-    def reached(self) -> bool:
-        """Whether it is what it should be."""
-        return self.value >= self.limit if self.least else self.value <= self.limit
 
 
 def of(result: Mapping[str, Any]) -> list[Goal]:

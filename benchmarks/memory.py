@@ -26,7 +26,7 @@ class Peak:
     extra = 0
 
     def __enter__(self) -> "Peak":
-        self._before = self._now()
+        self._before = held()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -44,13 +44,20 @@ class Peak:
             self._look()
 
     def _look(self) -> None:
-        self.extra = max(self.extra, self._now() - self._before)
+        self.extra = max(self.extra, held() - self._before)
 
-    def _now(self) -> int:
-        processes = [str(os.getpid()), *_children("self")]
-        return _field(Path("/proc/meminfo"), "Shmem") + sum(
-            _field(Path(f"/proc/{process}/status"), "RssAnon") for process in processes
-        )
+
+def held() -> int:
+    """Returns the bytes that this process and its children hold: private pages of each, and all shared memory once."""
+    processes = [str(os.getpid()), *_children("self")]
+    return _field(Path("/proc/meminfo"), "Shmem") + sum(
+        _field(Path(f"/proc/{process}/status"), "RssAnon") for process in processes
+    )
+
+
+def available() -> int:
+    """Returns the bytes that the machine could still give."""
+    return _field(Path("/proc/meminfo"), "MemAvailable")
 
 
 class Ballast:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import first_step, goals, results
+from benchmarks.goal import Goal
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
@@ -118,7 +119,7 @@ def _of_first_step(ways: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) 
     yield _line(["in all", *(_spread(whole, 1.0) for whole in wholes)])
 
 
-def _of_goals(found: Sequence[goals.Goal]) -> Iterator[str]:
+def _of_goals(found: Sequence[Goal]) -> Iterator[str]:
     yield _line(["figure", "goal", "measured", "", "what this machine allows"])
     yield _line(["---"] * 5)
     for goal in found:
