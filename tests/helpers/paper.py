@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 
 POLICIES = ("eager", "lazy", "training first", "ours first", "random")
@@ -321,6 +322,13 @@ class Paper:
         operation.done = True
         operation.lane.queue.popleft()
         self._pending.remove(operation)
+
+
+def taken_for_cards(monkeypatch: pytest.MonkeyPatch, paper: Paper) -> Paper:
+    """Has trainings that begin from now on take the memory of the host for that of a device's cards."""
+    for where in ("holdfast.engine.capturing", "holdfast.loop.restore"):
+        monkeypatch.setattr(f"{where}.device_in_use", lambda: paper)
+    return paper
 
 
 def _fill(tensor: torch.Tensor, value: float) -> None:

@@ -87,7 +87,8 @@ class Snapshots:
         self.state_bytes = 0
         """The size of the tensors that are read live, as of the last fingerprint."""
         self._lanes: Lanes = {}
-        self._lost = ""
+        self.lost = ""
+        """The reason why nothing on the device is touched any more; empty while it is there."""
         self.throttle = throttle or Throttle()
         """May be changed from save to save."""
         # What only a writer of its own can gather is that writer's to tell apart.
@@ -215,8 +216,6 @@ class Snapshots:
 
     def _write(self, boundary: Boundary, folder: Folder) -> dict[str, str]:
         """Streams the files of a boundary into a directory; returns the digests by their paths."""
-        if self._lost:
-            raise DeviceLostError(self._lost)
         try:
             with ExitStack() as opened:
                 with self._torn_by_training(boundary), self._behind(boundary):
@@ -227,7 +226,7 @@ class Snapshots:
                 stream = self._stream_from_host if self.device is None else self._stream_from_cards
                 sinks = stream(boundary, images, folder, opened)
         except DeviceLostError as lost:
-            self._lost = str(lost)
+            self.lost = str(lost)
             raise
         return {image.path: sink.digests() for image, sink in zip(images, sinks, strict=True)}
 
@@ -309,6 +308,8 @@ class Snapshots:
     @contextmanager
     def _behind(self, boundary: Boundary) -> Iterator[None]:
         """Encloses work of this thread that reads the state of a boundary: on cards it comes behind its update."""
+        if self.lost:
+            raise DeviceLostError(self.lost)
         if self.device is None or boundary.fingerprint is None:
             yield
             return

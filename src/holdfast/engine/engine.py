@@ -9,6 +9,7 @@ from types import TracebackType
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
+from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.subject import Subject
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
@@ -118,7 +119,7 @@ class Engine:
         if self._shutdown.is_end_by_signal(error) or is_stop:
             self._stop.requested = True  # whatever becomes of its save: training is not finished
         if isinstance(error, Exception) and not is_stop:
-            self._failure.save_before(error)
+            self._failure.save_before(error, self._snapshots)
         elif self.finished and self.gate.boundary is not None:
             self._intake.look(self.gate.boundary.step, last=True)
         raised = None if is_stop else error
@@ -126,7 +127,7 @@ class Engine:
             self._saver.close(together=error is None, seconds=LEAVING_SECONDS if self._shutdown.has_left else None)
             self._own.end()
             if isinstance(error, Exception) and not is_stop:
-                self._failure.tell_of_loss(error)
+                self._failure.tell_of_loss(error, self._snapshots)
             self._run_last_hooks(error)
             self._shutdown.call_handlers()
         except BaseException as late:
@@ -176,6 +177,10 @@ class Engine:
     def interrupted(self) -> bool:
         """True when the stop was a Ctrl+C: somebody sits there and wants the model."""
         return self.stop_requested and self._shutdown.interrupted_at is not None
+
+    @property
+    def _snapshots(self) -> Snapshots | None:
+        return self._capturing.snapshots if self._capturing is not None else None
 
     @property
     def updating(self) -> bool:
