@@ -37,6 +37,7 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "capture": "live",
         "copied_buffers": {},
         "staging_bytes": 0,
+        "staging": "",
         "writes": "",
         "held_seconds": 0.0,
         "ranks": [],

@@ -55,15 +55,18 @@ class ArenaMaking:
         pool: The pool that gets the slabs.
         device: The accelerators.
         card: The one that the state is on, or most of it.
+        wake: Set when no more is made.
     """
 
-    def __init__(self, pool: Pool, device: Device, card: int) -> None:
+    def __init__(self, pool: Pool, device: Device, card: int, wake: threading.Event) -> None:
         self._pool = pool
+        pool.failure = ""
         self._device = device
         self._card = card
         self._turns = _Turns()
         self._changed = threading.Condition()
-        self._wanted = pool.ring_bytes
+        self._wake = wake
+        self._wanted = self._allowed = pool.ring_bytes
         self._state_is_known = False
         self._closed = threading.Event()
         self._seconds = 0.0
@@ -71,25 +74,34 @@ class ArenaMaking:
         self._thread = threading.Thread(target=self._run, name="holdfast-arena", daemon=True)
         self._thread.start()
 
-    def want(self, size: int) -> None:
-        """Has it go on to so many bytes. Fewer than before change nothing."""
+    def want(self, size: int, limit: int) -> None:
+        """Has it go on to so many bytes. Fewer than before change nothing.
+
+        Args:
+            size: The bytes that a save needs.
+            limit: The most that it may come to.
+        """
+        slab = self._pool.block_bytes
         with self._changed:
-            self._wanted = max(self._wanted, size)
+            self._wanted = max(self._wanted, -(-size // slab) * slab)
+            self._allowed = max(self._allowed, min(self._wanted, limit // slab * slab))
             self._state_is_known = True
             self._changed.notify_all()
 
     @property
     def now(self) -> Making:
         """The progress."""
-        arena = self._pool.arena
-        has_all = self._state_is_known and self._pool.bytes >= self._wanted
+        made, arena, reason = self._pool.bytes, self._pool.arena, self._reason
+        has_all = self._state_is_known and made >= self._allowed
+        if has_all and made < self._wanted:
+            reason = reason or "staging_memory allows no more; unset it is a quarter of what is available"
         return Making(
-            bytes=self._pool.bytes,
+            bytes=made,
             wanted_bytes=self._wanted,
             seconds=self._seconds,
             is_over=has_all or bool(self._reason),
-            is_locked=arena.locked_bytes >= self._pool.bytes > 0,
-            reason=self._reason or arena.refusal,
+            is_locked=arena.locked_bytes >= made > 0,
+            reason=reason or arena.refusal,
         )
 
     def close(self) -> bool:
@@ -127,7 +139,9 @@ class ArenaMaking:
     def _is_more_wanted(self) -> bool:
         """Waits until more is wanted; False when nothing will be."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed.is_set() or self._pool.bytes < self._wanted)
+            if self.now.is_over:
+                self._wake.set()
+            self._changed.wait_for(lambda: self._closed.is_set() or self._pool.bytes < self._allowed)
         return not (self._closed.is_set() or self._reason)
 
     def _make(self) -> None:
@@ -153,7 +167,8 @@ class ArenaMaking:
 
     def _end(self, reason: str) -> None:
         self._reason = reason
-        self._pool.fail(reason)
+        self._pool.failure = reason
+        self._wake.set()
 
 
 class _Turns:

@@ -10,6 +10,8 @@ from holdfast.store.digest import BLOCK_BYTES  # a block is digested as it is
 RING_BLOCKS = 6
 # With a device a block is a slab of several: the interpreter has less to do for each byte.
 RING_SLABS = 4
+# One for notes, and one that is on its way.
+_LEAST_BLOCKS = 2
 # Nobody who waits for a block is woken when training comes to the gate; the disk gives one back about as often.
 _LOOK_SECONDS = 0.002
 
@@ -35,7 +37,8 @@ class Pool:
         self._waiting = 0
         self._free: list[Block] = []
         self._total = 0
-        self._failure = ""
+        self.failure = ""
+        """The reason why no block will be added any more; empty while one may be. Who waits for the first hears it."""
         if arena.device is None:
             self.grow(self.ring_bytes)
 
@@ -65,7 +68,7 @@ class Pool:
             The block; None if the save was given up.
 
         Raises:
-            OSError: There is no memory, not for a single block.
+            OSError: There is no memory, not for the few blocks that a save needs at once.
         """
         with self._changed:
             self._waiting += 1
@@ -73,8 +76,8 @@ class Pool:
                 while not stopped.is_set():
                     if len(self._free) > self._spared(training_waits):
                         return self._free.pop()
-                    if self._failure and not self._total:
-                        raise OSError(errno.ENOMEM, f"no staging memory: {self._failure}")
+                    if self.failure and self._total < _LEAST_BLOCKS:
+                        raise OSError(errno.ENOMEM, f"no staging memory: {self.failure}")
                     self._wanted.notify_all()
                     self._changed.wait(_LOOK_SECONDS)
             finally:
@@ -107,10 +110,6 @@ class Pool:
             self._total += 1
             self._free.append(block)
             self._changed.notify()
-
-    def fail(self, reason: str) -> None:
-        """Takes in that no block will be added any more. Who waits for one while there is none at all is told so."""
-        self._failure = reason
 
     def rest(self, seconds: float, ended: threading.Event) -> None:
         """Waits, but not while somebody waits for a block, nor when `ended` is set; `wake` has that looked at."""

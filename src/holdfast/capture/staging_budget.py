@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 
 from holdfast.capture.arena_making import ArenaMaking, Making
@@ -28,19 +29,27 @@ class StagingBudget:
         device: The accelerators that the state is on; None where there are none.
         card: The one that the state is on, or most of it.
         state_bytes: About how large the state is; None where nobody knows.
+        wake: Set when there is news.
     """
 
     def __init__(
-        self, limit: int | None, device: Device | None = None, *, card: int = 0, state_bytes: int | None = None
+        self,
+        limit: int | None,
+        device: Device | None = None,
+        *,
+        card: int = 0,
+        state_bytes: int | None = None,
+        wake: threading.Event | None = None,
     ) -> None:
         self.limit = _share_of_memory(device) if limit is None else limit
         self._making: ArenaMaking | None = None
+        self._told = (0, "")
         if device is None:
             self.pool = Pool(Arena(max(self.limit, RING_BLOCKS * BLOCK_BYTES)))
         else:
             slab = _slab_bytes(state_bytes)
             self.pool = _left(device, slab) or Pool(Arena(_machine_bytes(), device), slab)
-            self._making = ArenaMaking(self.pool, device, card)
+            self._making = ArenaMaking(self.pool, device, card, wake or threading.Event())
 
     @property
     def bytes(self) -> int:
@@ -52,11 +61,18 @@ class StagingBudget:
         """The progress of its making, with a device; None without."""
         return None if self._making is None else self._making.now
 
+    def news(self) -> Making | None:
+        """Returns the progress, once, when no more is made; None where that is told already, or not so."""
+        making = self.making
+        if making is None or not making.is_over or (making.bytes, making.reason) == self._told:
+            return None
+        self._told = (making.bytes, making.reason)
+        return making
+
     def state_known(self, size: int) -> None:
         """Has what a save with a device needs be made, now that the state is as large as it will be."""
         if self._making is not None:
-            slab = self.pool.block_bytes
-            self._making.want(min(-(-size // slab) * slab + self.pool.ring_bytes, self.limit // slab * slab))
+            self._making.want(size + self.pool.ring_bytes, self.limit)
 
     def grow(self, size: int, seconds: float, undisturbed: Sequence[float]) -> None:
         """Grows the pool to what the last save would have needed. Called after it; with a device nothing is to be done.
@@ -65,6 +81,9 @@ class StagingBudget:
             size: The bytes of the snapshot.
             seconds: The time that its writing took.
             undisturbed: The times from a boundary to the next update.
+
+        Raises:
+            OSError: There is not so much memory. It grows no further then, and is not asked for more again.
         """
         if self._making is not None or not undisturbed or seconds <= 0:
             return
@@ -74,7 +93,8 @@ class StagingBudget:
         try:
             self.pool.grow(min(wanted, self.limit // BLOCK_BYTES * BLOCK_BYTES))
         except OSError:
-            self.limit = self.bytes  # there is no more: saves go on with what was made
+            self.limit = self.bytes
+            raise
 
     def close(self) -> None:
         """Ends the making. What the driver has locked stays locked, for the next training of this process."""

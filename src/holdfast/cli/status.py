@@ -94,6 +94,8 @@ def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:
             lines.append(f"not finite  it holds NaN or infinity in {shown(in_short(not_finite))}")
     if known.get("capture", "live") != "live":
         lines.append(f"capture     at boundaries only: {shown(str(known['capture']))}")
+    if staging := known.get("staging"):
+        lines.append(f"staging     {_staging(staging, known.get('staging_bytes', 0), alive=alive)}")
     if known.get("writes") == "buffered":
         lines.append("writes      through the page cache: the file system refuses direct writes")
     if copied := known.get("copied_buffers"):
@@ -110,6 +112,15 @@ def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:
         silence = ": it writes its status every second, so its storage or its host may hang" if hangs else ""
         lines.append(f"heard of    {ago(known['written_at'])}{silence}")
     return lines
+
+
+def _staging(state: Any, bytes_there: int, *, alive: bool) -> str:
+    """Returns what there is of the memory that snapshots of a GPU are copied into."""
+    if state != "being made":
+        return f"{size(bytes_there)}, {shown(str(state))}"
+    return (
+        "being made: until then a save takes what there is, and training may wait for it" if alive else "was being made"
+    )
 
 
 def _end(known: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """The way in which a training's state is read: its device, the staging memory, snapshots, the hooks of updates."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable
 
@@ -24,16 +25,17 @@ class Capturing:
         subject: The state that is saved.
         gate: The gate that its updates pass.
         settings: The settings of its saves.
+        wake: Set when there is something to tell of the staging memory.
     """
 
-    def __init__(self, subject: Subject, gate: Gate, settings: Settings) -> None:
+    def __init__(self, subject: Subject, gate: Gate, settings: Settings, wake: threading.Event) -> None:
         self.subject = subject
         live = subject.as_live()
         tensors = live.live().values() if live is not None else ()
         self.device, card = _device_of(tensors)
         """The device that some of the state is on; None where all of it is with the host."""
         self.budget = StagingBudget(
-            settings.staging_memory, self.device, card=card, state_bytes=subject.estimated_bytes()
+            settings.staging_memory, self.device, card=card, state_bytes=subject.estimated_bytes(), wake=wake
         )
         self._state_bytes = 0
         throttle = Throttle(settings.save_rate_limit, settings.save_io_priority)
@@ -56,8 +58,9 @@ class Capturing:
         return Boundary(step, stage, {}, number, recorded, fingerprint)
 
     def end(self) -> None:
-        """Takes the hooks away."""
+        """Takes the hooks away, and leaves the staging memory to the next training."""
         self.hook.remove()
+        self.budget.close()
 
 
 def _device_of(tensors: Iterable[torch.Tensor]) -> tuple[Device | None, int]:

@@ -14,6 +14,7 @@ from holdfast.capture.subject import Subject
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.doors.signals import ends_training
+from holdfast.engine import cost
 from holdfast.engine.capturing import Capturing
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
@@ -77,7 +78,7 @@ class Engine:
             resume = "auto"
         self.origin = open_run(self.channel, rehearsal.output_dir_for(output_dir), resume, layout, self.log)
         self.run = self.origin.run
-        wake = threading.Event()
+        self._wake = wake = threading.Event()
         self.gate = Gate(wake)
         self._status: StatusFile = self.run.status
         self.losses = Losses(self._status, self._rehearsing)
@@ -200,7 +201,7 @@ class Engine:
                 self.settle()
             self.gate.leave()  # what was reached before is the state of nothing any more
             self._capturing.end()
-        self._capturing = capturing = Capturing(subject, self.gate, self.settings)
+        self._capturing = capturing = Capturing(subject, self.gate, self.settings, self._wake)
         self.losses.begin(capturing.device)
         subject.begin(self.losses.late)
         self._own.begin(subject, capturing.snapshots)
@@ -208,14 +209,16 @@ class Engine:
         if self.origin.chosen is None:
             self.gate.reach(self._record(step, "update"), shut=False)
         self._status.beat(step)
-        self._status.update(phase="training", max_steps=max_steps, staging_bytes=capturing.budget.bytes)
+        budget = capturing.budget
+        staging = cost.state_of(budget.making)
+        self._status.update(phase="training", max_steps=max_steps, staging_bytes=budget.bytes, staging=staging)
         if self._minutes is not None:
             self._minutes.restart()
         if self._rehearsing is not None:
             self._rehearsing.begin(step)
         if self.channel is not None and not self._saver.serving:
             self.channel.prepare()
-        self._saver.start(capturing.snapshots, capturing.budget)
+        self._saver.start(capturing.snapshots, budget)
         if self.origin.chosen is not None and not self.rank:
             self._saver.settle()  # what waits is answered with the checkpoint; a loop of short steps would be further
 

@@ -10,6 +10,7 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
+from holdfast.engine import cost
 from holdfast.engine.session import Session
 from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import RanksError, TornError
@@ -251,7 +252,7 @@ class Follower:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this save and not the training
             return Record(error=str(error) or type(error).__name__)
         written = sum(file.size for file in sealed)
-        budget.grow(written, time.monotonic() - begun, list(self._gate.undisturbed_seconds))
+        cost.grow(self._session, budget, written, time.monotonic() - begun)
         files = tuple((file.path, file.size, file.digests) for file in sealed)
         entry = snapshot.boundary.manifest_entry
         return Record(files, snapshot.tensors(), entry, snapshot.not_finite(), snapshot.requires())

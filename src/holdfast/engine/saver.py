@@ -20,7 +20,6 @@ from holdfast.engine.session import Outcomes, Session
 from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import LateError, RanksError, TornError
 from holdfast.log import RunLog
-from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
 from holdfast.store.retention import SCHEDULE, RetentionPolicy
@@ -44,7 +43,6 @@ class Saver:
         self._session = session
         self._gate: Gate = session.gate
         self._status: StatusFile = session.run.status
-        self._journal: Journal = session.run.journal
         self._outcomes: Outcomes = session.outcomes
         self._log: RunLog = session.log
         self._queue = queue
@@ -128,7 +126,7 @@ class Saver:
         """Takes snapshots while training is blocked at a boundary, from now on."""
         self._gate.only_when_blocked = True
         self._status.update(capture=reason)
-        self._journal.write("capture", mode="at a boundary", reason=reason)
+        self._session.run.journal.write("capture", mode="at a boundary", reason=reason)
 
     def refuse(self, why: str) -> None:
         """Answers everybody who still waits that nothing was saved, also those whose save hangs."""
@@ -156,6 +154,8 @@ class Saver:
             self._busy, hopeless = True, False
             wake.clear()
             try:
+                if self._in_use is not None:
+                    cost.tell_of_staging(self._session, self._in_use[1])
                 while self._work_waits() and not (hopeless := not self._serve_batch()):
                     pass
             except BaseException:  # noqa: BLE001 - without this thread training would stand at its gate for ever
@@ -301,7 +301,7 @@ class Saver:
                 self._log.warning(f"{late}: saving what was before the callbacks that it is in")
                 return
         waited = self._gate.blocked_seconds - blocked_before
-        compared = cost.account_for(self._session, snapshots, boundary, waited)
+        compared = cost.account_for(self._session, snapshots, budget, boundary, waited)
         self._compared = compared if answer.saved else ""
         self._take_in(boundary, answer, requests, stops)
         cost.learn(self._session, snapshots, budget, answer)

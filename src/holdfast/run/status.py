@@ -44,6 +44,8 @@ class Status:
     copied_buffers: dict[str, int] = field(default_factory=dict)
     """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
     staging_bytes: int = 0
+    staging: str = ""
+    """The state of the staging memory of a training on a GPU; empty for others."""
     writes: str = ""
     """The way in which files are written: `direct`, past the page cache, or `buffered`; empty before the first save."""
     held_seconds: float = 0.0
