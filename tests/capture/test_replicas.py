@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.paper import Paper
 from holdfast.capture.replicas import Content, Ownership, Replicas, in_short
 from holdfast.errors import SaveError
 
@@ -156,3 +157,30 @@ def test_where_there_is_no_place_for_it_the_save_fails_and_names_it() -> None:
 def test_many_names_are_told_in_short() -> None:
     assert in_short(list("abc")) == "a, b, c"
     assert in_short(list("abcde")) == "a, b, c and 2 more"
+
+
+def test_the_same_values_in_another_order_in_memory_are_no_difference_in_any_save() -> None:
+    table = torch.randn(30, 40)
+    for pair in ((table, table.T.contiguous().T), (table.T.contiguous().T, table)):
+        ranks, contents = [Replicas(), Replicas()], [{"model": of(w=tensor)} for tensor in pair]
+        assert [agreed(ranks, contents) for _ in range(3)] == [{}, {}, {}]
+        changed = [contents[0], {"model": of(w=torch.randn(30, 40))}]
+        assert "model" in agreed(ranks, changed)
+
+
+def test_what_is_on_a_card_in_one_rank_alone_is_compared() -> None:
+    tensors = {"large": torch.randn(60, 170), "small": torch.randn(40), "none": torch.ones(0)}
+    papers: tuple[Paper | None, Paper | None] = (Paper(in_step=True), None)
+    for devices in (papers, papers[::-1]):
+        ranks, contents = (
+            [Replicas(), Replicas()],
+            [{"model": Content(None, tensors, tensors)}, {"model": Content(None, {}, tensors)}],
+        )
+        for _ in range(3):
+            table, _ = [
+                rank.tally(content, device) for rank, content, device in zip(ranks, contents, devices, strict=True)
+            ]
+            assert ranks[1].differences(table) == {}
+        changed = {name: tensor + 1 for name, tensor in tensors.items()}
+        ranks[1].tally({"model": Content(None, {}, changed)}, devices[1])
+        assert set(ranks[1].differences(table)["model"]["differ"]) == {"large", "small"}

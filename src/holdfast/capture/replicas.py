@@ -1,24 +1,28 @@
 """The comparison of what the processes of a training hold: what is alike is written once, what differs by each.
 
 At the first save after a start everything plain is digested whole; from then on large tensors are sampled. Rank 0 tells
-its digests, each other rank answers what it has otherwise, and rank 0 tells all what is whose.
+its digests, each other rank answers what it has otherwise, and rank 0 tells all what is whose. Of what is on a card the
+digest is taken of a few bytes that are made there (`capture/card_digests.py`).
 """
 
 import ctypes
 import json
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 
-from holdfast.capture.chunks import bytes_of
+from holdfast.capture.card_digests import EXACT_BYTES, CardDigests, Wanted, on_host
+from holdfast.devices.device import Device
 from holdfast.errors import SaveError
 from holdfast.store import digest
 
+# What a digest is of, as its first letter.
+_WHOLE, _SAMPLED, _ADDED_UP = "w", "s", "a"
 _SAMPLES = 4
 _SAMPLE_BYTES = 64
 _MOST_NAMED = 3
@@ -79,6 +83,7 @@ class Replicas:
     def __init__(self, why_refused: str = "") -> None:
         self._why_refused = why_refused
         self._contents: Mapping[str, Content] = {}
+        self._device: Device | None = None
         self._table: dict[str, Any] = {}
         self._compared: dict[str, set[str]] = {}
         self._owned: dict[str, Ownership] = {}
@@ -105,20 +110,24 @@ class Replicas:
         """Returns what of a part the ranks do not hold alike, as of the last comparison."""
         return self._owned.get(part, Ownership())
 
-    def tally(self, contents: Mapping[str, Content]) -> Mapping[str, Any]:
+    def tally(self, contents: Mapping[str, Content], device: Device | None = None) -> Mapping[str, Any]:
         """Digests what this process holds, and returns what rank 0 tells the others.
 
         Args:
             contents: The content of each part, by name; nothing of it changes before the save is over.
+            device: The device that some of it is on. Our streams wait for the boundary already.
         """
         begun = time.monotonic()
-        self._contents, self._table, self.digested_bytes = contents, {}, 0
+        self._contents, self._table, self.digested_bytes, self._device = contents, {}, 0, device
+        kinds: dict[tuple[str, str], str] = {}
         for part, content in contents.items():
             self._compared.setdefault(part, set()).intersection_update(content.large)
-            tensors = {name: self._entry(part, name, whole=True) for name in content.small}
-            for name in content.large.keys() - content.small.keys():
-                tensors[name] = self._entry(part, name, whole=name not in self._compared[part])
-            self._table[part] = {"rest": _digest_of_rest(content.rest), "tensors": tensors}
+            for name in content.large.keys() | content.small.keys():
+                whole = name in content.small or name not in self._compared[part]
+                kinds[part, name] = self._kind_of(self._tensor(part, name), whole=whole)
+            self._table[part] = {"rest": _digest_of_rest(content.rest), "tensors": {}}
+        for (part, name), entry in self._entries(kinds).items():
+            self._table[part]["tensors"][name] = entry
         self.seconds = time.monotonic() - begun
         return self._table
 
@@ -203,21 +212,49 @@ class Replicas:
         for part, content in self._contents.items():
             self._compared[part] = set(content.large)
 
-    def _entry(self, part: str, name: str, *, whole: bool) -> str:
-        """Returns the digest of a tensor of this process, with a letter for what it is of."""
+    def _tensor(self, part: str, name: str) -> torch.Tensor:
         content = self._contents[part]
-        is_small = name in content.small
-        tensor = content.small[name] if is_small else content.large[name]
-        if not whole and (samples := _samples_of(tensor)) is not None:
-            return f"s{digest.of([_form_of(tensor), *samples])}"
-        if not is_small:
-            self.digested_bytes += tensor.nbytes if tensor.layout == torch.strided else 0
-        return f"w{digest.of(chain([_form_of(tensor)], _bytes_of(tensor)))}"
+        return content.small[name] if name in content.small else content.large[name]
+
+    def _kind_of(self, tensor: torch.Tensor, *, whole: bool) -> str:
+        """Returns the letter for what a digest is of: samples, the whole, or the sums of a card."""
+        if not whole and _lies_in_order(tensor):
+            return _SAMPLED
+        return _ADDED_UP if self._is_on_card(tensor) and tensor.nbytes > EXACT_BYTES else _WHOLE
+
+    def _entries(self, kinds: Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+        """Returns the digests of tensors of this process, each behind the letter for what it is of."""
+        taken_of: dict[tuple[str, str], Iterable[bytes | memoryview]] = {}
+        on_cards: dict[tuple[str, str], Wanted] = {}
+        for (part, name), kind in kinds.items():
+            tensor = self._tensor(part, name)
+            if kind != _SAMPLED and name not in self._contents[part].small and tensor.layout == torch.strided:
+                self.digested_bytes += tensor.nbytes
+            if self._is_on_card(tensor) and (kind != _WHOLE or tensor.nbytes <= EXACT_BYTES):
+                on_cards[part, name] = Wanted(tensor, _pieces_for(kind, tensor))
+            elif kind == _WHOLE:
+                taken_of[part, name] = _bytes_of(tensor)
+            elif kind == _SAMPLED and tensor.device.type == "cpu" and _lies_in_order(tensor):
+                pieces = _samples_of(tensor) if tensor.nbytes else ()
+                taken_of[part, name] = [ctypes.string_at(tensor.data_ptr() + begin, size) for begin, size in pieces]
+            else:
+                taken_of[part, name] = [on_host(Wanted(tensor.detach().cpu(), _pieces_for(kind, tensor)))]
+        if on_cards and self._device is not None:
+            taken_of |= {key: [made] for key, made in CardDigests(self._device).of(on_cards).items()}
+        return {
+            (part, name): kind + digest.of(chain([_form_of(self._tensor(part, name))], taken_of[part, name]))
+            for (part, name), kind in kinds.items()
+        }
+
+    def _is_on_card(self, tensor: torch.Tensor) -> bool:
+        dense = tensor.layout == torch.strided
+        return self._device is not None and dense and self._device.card_of(tensor) is not None
 
     def _differs(self, part: str, name: str, of_rank0: str) -> bool:
         here = self._table[part]["tensors"][name]
-        if here[0] != of_rank0[0]:  # rank 0 knows it for longer, or not for so long
-            here = self._entry(part, name, whole=of_rank0[0] == "w")
+        # Rank 0 knows it for longer, or not for so long; or it is on a card there or in order, and here it is not.
+        if here[0] != of_rank0[0]:
+            here = self._entries({(part, name): of_rank0[0]})[part, name]
         return bool(here != of_rank0)
 
 
@@ -246,13 +283,16 @@ def _bytes_of(tensor: torch.Tensor) -> Iterator[memoryview]:
         yield memoryview((ctypes.c_char * plain.nbytes).from_address(plain.data_ptr()))
 
 
-def _samples_of(tensor: torch.Tensor) -> list[bytes] | None:
-    """Returns a few bytes from all over a tensor; None where its bytes do not lie in order."""
-    if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
-        return None
+def _lies_in_order(tensor: torch.Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
+def _pieces_for(kind: str, tensor: torch.Tensor) -> Sequence[tuple[int, int]] | None:
+    """Returns the pieces that a digest is of; None for the sums."""
+    return {_WHOLE: [(0, tensor.nbytes)], _SAMPLED: _samples_of(tensor), _ADDED_UP: None}[kind]
+
+
+def _samples_of(tensor: torch.Tensor) -> list[tuple[int, int]]:
+    """Returns a few places all over a tensor, and their sizes."""
     size = min(_SAMPLE_BYTES, tensor.nbytes)
-    places = [(tensor.nbytes - size) * number // (_SAMPLES - 1) for number in range(_SAMPLES)]
-    if tensor.device.type == "cpu":
-        return [ctypes.string_at(tensor.data_ptr() + place, size) for place in places] if size else []
-    flat = bytes_of(tensor)
-    return [torch.cat([flat[place : place + size] for place in places]).cpu().numpy().tobytes()] if size else []
+    return [((tensor.nbytes - size) * number // (_SAMPLES - 1), size) for number in range(_SAMPLES)]

@@ -199,7 +199,8 @@ class Snapshots:
     def tally(self, boundary: Boundary) -> Mapping[str, Any]:
         """Digests what this rank holds at a boundary, and returns what rank 0 tells the others. The gate is shut."""
         with self._behind(boundary):
-            return self.replicas.tally(self._live.contents(boundary) if self._live is not None else {})
+            contents = self._live.contents(boundary) if self._live is not None else {}
+            return self.replicas.tally(contents, self.device)
 
     def _layout_pieces(self) -> Mapping[str, Any]:
         return self._live.layout_pieces() if self._live is not None else {}
