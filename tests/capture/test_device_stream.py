@@ -22,6 +22,8 @@ from holdfast.errors import DeviceLostError, TornError
 from holdfast.store.digest import BLOCK_BYTES
 
 SLABS = 6
+SLAB_BYTES = 12 << 10
+"""The files of the state here have more than half of it, so that each has a slab of its own, and one is for notes."""
 _pools: dict[int, Pool] = {}
 
 
@@ -31,6 +33,7 @@ def pool_of(slabs: int) -> Pool:
         pool = _pools[slabs] = Pool(Arena(slabs * BLOCK_BYTES, Paper()), BLOCK_BYTES)
         for _ in range(slabs):
             pool.add(pool.arena.make(BLOCK_BYTES))
+        pool.block_bytes = SLAB_BYTES
     pool = _pools[slabs]
     free = [pool.try_take() for _ in range(slabs)]
     assert None not in free, "a slab was not given back"

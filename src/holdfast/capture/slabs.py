@@ -1,7 +1,7 @@
 """The slabs that a snapshot of state on cards is cut into, and where each byte of them comes from.
 
-A slab is one piece of the arena: up to sixteen chunks of files, each a block with a digest of its own. What is copied
-from a card is cut as coarsely as it can be, because every copy costs the host a launch.
+A slab is one piece of the arena, with as many chunks of files as it has room for; each of them has a digest of its own.
+What is copied from a card is cut as coarsely as it can be, because every copy costs the host a launch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,8 @@ import torch
 
 from holdfast.capture.chunks import Chunk, ChunkPart, Image, bytes_of, cut, in_order
 from holdfast.devices.device import Device
-from holdfast.store.digest import BLOCK_BYTES
+
+_PAGE_BYTES = 4096
 
 
 class FileSource:
@@ -79,17 +80,18 @@ class Run(NamedTuple):
 Slab = Sequence[PlacedChunk]
 
 
-def slabs_of(sources: Sequence[FileSource], slab_bytes: int) -> list[Slab]:
-    """Returns the slabs of all files, in order. Small files share one."""
-    chunks = [(file, chunk) for file, source in enumerate(sources) for chunk in source.chunks]
-    each = slab_bytes // BLOCK_BYTES
-    return [
-        [
-            PlacedChunk(file, chunk, place * BLOCK_BYTES)
-            for place, (file, chunk) in enumerate(chunks[first : first + each])
-        ]
-        for first in range(0, len(chunks), each)
-    ]
+def slabs_of(sources: Sequence[FileSource], slab_bytes: int) -> Sequence[Slab]:
+    """Returns the slabs of all files, in order. Small files share one; each chunk begins at a page."""
+    slabs: list[list[PlacedChunk]] = []
+    filled = slab_bytes
+    for file, source in enumerate(sources):
+        for chunk in source.chunks:
+            if filled + chunk.size > slab_bytes:
+                slabs.append([])
+                filled = 0
+            slabs[-1].append(PlacedChunk(file, chunk, filled))
+            filled += -(-chunk.size // _PAGE_BYTES) * _PAGE_BYTES
+    return slabs
 
 
 def runs_of(slab: Slab, most_bytes: int) -> Iterator[Run]:

@@ -83,7 +83,8 @@ class Cuda:
         return bool(event.query())
 
     def is_loss(self, error: BaseException) -> bool:
-        return isinstance(error, torch.AcceleratorError)
+        kind = getattr(torch, "AcceleratorError", None)  # before torch 2.8 its words alone tell it from others
+        return isinstance(error, kind) if kind else isinstance(error, RuntimeError) and "CUDA error" in str(error)
 
     def register(self, address: int, size: int) -> str:
         code = torch.cuda.cudart().cudaHostRegister(address, size, _PORTABLE)  # type: ignore[no-untyped-call]
