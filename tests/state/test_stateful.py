@@ -9,6 +9,7 @@ import torch
 from torch import nn, optim
 from torch.optim import lr_scheduler as lrs
 
+from helpers.launches import Launches
 from helpers.parts import move, raw, same, save_recorded
 from holdfast.errors import CheckpointError, UnsupportedError
 from holdfast.state.part import Stored
@@ -174,3 +175,15 @@ def test_an_object_that_does_not_take_the_state_is_named() -> None:
     part = StatefulPart("other", Holding(1))
     with pytest.raises(CheckpointError, match=r"other does not take the checkpoint's state: KeyError\('a'\)"):
         part.restore(part.encode(part.record()), strict=True)
+
+
+def test_small_tensors_of_a_card_are_copied_together_and_come_into_their_places() -> None:
+    shadow = {f"w{n}": torch.empty(n + 1, device="meta") for n in range(50)}
+    part = StatefulPart(
+        "average", Holding({"host": torch.ones(2), "shadow": shadow, "odd": (torch.empty(7, device="meta").conj(), 3)})
+    )
+    with Launches(lambda tensor: tensor.is_meta) as launches:
+        recorded = part.record()["a"]["b"][0]
+    assert launches.calls == {"aten::_foreach_copy_": 1}
+    assert {name: tensor.shape for name, tensor in recorded["shadow"].items()} == {f"w{n}": (n + 1,) for n in range(50)}
+    assert not any(recorded["shadow"][name] is shadow[name] for name in shadow)

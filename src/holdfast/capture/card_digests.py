@@ -65,8 +65,8 @@ class CardDigests:
             assert card is not None, "what is on the host is digested there"
             by_card.setdefault(card, {})[key] = each
         made: dict[_Key, bytes] = {}
-        for card, of_card in by_card.items():
-            for of_round in _rounds(of_card):
+        for card, of_round in ((card, part) for card, of_card in by_card.items() for part in _rounds(of_card)):
+            with self._device.ours():
                 try:
                     made |= self._of_round(card, of_round)
                 except torch.OutOfMemoryError:  # nothing of ours may take what training needs

@@ -177,8 +177,10 @@ class Snapshots:
     def of(self, boundary: Boundary) -> Snapshot:
         """Returns the snapshot of a boundary, which is taken when it is written. The gate must be shut."""
         subject = self._subject
+        with self._behind(boundary):  # a loss that was recorded is on a card
+            entry = subject.manifest_entry(boundary.recorded)
         return Snapshot(
-            boundary=Boundary(boundary.step, boundary.stage, subject.manifest_entry(boundary.recorded)),
+            boundary=Boundary(boundary.step, boundary.stage, entry),
             write=partial(self._write, boundary),
             layout=subject.layout,
             estimated_bytes=subject.estimated_bytes(),

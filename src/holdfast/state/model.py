@@ -122,7 +122,7 @@ class ModelPart:
             plan.buffers.record(),
             [attributes["training"] for attributes in plan.attributes],
             [parameter.requires_grad for parameter in plan.parameters],
-            {name: values.snapshot(module.get_extra_state(), lambda _: True) for name, module in plan.extra},
+            {name: values.snapshot(module.get_extra_state(), values.cloned) for name, module in plan.extra},
         )
 
     def encode(self, recorded: ModelRecord) -> Stored:

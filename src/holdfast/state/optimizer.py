@@ -138,8 +138,8 @@ class OptimizerPart:
         """Records the groups' settings, and state that is not tensors."""
         plan = self._current()
         settings = [_settings(group) for group in self._optimizer.param_groups]
-        odd = {name: values.snapshot(plan.state[name][1], _never) for name in plan.odd}
-        return OptimizerRecord(plan, settings, odd, values.snapshot(plan.shared, _never))
+        odd = {name: values.snapshot(plan.state[name][1], values.live) for name in plan.odd}
+        return OptimizerRecord(plan, settings, odd, values.snapshot(plan.shared, values.live))
 
     def encode(self, recorded: OptimizerRecord) -> Stored:
         """Returns what was recorded, as tensors and JSON."""
@@ -276,13 +276,5 @@ def _settings(group: Group) -> dict[str, Any]:
         settings.pop(member, None)
     for key, value in settings.items():
         if type(value) not in _PLAIN:
-            settings[key] = values.snapshot(value, _always)
+            settings[key] = values.snapshot(value, values.cloned)
     return settings
-
-
-def _always(_: torch.Tensor) -> bool:
-    return True
-
-
-def _never(_: torch.Tensor) -> bool:
-    return False

@@ -60,7 +60,7 @@ class AttributesPart:
 
     def record(self) -> dict[str, Any]:
         """Records the plain values, and where the tensors are."""
-        return {key: values.snapshot(value, lambda _: False) for key, value in self._carried().items()}
+        return {key: values.snapshot(value, values.live) for key, value in self._carried().items()}
 
     def encode(self, recorded: Mapping[str, Any]) -> Stored:
         """Returns what was recorded, as JSON: its tensors are live."""

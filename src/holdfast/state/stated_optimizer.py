@@ -79,7 +79,7 @@ class StatedOptimizerPart(StatefulPart):
 
     def _load(self, state: Any) -> None:
         """Has the optimizer load its state, and puts back in its own dtype what that has cast."""
-        loaded = values.snapshot(state, lambda _: False)
+        loaded = values.snapshot(state, values.live)
         super()._load(state)
         _undo_casts(loaded, self._object.state_dict())
 

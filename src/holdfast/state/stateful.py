@@ -7,6 +7,7 @@ import torch
 
 from holdfast.errors import CheckpointError, HoldfastError, UnsupportedError
 from holdfast.state import values
+from holdfast.state.card_copies import CardCopies
 from holdfast.state.comparison import line_of_differences
 from holdfast.state.part import Part, Stored, rest_of
 
@@ -43,6 +44,7 @@ class StatefulPart:
         self._object = stateful
         self._live: dict[str, torch.Tensor] = {}
         self._structure: tuple[Any, ...] = ()
+        self._copies = CardCopies()
         self.encode(self.record())  # better to know now what cannot be saved
 
     @property
@@ -66,15 +68,22 @@ class StatefulPart:
 
     def record(self) -> Any:
         """Copies its state; large tensors are not copied."""
-        large = []
+        large, on_cards = [], []
 
-        def is_small(tensor: torch.Tensor) -> bool:
-            if _is_small(tensor):
-                return True
-            large.append((tensor.data_ptr(), tensor.shape, tensor.dtype))
-            return False
+        def copy(tensor: torch.Tensor) -> torch.Tensor:
+            if not _is_small(tensor):
+                large.append((tensor.data_ptr(), tensor.shape, tensor.dtype))
+            elif tensor.device.type == "cpu":
+                return values.cloned(tensor)
+            else:
+                on_cards.append(tensor)
+            return tensor.detach()
 
-        recorded = values.snapshot(self._object.state_dict(), is_small)
+        recorded = values.snapshot(self._object.state_dict(), copy)
+        if on_cards:  # all at once: a launch for each costs training more than all else of a boundary
+            copies = self._copies.take({str(number): tensor for number, tensor in enumerate(on_cards)})
+            names = map(str, range(len(on_cards)))
+            recorded = values.snapshot(recorded, lambda t: copies[next(names)] if _is_small_on_card(t) else t)
         if (structure := tuple(large)) != self._structure:
             tensors = values.tensors_in(recorded, "state")
             self._live = {name: tensor for name, tensor in tensors if not _is_small(tensor)}
@@ -113,7 +122,7 @@ class StatefulPart:
                 raise CheckpointError("; ".join(problems))
             return [f"{problem}: left out" for problem in problems]
         state = values.decode(stored.rest.get("state"), stored.tensors)
-        loaded = values.snapshot(state, lambda _: False)  # objects take theirs apart
+        loaded = values.snapshot(state, values.live)  # objects take theirs apart
         self._load(state)
         self.record()
         return line_of_differences(self.name, loaded, self._object.state_dict())
@@ -147,6 +156,10 @@ class _ScalerPart(StatefulPart):
         """Returns the copy, as its `state_dict` would give it."""
         plain = {key: value.item() if isinstance(value, torch.Tensor) else value for key, value in recorded.items()}
         return super().encode(plain)
+
+
+def _is_small_on_card(tensor: torch.Tensor) -> bool:
+    return tensor.device.type != "cpu" and _is_small(tensor)
 
 
 def _is_small(tensor: torch.Tensor) -> bool:

@@ -70,26 +70,36 @@ def decode(encoded: Any, tensors: Mapping[str, torch.Tensor], home: torch.device
         raise CheckpointError(f"a tree of values cannot be read: {error or type(error).__name__}") from error
 
 
-def snapshot(value: Any, clones: Callable[[torch.Tensor], bool]) -> Any:
+def live(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor in its own memory, for `snapshot`: what is written to it later shows."""
+    return tensor.detach()
+
+
+def cloned(tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a copy of a tensor, for `snapshot`."""
+    return tensor.detach().clone()
+
+
+def snapshot(value: Any, copy: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Returns a copy in which later changes do not show, cheap enough for every step.
 
     Args:
         value: The value. What `encode` has no form for is not copied.
-        clones: Tells which tensors are cloned; the others are taken as they are.
+        copy: Gives what stands for a tensor: `live`, `cloned`, or one or the other.
     """
     kind = type(value)
     if kind is dict:
-        return {key: item if type(item) in _LEAVES else snapshot(item, clones) for key, item in value.items()}
+        return {key: item if type(item) in _LEAVES else snapshot(item, copy) for key, item in value.items()}
     if kind is list:
-        return [item if type(item) in _LEAVES else snapshot(item, clones) for item in value]
+        return [item if type(item) in _LEAVES else snapshot(item, copy) for item in value]
     if kind is tuple:
-        return tuple([item if type(item) in _LEAVES else snapshot(item, clones) for item in value])
+        return tuple([item if type(item) in _LEAVES else snapshot(item, copy) for item in value])
     if isinstance(value, torch.Tensor):
-        return value.detach().clone() if clones(value) else value.detach()
+        return copy(value)
     if kind is OrderedDict:
-        return OrderedDict((key, snapshot(item, clones)) for key, item in value.items())
+        return OrderedDict((key, snapshot(item, copy)) for key, item in value.items())
     if kind is deque:
-        return deque((snapshot(item, clones) for item in value), value.maxlen)
+        return deque((snapshot(item, copy) for item in value), value.maxlen)
     if kind in (set, Counter, np.ndarray):
         return value.copy()
     return value

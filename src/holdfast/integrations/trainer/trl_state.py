@@ -25,7 +25,7 @@ def record(trainer: Trainer) -> dict[str, Any]:
         return {}
     if attributes["_step"] % _generation_steps(trainer) == 0:
         return {}
-    return {name: values.snapshot(attributes[name], lambda _: False) for name in ATTRIBUTES}
+    return {name: values.snapshot(attributes[name], values.live) for name in ATTRIBUTES}
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:

@@ -227,7 +227,7 @@ class DataCursor:
         return redistribute.other_order(at, encoded.get("loader"), self._data, saved_by, processes)
 
     def _state_of_data(self) -> Any:
-        return None if self._stateful is None else values.snapshot(self._stateful.state_dict(), lambda tensor: True)
+        return None if self._stateful is None else values.snapshot(self._stateful.state_dict(), values.cloned)
 
     def _notices_of_the_way(self, at: Position, replay: bool) -> list[str]:
         if not loader.can_skip(self._data):

@@ -153,7 +153,7 @@ def _state_of(member: Any) -> Any:
         return member.get_state(legacy=False)
     if isinstance(member, random.Random):
         return member.getstate()
-    return values.snapshot(member.state_dict(), lambda tensor: True)
+    return values.snapshot(member.state_dict(), values.cloned)
 
 
 def put(path: str, member: Any, state: Any) -> None:
@@ -177,7 +177,7 @@ def put(path: str, member: Any, state: Any) -> None:
         elif isinstance(member, random.Random):
             member.setstate(state)
         else:
-            member.load_state_dict(values.snapshot(state, lambda tensor: True))
+            member.load_state_dict(values.snapshot(state, values.cloned))
     except Exception as error:
         raise CheckpointError(
             f"data: {path}, a {type(member).__name__}, does not take the checkpoint's state: {error!r}",
