@@ -158,7 +158,9 @@ class Paper:
     def card_of(self, tensor: torch.Tensor) -> int | None:
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             return None
-        pointer = tensor.untyped_storage().data_ptr()
+        pointer = (
+            getattr(tensor, "_local_tensor", tensor).untyped_storage().data_ptr()
+        )  # of a distributed one, its share
         return self._places.get(pointer, pointer // 64 % self.cards)
 
     def why_not_live(self) -> str:

@@ -19,7 +19,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from helpers.paper import Paper
 from holdfast import Checkpointer
+from holdfast.engine import capturing
 from holdfast.errors import HoldfastError
 from holdfast.state.rng import codec
 from ranks.own_state import OPTIMIZERS, Queue
@@ -50,6 +52,7 @@ class Orders:
         evaluates: Whether each step has an evaluation before its boundary.
         optimizer: Which of `own_state.OPTIMIZERS`.
         queues: The ranks that have a queue of their own.
+        cards: The order of work, one of `paper.POLICIES`, of the cards that each rank's memory is taken for.
         settings: Further keywords for the `Checkpointer`.
     """
 
@@ -69,6 +72,7 @@ class Orders:
     evaluates: bool = False
     optimizer: str = "adamw"
     queues: Sequence[int] = ()
+    cards: str = ""
     settings: dict[str, Any] | None = None
 
 
@@ -187,6 +191,9 @@ def main() -> None:
     if orders.kind != "alone":
         dist.init_process_group("gloo")
         rank = dist.get_rank()
+    if orders.cards:
+        paper = Paper(orders.cards, rank, cards=2, in_step=True)
+        vars(capturing)["device_in_use"] = lambda: paper
     torch.manual_seed(7)
     model = MODELS[orders.model]()
     trained = wrapped(model, orders.kind)

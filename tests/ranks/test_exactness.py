@@ -9,13 +9,15 @@ from helpers.waiting import wait_until
 from ranks.conftest import Ranks
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_killed_and_resumed_it_ends_with_the_same_bytes_in_every_rank(ranks: Ranks, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "cards"), [("ddp", ""), ("fsdp", ""), ("fsdp", "lazy")])
+def test_killed_and_resumed_it_ends_with_the_same_bytes_in_every_rank(
+    ranks: Ranks, tmp_path: Path, kind: str, cards: str
+) -> None:
     whole = Ranks(tmp_path / "whole", ranks.launcher)
     whole.folder.mkdir()
     expected = whole.start(kind=kind).digests()
     # Rank 1 stands in an evaluation, so that the other is at its gate or in a collective: wherever the save finds it.
-    job = ranks.start(kind=kind, stand=[1, 7])
+    job = ranks.start(kind=kind, stand=[1, 7], cards=cards)
     job.processes[1].wait_for("rank 1 stands")
     asked = holdfast("save", ranks.run, "--wait")
     assert asked.returncode == 0, asked.stdout + asked.stderr + job.output
@@ -24,7 +26,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes_in_every_rank(ranks: Ran
     assert saved["step"] == 7
     assert ranks.manifest(7)["world_size"] == 2
     (ranks.folder / "go").touch()
-    assert ranks.start(kind=kind).digests() == expected
+    assert ranks.start(kind=kind, cards=cards, ask_every=4 if cards else 0).digests() == expected
 
 
 def test_weights_that_an_evaluation_has_gathered_are_saved_as_shards(ranks: Ranks, tmp_path: Path) -> None:
