@@ -31,6 +31,7 @@ def run(bench: Bench) -> None:
 def _save(bench: Bench, training: Training) -> Path:
     memory = Memory()
     paths: list[Path] = []
+    measured: list[dict[str, float]] = []
 
     def script(attached: Attached) -> Iterator[None]:
         def steps(count: int, taken: list[float]) -> Iterator[None]:
@@ -41,7 +42,7 @@ def _save(bench: Bench, training: Training) -> Path:
                 taken.append(attached.updated_at - begun)
 
         yield from steps(bench.size(_REST_STEPS, 3), [])  # the arena is made meanwhile
-        for number in range(2):
+        for _ in range(2):
             plain: list[float] = []
             yield from steps(_PLAIN_STEPS, plain)
             usual = statistics.median(plain)
@@ -55,24 +56,27 @@ def _save(bench: Bench, training: Training) -> Path:
             waiting.start()
             while len(taken) < _LEAST_STEPS or waiting.is_alive():
                 yield from steps(1, taken)
-                memory.look()
+            memory.look()
             if not ended:
                 raise RuntimeError("the save failed; its journal says why")
             paths.append(path)
             spent = attached.updated_at - begun
-            lost, worst, durable = spent - len(taken) * usual, max(taken) - usual, ended[0] - begun
-            bench.add(
-                f"13 attach, steps of {SHORT:g} s, save {number + 1}",
-                None,
-                f"lost {lost:.3f} s, worst step over usual {milliseconds(worst)}, durable {durable:.2f} s,"
-                f" {len(taken)} steps of {milliseconds(usual)}",
-                lost=lost,
-                worst=worst,
-                durable=durable,
-                usual=usual,
+            measured.append(
+                {
+                    "lost": spent - len(taken) * usual,
+                    "worst": max(taken) - usual,
+                    "durable": ended[0] - begun,
+                    "usual": usual,
+                    "steps": len(taken),
+                }
             )
 
     Attached(training, bench.folder / "attached").train(script)
+    # A Trainer's progress is kept off the terminal while it trains, and a finding would be, too.
+    for number, save in enumerate(measured, start=1):
+        text = f"lost {save['lost']:.3f} s, worst step over usual {milliseconds(save['worst'])},"
+        text += f" durable {save['durable']:.2f} s, {save['steps']} steps of {milliseconds(save['usual'])}"
+        bench.add(f"13 attach, steps of {SHORT:g} s, save {number}", None, text, **save)
     bench.add(
         f"13 attach, steps of {SHORT:g} s, memory",
         None,

@@ -30,8 +30,8 @@ def run(bench: Bench) -> None:
     size = bench.size(4 * GIB, 16 * MIB)
     limit = max(usual) + _MOST_LONGER_SECONDS
     with memlock_limit(_MEMLOCK):
-        for piece, pause in ((64, 0.0), (64, 20.0), (16, 20.0), (256, 20.0)):
-            _measure(bench, training, size, piece * MIB, pause, limit)
+        for piece, pause, part in ((64, 0.0, 1), (64, 20.0, 1), (16, 20.0, 4), (256, 20.0, 4)):
+            _measure(bench, training, size // part, piece * MIB, pause, limit)
     _fork(bench, size)
 
 

@@ -9,7 +9,7 @@ from benchmarks.gpu.bench import GB, MIB, Bench
 from benchmarks.gpu.card import Card, training_stream
 from benchmarks.gpu.shadow import Shadowed, Toy
 
-_SAVES = 3
+_SAVES = 2
 _MOST_SAVES = 40
 
 
