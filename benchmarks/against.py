@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 _ROOT = Path(__file__).parents[1]
-_BOUNDARY_LAYERS = 100  # with a weight and a bias each, and three tensors of AdamW's for each: 800
+BOUNDARY_LAYERS = 100  # with a weight and a bias each, and three tensors of AdamW's for each: 800
 _LOOKS = 300
 _BLOCKS = 3
 
@@ -69,11 +69,16 @@ def tables(measured: Sequence[Sequence[Turn]], columns: Sequence[str]) -> str:
     for column in columns:
         title, unit = COLUMNS[column]
         theirs, ours = ([turns[which][column] for turns in measured] for which in (0, 1))
-        ratios = [mine / other for mine, other in zip(ours, theirs, strict=True) if other]
-        middle, low, high = (figure(ratios) if ratios else float("nan") for figure in (statistics.median, min, max))
         medians = f"{statistics.median(theirs):10.3g}{statistics.median(ours):10.3g}"
-        lines.append(f"{f'{title}, {unit}':50}{medians}{f'{middle:.2f} ({low:.2f} to {high:.2f})':>30}")
+        lines.append(f"{f'{title}, {unit}':50}{medians}{_ratios(ours, theirs):>30}")
     return "\n".join(lines)
+
+
+def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    if min(*ours, *theirs) <= 0:  # what is lost is a difference
+        return "less than the machine's noise"
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _turn(source: Path, gigabytes: float, columns: Sequence[str]) -> Turn:
@@ -100,7 +105,8 @@ def turn() -> None:
     try:
         figures = _saves(folder, float(gigabytes), columns)
         if "boundary" in columns:
-            figures["boundary"] = boundary_seconds(folder / "boundary", _BOUNDARY_LAYERS) * 1e3
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            figures["boundary"] = boundary_seconds(folder / "boundary", BOUNDARY_LAYERS, device) * 1e3
     finally:
         shutil.rmtree(folder)
     print(json.dumps(figures))
@@ -128,18 +134,19 @@ def _saves(folder: Path, gigabytes: float, columns: Sequence[str]) -> dict[str, 
     return figures
 
 
-def boundary_seconds(run: Path, layers: int) -> float:
+def boundary_seconds(run: Path, layers: int, device: str = "cpu") -> float:
     """Returns what a boundary takes where nobody asks, by the public interface alone: the least of some rounds.
 
     Args:
         run: The run directory.
         layers: Linear layers, with AdamW: eight tensors each.
+        device: Where they are.
     """
     from holdfast import Checkpointer
 
-    model = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(layers)))
+    model = torch.nn.Sequential(*(torch.nn.Linear(16, 16, device=device) for _ in range(layers)))
     optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.randn(4, 16)).sum().backward()
+    model(torch.randn(4, 16, device=device)).sum().backward()
     optimizer.step()
     optimizer.zero_grad()
     seconds = []

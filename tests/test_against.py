@@ -38,3 +38,5 @@ def test_ratios_are_of_the_turns_of_one_round() -> None:
     measured = [[{"lost": 1.0}, {"lost": 0.5}], [{"lost": 4.0}, {"lost": 4.0}], [{"lost": 2.0}, {"lost": 1.5}]]
     line = against.tables(measured, ["lost"]).splitlines()[1]
     assert line.split() == ["training", "time", "lost,", "s", "2", "1.5", "0.75", "(0.50", "to", "1.00)"]
+    measured[1][0]["lost"] = -0.1
+    assert against.tables(measured, ["lost"]).endswith("less than the machine's noise")

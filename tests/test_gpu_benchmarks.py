@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks import results
-from benchmarks.gpu import goals, marked, page, parts, proof, registering, shadow
+from benchmarks.gpu import goals, marked, page, parts, proof, registering, shadow, table
 from benchmarks.gpu.bench import MIB, Bench
 from benchmarks.gpu.copying import CopyAndWrite
 from benchmarks.gpu.report import Keeper
@@ -114,10 +114,24 @@ def test_a_part_that_fails_hangs_or_lacks_something_leaves_what_it_found_and_the
     keeper.take("proofs", 1.0, running.into)
     assert keeper.end(2.0) == 1
     said = capsys.readouterr().out
-    assert "FAIL  registering: ValueError: the card is on fire" in said
+    assert "FAIL  registering: failed: ValueError: the card is on fire" in said
     assert "FAIL  proofs: not over after 0 s" in said
     assert said.rstrip().endswith("2 FAILED, 1 not run")
     assert set(results.read(keeper.path)["parts"]) == {"registering", "proofs"}
+
+
+def test_a_saver_of_others_that_fails_is_a_figure_and_no_failure_of_ours(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(bench: Bench) -> None:
+        raise KeyError("exp_avg")
+
+    monkeypatch.setattr(table, "dcp", fail)
+    with pytest.raises(KeyError):
+        parts.run_one("dcp", bench)
+    assert [(finding["passed"], finding["text"]) for finding in findings(bench)] == [
+        (None, "failed: KeyError: 'exp_avg'")
+    ]
 
 
 def test_parts_that_measure_no_time_run_beside_each_other_and_all_others_alone() -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.gpu.bench import GB, GIB, MIB, Bench
+from benchmarks.against import BOUNDARY_LAYERS, boundary_seconds
+from benchmarks.gpu.bench import GB, GIB, MIB, Bench, milliseconds
 from benchmarks.gpu.card import Card
 from benchmarks.gpu.locked import HostMemory
 from benchmarks.host import describe
@@ -76,6 +77,14 @@ def run(bench: Bench) -> None:
         durable=machine.durable,
         read=machine.read,
     )
+    _of_boundaries(bench)
+
+
+def _of_boundaries(bench: Bench) -> None:
+    """Says what a boundary costs training where nobody asks, with the state on the card and on the host."""
+    for device in dict.fromkeys(("cpu", bench.device)):
+        seconds = boundary_seconds(bench.folder / device, BOUNDARY_LAYERS, device)
+        bench.add(f"a boundary of 800 tensors on {device}", None, milliseconds(seconds), seconds=seconds)
 
 
 def _bus(bench: Bench) -> tuple[float, float]:

@@ -17,8 +17,20 @@ _BLOCK = re.compile(
 )
 _NAME = "nothing yet"
 _STEPS = ("0.1", "0.5")
-_SAVERS = ("native", "attach", "only copies and writes", "torch_checkpointing", "DCP async_save, pinned", "torch.save")
-_TITLES = {"native": "holdfast, native", "attach": "holdfast, attach"}
+_SAVERS = (
+    "native",
+    "native, asked at once",
+    "attach",
+    "only copies and writes",
+    "torch_checkpointing",
+    "DCP async_save, pinned",
+    "torch.save",
+)
+_TITLES = {
+    "native": "holdfast, native",
+    "native, asked at once": "holdfast, native, asked before its memory is made",
+    "attach": "holdfast, attach",
+}
 
 
 def write(path: Path | None = None, page: Path = PAGE) -> None:

@@ -1,6 +1,6 @@
 """Items 2 to 4: what making the arena costs training, and a data worker's fork.
 
-Decides the pause and the piece of devices/arena.py.
+Decides _PAUSES of capture/arena_making.py, and _SLAB_BYTES of capture/staging_budget.py.
 """
 
 import os
@@ -52,7 +52,7 @@ def _measure(bench: Bench, training: "_Training", size: int, piece: int, pause: 
         f"{name}, ulimit -l 64",
         bench.timed(max(steps) <= limit) if is_ours else None,
         f"longest step {milliseconds(max(steps))}; {seconds:.2f} s in all, populating {spent[0][0]:.2f},"
-        f" registering {spent[0][1]:.3f}{' (devices/arena.py: its pause)' if is_ours else ''}",
+        f" registering {spent[0][1]:.3f}{' (_PAUSES of capture/arena_making.py)' if is_ours else ''}",
         longest=max(steps),
         seconds=seconds,
         registering=spent[0][1],

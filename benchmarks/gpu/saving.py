@@ -47,7 +47,7 @@ class Save:
     steps: int
 
 
-def measure(bench: Bench, name: str, kind: Kind, wanted: float, saves: int = 2) -> None:
+def measure(bench: Bench, name: str, kind: Kind, wanted: float, saves: int = 2, *, rests: bool = True) -> None:
     """Trains with a saver, and adds each of its saves as a finding.
 
     Args:
@@ -56,6 +56,7 @@ def measure(bench: Bench, name: str, kind: Kind, wanted: float, saves: int = 2) 
         kind: Makes it.
         wanted: The seconds of a step.
         saves: How many, one after the other.
+        rests: Whether ours trains until its memory is made, before the first.
     """
     label = f"13 {name}, steps of {wanted:g} s"
     training = Training.make(bench)
@@ -80,7 +81,7 @@ def measure(bench: Bench, name: str, kind: Kind, wanted: float, saves: int = 2) 
     training.settle()
     made = time.perf_counter() - begun
     try:
-        _come_to_rest(bench, label, training, saver)
+        _come_to_rest(bench, label, training, saver, rests=rests)
         for number in range(saves):
             _tell(bench, f"{label}, save {number + 1}", _save(training, saver, number, memory))
     finally:
@@ -111,11 +112,11 @@ def _tell(bench: Bench, name: str, save: Save) -> None:
     bench.add(name, None, text, **asdict(save))
 
 
-def _come_to_rest(bench: Bench, label: str, training: Training, saver: Saver) -> None:
+def _come_to_rest(bench: Bench, label: str, training: Training, saver: Saver, *, rests: bool) -> None:
     """Trains a little; with ours until its memory is made, and says what steps meanwhile took."""
     for _ in range(2):
         _step(training, saver)
-    if not isinstance(saver, Ours):
+    if not isinstance(saver, Ours) or not rests:
         return
     usual = statistics.median(_step(training, saver) for _ in range(_PLAIN_STEPS))
     begun, steps = time.perf_counter(), []

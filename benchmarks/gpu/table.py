@@ -25,6 +25,12 @@ def native_long(bench: Bench) -> None:
         saving.measure(bench, "native", Ours, LONG)
 
 
+def native_early(bench: Bench) -> None:
+    """Ours, whose first save comes right after the first boundary: it uses what is there of the arena."""
+    with shadow.card_of_paper(bench):
+        saving.measure(bench, "native, asked at once", Ours, SHORT, rests=False)
+
+
 def copying(bench: Bench) -> None:
     """The saver that only copies and writes."""
     saving.measure(bench, "only copies and writes", CopyAndWrite, SHORT)
