@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers.gates import begun, boundary, ended, gate_at, held
-from helpers.paper import Lane, Paper, PaperGraph
+from helpers.paper import POLICIES, Lane, Paper, PaperGraph
 from holdfast.capture.optimizer_hook import OptimizerHook
 
 
@@ -152,6 +152,29 @@ def test_a_hook_that_was_removed_holds_no_graph_and_the_class_is_watched_once(tr
     assert trained.updates() == 1
     with trained.paper.capture():
         trained.optimizer.step()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_is_read_at_a_boundary_is_behind_the_updates_of_all_lanes_and_before_their_next(policy: str) -> None:
+    paper, gate, read = Paper(policy, 3, cards=2), gate_at(1), []
+    weights = [paper.place(nn.Parameter(torch.zeros(6)), card) for card in (0, 1)]
+    hook = OptimizerHook(gate, weights, device=paper)
+    aside = Lane("aside", 0)
+
+    def update(value: float) -> None:
+        with paper.in_lane(aside), hook.update():
+            for weight in weights:
+                paper.write(weight, value)
+
+    for value in range(1, 6):
+        update(value)
+        with hook.joined():
+            for card, weight in enumerate(weights):
+                paper.put(card, partial(lambda weight: read.append(weight.tolist()), weight))
+        assert hook.lanes() == {card: (paper.lane(card),) for card in (0, 1)}
+    hook.remove()
+    paper.finish()
+    assert sorted(read) == sorted([[float(value)] * 6 for value in range(1, 6)] * 2)
 
 
 def test_training_on_the_host_watches_no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:

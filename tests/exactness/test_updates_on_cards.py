@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from helpers.paper import POLICIES, Lane, Paper, taken_for_cards
@@ -213,3 +214,56 @@ def test_each_of_its_saves_goes_on_to_the_same_end(
         path = tmp_path / "run" / f"checkpoint-{step}"
         resumed = Training(tmp_path / f"from-{step}", way, paper, resume=str(path))
         assert resumed.train() == left[step:], f"from step {step}"
+
+
+class Descending(torch.optim.Optimizer):
+    """Takes one from each weight, by halves, in the lane of whoever calls it or in the graph that is captured."""
+
+    def __init__(self, paper: Paper, parameters: Any) -> None:
+        super().__init__(parameters, {})
+        self.paper = paper
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                half = parameter.numel() // 2
+                for piece in parameter.detach().split([half, parameter.numel() - half]):
+                    self.paper.put(0, partial(piece.data.sub_, 1.0))
+
+
+class ReadAtOnce(Paper):
+    """What `step()` reads it reads with torch, at once: so what its lane is to wait for is done at once as well."""
+
+    def join(self, lane: Any, event: Any) -> None:
+        super().join(lane, event)
+        if lane is self._current[0]:
+            self.wait(event)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("captured", [False, True], ids=["optimizer", "graph"])
+def test_updates_in_a_lane_that_nobody_joins_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: bool, policy: str
+) -> None:
+    """Nothing of training is done when it is enqueued, and `step()` is called in another lane than the optimizer."""
+    paper = taken_for_cards(monkeypatch, ReadAtOnce(policy, 7))
+    model = nn.ParameterList(torch.zeros(9) for _ in range(3))
+    optimizer, aside = Descending(paper, model.parameters()), Lane("aside", 0)
+    update: Callable[[], Any] = optimizer.step
+    if captured:
+        with paper.capture() as graph:
+            optimizer.step()
+        update = graph.replay
+    with Checkpointer(
+        tmp_path / "run", model=model, optimizer=optimizer, say=lambda line: None, save_at_end=False
+    ) as ckpt:
+        for _ in range(ckpt.resume(), 6):
+            with paper.in_lane(aside):
+                update()
+            ckpt.step()
+            ckpt.save(f"at {ckpt.step_count}")
+    saved = {event["step"]: event["path"] for event in events(tmp_path / "run", "saved")}
+    assert len(saved) > 2
+    for step, path in saved.items():
+        weights = load_file(Path(path) / "model.safetensors")
+        assert all(torch.equal(weight, torch.full((9,), -float(step))) for weight in weights.values()), step

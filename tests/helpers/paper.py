@@ -183,11 +183,14 @@ class Paper:
             return PaperEvent(lane.last)
 
     def hold(self, card: int, event: Any) -> None:
+        self.join(self._lane(card), event)
+
+    def join(self, lane: Any, event: Any) -> None:
         with self._lock:
             if self.in_step:
                 self._run_until(event)
             elif event.operation is not None and not event.operation.done:
-                self._lane(card).waits.append(event.operation)
+                lane.waits.append(event.operation)
 
     @contextmanager
     def ours(self) -> Iterator[None]:

@@ -6,7 +6,8 @@ updates are the graph's replays.
 
 import functools
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from holdfast.capture.gate import Gate
@@ -72,6 +73,25 @@ class GraphHook:
         if not self._device.is_capturing():
             for card in cards:
                 self._lanes[card].add(self._device.lane(card))
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Encloses reads of the state in the lanes of the calling thread, at a boundary.
+
+        All updates are done before them, in whichever lane they are, and what comes into those lanes later comes behind
+        them. So what is put into a lane of the calling thread afterwards is behind all updates as well.
+        """
+        device = self._device
+        here = {card: device.lane(card) for card in self._lanes}
+        others = [(lane, here[card]) for card, lanes in self._lanes.items() for lane in lanes if lane != here[card]]
+        for lane, reader in others:
+            device.join(reader, device.mark(lane))
+        yield
+        for lane, reader in others:
+            device.join(lane, device.mark(reader))
+        for card, lanes in self._lanes.items():
+            lanes.clear()
+            lanes.add(here[card])
 
     def end_replay(self) -> None:
         """Takes in that the replay of an update was enqueued: on whichever cards."""

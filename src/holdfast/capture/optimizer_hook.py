@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -77,8 +77,12 @@ class OptimizerHook:
                 del _hooks[optimizer]
 
     def lanes(self) -> Mapping[int, Collection[Hashable]]:
-        """Returns the lanes in which updates were enqueued so far, by card: of each card that has parameters."""
+        """Returns the lanes with updates since they were last joined, by card: of each card that has parameters."""
         return {card: tuple(lanes) for card, lanes in self._lanes.items()}
+
+    def joined(self) -> AbstractContextManager[None]:
+        """Encloses reads at a boundary, which come behind all updates, and before what their lanes get afterwards."""
+        return self._graphs.joined() if self._graphs is not None else nullcontext()
 
     @contextmanager
     def update(self) -> Iterator[None]:

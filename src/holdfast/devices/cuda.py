@@ -55,6 +55,9 @@ class Cuda:
     def hold(self, card: int, event: Any) -> None:
         torch.cuda.current_stream(card).wait_event(event)
 
+    def join(self, lane: Any, event: Any) -> None:
+        lane.wait_event(event)
+
     @contextmanager
     def ours(self) -> Iterator[None]:
         with ExitStack() as streams:

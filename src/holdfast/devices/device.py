@@ -47,6 +47,9 @@ class Device(Protocol):
     def hold(self, card: int, event: Event) -> None:
         """Has what the calling thread enqueues on a card from now on wait for an event. The thread itself goes on."""
 
+    def join(self, lane: Any, event: Event) -> None:
+        """Has what is put into one of training's streams from now on wait for an event. Nothing else waits."""
+
     def ours(self) -> AbstractContextManager[None]:
         """Encloses work of the calling thread that goes to our streams, whatever it calls of torch."""
 

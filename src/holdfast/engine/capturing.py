@@ -50,8 +50,11 @@ class Capturing:
             stage: The progress of a trainer within it.
             number: Its number.
         """
-        recorded = self.subject.record()
-        fingerprint = self.snapshots.fingerprint(self.hook.lanes())
+        if self.device is None:
+            recorded, fingerprint = self.subject.record(), self.snapshots.fingerprint()
+        else:
+            with self.hook.joined():
+                recorded, fingerprint = self.subject.record(), self.snapshots.fingerprint(self.hook.lanes())
         if self.device is not None and number and self.snapshots.state_bytes != self._state_bytes:
             self._state_bytes = self.snapshots.state_bytes
             self.budget.state_known(self._state_bytes)
