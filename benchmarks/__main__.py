@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_SECTIONS = ("save", "boundary", "verbs", "ranks", "agreement", "trace")
+_SECTIONS = ("save", "boundary", "verbs", "ranks", "agreement", "resume", "trace")
 
 
 def main() -> None:

@@ -76,17 +76,18 @@ class Attached:
         """Where the checkpoint of the last boundary is, or will be."""
         return self.run / f"checkpoint-{self._trainer.state.global_step}"
 
-    def train(self, script: Script, resume: Path | None = None) -> None:
+    def train(self, script: Script, resume: Path | None = None, *, attach: bool = True) -> None:
         """Trains until the script is over.
 
         Args:
             script: What is done between two updates.
             resume: The checkpoint to go on from.
+            attach: False leaves the Trainer as it is.
         """
         self._script = script(self)
         before = self.state.optimizer.register_step_pre_hook(self._note_updating)
         after = self.state.optimizer.register_step_post_hook(self._note_updated)
-        attached = holdfast.attach(self._trainer, save_on_exception=False)
+        attached = holdfast.attach(self._trainer, save_on_exception=False) if attach else self._trainer
         try:
             with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(_OverError):
                 attached.train(resume_from_checkpoint=None if resume is None else str(resume))

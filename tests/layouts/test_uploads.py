@@ -11,12 +11,13 @@ from torch import nn, optim
 from helpers import parts
 from helpers.paper import POLICIES, CardLostError, Paper
 from helpers.parts import same
+from helpers.shards import committed, local, place
 from holdfast import Checkpointer
 from holdfast.errors import DamagedCheckpointError, HoldfastError
 from holdfast.layouts import native, native_reading, pieces, uploads
 from holdfast.layouts.uploads import Uploads
 from holdfast.state.part import Stored
-from holdfast.store import reading
+from holdfast.store import catalog, reading
 from holdfast.store.digest import BLOCK_BYTES
 
 MODEL = Stored({}, {"kind": "model", "frozen": [], "evaluating": [], "extra": {}})
@@ -159,6 +160,26 @@ def test_where_a_card_has_no_memory_left_for_an_optimizers_state_it_goes_through
     monkeypatch.setattr(torch, "empty", full)
     stored, _ = parts.read(tmp_path, device=Paper("lazy"), neighbors=lambda part, rest: beside)
     assert same(dict(stored["model"].tensors), state) and of_the_host == ["a", "b"]
+
+
+@pytest.mark.parametrize("rank", range(3))
+def test_what_other_numbers_of_processes_have_cut_comes_to_the_cards_of_this_one(tmp_path: Path, rank: int) -> None:
+    state = {name: torch.rand(11, 7, generator=torch.Generator().manual_seed(ord(name))) for name in "abc"}
+    written = committed(tmp_path, [("model", state, MODEL)], {"a": (4, 1), "b": (2, 2)}, 4)
+    manifest = catalog.read(written).manifest
+    assert manifest is not None
+    ranges = {name: place((11, 7), cut, rank) for name, cut in {"a": (3, 1), "b": (1, 3)}.items()}
+    mine = {name: local(tensor, ranges[name]) if name in ranges else tensor for name, tensor in state.items()}
+    live = {name: torch.zeros(tensor.shape) for name, tensor in mine.items()}
+    stored, _ = parts.read(
+        written,
+        [file.path for file in manifest.files],
+        tensors=manifest.tensors,
+        places=lambda part, name, shape: ranges.get(name),
+        memory={"model": live},
+        device=Paper("lazy", cards=2),
+    )
+    assert same(live, mine) and same(dict(stored["model"].tensors), mine)
 
 
 @pytest.fixture

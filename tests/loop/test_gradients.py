@@ -10,6 +10,8 @@ from torch import nn, optim
 
 from holdfast import Checkpointer
 from holdfast.errors import PartialAccumulationError
+from holdfast.state.gradients import Gradients
+from holdfast.state.part import Stored
 
 
 class Loop:
@@ -141,6 +143,27 @@ def test_gradients_without_an_update_are_still_refused(tmp_path: Path) -> None:
         loop.model["used"](torch.ones(1, 4)).sum().backward()
         with pytest.raises(PartialAccumulationError):
             loop.ckpt.step()
+
+
+def test_a_gradient_that_was_read_is_the_parameters_own_and_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Loop(tmp_path, "never")
+    first.train(3)
+    read: list[int] = []
+    restore = Gradients.restore
+
+    def noting(self: Gradients, stored: Stored | None) -> list[str]:
+        assert stored is not None
+        read.extend(tensor.data_ptr() for tensor in stored.tensors.values())
+        return restore(self, stored)
+
+    monkeypatch.setattr(Gradients, "restore", noting)
+    loop = Loop(tmp_path, "never")
+    with loop.ckpt:
+        loop.ckpt.resume()
+        gradients = [weight.grad for weight in loop.model.parameters() if weight.grad is not None]
+        assert sorted(gradient.data_ptr() for gradient in gradients) == sorted(read) and len(read) == 3
 
 
 def test_a_gradient_that_fits_nothing_is_named(tmp_path: Path) -> None:
