@@ -15,6 +15,8 @@ import torch
 _OLDEST_LIVE = (2, 11)
 _PORTABLE = 1  # cudaHostRegisterPortable: locked for every card of the process
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
+# Errors of one call, after which a card goes on: a value, memory, the capture of a graph (cudaErrorStreamCapture...).
+_LEAVE_THE_CARD = frozenset([1, 2, *range(900, 909)])
 
 
 class Cuda:
@@ -22,6 +24,7 @@ class Cuda:
 
     def __init__(self) -> None:
         self._streams: dict[int, torch.cuda.Stream] = {}
+        self._lanes: dict[tuple[int, int], torch.cuda.Stream] = {}
         self._runtime = _runtime()
 
     def card_of(self, tensor: torch.Tensor) -> int | None:
@@ -47,7 +50,11 @@ class Cuda:
         return torch.cuda.CUDAGraph
 
     def lane(self, card: int) -> Hashable:
-        return torch.cuda.current_stream(card)
+        # The object is made once for each stream: a training may ask here after each of three hundred optimizers.
+        key = card, torch._C._cuda_getCurrentRawStream(card)
+        if key not in self._lanes:
+            self._lanes[key] = torch.cuda.current_stream(card)
+        return self._lanes[key]
 
     def mark(self, lane: Any) -> torch.cuda.Event:
         return _record(lane)
@@ -87,7 +94,9 @@ class Cuda:
 
     def is_loss(self, error: BaseException) -> bool:
         kind = getattr(torch, "AcceleratorError", None)  # before torch 2.8 its words alone tell it from others
-        return isinstance(error, kind) if kind else isinstance(error, RuntimeError) and "CUDA error" in str(error)
+        if kind is None:
+            return isinstance(error, RuntimeError) and "CUDA error" in str(error)
+        return isinstance(error, kind) and getattr(error, "error_code", None) not in _LEAVE_THE_CARD
 
     def register(self, address: int, size: int) -> str:
         code = torch.cuda.cudart().cudaHostRegister(address, size, _PORTABLE)  # type: ignore[no-untyped-call]
