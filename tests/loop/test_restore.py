@@ -220,6 +220,53 @@ def test_state_that_a_checkpoint_has_otherwise_or_not_at_all_is_not_kept(
     assert same(loop.state(), states[0])
 
 
+class Shadow:
+    """An average that a loop keeps by hand, and what else a state may be made of."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, torch.Tensor] = {
+            "large": torch.arange(40_000.0),
+            "turned": torch.arange(6.0).reshape(2, 3).t(),
+            "coo": torch.eye(3).to_sparse(),
+            "csr": torch.eye(3).to_sparse_csr(),
+            "empty": torch.zeros(0, 3),
+            "none sparse": torch.zeros(2, 2).to_sparse(),
+        }
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.state = state
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_script_that_makes_its_tensors_elsewhere_by_default_resumes_as_any(tmp_path: Path) -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    for _ in range(2):
+        model, shadow = nn.Linear(4, 6), Shadow()
+        optimizer = optim.AdamW(model.parameters())
+        ckpt = Checkpointer(
+            tmp_path, model=model, optimizer=optimizer, shadow=shadow, dynamic_checkpoint={"enabled": False}
+        )
+        if states:
+            torch.set_default_device("meta")  # as others have "cuda"
+            shadow.state = {}
+        try:
+            with ckpt:
+                if not ckpt.resume():
+                    model(torch.ones(2, 4)).square().sum().backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    ckpt.step()
+                    ckpt.save(wait=True)
+        finally:
+            torch.set_default_device(None)
+        moments = optimizer.state[model.weight]
+        states.append({"weight": model.weight.detach(), **moments, **shadow.state})
+    assert same(states[0], states[1])
+
+
 def test_an_error_of_reading_itself_comes_out_of_resume(
     tmp_path: Path, states: list[dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

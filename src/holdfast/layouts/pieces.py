@@ -219,7 +219,7 @@ def new_memory(name: str, lengths: tuple[int, ...], dtype: "torch.dtype") -> "to
     import torch
 
     try:
-        tensor = torch.empty(lengths, dtype=dtype)
+        tensor = torch.empty(lengths, dtype=dtype, device="cpu")  # whatever the script has made the default
     except RuntimeError as error:
         raise CheckpointError(
             f"{quoted(name)}, of the shape {list(lengths)}, does not fit into memory: {error}"

@@ -53,5 +53,5 @@ def _decode(entry: Mapping[str, Any]) -> torch.Tensor:
     dtype, raw = getattr(torch, entry["dtype"]), bytearray.fromhex(entry["bytes"])
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{entry['dtype']!r} is no torch.dtype")
-    flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8)
+    flat = torch.frombuffer(raw, dtype=torch.uint8) if raw else torch.empty(0, dtype=torch.uint8, device="cpu")
     return flat.view(dtype).reshape(entry["shape"])

@@ -115,7 +115,7 @@ class TensorFile:
             )
             return
         # Its bytes do not follow each other, there or here: its rows are read whole, and copied from there.
-        read = torch.empty((len(rows), *shape[1:]), dtype=dtype)
+        read = torch.empty((len(rows), *shape[1:]), dtype=dtype, device="cpu")
         first = int(whole[rows.start :].storage_offset()) if shape else 0
         self._spans[name] = Span(offset + first * dtype.itemsize, bytes_of(read))
         self._copies.append((into, _range(read, (0, *begin[1:]), lengths)))
@@ -168,7 +168,11 @@ class TensorFile:
         size = self._plain[name].bytes
         data = headers.exactly(fd, size, offset)
         self._unproved.append((bytes(data), offset))
-        return torch.frombuffer(data, dtype=dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
+        return (
+            torch.frombuffer(data, dtype=dtype).reshape(shape)
+            if size
+            else torch.empty(shape, dtype=dtype, device="cpu")
+        )
 
 
 def _range(tensor: "torch.Tensor", begin: Sequence[int], lengths: Sequence[int]) -> "torch.Tensor":
@@ -205,7 +209,11 @@ def _sparse(note: Mapping[str, Any], components: Sequence["torch.Tensor"]) -> "t
         if layout == "sparse_coo":
             coalesced = note["coalesced"] is True
             indices, values = components
-            return torch.sparse_coo_tensor(indices, values, shape, is_coalesced=coalesced, check_invariants=True)
+            return torch.sparse_coo_tensor(
+                indices, values, shape, is_coalesced=coalesced, check_invariants=True, device="cpu"
+            )
         outer, inner, values = components
         kind = getattr(torch, layout)
-        return torch.sparse_compressed_tensor(outer, inner, values, shape, layout=kind, check_invariants=True)
+        return torch.sparse_compressed_tensor(
+            outer, inner, values, shape, layout=kind, check_invariants=True, device="cpu"
+        )
