@@ -67,6 +67,9 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
                 for one in running:
                     one.end()
         return keeper.end(time.monotonic() - begun)
+    except KeyboardInterrupt:
+        print(f"interrupted; what was found until then: {keeper.path if device == 'cuda' else 'nothing to keep'}")
+        return 130
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

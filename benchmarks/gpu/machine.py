@@ -1,6 +1,7 @@
 """What the very machine allows: its bus, its disk, and the floors that they give."""
 
 import mmap
+import shutil
 import time
 from dataclasses import dataclass
 
@@ -62,6 +63,7 @@ def run(bench: Bench) -> None:
     properties = card.describe()
     host = describe(bench.folder, bench.device)
     text = f"{properties['name']}, {properties['memory'] / 1e9:.0f} GB, torch {torch.__version__}"
+    text += f", {shutil.disk_usage(bench.folder).free / 1e9:.0f} GB free on the disk"
     text += f", {host['cores']} cores, {host['memory in GiB']} GiB, {host['file system']}"
     bench.add("the machine", None, text, host=host, card=properties, torch=torch.__version__)
     size = bench.size(12 * GB, 4 * MIB)

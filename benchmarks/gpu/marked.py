@@ -1,6 +1,5 @@
 """Every test that needs a CUDA device, by its mark, with the pytest that the machine has and no plugin of it."""
 
-import os
 import re
 import subprocess
 import sys
@@ -29,8 +28,7 @@ def run(bench: Bench) -> None:
     report = bench.folder / "junit.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-c", str(_CONFIGURATION), "--rootdir", str(_ROOT)]
     command += ["-p", "no:cacheprovider", "--continue-on-collection-errors", "-m", "cuda", f"--junitxml={report}"]
-    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    ended = subprocess.run([*command, *chosen], cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run([*command, *chosen], cwd=_ROOT, capture_output=True, text=True, check=False)
     if not report.is_file():
         bench.add(
             "tests marked cuda", False, f"pytest ended with {ended.returncode}: {_last(ended.stdout, ended.stderr)}"

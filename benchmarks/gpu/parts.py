@@ -168,6 +168,10 @@ def _environment() -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(places),
+        # A machine's own settings are for others: no warning is an error, no option is added to pytest's.
+        "PYTHONWARNINGS": "ignore",
+        "PYTEST_ADDOPTS": "",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.gpu.bench import GB, Bench, longest, milliseconds
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.ours import Ours
+from benchmarks.gpu.registering import MOST_FORK_SECONDS, fork
 from benchmarks.gpu.training import Training
 from benchmarks.measure import finish, remove
 from benchmarks.memory import available, held
@@ -131,6 +132,12 @@ def _come_to_rest(bench: Bench, label: str, training: Training, saver: Saver, *,
         f"{how}; longest step over usual {milliseconds(over)} (<= 10 ms, in 20 s); {saver.status()}",
         seconds=seconds,
         over=over,
+    )
+    forks = [fork() for _ in range(4)]
+    bench.add(
+        f"4 forks of a data worker beside the arena ({label[3:]})",
+        bench.timed(max(forks) <= MOST_FORK_SECONDS),
+        f"{milliseconds(statistics.median(forks))}, at most {milliseconds(max(forks))}",
     )
 
 
