@@ -164,6 +164,16 @@ def test_the_driver_locks_whole_blocks_until_it_refuses() -> None:
     assert not arena.lock(blocks[2]), "it is not asked again"
 
 
+def test_addresses_that_the_driver_knows_are_nobody_elses_ever() -> None:
+    arena = Arena(SIZE, Paper())
+    block = arena.make(SIZE)
+    address = block.address
+    assert arena.lock(block)
+    del arena, block
+    gc.collect()
+    assert kilobytes(smaps(address)["Rss"]) == SIZE >> 10
+
+
 def test_what_is_not_wanted_after_all_is_given_back() -> None:
     arena = Arena(2 * SIZE)
     first, second = arena.make(SIZE), arena.make(SIZE)

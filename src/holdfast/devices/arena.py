@@ -98,6 +98,7 @@ class Arena:
         self.refusal = self.device.register(block.address, size)
         if not self.refusal:
             self.locked_bytes += size
+            self._range.keep()
         return not self.refusal
 
     def unmake(self, block: Block) -> None:
@@ -127,7 +128,12 @@ class _Range:
             _libc.madvise(start, whole, advice)  # a kernel without huge pages gives small ones
         self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
         self.size = size
-        weakref.finalize(self, _unmap, start, whole, os.getpid()).atexit = False
+        self._end = weakref.finalize(self, _unmap, start, whole, os.getpid())
+        self._end.atexit = False
+
+    def keep(self) -> None:
+        """Keeps the addresses for good: for a driver that has locked pages there, later ones would be those pages."""
+        self._end.detach()
 
 
 def _unmap(start: int, size: int, owner: int) -> None:
