@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("SKIPPED, NOT PASSED: there is no CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def no_memory_stays_locked_for_a_device_of_paper() -> Iterator[None]:
+    """Gives back what trainings have left for the next on the same device, which there will be none of."""
+    yield
+    if budgets := sys.modules.get("holdfast.capture.staging_budget"):
+        for pool in budgets._left_behind:
+            while block := pool.try_take():
+                pool.arena.unmake(block)
+        budgets._left_behind.clear()
 
 
 WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]

