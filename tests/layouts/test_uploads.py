@@ -152,7 +152,7 @@ def test_where_a_card_has_no_memory_left_for_an_optimizers_state_it_goes_through
     empty = torch.empty
 
     def full(*shape: Any, **how: Any) -> torch.Tensor:
-        if "device" in how and str(how["device"]) == "cpu":
+        if isinstance(how.get("device"), torch.device):  # that of the tensor beside which it is to be
             raise torch.OutOfMemoryError("the paper is full")
         return empty(*shape, **how)
 
@@ -242,8 +242,8 @@ def test_a_card_that_is_lost_ends_the_reading_and_is_not_touched_again(
 class Loop:
     """A model and its optimizer, under a checkpointer."""
 
-    def __init__(self, root: Path, width: int = 4) -> None:
-        self.model = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 4))
+    def __init__(self, root: Path, *, strict: bool = True) -> None:
+        self.model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         self.optimizer = optim.AdamW(self.model.parameters())
         self.said: list[str] = []
         self.checkpointer = Checkpointer(
@@ -252,6 +252,7 @@ class Loop:
             optimizer=self.optimizer,
             say=self.said.append,
             dynamic_checkpoint={"enabled": False},
+            strict=strict,
         )
 
     def train(self) -> None:
@@ -268,8 +269,9 @@ class Loop:
         return tensors
 
 
+@pytest.mark.parametrize("strict", [True, False])
 def test_a_training_on_cards_takes_nothing_of_its_state_into_the_hosts_memory_when_it_resumes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_host: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of_the_host: list[str], strict: bool
 ) -> None:
     first = Loop(tmp_path)
     with first.checkpointer:
@@ -278,12 +280,13 @@ def test_a_training_on_cards_takes_nothing_of_its_state_into_the_hosts_memory_wh
     device = Paper("lazy", cards=2)
     device.refuses_to_register_after = 0
     monkeypatch.setattr("holdfast.loop.restore.device_in_use", lambda: device)
-    second = Loop(tmp_path)
+    second = Loop(tmp_path, strict=strict)
     with second.checkpointer:
         assert second.checkpointer.resume() == 1
         assert same(second.state(), first.state())
-    # A step is a number that the optimizer counts on the host.
-    assert of_the_host == [name for name in of_the_host if name.endswith("/step")]
+    # A step is a number that the optimizer counts on the host. Weights are not overwritten where some may be left out.
+    weights = set() if strict else {name for name, _ in second.model.named_parameters()}
+    assert {name for name in of_the_host if not name.endswith("/step")} == weights
     assert [line for line in second.said if "does not lock" in line] == [
         "read through memory that the driver does not lock, which is slow: the paper takes no 4,194,304 bytes more"
     ]

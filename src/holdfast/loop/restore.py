@@ -123,16 +123,17 @@ def _read_with_others(
 
 def _read(state: LoopState, folder: Folder, manifest: Manifest, *, strict: bool) -> _Content:
     """Compares everything with what is here before the first tensor is read, into the live ones where they fit."""
-    # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
     path, before = folder.path, manifest.world_size
     needs: dict[str, Any] = {
         "rank": state.rank,
         "saved_by": before,
         "own": before == state.world_size,
         "places": state.shard_range,
+        # What is left out must stay as it is, also when this checkpoint turns out to be damaged.
+        "memory": state.parts.memory() if strict else None,
+        "device": device_in_use(),
+        "neighbors": state.neighbors,
     }
-    if strict:
-        needs |= {"memory": state.parts.memory(), "device": device_in_use(), "neighbors": state.neighbors}
     try:
         reading = NativeReading(folder, manifest.files, manifest.tensors, **needs)
         if reading.refused:
