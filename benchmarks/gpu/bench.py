@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,6 @@ class Bench:
 def milliseconds(seconds: float) -> str:
     """Returns a time as it is printed."""
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def longest(values: Sequence[float]) -> float:
-    """Returns the largest of some values; 0 of none."""
-    return max(values, default=0.0)
 
 
 def _plain(value: Any) -> Any:

@@ -56,7 +56,8 @@ def _of_long_steps(found: Found) -> Iterator[Goal]:
 
 
 def _of_memory(found: Found) -> Iterator[Goal]:
-    if made := found.get(f"13 native, {_SHORT}, the arena is made"):
+    made = found.get(f"13 native, {_SHORT}, the arena is made")
+    if made and made["seconds"] is not None:
         yield Goal("making the arena: longest step over usual", made["over"], 0.01, "s")
         yield Goal("making the arena", made["seconds"], 20, "s")
 

@@ -52,9 +52,13 @@ class Ours(Saver):
         """The update is done."""
         self._checkpointer.step()
 
-    def is_ready(self) -> bool:
-        """Tells whether the staging memory is as it will be: what a save costs from then on is what it costs."""
-        return any(event["event"] == "staging" for event in self.events())
+    def staging(self) -> dict[str, Any] | None:
+        """Returns what the journal says of the staging memory; None while it is being made."""
+        kept = ("bytes", "seconds", "locked", "problem", "reason")
+        for event in self.events():
+            if event["event"] == "staging":
+                return {name: event[name] for name in kept if name in event}
+        return None
 
     def events(self) -> list[dict[str, Any]]:
         """Returns the journal."""
