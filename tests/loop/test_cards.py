@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn, optim
 
 from helpers.launches import Launches
-from helpers.paper import Paper
+from helpers.paper import Paper, taken_for_cards
 from holdfast import Checkpointer
 
 
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch) -> Paper:
-    made = Paper("lazy", in_step=True)
-    monkeypatch.setattr("holdfast.engine.capturing.device_in_use", lambda: made)
-    return made
+    return taken_for_cards(monkeypatch, Paper("lazy", in_step=True))
 
 
 def launches(paper: Paper) -> Launches:
@@ -86,3 +85,29 @@ def test_gradients_on_a_card_are_judged_without_waiting_and_as_those_of_the_host
     )  # fmt: skip
     monkeypatch.setattr("holdfast.engine.capturing.device_in_use", lambda: None)
     assert Loop(tmp_path / "host", way).train(7) == ended
+
+
+@pytest.mark.parametrize("policy", ["lazy", "random"])
+def test_buffers_and_gradients_of_a_save_are_those_of_its_boundary_however_late_they_are_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    taken_for_cards(monkeypatch, Paper(policy, 2, in_step=True))
+    monkeypatch.setattr("holdfast.state.buffers.has_plain_memory", lambda tensor: False)
+    monkeypatch.setattr("holdfast.state.gradients.is_on_host", lambda tensor: False)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 40), nn.BatchNorm1d(40), nn.Linear(40, 1))
+    optimizer = optim.SGD(model.parameters(), 0.01)
+    then: dict[int, dict[str, torch.Tensor]] = {}
+    with Checkpointer(tmp_path, model=model, optimizer=optimizer, say=lambda line: None, save_steps=1) as ckpt:
+        for step in range(ckpt.resume(), 8):
+            model(torch.randn(8, 4)).square().mean().backward()
+            optimizer.step()
+            gradients = {f"model.{name}": weight.grad for name, weight in model.named_parameters()}
+            ckpt.step()
+            state = {**model.state_dict(), **gradients}
+            then[step + 1] = {name: tensor.detach().clone() for name, tensor in state.items() if tensor is not None}
+    for step in range(4, 9):
+        checkpoint = tmp_path / f"checkpoint-{step}"
+        saved = load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "gradients.safetensors")
+        assert saved.keys() == then[step].keys()
+        assert [name for name in saved if not torch.equal(saved[name], then[step][name])] == []

@@ -67,7 +67,7 @@ class Gradients:
         self._judge()
         if self.are_carried:
             own = {n: local_of(w.grad) for n, w in self._parameters().items() if w.grad is not None}
-            copies = {name: grad.detach().clone() for name, grad in own.items() if grad.device.type == "cpu"}
+            copies = {name: grad.detach().clone() for name, grad in own.items() if is_on_host(grad)}
             on_cards = {name: grad for name, grad in own.items() if name not in copies}
             return {**copies, **self._copies.take(on_cards)} if on_cards else copies
         if self._zeroed < _ENOUGH and not self._coming:
@@ -243,6 +243,11 @@ def _tensors_in(output: object) -> Iterator[torch.Tensor]:
     elif isinstance(output, Mapping | tuple | list):
         for item in output.values() if isinstance(output, Mapping) else output:
             yield from _tensors_in(item)
+
+
+def is_on_host(gradient: torch.Tensor) -> bool:
+    """Tells whether a gradient is in the memory of the host, where it is copied by itself."""
+    return gradient.device.type == "cpu"
 
 
 def _is_nonzero(gradient: torch.Tensor) -> bool:
