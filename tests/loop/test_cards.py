@@ -70,6 +70,21 @@ def test_a_loss_on_a_card_is_in_the_status_when_the_card_has_come_to_it(tmp_path
     )
 
 
+def test_a_loss_on_a_card_is_not_waited_for_where_all_of_the_state_is_with_the_host(
+    tmp_path: Path, paper: Paper
+) -> None:
+    loop = Loop(tmp_path)
+    for weight in loop.model.parameters():
+        paper.place(weight, None)
+    with loop.ckpt:
+        loop.ckpt.resume()
+        with loop.ckpt.update(), launches(paper):
+            loop.ckpt.step(loss=torch.tensor(2.5))
+        assert loop.ckpt._engine.run.status.now.loss is None
+        paper.finish()
+        assert loop.ckpt._engine.run.status.now.loss == 2.5
+
+
 @pytest.mark.parametrize("way", ["never", "after", "after, in place"])
 def test_gradients_on_a_card_are_judged_without_waiting_and_as_those_of_the_host(
     tmp_path: Path, paper: Paper, monkeypatch: pytest.MonkeyPatch, way: str

@@ -32,7 +32,9 @@ class Capturing:
         self.subject = subject
         live = subject.as_live()
         tensors = live.live().values() if live is not None else ()
-        self.device, card = _device_of(tensors)
+        self.in_use = device_in_use()
+        """The device that this process uses, whether or not some of the state is on it; None where it uses none."""
+        self.device, card = _device_of(tensors, self.in_use)
         """The device that some of the state is on; None where all of it is with the host."""
         self.budget = StagingBudget(
             settings.staging_memory, self.device, card=card, state_bytes=subject.estimated_bytes(), wake=wake
@@ -66,9 +68,8 @@ class Capturing:
         self.budget.close()
 
 
-def _device_of(tensors: Iterable[torch.Tensor]) -> tuple[Device | None, int]:
+def _device_of(tensors: Iterable[torch.Tensor], device: Device | None) -> tuple[Device | None, int]:
     """Returns the device that some tensors are on, and the card that has most; None where all are with the host."""
-    device = device_in_use()
     if device is None:
         return None, 0
     sizes: Counter[int] = Counter()

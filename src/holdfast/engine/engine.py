@@ -202,7 +202,7 @@ class Engine:
             self.gate.leave()  # what was reached before is the state of nothing any more
             self._capturing.end()
         self._capturing = capturing = Capturing(subject, self.gate, self.settings, self._wake)
-        self.losses.begin(capturing.device)
+        self.losses.begin(capturing.in_use)
         subject.begin(self.losses.late)
         self._own.begin(subject, capturing.snapshots)
         self.gate.begin()
