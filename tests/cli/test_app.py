@@ -51,6 +51,7 @@ CODES = {
     "SaveError": 1,
     "NoSpaceError": 1,
     "TornError": 1,
+    "DeviceLostError": 1,
     "LateError": 1,
     "PartialAccumulationError": 1,
     "CheckpointError": 1,

@@ -79,7 +79,8 @@ def test_a_block_that_is_read_into_before_its_copies_are_over_is_seen(
     take = Uploads.take
 
     def at_once(self: Uploads) -> memoryview:
-        self._under_way = type(self._under_way)((block, ()) for block, _ in self._under_way)
+        with self._lock:
+            self._under_way = type(self._under_way)((block, ()) for block, _ in self._under_way)
         return take(self)
 
     monkeypatch.setattr(Uploads, "take", at_once)
