@@ -517,3 +517,31 @@ def test_state_keeps_the_order_of_its_elements_in_memory(tmp_path: Path) -> None
     assert same(state_of(new, second), state_of(old, first))
     for state in second.state.values():
         assert state["turned"].stride() == (1, 4) and state["gaps"].stride() == (6, 1)
+
+
+def test_tensors_that_are_there_stay_and_have_other_values(tmp_path: Path) -> None:
+    """What a graph was captured with, in the steps before a resume."""
+    there, here = net(), net(1)
+    optimizer = optim.AdamW(there.parameters(), lr=torch.tensor(0.01))
+    other = optim.AdamW(here.parameters(), lr=torch.tensor(0.5))
+    train(there, optimizer)
+    train(here, other, steps=1, seed=1)
+    before = {name: dict(state) for name, state in state_of(here, other).items()}
+    rate = other.param_groups[0]["lr"]
+    move(registered(there, optimizer), registered(here, other), tmp_path)
+    after = state_of(here, other)
+    assert all(after[name][key] is tensor for name, state in before.items() for key, tensor in state.items())
+    assert same(after, state_of(there, optimizer))
+    assert other.param_groups[0]["lr"] is rate and rate == torch.tensor(0.01)
+
+
+def test_a_tensor_that_is_of_another_kind_there_is_replaced(tmp_path: Path) -> None:
+    there, here = net(), net(1)
+    optimizer, other = optim.AdamW(there.parameters()), optim.AdamW(here.parameters())
+    train(there, optimizer)
+    train(here, other, steps=1)
+    for state in state_of(here, other).values():
+        state["exp_avg"] = state["exp_avg"].double()
+        state["exp_avg_sq"] = state["exp_avg_sq"].flatten()[:1].expand(state["exp_avg_sq"].numel())
+    move(registered(there, optimizer), registered(here, other), tmp_path)
+    assert same(state_of(here, other), state_of(there, optimizer))

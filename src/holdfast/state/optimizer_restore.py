@@ -107,7 +107,8 @@ def restore(optimizer: optim.Optimizer | LocalShare, fit: OptimizerFit, stored: 
     state = [(parameter, _dictionary(encoded, stored, parameter.device)) for parameter, encoded in fit.state]
     shared = _dictionary(stored.rest.get("shared"), stored)
     for group, settings in groups:
-        group.update({key: value for key, value in settings.items() if key not in _IMPLEMENTATIONS})
+        here = {key: _in_place(group.get(key), value) for key, value in settings.items() if key not in _IMPLEMENTATIONS}
+        group.update(here)
     for parameters, settings in added:
         # torch wants names for all groups or for none.
         by_name = "param_names" in optimizer.param_groups[0]
@@ -166,17 +167,36 @@ def _keeps_state_of(optimizer: optim.Optimizer | LocalShare, parameter: torch.Te
 
 
 def _assign(optimizer: optim.Optimizer | LocalShare, state: Sequence[tuple[torch.Tensor, dict[Any, Any]]]) -> None:
-    """Replaces the whole state; a step goes to the device on which the group counts it."""
+    """Replaces the whole state; a step goes to the device on which the group counts it.
+
+    Tensors that are there already stay, with other values: a graph may have been captured with them.
+    """
     step_here: set[int] = set()
     for group in optimizer.param_groups:
         if group.get("capturable") or group.get("fused"):
             step_here.update(map(id, group["params"]))
+    before = dict(optimizer.state)
     optimizer.state.clear()
     for parameter, content in state:
         step = content.get("step")
         if isinstance(step, torch.Tensor) and (id(parameter) in step_here or step.device.type != "cpu"):
             content["step"] = step.to(parameter.device)
-        optimizer.state[parameter] = {key: _sharded_as(parameter, value) for key, value in content.items()}
+        there = before.pop(parameter, {})
+        optimizer.state[parameter] = {
+            key: _in_place(there.get(key), _sharded_as(parameter, value)) for key, value in content.items()
+        }
+
+
+def _in_place(there: Any, value: Any) -> Any:
+    """Returns the tensor that is there with a value written into it; the value itself where it has no such place."""
+    if not isinstance(there, torch.Tensor) or not isinstance(value, torch.Tensor) or local_of(there) is not there:
+        return value
+    form, wanted = [(t.shape, t.stride(), t.dtype, t.layout) for t in (there.detach(), value.detach())]
+    if form != wanted or there.layout != torch.strided:
+        return value
+    with torch.no_grad():
+        there.copy_(value)
+    return there
 
 
 def _sharded_as(parameter: torch.Tensor, value: Any) -> Any:
