@@ -85,7 +85,7 @@ def test_a_loss_on_a_card_is_not_waited_for_where_all_of_the_state_is_with_the_h
         assert loop.ckpt._engine.run.status.now.loss == 2.5
 
 
-@pytest.mark.parametrize("way", ["never", "after", "after, in place"])
+@pytest.mark.parametrize("way", ["never", "after, in place"])
 def test_gradients_on_a_card_are_judged_without_waiting_and_as_those_of_the_host(
     tmp_path: Path, paper: Paper, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:

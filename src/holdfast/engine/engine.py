@@ -246,7 +246,8 @@ class Engine:
             self._hooks.run()
             here = self.gate.boundary or boundary  # a hook may have asked for a save of it
             boundary = replace(self._record(step, stage), asked=here.asked, revision=here.revision + 1)
-        boundary = replace(boundary, scheduled=scheduled)
+        if scheduled:
+            boundary = replace(boundary, scheduled=scheduled)
         self._status.beat(step)
         if self._rehearsing is not None:
             self._rehearsing.reach(self._capturing.subject, boundary)
