@@ -15,7 +15,7 @@ import torch
 
 from helpers.paper import Paper
 from helpers.waiting import wait_until
-from holdfast.capture import arena_making
+from holdfast.capture import arena_making, staging_budget
 from holdfast.capture.arena_making import Making
 from holdfast.capture.staging import RING_SLABS, Pool
 from holdfast.capture.staging_budget import StagingBudget
@@ -123,6 +123,17 @@ def test_it_is_no_larger_than_its_limit_but_for_the_ring(limit: int, expected: i
     budget.state_known(STATE)
     wait_until(lambda: made(budget).is_over)
     assert budget.bytes == expected
+    budget.close()
+
+
+@pytest.mark.parametrize(("ranks", "parts"), [("4", 16), ("1", 4), ("0", 4), ("many", 4), ("", 4)])
+def test_unset_the_limit_is_a_quarter_of_what_is_there_for_each_process_of_the_host(
+    monkeypatch: pytest.MonkeyPatch, ranks: str, parts: int
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(staging_budget, "available_memory", lambda: 1 << 30)
+    budget = StagingBudget(None, Paper(), state_bytes=STATE)
+    assert (budget.limit, StagingBudget(None).limit) == ((1 << 30) // parts, (1 << 30) // 4)
     budget.close()
 
 
