@@ -78,7 +78,7 @@ class Settings(BaseModel):
     """The time for which a rank that is not heard of is waited for, before a save is given up without it."""
 
     staging_memory: Annotated[Annotated[int, Field(ge=0)] | None, BeforeValidator(_as_bytes)] = None
-    """The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what is free."""
+    """The most host memory that snapshots may use: bytes, or text like `2GB`. Unset: a quarter of what is available."""
 
     save_rate_limit: Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_as_bytes)] = None
     """The most bytes a second that saves write, or text like `500MB`. Unset: as many as the disk takes.
