@@ -27,7 +27,7 @@ from holdfast import Checkpointer
 _REPOSITORY = Path(__file__).parent.parent
 _ROUNDS = 3
 _NATIVE = "a plain loop"
-_WAYS = {_NATIVE: "native", "attach(trainer)": "attach", "the Trainer without Holdfast": "attach"}
+_WAYS = {_NATIVE: "native", "attach(trainer)": "attach", "the Trainer alone": "attach"}
 
 
 def report(folder: Path) -> None:
@@ -40,13 +40,13 @@ def report(folder: Path) -> None:
     paths["attach"], _, _ = save(state, folder / "attach", saves=1, at_once=False)
     size = state.size
     del state, saver
-    head(f"a resume of {size / 1e6:.0f} MB, on {device}", "")
+    head(f"a resume of {size / 1e6:.0f} MB on {device}, memory of the host", "")
     for way, layout in _WAYS.items():
         rounds = []
         for _ in range(_ROUNDS):
             CACHES["cold"](paths[layout])
             rounds.append(_resumed(way, paths[layout], device))
-        row(f"{way}: host memory beyond what stays, MB", [extra for extra, _ in rounds], 1e-6)
+        row(f"{way}: memory beyond what stays, MB", [extra for extra, _ in rounds], 1e-6)
         row(f"{way}: until the first step, s", [seconds for _, seconds in rounds], 1)
     shutil.rmtree(folder / "native")
     shutil.rmtree(folder / "attach")
@@ -74,7 +74,9 @@ def _resume(way: str, path: Path, device: str) -> None:
         state.settle()
         seconds, stays = time.perf_counter() - begun, held() - before
         peak.__exit__(None, None, None)
-        print("\n" + json.dumps([peak.extra - stays, seconds]))
+        print(
+            "\n" + json.dumps([peak.extra - stays, seconds]), file=sys.__stdout__
+        )  # a Trainer's own words go elsewhere
         yield from ()
 
     if attached is not None:
