@@ -23,6 +23,7 @@ class Variant:
         compiled: The mode of `torch.compile`; None for none.
         optimizer: Settings of AdamW.
         workers: Data-loading workers, whose batches are in locked memory.
+        sharded: Whether FSDP2 shards it, in a group of one rank.
     """
 
     autocast: str | None = None
@@ -30,6 +31,7 @@ class Variant:
     compiled: str | None = None
     optimizer: tuple[str, ...] = ()
     workers: int = 0
+    sharded: bool = False
 
 
 VARIANTS = {
@@ -41,6 +43,7 @@ VARIANTS = {
     "capturable AdamW": Variant(optimizer=("capturable",)),
     "fused AdamW": Variant(optimizer=("fused",)),
     "data workers, pinned": Variant(workers=2),
+    "FSDP2, one rank": Variant(sharded=True),
 }
 
 
@@ -73,6 +76,8 @@ def _train(variant: Variant, device: str, run: Path, fate: str) -> str:
     model = torch.nn.Sequential(
         torch.nn.Linear(64, 256), torch.nn.BatchNorm1d(256), torch.nn.Dropout(0.2), torch.nn.Linear(256, 64)
     ).to(device)
+    if variant.sharded:
+        _shard(model, device)
     settings = {name: True for name in variant.optimizer if device == "cuda" or name != "capturable"}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **settings)  # type: ignore[arg-type]
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 500)
@@ -109,6 +114,20 @@ def _train(variant: Variant, device: str, run: Path, fate: str) -> str:
     return f"{losses[-1]} {_digest(model, optimizer, scaler, device)}"
 
 
+def _shard(model: Any, device: str) -> None:
+    import socket
+
+    import torch
+    from torch.distributed.fsdp import fully_shard
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    backend = "nccl" if device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    fully_shard(model)
+
+
 def _meet_fate(checkpointer: Any, fate: str) -> None:
     if fate == "dies" and checkpointer.step_count == AT:
         checkpointer.save().wait()
@@ -121,11 +140,10 @@ def _digest(model: Any, optimizer: Any, scaler: Any, device: str) -> str:
     import torch
 
     digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    for state in optimizer.state_dict()["state"].values():
-        for tensor in state.values():
-            digest.update(tensor.cpu().numpy().tobytes())
+    optimizers = [tensor for state in optimizer.state_dict()["state"].values() for tensor in state.values()]
+    for tensor in [*model.state_dict().values(), *optimizers]:
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        digest.update(local.detach().cpu().numpy().tobytes())
     digest.update(repr(scaler.state_dict()).encode())
     digest.update(torch.get_rng_state().numpy().tobytes())
     if device == "cuda":

@@ -44,7 +44,8 @@ def _prove(bench: Bench, name: str) -> str:
 
 def _train(bench: Bench, name: str, run: Path, fate: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "benchmarks.gpu.proof", name, bench.device, str(run), fate]
-    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    # One thread: how many a busy machine gives changes the order of sums.
+    environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False
