@@ -100,15 +100,19 @@ def test_tensors_of_several_cards_are_copied_apart() -> None:
     assert copies["b"].is_meta and copies["a"].eq(1).all() and copies["c"].eq(1).all()
 
 
-def test_what_is_let_go_is_not_kept_where_it_is_not_to_be() -> None:
+def test_of_what_is_large_neither_the_tensors_nor_a_spare_set_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     owners = card_copies._owners
     assert owners is not None
-    live, copies = {"a": torch.zeros(10)}, CardCopies(keeps=False)
+    monkeypatch.setattr(card_copies, "_KEPT_BYTES", 39)
+    live, copies = {"a": torch.zeros(10)}, CardCopies()
     storage = live["a"].untyped_storage()
     before = owners(storage._cdata)
-    for _ in range(3):
-        copies.take({"a": live["a"]})
-    assert owners(storage._cdata) == before and len(copies._sets) == 1
+    lent = []
+    for step in range(3):
+        live["a"].fill_(step)
+        lent.append(copies.take({"a": live["a"]}))
+    assert owners(storage._cdata) == before and copies._sets == []
+    assert [copy["a"].tolist() for copy in lent] == [[step] * 10 for step in range(3)]
 
 
 def test_tensors_that_are_replaced_or_made_larger_are_followed() -> None:
@@ -122,6 +126,12 @@ def test_tensors_that_are_replaced_or_made_larger_are_followed() -> None:
         [1] * 2,
         7,
     ]
+
+
+def test_tensors_that_change_places_go_by_their_names() -> None:
+    first, second, copies = torch.ones(3), torch.zeros(3), CardCopies()
+    copies.take({"a": first, "b": second})
+    assert copies.take({"b": first, "a": second})["b"].eq(1).all()
 
 
 def test_what_is_recorded_in_inference_mode_can_be_recorded_outside_of_it() -> None:

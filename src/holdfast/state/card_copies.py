@@ -2,7 +2,8 @@
 
 A launch for each tensor costs a boundary more than all the rest of it. And memory that is asked for anew at every
 boundary may be missing at one of them. So the copies of a boundary are a set, which a later one writes over once nobody
-has any of it: who that is, Python's references and torch's own count of a memory's owners tell.
+has any of it: who that is, Python's references and torch's own count of a memory's owners tell. What is large has
+memory of its own at each boundary: a set at hand is one that the next forward pass cannot use.
 """
 
 import weakref
@@ -18,6 +19,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: tor
 _SHARING_BYTES = 1 << 20
 # A set at hand beside those that somebody has: more are given back.
 _SPARE_SETS = 1
+# Of more in all, neither a set is kept at hand, nor what was copied.
+_KEPT_BYTES = 32 << 20
 _owners = getattr(torch._C, "_storage_Use_Count", None)
 
 
@@ -77,17 +80,13 @@ class _Set:
 
 
 class CardCopies:
-    """Copies tensors at each boundary, in the stream that the calling thread trains in.
+    """Copies tensors at each boundary, in the stream that the calling thread trains in."""
 
-    Args:
-        keeps: True where the tensors stay from boundary to boundary, and nobody minds that this keeps them too.
-    """
-
-    def __init__(self, *, keeps: bool = True) -> None:
-        self._keeps = keeps
+    def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
         self._pointers: list[int] = []
         self._forms: list[Any] = []
+        self._are_kept = True
         self._names: dict[str, tuple[int, torch.dtype]] = {}
         self._sources: list[torch.Tensor] = []
         self._sets: list[_Set] = []
@@ -114,19 +113,20 @@ class CardCopies:
         for group in filter(None, free.groups):
             torch._foreach_copy_([free.bits[index] for index in group], [self._sources[index] for index in group])
         copies = free.lend(self._names)
-        if not self._keeps:
-            self._tensors, self._sources = [], []
+        if not self._are_kept:
+            self._tensors, self._sources, self._sets = [], [], []
         return {**copies, **odd} if odd else copies
 
     def _follow(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Takes in which tensors these are."""
         now, pointers = list(tensors.values()), list(map(torch.Tensor.data_ptr, tensors.values()))
         same = len(now) == len(self._tensors) and all(map(is_, now, self._tensors))
-        if same and pointers == self._pointers and tensors.keys() == self._names.keys():
+        if same and pointers == self._pointers and [*tensors] == [*self._names]:
             return
         self._tensors, self._pointers = now, pointers
         self._names = {name: (index, tensor.dtype) for index, (name, tensor) in enumerate(tensors.items())}
         self._sources = [tensor.detach().view(_BITS[tensor.itemsize]) for tensor in now]
+        self._are_kept = sum(source.nbytes for source in self._sources) <= _KEPT_BYTES
         forms = [(source.device, source.dtype, source.shape, source.stride()) for source in self._sources]
         if forms != self._forms:
             self._forms, self._sets = forms, []

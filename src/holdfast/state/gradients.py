@@ -41,8 +41,7 @@ class Gradients:
         # What cards have yet to say of the passes before a boundary.
         self._coming: list[LateNumber] = []
         self._hooks: list[RemovableHandle] = []
-        # A gradient that the loop lets go is gone.
-        self._copies = CardCopies(keeps=False)
+        self._copies = CardCopies()
         self._told = False
         self._saved_without: list[int] = []
         self.are_carried = False
