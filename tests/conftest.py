@@ -35,13 +35,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def no_memory_stays_locked_for_a_device_of_paper() -> Iterator[None]:
-    """Gives back what trainings have left for the next on the same device, which there will be none of."""
+    """Gives back what trainings have left for the next on the same device: of a device of paper there is none."""
     yield
-    if budgets := sys.modules.get("holdfast.capture.staging_budget"):
-        for pool in budgets._left_behind:
+    budgets, paper = (sys.modules.get(name) for name in ("holdfast.capture.staging_budget", "helpers.paper"))
+    if budgets is None or paper is None:
+        return
+    for pool in [*budgets._left_behind]:
+        if isinstance(pool.arena.device, paper.Paper):
+            budgets._left_behind.remove(pool)
             while block := pool.try_take():
                 pool.arena.unmake(block)
-        budgets._left_behind.clear()
 
 
 WORDS = ["def", "return", "import", "self", "class", "for", "while", "value", "key", "list", "dict", "yield"]
