@@ -231,12 +231,20 @@ class Descending(torch.optim.Optimizer):
                     self.paper.put(0, partial(piece.data.sub_, 1.0))
 
 
+def _fill(tensor: torch.Tensor, value: float) -> None:
+    tensor.data.fill_(value)
+
+
 class ReadAtOnce(Paper):
-    """What `step()` reads it reads with torch, at once: so what its lane is to wait for is done at once as well."""
+    """`step()` and `save()` read with torch, at once: so what their lanes wait for is done at once, too."""
+
+    def __init__(self, policy: str, seed: int) -> None:
+        super().__init__(policy, seed)
+        self.another = Lane("another", 0)
 
     def join(self, lane: Any, event: Any) -> None:
         super().join(lane, event)
-        if lane is self._current[0]:
+        if lane in (self._current[0], self.another):
             self.wait(event)
 
 
@@ -245,9 +253,12 @@ class ReadAtOnce(Paper):
 def test_updates_in_a_lane_that_nobody_joins_are_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, captured: bool, policy: str
 ) -> None:
-    """Nothing of training is done when it is enqueued, and `step()` is called in another lane than the optimizer."""
-    paper = taken_for_cards(monkeypatch, ReadAtOnce(policy, 7))
+    """Nothing of training is done when it is enqueued, and optimizer, `step()` and `save()` have a lane each."""
+    paper = ReadAtOnce(policy, 7)
+    taken_for_cards(monkeypatch, paper)
     model = nn.ParameterList(torch.zeros(9) for _ in range(3))
+    best = torch.zeros(1)
+    model.register_buffer("best", best)
     optimizer, aside = Descending(paper, model.parameters()), Lane("aside", 0)
     update: Callable[[], Any] = optimizer.step
     if captured:
@@ -261,9 +272,12 @@ def test_updates_in_a_lane_that_nobody_joins_are_waited_for(
             with paper.in_lane(aside):
                 update()
             ckpt.step()
-            ckpt.save(f"at {ckpt.step_count}")
+            paper.put(0, partial(_fill, best, float(ckpt.step_count)))
+            with paper.in_lane(paper.another):
+                ckpt.save(f"at {ckpt.step_count}")
     saved = {event["step"]: event["path"] for event in events(tmp_path / "run", "saved")}
     assert len(saved) > 2
     for step, path in saved.items():
         weights = load_file(Path(path) / "model.safetensors")
+        assert weights.pop("best").tolist() == [step]
         assert all(torch.equal(weight, torch.full((9,), -float(step))) for weight in weights.values()), step

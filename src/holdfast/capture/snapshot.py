@@ -163,6 +163,8 @@ class Snapshots:
         then = boundary.fingerprint
         if self._live is None or then is None or self._live.structure() != self._structure:
             return then
+        if self.device is not None:
+            self._lanes = {card: {self.device.lane(card), *lanes} for card, lanes in self._lanes.items()}
         now = self._detector.fingerprint(self._lanes)
         changed = self._detector.changed(then, now)
         if not changed or self._live.to_be_finite().keys() & set(changed):

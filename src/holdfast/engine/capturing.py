@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -61,6 +62,14 @@ class Capturing:
             self._state_bytes = self.snapshots.state_bytes
             self.budget.state_known(self._state_bytes)
         return Boundary(step, stage, {}, number, recorded, fingerprint)
+
+    def renewed(self, here: Boundary) -> Boundary:
+        """Returns the last boundary with the small state as training goes on from it now."""
+        with self.hook.joined():
+            recorded, fingerprint = self.subject.renewed(here.recorded), self.snapshots.renewed(here)
+        if recorded is here.recorded and fingerprint is here.fingerprint:
+            return here
+        return replace(here, recorded=recorded, fingerprint=fingerprint, revision=here.revision + 1)
 
     def end(self) -> None:
         """Takes the hooks away, and leaves the staging memory to the next training."""

@@ -204,7 +204,7 @@ class Engine:
         self._capturing = capturing = Capturing(subject, self.gate, self.settings, self._wake)
         self.losses.begin(capturing.in_use)
         subject.begin(self.losses.late)
-        self._own.begin(subject, capturing.snapshots)
+        self._own.begin(capturing)
         self.gate.begin()
         if self.origin.chosen is None:
             self.gate.reach(self._record(step, "update"), shut=False)

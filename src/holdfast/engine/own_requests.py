@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
-from holdfast.capture.snapshot import Snapshots
-from holdfast.capture.subject import Subject
 from holdfast.doors.request_queue import RequestIntake
+from holdfast.engine.capturing import Capturing
 from holdfast.engine.follower import Follower
 from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.saver import Saver
@@ -32,13 +31,13 @@ class OwnRequests:
         self._intake = intake
         self._saver = saver
         self._among_ranks = among_ranks
-        self._state: tuple[Subject, Snapshots] | None = None
+        self._capturing: Capturing | None = None
         self._calls: list[Request] = []
         self._is_over = False
 
-    def begin(self, subject: Subject, snapshots: Snapshots) -> None:
-        """Takes in what is trained, when training begins or begins anew."""
-        self._state = (subject, snapshots)
+    def begin(self, capturing: Capturing) -> None:
+        """Takes in how the state is read, when training begins or begins anew."""
+        self._capturing = capturing
 
     def reach(self) -> None:
         """Takes in that training comes to its next boundary, at which it has made no call yet."""
@@ -69,12 +68,8 @@ class OwnRequests:
 
     def renewed(self, here: Boundary) -> Boundary:
         """Returns a boundary with the small state as training goes on from it now."""
-        assert self._state is not None, "begin() comes first"
-        subject, snapshots = self._state
-        recorded, fingerprint = subject.renewed(here.recorded), snapshots.renewed(here)
-        if recorded is here.recorded and fingerprint is here.fingerprint:
-            return here
-        return replace(here, recorded=recorded, fingerprint=fingerprint, revision=here.revision + 1)
+        assert self._capturing is not None, "begin() comes first"
+        return self._capturing.renewed(here)
 
     def _ask_for_any(self, request: Request) -> PendingSave:
         pending = PendingSave(request.id, self._gate)
