@@ -163,6 +163,23 @@ def test_where_a_card_has_no_memory_left_for_an_optimizers_state_it_goes_through
     assert same(dict(stored["model"].tensors), state) and of_the_host == ["a", "b"]
 
 
+def test_tensors_of_every_kind_come_onto_cards(tmp_path: Path) -> None:
+    kinds = ("bfloat16", "float8_e4m3fn", "float8_e8m0fnu", "bool", "complex64", "int8", "int64", "float16")
+    state = {kind: torch.arange(64, dtype=torch.uint8).fmod(2).view(getattr(torch, kind)) for kind in kinds}
+    state |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3), "sparse": torch.eye(3).to_sparse()}
+    for image in native.images([("model", state, MODEL)], {}):
+        (tmp_path / image.path).write_bytes(parts.content(image))
+    live = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    stored, _ = parts.read(tmp_path, memory={"model": live}, device=Paper("lazy", cards=2))
+    tensors = stored["model"].tensors
+    assert same(dict(sorted(tensors.items())), dict(sorted(state.items())))
+    assert {name for name, tensor in live.items() if name not in kinds and same(tensor, state[name])} == {
+        "scalar",
+        "empty",
+    }
+    assert all(same(live[name], state[name]) for name in kinds)
+
+
 @pytest.mark.parametrize("rank", range(3))
 def test_what_other_numbers_of_processes_have_cut_comes_to_the_cards_of_this_one(tmp_path: Path, rank: int) -> None:
     state = {name: torch.rand(11, 7, generator=torch.Generator().manual_seed(ord(name))) for name in "abc"}
