@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.bench-installed
 
+NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-faults fuzz soak check format bench gpu gpu-table clean
 
@@ -14,8 +17,7 @@ help: ## list the targets
 # torch goes first and alone: its version decides which build the others see.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; about three minutes) ..."
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
+	@$(NEW_ENOUGH)
 	@$(PYTHON) -m venv $(VENV)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check torch numpy
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
@@ -58,9 +60,11 @@ bench: $(BENCH) ## measure saves and loads beside those of others (two cores: ab
 
 # No environment: a machine with a GPU has its own packages, of which one is a torch that fits its driver.
 gpu: ## on a machine with a GPU, with its own packages: tests, exactness, what a save costs (under 5 minutes; PART=name: that alone)
+	@$(NEW_ENOUGH)
 	@PYTHONPATH=src:tests $(PYTHON) -m benchmarks.gpu check --seconds $(or $(SECONDS),280) $(if $(PART),--part $(PART))
 
 gpu-table: ## the same: a save beside those of others (PART=name: one alone); both write benchmarks/results and docs/benchmarks.md
+	@$(NEW_ENOUGH)
 	@PYTHONPATH=src:tests $(PYTHON) -m benchmarks.gpu table $(if $(PART),--part $(PART))
 
 clean: ## remove the environment and everything that was built
