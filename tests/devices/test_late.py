@@ -78,6 +78,19 @@ def test_a_card_that_is_lost_never_answers() -> None:
     assert coming.is_there and coming.value is None
 
 
+def test_whoever_asks_while_a_driver_has_an_error_is_not_ended_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper = Paper("eager", in_step=True)
+    coming = taken(LateNumbers(paper), torch.full((), 5.0))
+
+    def refuse(event: object) -> bool:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paper, "is_over", refuse)
+        assert not coming.is_there
+    assert coming.value == 5.0
+
+
 def test_a_driver_that_locks_nothing_has_the_number_waited_for() -> None:
     paper = Paper("lazy", in_step=True)
     paper.refuses_to_register_after = 0

