@@ -114,8 +114,9 @@ def test_an_update_that_another_thread_enqueues_into_the_capture_is_in_it(traine
 
 
 def test_an_update_that_no_optimizer_makes_is_captured_as_well(trained: Trained) -> None:
-    with trained.paper.capture() as graph, trained.hook.update():
-        trained.optimizer.step()
+    with trained.paper.capture() as graph:
+        trained.hook.enter_update()
+        trained.paper.put(0, partial(descend, trained.weight))
     trained.requires_the_gate(graph)
 
 
@@ -162,7 +163,8 @@ def test_what_is_read_at_a_boundary_is_behind_the_updates_of_all_lanes_and_befor
     aside = Lane("aside", 0)
 
     def update(value: float) -> None:
-        with paper.in_lane(aside), hook.update():
+        with paper.in_lane(aside):
+            hook.enter_update()
             for weight in weights:
                 paper.write(weight, value)
 

@@ -209,8 +209,8 @@ def test_the_lanes_of_updates_are_known_by_the_cards_that_they_are_on() -> None:
         torch.optim.SGD(weights).step()
         assert set(hook.lanes()[0]) == {aside, paper.lane(0)} and hook.lanes()[2] == (paper.lane(2),)
         between = Lane("between", 2)
-        with paper.in_lane(between), hook.update():
-            pass
+        with paper.in_lane(between):
+            hook.enter_update()
         assert between in hook.lanes()[2]
     finally:
         hook.remove()

@@ -18,14 +18,14 @@ _open: "set[GraphHook]" = set()
 
 
 class GraphHook:
-    """Knows which graphs may hold an update, and has each replay of those wait at the gate as the update that it is.
+    """Has updates on cards wait at the gate, those in graphs at each replay, and knows the lanes they are put into.
 
     A graph that was captured before the hook was there may hold one: nobody has seen what went into it.
 
     Args:
         gate: The gate.
         device: The accelerator that the parameters are on.
-        lanes: The lanes in which updates were enqueued, by card. Those of replays are added.
+        lanes: By card, the lanes into which updates are put: kept here.
     """
 
     def __init__(self, gate: Gate, device: Device, lanes: Mapping[int, set[Hashable]]) -> None:
@@ -41,15 +41,18 @@ class GraphHook:
         """Takes the hook away."""
         _open.discard(self)
 
-    def takes_in_update(self) -> bool:
-        """Takes in that an update begins, and returns whether it is captured: it is one at each replay, and not now.
+    def enter_update(self, cards: Iterable[int]) -> None:
+        """Waits at the gate, for an update that the calling thread is about to enqueue in its lanes of cards.
 
-        Whichever graphs are under capture get it. That several are at once is rare, and too many of them gated is safe.
+        One that is captured waits at each replay, and not now. Whichever graphs are under capture get it: that several
+        are at once is rare, and too many of them gated is safe.
         """
-        if not self._device.is_capturing():
-            return False
-        self._without_update.difference_update(tuple(self._under_capture))
-        return True
+        if self._device.is_capturing():
+            self._without_update.difference_update(tuple(self._under_capture))
+            return
+        self._gate.enter_update()
+        for card in cards:
+            self._lanes[card].add(self._device.lane(card))
 
     def begin_capture(self, graph: Any) -> None:
         """Takes in that a graph is captured from now on."""
@@ -60,19 +63,10 @@ class GraphHook:
         """Takes in that a graph is captured."""
         self._under_capture.discard(graph)
 
-    def begin_replay(self, graph: Any) -> bool:
-        """Waits at the gate if there may be an update in a graph, and returns whether there may."""
-        if graph in self._without_update:
-            return False
-        if not self.takes_in_update():  # a graph inside of another is replayed with that
-            self._gate.enter_update()
-        return True
-
-    def note_lanes(self, cards: Iterable[int]) -> None:
-        """Takes in that the calling thread has enqueued an update in the lanes that it uses on cards."""
-        if not self._device.is_capturing():
-            for card in cards:
-                self._lanes[card].add(self._device.lane(card))
+    def begin_replay(self, graph: Any) -> None:
+        """Waits at the gate if there may be an update in a graph, on whichever cards."""
+        if graph not in self._without_update:
+            self.enter_update(self._lanes)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -92,10 +86,6 @@ class GraphHook:
         for card, lanes in self._lanes.items():
             lanes.clear()
             lanes.add(here[card])
-
-    def end_replay(self) -> None:
-        """Takes in that the replay of an update was enqueued: on whichever cards."""
-        self.note_lanes(self._lanes)
 
 
 def _watch(kind: type) -> None:
@@ -132,10 +122,8 @@ def _ends(method: Callable[..., Any]) -> Callable[..., Any]:
 def _replays(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def replay(self: Any, *args: Any, **kwargs: Any) -> Any:
-        updated = [hook for hook in tuple(_open) if hook.begin_replay(self)]
-        result = method(self, *args, **kwargs)
-        for hook in updated:
-            hook.end_replay()
-        return result
+        for hook in tuple(_open):
+            hook.begin_replay(self)
+        return method(self, *args, **kwargs)
 
     return replay

@@ -2,12 +2,12 @@
 
 import functools
 import weakref
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from holdfast.capture.gate import Gate
 from holdfast.capture.graph_hook import GraphHook
@@ -55,21 +55,18 @@ class OptimizerHook:
         # By optimizer: its number of groups as it was looked at, whether it owns parameters, and the cards of those.
         self._known: weakref.WeakKeyDictionary[Any, tuple[int, bool, list[int]]] = weakref.WeakKeyDictionary()
         self._graphs = GraphHook(gate, device, self._lanes) if device is not None and self._lanes else None
-        before, after = self._before_step, self._after_step
+        before = self._before_step
         if self._graphs is not None:
-            # Dynamo would trace them, and write down the lane of the first step. On the host the gate's lock ends that.
-            before, after = map(torch.compiler.disable, (before, after))
-        self._handles = [register_optimizer_step_pre_hook(before)]
-        if self._graphs is not None:
-            self._handles.append(register_optimizer_step_post_hook(after))
+            # Dynamo would trace it, and write down the lane of the first step. On the host the gate's lock ends that.
+            before = torch.compiler.disable(before)  # type: ignore[no-untyped-call]
+        self._handle = register_optimizer_step_pre_hook(before)
         self._gated = [optimizer for optimizer in optimizers if _gate_methods(type(optimizer))]
         for optimizer in self._gated:
             _hooks[optimizer] = self
 
     def remove(self) -> None:
         """Takes the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
         if self._graphs is not None:
             self._graphs.remove()
         for optimizer in self._gated:
@@ -77,32 +74,27 @@ class OptimizerHook:
                 del _hooks[optimizer]
 
     def lanes(self) -> Mapping[int, Collection[Hashable]]:
-        """Returns the lanes with updates since they were last joined, by card: of each card that has parameters."""
+        """Returns the lanes that updates were put into since they were joined, by card: of each that has parameters."""
         return {card: tuple(lanes) for card, lanes in self._lanes.items()}
 
     def joined(self) -> AbstractContextManager[None]:
         """Encloses reads at a boundary, which come behind all updates, and before what their lanes get afterwards."""
         return self._graphs.joined() if self._graphs is not None else nullcontext()
 
-    @contextmanager
-    def update(self) -> Iterator[None]:
-        """Encloses an update, of whatever parameters: it waits at the gate before it writes."""
-        self._enter_update()
-        yield
-        if self._graphs is not None:
-            self._graphs.note_lanes(self._lanes)
+    def enter_update(self) -> None:
+        """Waits at the gate, for an update of whatever parameters."""
+        self._enter_update(self._lanes)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._look_at(optimizer)[1]:
-            self._enter_update()
+        _, owns, cards = self._look_at(optimizer)
+        if owns:
+            self._enter_update(cards)
 
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._graphs is not None:
-            self._graphs.note_lanes(self._look_at(optimizer)[2])
-
-    def _enter_update(self) -> None:
-        if self._graphs is None or not self._graphs.takes_in_update():
+    def _enter_update(self, cards: Iterable[int]) -> None:
+        if self._graphs is None:
             self._gate.enter_update()
+        else:
+            self._graphs.enter_update(cards)
 
     def _look_at(self, optimizer: torch.optim.Optimizer) -> tuple[int, bool, list[int]]:
         groups = len(optimizer.param_groups)
@@ -138,10 +130,9 @@ def _gated(method: Callable[..., Any], mode: bool | None) -> Callable[..., Any]:
     def gated(self: Any, *args: Any, **kwargs: Any) -> Any:
         hook = _hooks.get(self)
         # accelerate's wrapper, whose eval a Trainer calls at each evaluation, says no mode: what is inside passes.
-        if hook is None or (mode is not None and _mode_of(self) in (mode, None)):
-            return method(self, *args, **kwargs)
-        with hook.update():
-            return method(self, *args, **kwargs)
+        if hook is not None and (mode is None or _mode_of(self) not in (mode, None)):
+            hook.enter_update()
+        return method(self, *args, **kwargs)
 
     gated.passes_gate = True  # type: ignore[attr-defined]
     return gated

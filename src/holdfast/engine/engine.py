@@ -288,10 +288,9 @@ class Engine:
         """Encloses an update that no torch optimizer makes; it waits at the gate like any other."""
         if self._capturing is None:
             self.gate.enter_update()
-            yield
         else:
-            with self._capturing.hook.update():
-                yield
+            self._capturing.hook.enter_update()
+        yield
 
     def ask(self, request: Request) -> PendingSave:
         """Asks for a save from this process; the pending save learns what becomes of it.
