@@ -290,7 +290,10 @@ class Checkpointer:
             self._engine.log.announce(news)
 
     def update(self) -> AbstractContextManager[None]:
-        """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken."""
+        """Encloses an update that no torch optimizer makes: it waits while a snapshot is being taken.
+
+        On a GPU the wait is one of the stream that is current here: choose another for the update before, not inside.
+        """
         return self._engine.update()
 
     def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> PendingSave:
