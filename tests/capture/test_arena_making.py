@@ -225,13 +225,15 @@ def test_who_needs_memory_where_there_is_none_at_all_is_told(monkeypatch: pytest
 
 
 def test_memory_that_ends_in_between_leaves_what_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    budget = budget_for(Paper())
+    wake = threading.Event()
+    budget = StagingBudget(1 << 30, Paper(), state_bytes=STATE, wake=wake)
     wait_until(lambda: budget.bytes == RING)
 
     monkeypatch.setattr(arena_module, "_populate", no_memory)
     budget.state_known(STATE)
     wait_until(lambda: made(budget).is_over)
     assert made(budget).bytes == RING and "Cannot allocate memory" in made(budget).reason
+    assert wake.wait(30), "there is something to tell"
     assert budget.pool.take(WAITS, NEVER) is not None
     budget.close()
 
@@ -309,10 +311,8 @@ def test_who_never_gives_a_turn_back_is_not_waited_for_again(turns: Path, monkey
 
 @pytest.mark.parametrize("place", ["link", "pipe", "directory"])
 def test_what_else_has_the_name_of_the_turns_is_left_alone(turns: Path, tmp_path: Path, place: str) -> None:
-    target = tmp_path / "target"
-    target.write_text("precious")
     if place == "link":
-        turns.symlink_to(target)
+        turns.symlink_to(tmp_path / "missing")
     elif place == "pipe":
         os.mkfifo(turns)
     else:
@@ -320,7 +320,7 @@ def test_what_else_has_the_name_of_the_turns_is_left_alone(turns: Path, tmp_path
     budget = budget_for(Paper())
     budget.state_known(STATE)
     wait_until(lambda: budget.bytes == ALL)
-    assert target.read_text() == "precious"
+    assert not (tmp_path / "missing").exists()
     budget.close()
 
 
@@ -333,11 +333,21 @@ def test_only_this_thread_goes_to_the_processors_next_to_the_card(monkeypatch: p
             where.append(os.sched_getaffinity(0))
             return super().register(address, size)
 
+    def makes_a_ring() -> None:
+        budget = budget_for(Placed())
+        wait_until(lambda: budget.bytes == RING)
+        budget.close()
+
     monkeypatch.setattr(arena_making, "processors_next_to", lambda address: frozenset({min(before), 100_000}))
-    budget = budget_for(Placed())
-    wait_until(lambda: budget.bytes == RING)
+    makes_a_ring()
     assert where[0] == {min(before)} and os.sched_getaffinity(0) == before
-    budget.close()
+    monkeypatch.setattr(arena_making, "processors_next_to", lambda address: frozenset(before))
+    os.sched_setaffinity(0, {max(before)})  # as `taskset` does: it goes to none of the others
+    try:
+        makes_a_ring()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert where[-1] == {max(before)}
 
 
 @pytest.mark.cuda
