@@ -11,7 +11,7 @@ import torch
 
 from capture.test_stream import File
 from helpers.paper import POLICIES, Lane, Paper
-from holdfast.capture import device_stream, slab_filling
+from holdfast.capture import device_stream, slab_filling, slab_writers
 from holdfast.capture.device_stream import DeviceStream
 from holdfast.capture.hold import Holds
 from holdfast.capture.slab_writers import SlabWriters
@@ -436,3 +436,44 @@ def test_what_the_host_has_of_the_state_is_read_twice(monkeypatch: pytest.Monkey
     monkeypatch.setattr(DeviceStream, "_end_reading", lambda self: (training.host.data.fill_(2.0), end(self))[1])
     with pytest.raises(TornError, match="the host's"):
         training.begin(training.boundary())
+
+
+def test_what_is_torn_is_not_written_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The samples tell of it when all is copied, and the disk has taken a little of it by then."""
+    monkeypatch.setattr(slab_writers, "WRITERS", 1)
+    training = Training(Paper("lazy", cards=2), pool_of(SLABS + 1))
+    training.update(1.0)
+    taken = training.begin(training.boundary())
+    copied = threading.Event()
+    for file in taken.files:
+        file.before_write = lambda offset: copied.wait(30)
+    monkeypatch.setattr(training.detector, "changed_on_card", lambda card, then, now: ["t0"])
+    compare = DeviceStream._compare_samples
+
+    def torn(self: DeviceStream) -> None:
+        try:
+            compare(self)
+        finally:
+            self._stopped.set()
+            copied.set()
+
+    monkeypatch.setattr(DeviceStream, "_compare_samples", torn)
+    taken.stream.start(taken.files)
+    with pytest.raises(TornError, match="t0"):
+        taken.stream.finish()
+    taken.stream.close()
+    assert any(file.to_come for file in taken.files)
+    pool_of(SLABS + 1)
+
+
+def test_a_slab_whose_filling_fails_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training(Paper("lazy", cards=2), pool_of(SLABS + 1))
+    training.update(1.0)
+
+    def fail(self: Any, slab: Any, block: Any) -> Any:
+        raise MemoryError("for a launch")
+
+    monkeypatch.setattr(slab_filling.SlabFilling, "fill", fail)
+    with pytest.raises(MemoryError):
+        training.begin(training.boundary())
+    pool_of(SLABS + 1)

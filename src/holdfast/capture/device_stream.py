@@ -70,7 +70,8 @@ class DeviceStream:
             device, pool, self._sources, self._scan, throttle or Throttle(), training_waits, self._stopped
         )
         self._next = 0
-        self._notes_block: Block | None = None
+        # Blocks that are no writer's: that of the notes, and the one that is being filled.
+        self._own_blocks: list[Block] = []
         self._notes: CardNotes | None = None
         self._filling: SlabFilling | None = None
         self._name = name
@@ -105,7 +106,9 @@ class DeviceStream:
             while self._next < len(self._slabs):
                 if (block := self._block(waits=waits)) is None:
                     return False
+                self._own_blocks.append(block)
                 self._writers.put(self._filling.fill(self._slabs[self._next], block))
+                self._own_blocks.remove(block)
                 self._next += 1
             self._end_reading()
             return True
@@ -129,8 +132,8 @@ class DeviceStream:
         with naming_loss(self._device):
             self.hold().wait()
         self._writers.all_copied = True  # a card that is lost from now on costs nothing
-        self._writers.finish()
         self._compare_samples()
+        self._writers.finish()
 
     @property
     def not_finite(self) -> list[str]:
@@ -140,8 +143,9 @@ class DeviceStream:
 
     def close(self) -> None:
         """Ends the writers, and gives the memory back when no card copies into it any more; also after an error."""
+        self._stopped.set()  # what is still to be written is of no use: all is, or there was an error
         self._writers.close()
-        if self._notes_block is None:
+        if not self._own_blocks:
             return
         try:
             for card in self._cards():
@@ -150,8 +154,9 @@ class DeviceStream:
             if not self._device.is_loss(error):
                 raise
         else:
-            self._pool.give(self._notes_block)
-        self._notes_block = None
+            for block in self._own_blocks:
+                self._pool.give(block)
+        self._own_blocks = []
 
     def _cards(self) -> set[int]:
         on_pieces = {card for source in self._sources for card in source.cards if card is not None}
@@ -169,10 +174,10 @@ class DeviceStream:
 
     def _begin(self, *, waits: bool) -> bool:
         """Enqueues what is noted before the first copy; False where there is no memory for it yet."""
-        self._notes_block = self._block(waits=waits)
-        if self._notes_block is None:
+        if (block := self._block(waits=waits)) is None:
             return False
-        self._notes = notes = CardNotes(self._device, HostBytes(self._notes_block.tensor))
+        self._own_blocks.append(block)
+        self._notes = notes = CardNotes(self._device, HostBytes(block.tensor))
         self._first = {card: notes.gather(card, views) for card, views in self._detector.views.items()}
         notes.look_for_nan(self._finite)
         self._filling = SlabFilling(self._device, self._sources, notes, self._training_waits)
