@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from capture.test_stream import File
-from helpers.paper import POLICIES, Lane, Paper
+from helpers.paper import POLICIES, CardLostError, Lane, Paper
 from holdfast.capture import device_stream, slab_filling, slab_writers
 from holdfast.capture.device_stream import DeviceStream
-from holdfast.capture.hold import Holds
+from holdfast.capture.hold import Hold, Holds
 from holdfast.capture.slab_writers import SlabWriters
 from holdfast.capture.staging import Pool
 from holdfast.capture.tripwire import Fingerprint, WriteDetector
@@ -356,6 +356,7 @@ def test_nan_and_infinity_are_found_on_the_card_and_whole_numbers_and_empty_ones
         "eight": torch.tensor([1.0, float("nan")] * 1000).to(torch.float8_e5m2),
         "double": torch.full((2000,), 1e300, dtype=torch.float64),
         "none": torch.tensor(float("nan")),
+        "scales": torch.ones(2000).to(torch.float8_e8m0fnu),
     }
     detector = WriteDetector(tensors, device=paper)
     boundary = detector.fingerprint({0: [paper.lane(0)]})
@@ -427,6 +428,53 @@ def test_a_card_that_is_lost_after_all_is_copied_costs_nothing(
 
     monkeypatch.setattr(SlabWriters, "finish", lose)
     assert taken.is_of(1.0)
+
+
+def test_a_card_that_is_lost_before_a_writer_has_begun_ends_the_wait_for_memory(
+    saved: Callable[..., Taken], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paper = Paper("lazy", cards=2)
+    taken = saved(paper, 3)
+
+    def burnt(card: int | None = None) -> None:
+        raise CardLostError("the paper has burnt")
+
+    monkeypatch.setattr(paper, "enter_thread", burnt)
+    with pytest.raises(DeviceLostError, match="the paper has burnt"):
+        taken.write()
+
+
+def test_where_a_card_has_a_share_of_the_state_that_is_not_trained_there_is_a_stream_of_ours_before_memory_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Memory that is taken in no stream of ours may be given to somebody else while the card still works with it."""
+    paper = Paper("lazy", cards=2)
+    streams: set[int] = set()
+    ours = paper.ours
+
+    def entered() -> AbstractContextManager[None]:
+        assert streams == {0, 1}
+        return ours()
+
+    monkeypatch.setattr(paper, "follow", lambda card, event: streams.add(card))
+    monkeypatch.setattr(paper, "ours", entered)
+    training = Training(paper, pool_of(SLABS + 1))
+    training.begin(training.boundary()._replace(marks={0: [paper.mark(paper.lane(0))]})).stream.close()
+
+
+def test_a_hold_that_a_driver_does_not_tell_of_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    paper, holds = Paper("eager"), Holds()
+    holds.add(Hold(paper, {0: paper.event(0)}))
+
+    def refuse(event: object) -> bool:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paper, "is_over", refuse)
+        holds.look()
+    assert len(holds._holds) == 1
+    holds.look()
+    assert holds._holds == []
 
 
 def test_what_the_host_has_of_the_state_is_read_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ def test_what_is_on_cards_is_sampled_there_and_each_card_is_compared_alone() -> 
     assert [len(then.marks[card]) for card in (0, 1)] == [1, 2]
     for name, card in (("second", 1), ("first", 0), ("host", None)):
         tensors[name].data.fill_(7)
-        now = detector.fingerprint()
+        now = detector.fingerprint({})
         differing = {
             number: set(detector.changed_on_card(number, raw(then.card_samples[number]), raw(now.card_samples[number])))
             for number in (0, 1)
@@ -194,6 +194,30 @@ def test_what_is_on_cards_is_sampled_there_and_each_card_is_compared_alone() -> 
         assert differing == {number: {name} if number == card else set() for number in (0, 1)}
         assert detector.changed(then, now) == ([name] if card is None else [])
         then = now
+
+
+def test_what_the_host_sees_alone_is_looked_at_without_a_word_to_a_card() -> None:
+    paper = Paper()
+    detector = WriteDetector({"there": paper.place(torch.ones(MB), 0)}, swappable=1, device=paper)
+    assert not detector.fingerprint().card_samples
+
+
+def test_where_a_card_has_no_room_for_samples_training_goes_on_and_the_host_tells_what_it_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    paper = Paper()
+    tensor = paper.place(torch.ones(MB), 0)
+    detector = WriteDetector({"there": tensor}, swappable=1, device=paper)
+
+    def refuse(tensors: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("the card is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cat", refuse)
+        then = detector.fingerprint({0: [paper.lane(0)]})
+    assert not then.card_samples and len(then.marks[0]) == 1
+    tensor.add_(1)
+    assert detector.changed(then, detector.fingerprint()) == ["there"]
 
 
 def test_pointers_and_versions_of_all_are_compared_from_the_first_copy_to_the_last() -> None:

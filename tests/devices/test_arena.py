@@ -103,6 +103,20 @@ def test_the_addresses_are_given_back_when_nothing_of_them_is_in_use_and_not_bef
     assert "Rss" not in smaps(address)
 
 
+def test_what_a_driver_has_locked_keeps_its_addresses_until_it_is_unlocked() -> None:
+    addresses = []
+    for is_unlocked in (False, True):
+        arena = Arena(SIZE, Paper())
+        block = arena.make(SIZE)
+        assert arena.lock(block)
+        if is_unlocked:
+            arena.unlock(block)
+        addresses.append(block.address)
+        del arena, block
+        gc.collect()
+    assert ["Rss" in smaps(address) for address in addresses] == [True, False]
+
+
 def test_a_forked_child_does_not_have_it_and_gives_nothing_back() -> None:
     held = [Arena(SIZE)]
     block = held[0].make(SIZE)

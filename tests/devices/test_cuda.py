@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -29,3 +30,19 @@ def test_errors_of_one_call_and_of_a_capture_lose_no_card(code: int | None, lose
 
 def test_an_error_that_is_not_the_card_s_loses_none() -> None:
     assert not any(map(Cuda().is_loss, (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error"))))
+
+
+@pytest.mark.cuda
+def test_our_stream_is_none_of_those_that_training_is_given_and_one_for_all_threads() -> None:
+    """Those go round: in one of them training may capture a graph, which a copy of ours would become a part of."""
+    cuda = Cuda()
+    with ThreadPoolExecutor(8) as pool:
+        ours = {stream.cuda_stream for stream in pool.map(cuda._stream, [0] * 64)}
+    assert len(ours) == 1
+    theirs = [torch.cuda.Stream(priority=level) for _ in range(64) for level in (0, -1)]  # type: ignore[no-untyped-call]
+    assert not ours & {stream.cuda_stream for stream in theirs}
+    source, target = torch.arange(1000, device="cuda"), torch.zeros(1000, dtype=torch.int64)
+    cuda.follow(0, cuda.mark(cuda.lane(0)))
+    cuda.copy(0, source, target)
+    cuda.wait(cuda.event(0))
+    assert torch.equal(target, source.cpu())

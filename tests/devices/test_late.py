@@ -78,15 +78,18 @@ def test_a_card_that_is_lost_never_answers() -> None:
     assert coming.is_there and coming.value is None
 
 
-def test_whoever_asks_while_a_driver_has_an_error_is_not_ended_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asked", ["is_over", "is_capturing"])
+def test_whoever_asks_while_a_driver_has_an_error_is_not_ended_by_it(
+    monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
     paper = Paper("eager", in_step=True)
     coming = taken(LateNumbers(paper), torch.full((), 5.0))
 
-    def refuse(event: object) -> bool:
+    def refuse(*event: object) -> bool:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with monkeypatch.context() as patch:
-        patch.setattr(paper, "is_over", refuse)
+        patch.setattr(paper, asked, refuse)
         assert not coming.is_there
     assert coming.value == 5.0
 

@@ -1,5 +1,6 @@
 """The reading of a checkpoint into the memory of cards: of paper, which run copies as late as the order allows."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,23 @@ def is_right(checkpoint: Path, policy: str, seed: int = 0) -> bool:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_what_was_saved_is_on_the_cards_at_the_end_in_whatever_order_they_work(checkpoint: Path, policy: str) -> None:
     assert is_right(checkpoint, policy)
+
+
+def test_the_ring_s_memory_is_gone_when_it_is_closed() -> None:
+    device = Paper("eager")
+    ring = Uploads(device, "a checkpoint")
+    ring.send(ring.take(), [])
+    [(address, _)] = device.registered
+    assert is_mapped(address)
+    ring.close()
+    del ring
+    gc.collect()
+    assert not is_mapped(address)
+
+
+def is_mapped(address: int) -> bool:
+    ranges = (line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines())
+    return any(int(begin, 16) <= address < int(end, 16) for begin, end in ranges)
 
 
 def test_a_block_that_is_read_into_before_its_copies_are_over_is_seen(

@@ -11,8 +11,11 @@ import torch
 from holdfast.capture.chunks import bytes_of, in_order
 from holdfast.devices.device import Device
 
-# Of these a card has no norm. They are looked at by their bits when they are in the memory of the host.
-_WITHOUT_NORM = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+# Of others a card has no norm. They are looked at by their bits when they are in the memory of the host.
+_WITH_NORM = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex32, torch.complex64, torch.complex128),
+)
 
 
 class HostBytes:
@@ -96,8 +99,7 @@ class CardNotes:
 
 def has_norm(tensor: torch.Tensor) -> bool:
     """Tells whether a tensor has a norm that says whether it is finite. One without fails all in its list."""
-    numbers = tensor.is_floating_point() or tensor.is_complex()
-    return bool(tensor.numel()) and numbers and tensor.dtype not in _WITHOUT_NORM and tensor.layout == torch.strided
+    return bool(tensor.numel()) and tensor.dtype in _WITH_NORM and tensor.layout == torch.strided
 
 
 def _join(tensors: Sequence[torch.Tensor], together: torch.Tensor) -> None:

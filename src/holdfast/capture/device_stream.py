@@ -228,7 +228,9 @@ def _wait_for_host_tensors(images: Sequence[Image], device: Device, boundary: Fi
                 device.wait(event)
         for card in cards - {None} - boundary.marks.keys():  # what is there is no tensor that is trained
             assert card is not None
-            device.wait(device.mark(device.lane(card)))
+            here = device.mark(device.lane(card))
+            device.follow(card, here)  # from here on there is a stream of ours, in which memory for copies is taken
+            device.wait(here)
 
 
 def _bytes(tensor: torch.Tensor) -> bytes:

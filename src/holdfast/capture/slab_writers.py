@@ -137,17 +137,25 @@ class SlabWriters:
             return self._filled.popleft() if self._filled else None
 
     def _write_all(self) -> None:
-        self._throttle.begin()
-        self._device.enter_thread()
+        try:
+            self._throttle.begin()
+            with naming_loss(self._device):
+                self._device.enter_thread()
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that saves
+            self._fail(error)
+            return
         while (filled := self._next()) is not None:
             try:
                 if not self._stopped.is_set():
                     self._write(filled)
             except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that saves
-                self._error = self._error or error
-                self._stopped.set()
+                self._fail(error)
             finally:
                 self._let_go(filled)
+
+    def _fail(self, error: BaseException) -> None:
+        self._error = self._error or error
+        self._stopped.set()
 
     def _write(self, filled: FilledSlab) -> None:
         slab, block, events, scattered = filled

@@ -91,14 +91,17 @@ class WriteDetector:
         """Takes the fingerprint of the tensors as they are now, of the calling thread's lanes.
 
         Args:
-            lanes: The lanes that are marked on each card.
+            lanes: The lanes that are marked on each card; None for what the host sees alone.
         """
         pointers, versions = _pointers_and_versions(self._swappable)
         sample = b"".join(self._windows)
-        if self._device is None or not self.cards:
+        if self._device is None or lanes is None:
             return Fingerprint(pointers, versions, sample)
-        samples = {card: torch.cat(views) for card, views in self.views.items()}
-        marks = {card: list(map(self._device.mark, used)) for card, used in (lanes or {}).items()}
+        try:
+            samples = {card: torch.cat(views) for card, views in self.views.items()}
+        except torch.OutOfMemoryError:  # training needs every byte: pointers and versions tell alone
+            samples = {}
+        marks = {card: list(map(self._device.mark, used)) for card, used in lanes.items()}
         return Fingerprint(pointers, versions, sample, samples, marks=marks)
 
     def glance(self) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ import errno
 import mmap
 import os
 import weakref
+from functools import partial
 
 import torch
 
@@ -102,6 +103,14 @@ class Arena:
             self._range.keep()
         return not self.refusal
 
+    def unlock(self, block: Block) -> None:
+        """Has the driver unlock a block that it has locked. No copy to or from there is under way."""
+        assert self.device is not None
+        self.device.unregister(block.address)
+        self.locked_bytes -= len(block.view)
+        if not self.locked_bytes:
+            self._range.let_go()
+
     def unmake(self, block: Block) -> None:
         """Gives the memory of the block that was made last back to the machine. Nobody uses it, or will."""
         self.bytes -= len(block.view)
@@ -129,11 +138,16 @@ class _Range:
             _libc.madvise(start, whole, advice)  # a kernel without huge pages gives small ones
         self.address = -(-start // HUGE_PAGE) * HUGE_PAGE
         self.size = size
-        self._end = weakref.finalize(self, _unmap, start, whole, os.getpid())
+        self._unmap = partial(_unmap, start, whole, os.getpid())
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Has the addresses given back when nobody uses them any more."""
+        self._end = weakref.finalize(self, self._unmap)
         self._end.atexit = False
 
     def keep(self) -> None:
-        """Keeps the addresses for good: for a driver that has locked pages there, later ones would be those pages."""
+        """Keeps the addresses: for a driver that has locked pages there, later ones would be those pages."""
         self._end.detach()
 
 

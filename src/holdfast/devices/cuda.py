@@ -14,6 +14,7 @@ import torch
 # Older ones were not run: their snapshots are taken while training stands still.
 _OLDEST_LIVE = (2, 11)
 _PORTABLE = 1  # cudaHostRegisterPortable: locked for every card of the process
+_NON_BLOCKING = 1  # cudaStreamNonBlocking: it waits for no default stream, nor that for it
 _RELAXED = 2  # cudaStreamCaptureModeRelaxed
 # Errors of one call, after which a card goes on: a value, memory, the capture of a graph (cudaErrorStreamCapture...).
 _LEAVE_THE_CARD = frozenset([1, 2, *range(900, 909)])
@@ -68,7 +69,7 @@ class Cuda:
     @contextmanager
     def ours(self) -> Iterator[None]:
         with ExitStack() as streams:
-            for stream in self._streams.values():
+            for stream in (*self._streams.values(),):  # another thread may come to a further card meanwhile
                 streams.enter_context(torch.cuda.stream(stream))
             yield
 
@@ -104,7 +105,7 @@ class Cuda:
             return ""
         if self._runtime is not None:
             self._runtime.cudaGetLastError()  # else torch reports it at a kernel that has nothing to do with it
-        return f"cudaHostRegister of {size:,} bytes: {code}"
+        return f"cudaHostRegister of {size:,} bytes: {torch.cuda.cudart().cudaGetErrorString(code)}"  # type: ignore[no-untyped-call]
 
     def bus_address(self, card: int) -> str:
         address = ctypes.create_string_buffer(32)
@@ -120,9 +121,16 @@ class Cuda:
         return int(torch.cuda.mem_get_info(card)[0])
 
     def _stream(self, card: int) -> torch.cuda.Stream:
-        if card not in self._streams:
-            self._streams[card] = torch.cuda.Stream(card)  # type: ignore[no-untyped-call]
-        return self._streams[card]
+        # Two threads that come here at once must get the same one.
+        return self._streams.get(card) or self._streams.setdefault(card, self._own_stream(card))
+
+    def _own_stream(self, card: int) -> torch.cuda.Stream:
+        """Makes a stream. Those of `torch.cuda.Stream` are 32 that go round: training may capture a graph in each."""
+        handle = ctypes.c_void_p()
+        with torch.cuda.device(card):
+            if self._runtime is None or self._runtime.cudaStreamCreateWithFlags(ctypes.byref(handle), _NON_BLOCKING):
+                return torch.cuda.Stream(card)  # type: ignore[no-untyped-call]
+        return torch.cuda.ExternalStream(handle.value, card)  # type: ignore[no-untyped-call]
 
 
 def _record(stream: torch.cuda.Stream) -> torch.cuda.Event:

@@ -42,10 +42,8 @@ class LateNumber:
                 return True
             event, place, _ = self._coming
             device = self._numbers.device
-            if not self._numbers.may_ask():
-                return False
             try:
-                if not device.is_over(event):
+                if not self._numbers.may_ask() or not device.is_over(event):
                     return False
                 self._value = float(place)
                 self._numbers.free(place)

@@ -141,7 +141,7 @@ class Uploads:
             _left.append(self)
             return
         for block in self._locked:
-            self._device.unregister(block.address)
+            self._arena.unlock(block)
         self._locked, self._blocks, self._free = [], [], []
 
     def _new_block(self) -> memoryview:
