@@ -535,6 +535,33 @@ def test_tensors_that_are_there_stay_and_have_other_values(tmp_path: Path) -> No
     assert other.param_groups[0]["lr"] is rate and rate == torch.tensor(0.01)
 
 
+def test_groups_that_begin_with_one_tensor_get_their_own_values(tmp_path: Path) -> None:
+    """A rate that is a tensor is in all groups, until the loop gives one of them another, after the resume."""
+
+    def grouped(model: nn.Module) -> optim.Optimizer:
+        return optim.AdamW([{"params": [parameter]} for parameter in model.parameters()], lr=torch.tensor(0.01))
+
+    there, here = net(), net(1)
+    optimizer, other = grouped(there), grouped(here)
+    optimizer.param_groups[1]["lr"] = torch.tensor(0.5)
+    move(registered(there, optimizer), registered(here, other), tmp_path)
+    rates = [group["lr"] for group in other.param_groups]
+    assert [float(rate) for rate in rates] == pytest.approx([0.01, 0.5, 0.01, 0.01])
+    assert rates[0] is rates[2] and rates[0] is rates[3]
+
+
+def test_state_of_inference_mode_is_replaced(tmp_path: Path) -> None:
+    there, here = net(), net(1)
+    optimizer, other = optim.AdamW(there.parameters()), optim.AdamW(here.parameters())
+    train(there, optimizer)
+    train(here, other, steps=1)
+    with torch.inference_mode():
+        for state in state_of(here, other).values():
+            state["exp_avg"] = state["exp_avg"].clone()
+    move(registered(there, optimizer), registered(here, other), tmp_path)
+    assert same(state_of(here, other), state_of(there, optimizer))
+
+
 def test_a_tensor_that_is_of_another_kind_there_is_replaced(tmp_path: Path) -> None:
     there, here = net(), net(1)
     optimizer, other = optim.AdamW(there.parameters()), optim.AdamW(here.parameters())

@@ -13,6 +13,7 @@ from torch import optim
 
 from holdfast.errors import CheckpointError
 from holdfast.state import values
+from holdfast.state.likeness import alike
 from holdfast.state.optimizer_layers import LocalShare
 from holdfast.state.part import Stored, rest_of
 from holdfast.state.sharding import local_of
@@ -106,9 +107,10 @@ def restore(optimizer: optim.Optimizer | LocalShare, fit: OptimizerFit, stored: 
         raise CheckpointError("the settings of a parameter group have parameters in them")
     state = [(parameter, _dictionary(encoded, stored, parameter.device)) for parameter, encoded in fit.state]
     shared = _dictionary(stored.rest.get("shared"), stored)
+    places = _Places()
     for group, settings in groups:
-        here = {key: _in_place(group.get(key), value) for key, value in settings.items() if key not in _IMPLEMENTATIONS}
-        group.update(here)
+        kept = {key: value for key, value in settings.items() if key not in _IMPLEMENTATIONS}
+        group.update({key: places.put(group.get(key), value) for key, value in kept.items()})
     for parameters, settings in added:
         # torch wants names for all groups or for none.
         by_name = "param_names" in optimizer.param_groups[0]
@@ -175,7 +177,7 @@ def _assign(optimizer: optim.Optimizer | LocalShare, state: Sequence[tuple[torch
     for group in optimizer.param_groups:
         if group.get("capturable") or group.get("fused"):
             step_here.update(map(id, group["params"]))
-    before = dict(optimizer.state)
+    before, places = dict(optimizer.state), _Places()
     optimizer.state.clear()
     for parameter, content in state:
         step = content.get("step")
@@ -183,20 +185,29 @@ def _assign(optimizer: optim.Optimizer | LocalShare, state: Sequence[tuple[torch
             content["step"] = step.to(parameter.device)
         there = before.pop(parameter, {})
         optimizer.state[parameter] = {
-            key: _in_place(there.get(key), _sharded_as(parameter, value)) for key, value in content.items()
+            key: places.put(there.get(key), _sharded_as(parameter, value)) for key, value in content.items()
         }
 
 
-def _in_place(there: Any, value: Any) -> Any:
-    """Returns the tensor that is there with a value written into it; the value itself where it has no such place."""
-    if not isinstance(there, torch.Tensor) or not isinstance(value, torch.Tensor) or local_of(there) is not there:
-        return value
-    form, wanted = [(t.shape, t.stride(), t.dtype, t.layout) for t in (there.detach(), value.detach())]
-    if form != wanted or there.layout != torch.strided:
-        return value
-    with torch.no_grad():
-        there.copy_(value)
-    return there
+class _Places:
+    """The tensors of one optimizer that have been written into: groups may have one together, a learning rate."""
+
+    def __init__(self) -> None:
+        self._written: set[int] = set()
+
+    def put(self, there: Any, value: Any) -> Any:
+        """Returns the tensor that is there with a value in it; the value itself where it has no such place."""
+        if not isinstance(there, torch.Tensor) or not isinstance(value, torch.Tensor) or local_of(there) is not there:
+            return value
+        form, wanted = [(t.shape, t.stride(), t.dtype, t.layout) for t in (there.detach(), value.detach())]
+        if form != wanted or there.layout != torch.strided or there.is_inference():
+            return value
+        if id(there) in self._written:
+            return there if alike(there.detach().cpu(), value.detach().cpu()) else value
+        with torch.no_grad():
+            there.copy_(value)
+        self._written.add(id(there))
+        return there
 
 
 def _sharded_as(parameter: torch.Tensor, value: Any) -> Any:
