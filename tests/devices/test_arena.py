@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 import re
+import resource
 import signal
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def test_they_are_of_huge_pages_where_the_machine_has_them_and_in_no_core_dump()
 def test_what_is_reserved_takes_no_memory_and_is_the_limit() -> None:
     arena = Arena(SIZE + mmap.PAGESIZE)
     arena.make(SIZE)
-    with pytest.raises(OSError, match="are reserved"):
+    with pytest.raises(OSError, match="are the limit"):
         arena.make(SIZE)
     assert arena.bytes == SIZE
     huge = Arena(1 << 42)
@@ -78,6 +79,27 @@ def test_what_is_reserved_takes_no_memory_and_is_the_limit() -> None:
 
 def test_where_there_are_fewer_addresses_fewer_are_reserved() -> None:
     assert SIZE <= Arena(1 << 60).limit_bytes < 1 << 48
+
+
+def test_where_addresses_are_limited_training_keeps_those_that_nothing_is_made_of() -> None:
+    """As `ulimit -v` has it, in a process of its own."""
+
+    def make() -> None:
+        here = int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+        resource.setrlimit(resource.RLIMIT_AS, (here + (1 << 30), resource.RLIM_INFINITY))
+        arena = Arena(900 << 20)
+        blocks = [arena.make(SIZE) for _ in range(10)]
+        assert len({block.address for block in blocks}) == 10 and arena.bytes == 10 * SIZE
+        for number, block in enumerate(blocks):
+            block.view[0] = block.view[-1] = number
+        arena.unmake(blocks.pop())
+        assert [block.view[0] + block.view[-1] for block in blocks] == list(range(0, 18, 2))
+        assert arena.make(SIZE).address not in {block.address for block in blocks}
+        mmap.mmap(-1, 700 << 20).close()
+        with pytest.raises(OSError, match="are the limit"):
+            arena.make(896 << 20)
+
+    assert in_child(make) == 0
 
 
 @pytest.mark.parametrize("errno_of_madvise", [0, 22])

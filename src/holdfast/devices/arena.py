@@ -1,4 +1,4 @@
-"""The memory of the host that snapshots are copied into: one range of addresses, made piece by piece and never moved.
+"""The memory of the host that snapshots are copied into: a range of addresses, made piece by piece and never moved.
 
 Touching free memory is the hidden cost of a snapshot: fresh pages take copies at a tenth of the speed of resident ones
 (measured: 1.4 against 12.8 GB/s, and 0.3 where a virtual machine has given them back). So pages are made before they
@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import resource
 import weakref
 from functools import partial
 
@@ -26,6 +27,8 @@ _PROT_NONE = 0
 # A call keeps others from changing the process's memory map, and training that asks for memory waits meanwhile
 # (measured: 8 ms at worst, and 19 with 64 MiB at once).
 _POPULATED_AT_ONCE = 4 << 20
+# Where addresses are limited (`ulimit -v`), training needs them too, and much of an arena may never be made.
+_RESERVED_AT_ONCE = 16 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -51,12 +54,17 @@ class Arena:
     """Makes blocks, one behind the other. Used by one thread at a time.
 
     Args:
-        limit_bytes: The most bytes that it may come to. That much is reserved, which takes addresses and no memory.
+        limit_bytes: The most bytes that it may come to. That much is reserved, which takes addresses and no memory;
+            where this process may have but so many addresses they are reserved little by little.
         device: The accelerators whose driver is to lock the pages; None where there are none.
     """
 
     def __init__(self, limit_bytes: int, device: Device | None = None) -> None:
-        self._range = _reserve(limit_bytes)
+        are_limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+        self._range = _reserve(min(limit_bytes, _RESERVED_AT_ONCE) if are_limited else limit_bytes)
+        self._used = 0
+        self.limit_bytes = limit_bytes if are_limited else self._range.size
+        """The most bytes that it may come to: less than was asked for where there are not as many addresses."""
         self.device = device
         self.bytes = 0
         """The bytes of all blocks."""
@@ -64,11 +72,6 @@ class Arena:
         """The bytes of those that the driver has locked."""
         self.refusal = ""
         """The driver's reason to lock no more; empty if there was none."""
-
-    @property
-    def limit_bytes(self) -> int:
-        """The most bytes that it may come to: less than was asked for where there are not as many addresses."""
-        return self._range.size
 
     def make(self, size: int) -> Block:
         """Makes a block resident.
@@ -79,13 +82,16 @@ class Arena:
         Raises:
             OSError: There is no such memory, or it is more than the limit.
         """
-        if self.bytes + size > self._range.size:
-            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {self._range.size:,} bytes are reserved")
-        address = self._range.address + self.bytes
+        if self.bytes + size > self.limit_bytes:
+            raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {self.limit_bytes:,} bytes are the limit")
+        if self._used + size > self._range.size:
+            self._range, self._used = _Range(max(size, _RESERVED_AT_ONCE)), 0
+        address = self._range.address + self._used
         _check(_libc.mprotect(address, size, mmap.PROT_READ | mmap.PROT_WRITE))
         for begin in range(0, size, _POPULATED_AT_ONCE):
             _populate(address + begin, min(_POPULATED_AT_ONCE, size - begin))
         self.bytes += size
+        self._used += size
         return Block(address, size, self._range)
 
     def lock(self, block: Block) -> bool:
@@ -114,6 +120,7 @@ class Arena:
     def unmake(self, block: Block) -> None:
         """Gives the memory of the block that was made last back to the machine. Nobody uses it, or will."""
         self.bytes -= len(block.view)
+        self._used -= len(block.view)
         _libc.madvise(block.address, len(block.view), mmap.MADV_DONTNEED)
 
 
