@@ -46,3 +46,10 @@ def test_our_stream_is_none_of_those_that_training_is_given_and_one_for_all_thre
     cuda.copy(0, source, target)
     cuda.wait(cuda.event(0))
     assert torch.equal(target, source.cpu())
+
+
+@pytest.mark.cuda
+def test_a_refusal_to_lock_says_why_and_is_no_error_of_what_comes_next() -> None:
+    refusal = Cuda().register(4096, 4096)  # nothing is mapped there
+    assert refusal.startswith("cudaHostRegister of 4,096 bytes: ") and "???" not in refusal
+    assert torch.ones(3, device="cuda").sum().item() == 3

@@ -1,5 +1,6 @@
 """A glance at tensors of several cards: each card has its own sample, and nothing is put together over two."""
 
+import pytest
 import torch
 
 from holdfast.state.glance import Glance, Watched
@@ -30,3 +31,20 @@ def test_those_that_differ_from_another_look_or_from_the_first_are_named() -> No
     first.data[0] = 2.0
     assert glance.changed_on_device(look) == ["b"]
     assert glance.changed_on_device(glance.look(), look) == ["a"]
+
+
+def test_where_a_card_has_no_room_for_samples_nothing_is_seen_there_and_training_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = torch.zeros(3)
+    glance = Glance({"a": watched("a", first)})
+
+    def refuse(tensors: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("the card is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "cat", refuse)
+        full = glance.look()
+    first.data[0] = 1.0
+    assert glance.changed_on_device(full) == glance.changed_on_device(glance.look(), full) == []
+    assert glance.changed_on_device(glance.look()) == ["a"]

@@ -105,7 +105,7 @@ class Cuda:
             return ""
         if self._runtime is not None:
             self._runtime.cudaGetLastError()  # else torch reports it at a kernel that has nothing to do with it
-        return f"cudaHostRegister of {size:,} bytes: {torch.cuda.cudart().cudaGetErrorString(code)}"  # type: ignore[no-untyped-call]
+        return f"cudaHostRegister of {size:,} bytes: {torch.cuda.CudaError(int(code))}"
 
     def bus_address(self, card: int) -> str:
         address = ctypes.create_string_buffer(32)

@@ -57,7 +57,7 @@ class Look(NamedTuple):
     versions: Sequence[int]
     sample: bytes
     on_cards: Sequence[torch.Tensor]
-    """A sample of each that is on one, card by card."""
+    """A sample of each that is on one, card by card; none where a card had no room for it."""
 
 
 class Glance:
@@ -98,12 +98,16 @@ class Glance:
             tensors = [holder[key] for holder, key in self._holders]
         except (LookupError, TypeError):
             tensors = [_item(holder, key) for holder, key in self._holders]
+        try:
+            on_cards = [torch.cat([view for _, view, _ in of_card]) for of_card in self._on_cards]
+        except torch.OutOfMemoryError:  # training needs every byte: pointers and versions tell alone
+            on_cards = []
         return Look(
             tensors,
             list(map(torch.Tensor.data_ptr, self._strided)),
             list(map(_version, self._versioned)),
             b"".join(self._windows),
-            [torch.cat([view for _, view, _ in of_card]) for of_card in self._on_cards],
+            on_cards,
         )
 
     def changed(self, then: Look, now: Look) -> list[str]:
@@ -130,8 +134,10 @@ class Glance:
 
     def changed_on_device(self, look: Look, before: Look | None = None) -> list[str]:
         """Names those on a device that differ from another look, or from how they were when they were met. It waits."""
-        changed = []
-        for number, (of_card, now) in enumerate(zip(self._on_cards, look.on_cards, strict=True)):
+        changed: list[str] = []
+        if before is not None and len(before.on_cards) != len(look.on_cards):
+            return changed
+        for number, (of_card, now) in enumerate(zip(self._on_cards, look.on_cards, strict=False)):
             firsts = torch.cat([first for *_, first in of_card]) if before is None else before.on_cards[number]
             differs, begin = (firsts != now).cpu(), 0
             for name, view, _ in of_card:
