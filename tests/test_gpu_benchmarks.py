@@ -13,6 +13,7 @@ from benchmarks import results
 from benchmarks.gpu import goals, marked, page, parts, proof, registering, shadow, table
 from benchmarks.gpu.bench import MIB, Bench
 from benchmarks.gpu.copying import CopyAndWrite
+from benchmarks.gpu.locked import HostMemory
 from benchmarks.gpu.report import Keeper
 from benchmarks.gpu.shadow import Toy, different
 from benchmarks.gpu.training import Training
@@ -51,6 +52,11 @@ def test_files_of_tests_that_need_a_card_import_nothing_that_is_not_declared() -
     others = [tests / "conftest.py", *(tests.parent / "benchmarks" / "gpu").glob("*.py")]
     for path in (*files, *others):
         assert imported(path) <= DECLARED | OURS | set(sys.stdlib_module_names), path
+
+
+def test_memory_that_a_driver_has_locked_is_never_made_twice_at_the_same_addresses() -> None:
+    addresses = [HostMemory(MIB, "cpu").tensor.data_ptr() for _ in range(3)]
+    assert len(set(addresses)) == 3
 
 
 @pytest.mark.parametrize("changed", ["0.weight", None])

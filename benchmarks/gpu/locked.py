@@ -12,6 +12,8 @@ import torch
 _HUGE_PAGE = 2 << 20
 _POPULATE_WRITE = 23  # MADV_POPULATE_WRITE, which Python's mmap module has not
 _LIBC = ctypes.CDLL(None, use_errno=True)
+# A driver that has locked memory refuses whatever gets the same addresses later.
+_made: list[mmap.mmap] = []
 
 
 class HostMemory:
@@ -24,11 +26,12 @@ class HostMemory:
     """
 
     def __init__(self, size: int, device: str, *, forked: bool = False) -> None:
-        self._map = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+        memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        _made.append(memory)
+        memory.madvise(mmap.MADV_HUGEPAGE)
         if not forked:
-            self._map.madvise(mmap.MADV_DONTFORK)
-        whole = torch.frombuffer(self._map, dtype=torch.uint8)
+            memory.madvise(mmap.MADV_DONTFORK)
+        whole = torch.frombuffer(memory, dtype=torch.uint8)
         self._skipped = -whole.data_ptr() % _HUGE_PAGE
         self.tensor = whole[self._skipped : self._skipped + size]
         self.size = size
