@@ -174,6 +174,17 @@ def test_no_order_gives_a_wrong_snapshot(slabs: int, has_host_tensors: bool) -> 
     assert [order for order in ORDERS if not trained(*order, slabs, has_host_tensors)] == []
 
 
+def test_on_paper_what_nobody_has_kept_until_it_is_copied_is_copied_wrong() -> None:
+    paper, kept = Paper("lazy"), torch.ones(8)
+    targets = torch.zeros(8), torch.zeros(8), torch.zeros(8)
+    paper.copy(0, torch.ones(8), targets[0])
+    paper.copy(0, kept, targets[1])
+    with paper.ours():
+        paper.copy(0, torch.cat([kept]), targets[2])
+    paper.finish()
+    assert [torch.equal(target, kept) for target in targets] == [False, True, True]
+
+
 def no_follow(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(device_stream, "follow", lambda device, boundary: None)
 

@@ -1,7 +1,8 @@
 """A device that exists on paper alone, with the rules of CUDA's streams, and an adversary for their order.
 
 Nothing runs when it is enqueued. An operation may run when all before it in its stream, and the events that it waits
-for, are done; among those that may run a policy chooses. Copies run in halves, so that what is not ordered tears.
+for, are done; among those that may run a policy chooses. Copies run in halves, so that what is not ordered tears. What
+nobody has kept by then is somebody else's memory, unless it was taken in our stream, where it is used again in order.
 """
 
 import random
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 POLICIES = ("eager", "lazy", "training first", "ours first", "random")
 
@@ -87,6 +89,7 @@ class Paper:
         self._ours = [Lane(f"ours {card}", card, ours=True) for card in range(cards)]
         self._places: dict[int, int | None] = {}
         self._left: int | None = None
+        self._made_in_ours: set[int] = set()
         self.lost = False
         self.refuses_to_register_after: int | None = None
         self.registered: list[tuple[int, int]] = []
@@ -194,7 +197,8 @@ class Paper:
 
     @contextmanager
     def ours(self) -> Iterator[None]:
-        yield
+        with _Made(self._made_in_ours):
+            yield
 
     def follow(self, card: int, event: Any) -> None:
         with self._lock:
@@ -206,9 +210,11 @@ class Paper:
         first, second = (
             (slice(0, source.shape[0] // 2), slice(source.shape[0] // 2, None)) if source.dim() else (..., ...)
         )
+        alias = source.detach()  # has the memory, and not whoever has the tensor
+        del source
         with self._lock:
-            self._add(self._ours[card], lambda: _copy(target[first], source[first]))
-            self._add(self._ours[card], lambda: _copy(target[second], source[second]))
+            self._add(self._ours[card], lambda: _copy(target[first], self._kept(alias)[first]))
+            self._add(self._ours[card], lambda: _copy(target[second], self._kept(alias)[second]))
 
     def enqueue(self, card: int, work: Callable[[], None]) -> None:
         with self._lock:
@@ -254,6 +260,13 @@ class Paper:
         with self._lock:
             while self._pending:
                 self._step(None)
+
+    def _kept(self, alias: torch.Tensor) -> torch.Tensor:
+        storage = alias.untyped_storage()
+        # What has the memory of a buffer has not taken any.
+        if _owners(alias) <= _ALONE and storage.resizable() and storage.data_ptr() not in self._made_in_ours:
+            torch.empty(0, dtype=torch.uint8).set_(storage).fill_(0xAB)
+        return alias
 
     @property
     def _graph(self) -> "PaperGraph | None":
@@ -334,6 +347,28 @@ def taken_for_cards(monkeypatch: pytest.MonkeyPatch, paper: Paper) -> Paper:
     for where in ("holdfast.engine.capturing", "holdfast.loop.restore"):
         monkeypatch.setattr(f"{where}.device_in_use", lambda: paper)
     return paper
+
+
+class _Made(TorchFunctionMode):
+    """Notes what is taken of memory."""
+
+    def __init__(self, pointers: set[int]) -> None:
+        super().__init__()
+        self._pointers = pointers
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        if function in (torch.empty, torch.cat, torch.Tensor.contiguous, torch.Tensor.clone):
+            self._pointers.add(made.untyped_storage().data_ptr())
+        return made
+
+
+def _owners(tensor: torch.Tensor) -> int:
+    count: int = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    return count
+
+
+_ALONE = _owners(torch.empty(1))
 
 
 def _fill(tensor: torch.Tensor, value: float) -> None:
