@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn, optim
 
+from helpers.elsewhere import Elsewhere
 from helpers.launches import Launches
 from helpers.paper import Paper, taken_for_cards
 from holdfast import Checkpointer
@@ -126,3 +127,18 @@ def test_buffers_and_gradients_of_a_save_are_those_of_its_boundary_however_late_
         saved = load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "gradients.safetensors")
         assert saved.keys() == then[step].keys()
         assert [name for name in saved if not torch.equal(saved[name], then[step][name])] == []
+
+
+def test_state_on_a_device_of_another_kind_is_saved_at_boundaries_and_status_says_why(tmp_path: Path) -> None:
+    values = torch.randn(40, 40)
+    model = nn.ParameterDict({"weight": nn.Parameter(Elsewhere(values))})
+    optimizer = optim.SGD(model.parameters(), 0.1, foreach=False)
+    with Checkpointer(tmp_path, model=model, optimizer=optimizer, say=lambda line: None) as ckpt:
+        for _ in range(ckpt.resume(), 3):
+            model["weight"].grad = torch.ones_like(model["weight"])
+            optimizer.step()
+            ckpt.step()
+        ckpt.save(wait=True)
+    assert torch.equal(load_file(tmp_path / "checkpoint-3/model.safetensors")["weight"], values)
+    status = json.loads((tmp_path / ".holdfast/status.json").read_text())
+    assert "model.weight" in status["capture"] and "on mps:0" in status["capture"]
