@@ -355,8 +355,15 @@ def test_a_tensor_that_is_given_other_memory_while_it_is_copied_is_named(saved: 
     taken.stream.close()
 
 
-def test_nan_and_infinity_are_found_on_the_card_and_whole_numbers_and_empty_ones_spoil_nothing() -> None:
+@pytest.mark.parametrize("free", [1 << 34, 0])
+def test_nan_and_infinity_are_found_on_the_card_and_whole_numbers_and_empty_ones_spoil_nothing(
+    free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a card that is full nothing is asked for, and the writers look at the bits."""
     paper = Paper("lazy", cards=1)
+    paper.free = free
+    if not free:
+        monkeypatch.delattr(Paper, "enqueue")  # all that it is used for takes memory there
     tensors = {
         "plain": torch.ones(2000),
         "empty": torch.empty(0),

@@ -3,7 +3,7 @@
 They are enqueued, and read when all is written. Nobody waits for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -47,10 +47,13 @@ class CardNotes:
     Args:
         device: The device.
         host: Where they are copied to.
+        full: The cards on which no memory is to be asked for.
     """
 
-    def __init__(self, device: Device, host: HostBytes) -> None:
+    def __init__(self, device: Device, host: HostBytes, full: Collection[int] = ()) -> None:
         self._device = device
+        self.full = full
+        """The cards on which no memory is to be asked for: nothing is gathered there, nor looked at for NaN."""
         self._host = host
         self._finite: list[tuple[Sequence[str], torch.Tensor]] = []
 
@@ -70,7 +73,10 @@ class CardNotes:
             The bytes of the host that they will be in, one after the other, each in the order of its indices.
         """
         target = self._host.take(sum(tensor.nbytes for tensor in tensors))
-        if tensors:
+        if card in self.full:
+            for tensor, place in zip(tensors, torch.split(target, [tensor.nbytes for tensor in tensors]), strict=True):
+                self._device.copy(card, bytes_of(tensor), place)
+        elif tensors:
             together = torch.empty(target.numel(), dtype=torch.uint8, device=tensors[0].device)
             self._device.enqueue(card, partial(_join, tensors, together))
             self._device.copy(card, together, target)
@@ -81,7 +87,7 @@ class CardNotes:
         groups: dict[tuple[int, torch.dtype], dict[str, torch.Tensor]] = {}
         for name, tensor in tensors.items():
             card = self._device.card_of(tensor)
-            if card is not None and has_norm(tensor):
+            if card is not None and card not in self.full and has_norm(tensor):
                 groups.setdefault((card, tensor.dtype), {})[name] = tensor.detach()
         for (card, _), group in groups.items():
             target = self._host.take(len(group))

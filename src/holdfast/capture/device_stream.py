@@ -25,6 +25,9 @@ from holdfast.devices.device import Device, Event
 from holdfast.errors import TornError
 from holdfast.store.blocks import Sink
 
+# A card with less memory left is asked for none: training may be about to need it.
+_ROOM_BYTES = 64 << 20
+
 
 class DeviceStream:
     """One snapshot of state on cards, and beside it on the host, on its way to the disk.
@@ -64,7 +67,9 @@ class DeviceStream:
         self._glance = detector.glance()
         self._sources = [FileSource(image, device) for image in images]
         self._slabs = slabs_of(self._sources, pool.block_bytes)
-        by_bits = {n: t for n, t in finite.items() if device.card_of(t) is None or not has_norm(t)}
+        with naming_loss(device):
+            self._full = {card for card in self._cards() if device.free_bytes(card) < _ROOM_BYTES}
+        by_bits = {n: t for n, t in finite.items() if device.card_of(t) in {None, *self._full} or not has_norm(t)}
         self._scan = NonFiniteScan(TensorRanges(by_bits))
         self._writers = SlabWriters(
             device, pool, self._sources, self._scan, throttle or Throttle(), training_waits, self._stopped
@@ -177,7 +182,7 @@ class DeviceStream:
         if (block := self._block(waits=waits)) is None:
             return False
         self._own_blocks.append(block)
-        self._notes = notes = CardNotes(self._device, HostBytes(block.tensor))
+        self._notes = notes = CardNotes(self._device, HostBytes(block.tensor), self._full)
         self._first = {card: notes.gather(card, views) for card, views in self._detector.views.items()}
         notes.look_for_nan(self._finite)
         self._filling = SlabFilling(self._device, self._sources, notes, self._training_waits)

@@ -83,7 +83,7 @@ class SlabFilling:
         for file, source in enumerate(self._sources):
             for piece, (card, memory) in enumerate(zip(source.cards, source.memory, strict=True)):
                 is_small = isinstance(memory, torch.Tensor) and 0 < memory.nbytes <= SMALL_BYTES
-                if card is not None and is_small and memory.nbytes <= room:
+                if card is not None and card not in notes.full and is_small and memory.nbytes <= room:
                     assert isinstance(memory, torch.Tensor)
                     room -= memory.nbytes
                     small.setdefault(card, {})[file, piece] = memory
