@@ -306,3 +306,13 @@ def test_close_may_be_repeated_and_the_watch_is_over(desk: Desk) -> None:
         desk.queue.close()
     Inbox(RunDirectory.open(desk.run.root)).submit(Request("command"))
     assert not desk.waits()
+
+
+def test_a_stop_can_be_left_for_the_next_save(desk: Desk) -> None:
+    desk.queue.accept(Request("command", why="one"))
+    stop = Request("command", stop=True, why="two")
+    desk.queue.accept(stop)
+    assert [request.why for request in desk.queue.take(stops=False)] == ["one"]
+    assert desk.waits() and desk.queue.stop_waits
+    assert list(desk.run.status.now.pending) == [stop.reason()]
+    assert desk.queue.take() == [stop] and not desk.waits() and not list(desk.run.status.now.pending)

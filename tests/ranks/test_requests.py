@@ -134,6 +134,44 @@ Checkpointer.resume = hooked
 """
 
 
+# A stop comes to rank 0 when the ranks have just agreed on the save of a boundary, for which nobody wanted to stop.
+STOPPED_MEANWHILE = """
+import os, signal, time
+from holdfast.engine import peers
+
+call = peers.Coordinator.call
+
+def call_and_stop(self, offer, *, stop, **others):
+    decision = call(self, offer, stop=stop, **others)
+    if not stop and decision.boundary == 10:
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not queue().stop_waits:
+            time.sleep(0.001)
+    return decision
+
+def queue():
+    return made[0]._queue
+
+made, init = [], peers.RankZero.__init__
+
+def noting(self, *args):
+    made.append(self)
+    init(self, *args)
+
+peers.RankZero.__init__ = noting
+peers.Coordinator.call = call_and_stop
+"""
+
+
+def test_a_stop_that_comes_while_ranks_agree_on_another_save_is_the_next_ones(ranks: Ranks) -> None:
+    """Where they leave is a part of what they agree on: it was answered with that save, and nobody left."""
+    job = ranks.start(until=100_000, pause=0.005, program=STOPPED_MEANWHILE, settings={"save_steps": 5})
+    assert job.wait() == [75, 75], job.output
+    (stopped,) = [event for event in ranks.saved() if "signal" in event["doors"]] or ranks.saved()[-1:]
+    assert stopped["step"] >= 10 and "did not end" not in job.output
+    assert events(ranks.run)[-1]["outcome"] == "stopped"
+
+
 def test_hooks_run_in_every_rank_for_each_checkpoint_the_last_one_too(ranks: Ranks) -> None:
     job = ranks.start(program=SEES_WHAT_IS_PUBLISHED, until=6, settings={"save_steps": 3})
     job.digests()

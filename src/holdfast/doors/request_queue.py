@@ -187,12 +187,17 @@ class RequestQueue:
                     self._unwritten.remove(request)
                 self._show(request)
 
-    def take(self) -> list[Request]:
-        """Returns all requests that wait and are written down, oldest first; they are the caller's to answer."""
+    def take(self, *, stops: bool = True) -> list[Request]:
+        """Returns all requests that wait and are written down, oldest first; they are the caller's to answer.
+
+        Args:
+            stops: False to leave those that ask for a stop where they are.
+        """
         with self._lock:
-            taken = [request for request in self._waiting if request not in self._unwritten]
-            self._waiting = list(self._unwritten)
-        self._status.update(pending=(), more_pending=0)
+            taken = [each for each in self._waiting if each not in self._unwritten and (stops or not each.stop)]
+            self._waiting = [each for each in self._waiting if each not in taken]
+            left = [each for each in self._waiting if each not in self._unwritten]
+        self._status.update(pending=tuple(each.reason() for each in left[:_MOST_SHOWN]), more_pending=0)
         return sorted(taken, key=lambda request: request.asked_at)
 
     def close(self, *, has_left: bool = False) -> None:

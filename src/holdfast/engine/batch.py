@@ -41,12 +41,24 @@ class Batch:
         Args:
             boundary: The one that is saved, with what training has asked for there.
         """
+        self._hear(boundary)
+        self.requests = [*self.requests, *self._retry.take(), *self._queue.take()]
+        return self.requests
+
+    def take_agreed(self, boundary: Boundary) -> None:
+        """Takes what has come while the ranks agreed on a boundary, and can be served with it.
+
+        A stop cannot: the step after which all leave is a part of what they agree on. It waits for the next agreement.
+        """
+        self._hear(boundary)
+        self.requests = [*self.requests, *self._queue.take(stops=False)]
+
+    def _hear(self, boundary: Boundary | None) -> None:
+        """Takes in what training has asked for at a boundary."""
         if boundary is not None and boundary.asked:
             for request in boundary.asked:
                 self._queue.hear(request, boundary.number)
             self._queue.write_down()
-        self.requests = [*self.requests, *self._retry.take(), *self._queue.take()]
-        return self.requests
 
     def add(self, request: Request) -> None:
         """Adds a request of the schedule, which goes through no queue."""

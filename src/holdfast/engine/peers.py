@@ -192,8 +192,8 @@ class RankZero:
         if boundary is None:
             raise RanksError(decision.why or "training ended before the boundary that was agreed on")
         if not stop:
-            batch.take(boundary)
-        if stop:
+            batch.take_agreed(boundary)
+        else:
             self._session.stop.begin(boundary.step)
         return boundary
 
