@@ -59,7 +59,7 @@ bench: $(BENCH) ## measure saves and loads beside those of others (two cores: ab
 	@$(BIN)/python -m benchmarks --only save
 
 # No environment: a machine with a GPU has its own packages, of which one is a torch that fits its driver.
-gpu: ## on a machine with a GPU, with its own packages: tests, exactness, what a save costs (under 5 minutes; PART=name: that alone)
+gpu: ## on a machine with a GPU, with its own packages: tests, exactness, what a save costs (about 5 minutes; PART=name: that alone)
 	@$(NEW_ENOUGH)
 	@PYTHONPATH=src:tests $(PYTHON) -m benchmarks.gpu check --seconds $(or $(SECONDS),280) $(if $(PART),--part $(PART))
 

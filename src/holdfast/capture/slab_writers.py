@@ -177,8 +177,8 @@ class SlabWriters:
         try:
             for event in events if not self.all_copied else ():
                 self._device.wait(event)
-        except Exception:
-            if not self.all_copied:
+        except Exception as error:
+            if not (self.all_copied and self._device.is_loss(error)):
                 raise
 
     def _count(self, slab: Slab) -> None:
