@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from holdfast.errors import HoldfastError, Stopped
 
 if TYPE_CHECKING:
-    from holdfast.integrations.trainer.attach import attach
+    from holdfast.integrations.attach import attach
     from holdfast.loop.checkpointer import Checkpointer
     from holdfast.settings import DynamicCheckpoint
     from holdfast.state.rng.evaluation import evaluation
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Checkpointer": "holdfast.loop.checkpointer",
     "DynamicCheckpoint": "holdfast.settings",
-    "attach": "holdfast.integrations.trainer.attach",
+    "attach": "holdfast.integrations.attach",
     "evaluation": "holdfast.state.rng.evaluation",
 }
 

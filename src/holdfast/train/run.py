@@ -71,7 +71,7 @@ def _join() -> int:
 def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:
     from transformers.utils import logging as transformers_logging
 
-    from holdfast.integrations.trainer.attach import attach
+    from holdfast.integrations.trainer.attach import attach_trainer
     from holdfast.train.progress import Progress
     from holdfast.train.trainer import build
 
@@ -84,7 +84,7 @@ def _trainer(config: TrainConfig, engine: Engine, screen: Screen) -> Any:
         trainer = build(config, engine.log.announce)
     if not engine.rank:
         trainer.add_callback(Progress(engine.run.status, screen))
-    return attach(trainer, engine=engine, on_stop="return")
+    return attach_trainer(trainer, engine=engine, on_stop="return")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from helpers.parts import same
 from holdfast.errors import UnsupportedError
-from holdfast.integrations.trainer.attach import attach
+from holdfast.integrations.attach import attach
 
 
 class Model(nn.Module):

@@ -1,4 +1,4 @@
-"""`attach(trainer)`: saves on demand, and commits, for `transformers.Trainer` and its subclasses."""
+"""`attach` for `transformers.Trainer` and its subclasses: saves on demand, and commits."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from holdfast.settings import Settings, SettingsKwargs, validated
 from holdfast.store.retention import RetentionPolicy
 
 
-def attach(
+def attach_trainer(
     trainer: Trainer,
     *,
     keep_every: int | None = None,
@@ -38,27 +38,18 @@ def attach(
     engine: Engine | None = None,
     **settings: Unpack[SettingsKwargs],
 ) -> Trainer:
-    """Makes a trainer save on demand without stopping, commit its checkpoints, and resume from verified ones.
-
-    `trainer.train(resume_from_checkpoint=...)` then also takes `"auto"`.
+    """Attaches a Trainer. The arguments are those of `holdfast.attach`, and one more.
 
     Args:
         trainer: A `transformers.Trainer` or a subclass, before `train`.
-        keep_every: Keep the checkpoints whose step is a multiple of this, whatever `save_total_limit` says.
-        strict: Refuses a checkpoint that does not fit model and optimizer. Otherwise what does not fit begins anew, and
-            is named in a line.
-        on_stop: The end of `train` after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
-            the documented exit code, so that the code after it does not take the training for finished; `return`
-            returns.
+        keep_every: As there.
+        strict: As there.
+        on_stop: As there.
         engine: One that is open already; its settings hold.
-        **settings: As `holdfast.settings.Settings` describes them.
+        **settings: As there.
 
     Returns:
         The same trainer.
-
-    Raises:
-        ConfigError: A setting is wrong.
-        UnsupportedError: This is no Trainer, or one that saves in a way that this version cannot commit.
     """
     require_supported(trainer)
     rehearse(trainer)

@@ -1,8 +1,5 @@
-"""The trainers that `attach` takes. Anything else is refused by name, with what to use in its place."""
+"""The trainers of transformers that cannot be attached, and the checkpoints that they cannot go on from."""
 
-from typing import Any
-
-import torch
 from transformers import Trainer
 
 from holdfast.errors import UnsupportedError
@@ -15,23 +12,16 @@ from holdfast.store.folder import Folder
 ATTACHED = "_is_of_holdfast"
 """The name of the attribute by which the `train` of an attached trainer is known."""
 
-_LOOP = "for a loop of your own use holdfast.Checkpointer(output_dir, model=..., optimizer=...)"
-# The packages whose own trainers people bring, by the first part of their name.
-_LIGHTNING = ("lightning", "pytorch_lightning", "lightning_fabric")
 
-
-def require_supported(trainer: Any) -> None:
+def require_supported(trainer: Trainer) -> None:
     """Refuses what this version cannot commit, before anything is written.
 
     Args:
-        trainer: Anything that was given to `attach`.
+        trainer: A trainer that was given to `attach`.
 
     Raises:
-        UnsupportedError: It is no Trainer, is attached already, or saves in a way that cannot be committed.
+        UnsupportedError: It is attached already, or saves in a way that cannot be committed.
     """
-    if not isinstance(trainer, Trainer):
-        what, instead = _stranger(trainer)
-        raise UnsupportedError(f"attach takes a transformers.Trainer, and this is {what}", hint=instead)
     if hasattr(trainer.train, ATTACHED):
         raise UnsupportedError(
             f"this {type(trainer).__name__} is attached already", hint="one call of attach holds for every train()"
@@ -71,21 +61,3 @@ def require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
             " keeps it from being exchanged after it was checked",
             hint="mount /proc, or take the checkpoint into a directory where nobody else may write",
         )
-
-
-def _stranger(stranger: Any) -> tuple[str, str]:
-    """Returns words for something that is no Trainer, and for what to use in its place."""
-    if stranger is None:
-        return "None", "make the trainer first: trainer = Trainer(...), then attach(trainer)"
-    if isinstance(stranger, type):
-        instead = f"make one first: attach({stranger.__name__}(...))" if issubclass(stranger, Trainer) else _LOOP
-        return f"the class {stranger.__name__}", instead
-    package = type(stranger).__module__.partition(".")[0]
-    name = f"{package}'s {type(stranger).__name__}"
-    if isinstance(stranger, torch.nn.Module):
-        return f"a model, {type(stranger).__name__}", f"attach the Trainer that trains it; {_LOOP}"
-    if package in _LIGHTNING:
-        return name, f"trainers of Lightning are not supported; {_LOOP}"
-    if package == "accelerate":
-        return name, f"{_LOOP}, and give it what prepare() returned"
-    return name, _LOOP
