@@ -56,7 +56,7 @@ def record(trainer: Trainer, elapsed: float) -> Counters:
         trainer._tr_loss.detach().clone(),
         trainer._total_loss_scalar,
         trainer._globalstep_last_logged,
-        trainer._initial_global_step,
+        getattr(trainer, "_initial_global_step", 0),  # older than 5.19: the whole run is what its summary divides by
         elapsed,
         tuple((name, values, len(values)) for name, values in metrics.items()),
         getattr(trainer, "_total_train_tokens", 0),
@@ -73,7 +73,8 @@ def restore(trainer: Trainer, entry: Mapping[str, Any]) -> float:
     trainer._tr_loss = torch.tensor(float.fromhex(entry["tr_loss"]), device=trainer.args.device)
     trainer._total_loss_scalar = float.fromhex(entry["total_loss"])
     trainer._globalstep_last_logged = entry["last_logged_step"]
-    trainer._initial_global_step = entry["initial_step"]
+    if hasattr(trainer, "_initial_global_step"):
+        trainer._initial_global_step = entry["initial_step"]
     if hasattr(trainer, "_metrics"):
         for name, values in entry["trl_metrics"].items():
             trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
