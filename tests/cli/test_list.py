@@ -25,6 +25,7 @@ def test_checkpoints_are_listed_newest_commit_first_with_who_asked_and_the_label
         "WRITTEN (UTC)",
         "SIZE",
         "PINNED",
+        "SLOT",
         "ASKED BY",
         "LABEL",
     ]
@@ -36,6 +37,7 @@ def test_checkpoints_are_listed_newest_commit_first_with_who_asked_and_the_label
         "2",
         "2026-01-02 03:04:05",
         "34 B",
+        "-",
         "-",
         "save_strategy steps, holdfast save",
         "before lr",
@@ -59,6 +61,7 @@ def test_json_describes_each(tmp_path: Path) -> None:
         "created",
         "bytes",
         "pinned",
+        "slots",
         "reasons",
         "not_finite",
     }
@@ -113,7 +116,7 @@ def test_who_may_not_look_at_the_pins_still_sees_the_checkpoints(
     commit_checkpoint(tmp_path, 7)
     (tmp_path / ".holdfast").mkdir(mode=0o700)
     monkeypatch.setattr(pins, "pinned", refused)
-    assert holdfast("list", tmp_path).stdout.splitlines()[1].split()[-3] == "?"
+    assert holdfast("list", tmp_path).stdout.splitlines()[1].split()[-4] == "?"
     (one,) = json.loads(holdfast("list", tmp_path, "--json").stdout)["checkpoints"]
     assert one["pinned"] is None
 
@@ -123,4 +126,4 @@ def test_a_link_in_the_place_of_the_control_directory_hides_no_checkpoint(tmp_pa
     (tmp_path / ".holdfast").symlink_to("/tmp")
     listed = holdfast("list", tmp_path)
     assert listed.returncode == 0, listed.stderr
-    assert listed.stdout.splitlines()[1].split()[-3] == "?"
+    assert listed.stdout.splitlines()[1].split()[-4] == "?"

@@ -61,7 +61,7 @@ def test_an_error_of_a_hook_is_logged_and_stops_neither_training_nor_the_next_ho
     hooks.published.run()
     assert hooks.seen == [("broken", 1), ("next", 1), ("broken", 2), ("next", 2)]
     assert hooks.said == [
-        f"on_published: a hook failed for /run/checkpoint-{step}: ValueError('no network')" for step in (1, 2)
+        f"on_saved failed for /run/checkpoint-{step}: ValueError('no network'); training goes on" for step in (1, 2)
     ]
 
 
@@ -75,7 +75,7 @@ def test_an_error_that_is_the_trainings_own_is_raised_after_the_other_hooks(hook
     assert hooks.seen == [("a trainer's", 1), ("ours", 1)]
     hooks.published.run_at_the_end()
     assert hooks.seen[2:] == [("a trainer's", 2), ("ours", 2)]
-    assert hooks.said == ["on_published: a hook failed: KeyError('theirs')"], "another error is on its way by then"
+    assert hooks.said == ["on_saved failed: KeyError('theirs')"], "another error is on its way by then"
 
 
 def test_what_no_hook_will_see_is_named(hooks: Hooks) -> None:
@@ -84,7 +84,7 @@ def test_what_no_hook_will_see_is_named(hooks: Hooks) -> None:
     assert not hooks.said, "there is no hook"
     hooks.add("never run")
     hooks.published.give_up()
-    assert hooks.said == ["on_published: not run for /run/checkpoint-1: training did not come back in time"]
+    assert hooks.said == ["on_saved: not run for /run/checkpoint-1: training did not come back in time"]
     assert not hooks.seen
 
 
@@ -171,5 +171,5 @@ def test_a_loop_that_does_not_come_back_leaves_without_them_and_says_so(tmp_path
         assert started.stdout is not None
         said = started.stdout.read().decode()
     wait_until(lambda: events(tmp_path / "run", "end"))
-    assert "on_published: not run for" in said and "checkpoint-3: training did not come back in time" in said
+    assert "on_saved: not run for" in said and "checkpoint-3: training did not come back in time" in said
     assert "the hook ran" not in said

@@ -48,6 +48,7 @@ class Orders:
         calls: Ranks in which training itself asks for a save after every fifth boundary, having changed its learning
             rate and drawn a random number.
         waits: Whether such a call waits for its answer.
+        slot: The slot that such a call asks for.
         adds_up: Whether gradients are never zeroed.
         evaluates: Whether each step has an evaluation before its boundary.
         optimizer: Which of `own_state.OPTIMIZERS`.
@@ -68,6 +69,7 @@ class Orders:
     pause: float = 0.0
     calls: list[int] | None = None
     waits: bool = False
+    slot: str = ""
     adds_up: bool = False
     evaluates: bool = False
     optimizer: str = "adamw"
@@ -213,13 +215,18 @@ def main() -> None:
     seen = Path(orders.run).with_name(f"seen-{rank}.txt").open("a")
     draw = random.Random(rank)
     tickets = []
+    settings = {"save_at_end": False, **(orders.settings or {})}
+    if "on_saved" in settings:
+        settings["on_saved"] = lambda answer: print(
+            f"rank {rank} hears of {answer.step} {list(answer.labels)} {list(answer.slots)}", flush=True
+        )
     with Checkpointer(
         orders.run,
         model=trained,
         optimizer=optimizer,
         data=data,
         **queues,
-        **{"save_at_end": False, **(orders.settings or {})},
+        **settings,
     ) as checkpointer:
         print(f"rank {rank} is open", flush=True)
         for number, (inputs, wanted, ids) in enumerate(checkpointer.batches(until=orders.until)):
@@ -259,7 +266,7 @@ def main() -> None:
                 if rank in orders.calls:
                     print(f"rank {rank} calls with {generator_state()}", flush=True)
                     try:
-                        tickets.append(checkpointer.save(label="called", wait=orders.waits))
+                        tickets.append(checkpointer.save(label="called", slot=orders.slot, wait=orders.waits))
                     except HoldfastError as error:
                         print(f"rank {rank}: {error}", flush=True)
                 optimizer.param_groups[0]["lr"] = 1e-2

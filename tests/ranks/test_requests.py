@@ -86,6 +86,32 @@ def test_a_rank_that_waits_for_a_save_of_its_own_while_another_is_further_hears_
     assert re.search(r"asked at 5, and others were at 12; call save\(\) in all ranks", job.output), job.output
 
 
+def test_a_slot_is_of_the_boundary_at_the_call_of_all_ranks(ranks: Ranks) -> None:
+    settings = {"on_saved": "tell", "on_saved_all_ranks": True}
+    job = ranks.start(calls=[0, 1], waits=True, slot="best", settings=settings)
+    job.digests()
+    assert [event["step"] for event in ranks.saved()] == [5, 10, 15, 20]
+    assert [path.name for path in ranks.run.glob("checkpoint-*")] == ["checkpoint-20"]
+    assert [reason["slot"] for reason in ranks.manifest(20)["reasons"]] == ["best"]
+    for rank, process in enumerate(job.processes):
+        told = re.findall(rf"rank {rank} hears of (\d+) \['called'\] \['best'\]", process.output)
+        assert told == ["5", "10", "15", "20"], process.output
+
+
+def test_a_slot_that_one_rank_asks_for_while_another_is_further_is_refused(ranks: Ranks) -> None:
+    """Without collectives the ranks run apart: what was measured at 5 would be said of the weights of another step."""
+    settings = {"on_saved": "tell"}
+    job = ranks.start(kind="apart", calls=[1], slot="best", stand=[1, 4], until=12, settings=settings)
+    job.processes[1].wait_for("rank 1 stands")
+    ranks.wait_for_step(7)
+    (ranks.folder / "go").touch()
+    job.wait()
+    assert "a slot is of the boundary at which it was asked for" in job.output, job.output
+    steps = {event["step"] for event in ranks.saved()}
+    assert not steps & {6, 7, 8, 9, 11, 12}, "no other boundary has it"
+    assert "rank 1 hears" not in job.output
+
+
 def test_status_shows_where_each_rank_stands(ranks: Ranks) -> None:
     job = ranks.start(stand=[1, 3])
     job.processes[1].wait_for("rank 1 stands")

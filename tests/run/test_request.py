@@ -24,7 +24,14 @@ ANSWER = Answer(saved=True, path="/runs/checkpoint-7", step=7, bytes=12, seconds
 
 
 def test_a_request_is_read_as_it_was_written() -> None:
-    assert decode_request(REQUEST.encode()) == REQUEST
+    for request in (REQUEST, dataclasses.replace(REQUEST, slot="best")):
+        assert decode_request(request.encode()) == request
+
+
+def test_a_request_keeps_its_slot_where_it_has_one_and_never_the_boundary() -> None:
+    asked = dataclasses.replace(REQUEST, slot="best", at=7)
+    assert decode_request(asked.encode()) == dataclasses.replace(asked, at=None)
+    assert asked.reason()["slot"] == "best" and "slot" not in REQUEST.reason() | json.loads(REQUEST.encode())
 
 
 def test_an_answer_is_read_as_it_was_written_and_names_its_request() -> None:
@@ -103,7 +110,7 @@ def test_a_label_is_one_line_of_printable_text_that_fits_and_stays_as_it_is(data
 
 
 def content(**changes: Any) -> bytes:
-    fields = {**dataclasses.asdict(REQUEST), **changes}
+    fields = {**json.loads(REQUEST.encode()), **changes}
     return json.dumps({key: value for key, value in fields.items() if value is not ...}).encode()
 
 
@@ -133,6 +140,10 @@ MALFORMED: dict[str, bytes] = {
     "a time of 400 digits": content(asked_at=10**400),
     "a field too many": content(command="rm -rf /"),
     "a field too few": content(why=...),
+    "a slot that is a path": content(slot="../best"),
+    "a slot without a name": content(slot=""),
+    "a slot that is a number": content(slot=1),
+    "a boundary": content(at=3),
 }
 
 

@@ -71,6 +71,44 @@ def test_what_was_asked_for_when_it_was_there_is_no_longer_counted_with_the_sche
     assert not pins.pinned(tmp_path / ".holdfast")
 
 
+def for_slot(slot: object, **changes: object) -> dict[str, object]:
+    return {**SCHEDULED, "door": "python", "why": "Checkpointer.save", "slot": slot, **changes}
+
+
+def test_the_newest_of_a_slot_has_it_and_those_before_go_unless_something_else_keeps_them(tmp_path: Path) -> None:
+    best, second = for_slot("best", label="0.9"), for_slot("second")
+    commit_all(tmp_path, 1, reasons=(best,))
+    commit_all(tmp_path, 2, reasons=(best, SCHEDULED))
+    commit_all(tmp_path, 3, reasons=(best, second))
+    commit_all(tmp_path, 4, reasons=(best, ASKED))
+    commit_all(tmp_path, 10, reasons=(best,))
+    commit_all(tmp_path, 5, 6)
+    assert surplus(tmp_path, RetentionPolicy(None, None)) == ["checkpoint-1"]
+    assert surplus(tmp_path, RetentionPolicy(1, 0, labelled=True)) == ["checkpoint-1", "checkpoint-2", "checkpoint-5"]
+    assert surplus(tmp_path, RetentionPolicy(0, 0)) == [f"checkpoint-{step}" for step in (1, 2, 4, 5)]
+    assert surplus(tmp_path, RetentionPolicy(0, 0, every=1)) == []
+    commit_all(tmp_path, 7, reasons=(best,))
+    assert "checkpoint-10" in surplus(tmp_path, RetentionPolicy(None, None))
+
+
+def test_a_slot_is_lost_to_no_damaged_checkpoint_no_other_run_and_no_strangers(tmp_path: Path) -> None:
+    commit_all(tmp_path, 1, 2, 3, 4, reasons=(for_slot("best"),))
+    commit_all(tmp_path, 5, reasons=(for_slot("best"),), run=OTHER_RUN)
+    (tmp_path / "checkpoint-3" / "model.safetensors").unlink()
+    (tmp_path / "checkpoint-4").chmod(0o777)
+    commit_all(tmp_path, 6)
+    assert surplus(tmp_path, RetentionPolicy(0, 0)) == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("slot", ["", "a/b", ".", None, 7, ["best"], {"best": 1}, "x" * 200])
+def test_what_is_no_name_is_no_slot_whoever_wrote_it(tmp_path: Path, slot: object) -> None:
+    commit_all(tmp_path, 1, reasons=(for_slot(slot),))
+    commit_all(tmp_path, 2, 3)
+    assert retention.slots_held(catalog.entries(tmp_path)) == {}
+    assert surplus(tmp_path, RetentionPolicy(None, None)) == []
+    assert surplus(tmp_path, RetentionPolicy(None, 0)) == ["checkpoint-1"]
+
+
 def test_the_newest_good_checkpoint_is_never_among_them(tmp_path: Path) -> None:
     commit_all(tmp_path, 1, 2)
     assert surplus(tmp_path, RetentionPolicy(0, 0)) == ["checkpoint-1"]

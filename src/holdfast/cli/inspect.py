@@ -84,7 +84,7 @@ def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[st
         ("written", f"{manifest.created}, as commit {manifest.sequence}"),
     ]
     for reason in manifest.reasons:
-        label = f", label {reason['label']}" if reason.get("label") else ""
+        label = "".join(f", {name} {reason[name]}" for name in ("label", "slot") if reason.get(name))
         facts.append(("asked by", f"{reason.get('why') or 'nobody said why'} ({reason.get('door')}){label}"))
     if manifest.more_reasons:
         facts.append(("asked by", f"{manifest.more_reasons:,} more"))

@@ -179,4 +179,5 @@ def _ranks(known: dict[str, Any]) -> list[str]:
 
 def _pending(request: dict[str, Any]) -> str:
     label = f", label {json_library.dumps(request['label'])}" if request.get("label") else ""
-    return f"{request.get('why')} ({ago(float(request.get('asked_at', 0)))}{label})"
+    slot = f", slot {request['slot']}" if request.get("slot") else ""
+    return f"{request.get('why')} ({ago(float(request.get('asked_at', 0)))}{label}{slot})"

@@ -11,7 +11,7 @@ from holdfast.doors.schedule import Minutes
 from holdfast.doors.trigger_file import Claim, TriggerFile
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
-from holdfast.run.request import Request
+from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.run.status import StatusFile
 from holdfast.settings import DynamicCheckpoint
@@ -260,10 +260,16 @@ class RequestQueue:
             self._journal.write("refused", problem=text)
             self._log.warning(text)
         with self._lock:
-            new = [self._to_serve(request) for request in pending if request.id not in self._known]
-            self._known.update(request.id for request in new)
+            unknown = [request for request in pending if request.id not in self._known]
+            new = [self._to_serve(request) for request in unknown if not request.slot]
+            self._known.update(request.id for request in unknown)
             self._waiting += new
         self._announce(new)
+        for request in unknown:
+            if request.slot:  # a boundary was meant that is no more
+                ended = Answer(saved=False, error=f"the process that asked for slot {request.slot} has ended")
+                with suppress(OSError):
+                    self._inbox.answer(request, ended)
 
     def _to_serve(self, request: Request) -> Request:
         return replace(request, stop=False) if request.id in self._left_over else request

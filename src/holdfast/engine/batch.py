@@ -10,6 +10,9 @@ from holdfast.store.retention import SCHEDULE
 
 _MOST_NAMED = 20  # requests in a line
 
+MISPLACED = "a slot is of the boundary at which it was asked for, and this save is of another; call save() in all ranks"
+"""The answer to requests for a slot that cannot have it."""
+
 
 class Batch:
     """The requests in the hands of the saving thread. They stay until they are answered, or kept for another try.
@@ -64,10 +67,24 @@ class Batch:
         """Adds a request of the schedule, which goes through no queue."""
         self.requests = [*self.requests, request]
 
+    def take_misplaced(self, boundary: Boundary | None) -> list[Request]:
+        """Takes out those that would give a slot to another boundary than the one at which they were asked for."""
+        if boundary is None:
+            return []
+        misplaced = [each for each in self.requests if each.slot and each.at not in (None, boundary.number)]
+        self.remove(misplaced)
+        return misplaced
+
     def remove(self, answered: Iterable[Request]) -> None:
         """Removes requests that were answered, or that are kept for another try."""
         gone = {request.id for request in answered}
         self.requests = [request for request in self.requests if request.id not in gone]
+
+
+def names_of(requests: Iterable[Request]) -> set[tuple[str, str]]:
+    """Returns the names by which a checkpoint that is saved for requests is to be known: labels and slots."""
+    labels = {("label", request.label) for request in requests if request.label}
+    return labels | {("slot", request.slot) for request in requests if request.slot}
 
 
 def ids_of(requests: Sequence[Request]) -> list[str]:

@@ -57,7 +57,8 @@ def outcomes(
         return []
     asked = [request for request in requests if request.door != retention.SCHEDULE]
     labels = {reason.get("label") for reason in chosen.manifest.reasons}
-    new = [request for request in asked if request.label and request.label not in labels]
+    # Its slot may have been given to a newer one since.
+    new = [request for request in asked if request.slot or (request.label and request.label not in labels)]
     same = [request for request in asked if request not in new]
     keep_as_asked_for(session.run, answer, same)
     save.answer_all(session.run, answer, same)
@@ -84,7 +85,7 @@ def stop(session: Session, peers: Peers, requests: Sequence[Request]) -> None:
 
 def keep_as_asked_for(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
     """Notes that somebody has asked for a checkpoint that is there already: retention counts it so from now on."""
-    if all(request.door == retention.SCHEDULE or request.stop for request in requests):
+    if all(request.door == retention.SCHEDULE or request.stop or request.slot for request in requests):
         return
     path = Path(answer.path)
     manifest = catalog.read(path).manifest if path.parent.resolve() == run.root.resolve() else None

@@ -1,13 +1,33 @@
-"""Hooks that run after a commit, in the training thread of every rank: `on_published`."""
+"""Hooks that run after a commit, in the training thread: a user's `on_saved`, a Trainer's own callbacks."""
 
+import inspect
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
+from holdfast.errors import ConfigError
 from holdfast.run.request import Answer
 
-Hook = Callable[[Answer], None]
+Hook = Callable[[Answer], object]
 """Takes the answer of a save: the path and step of a checkpoint that is committed and durable."""
+
+
+def require_hook(on_saved: object) -> None:
+    """Checks a user's `on_saved` before training begins.
+
+    Raises:
+        ConfigError: It is no function of one argument.
+    """
+    if on_saved is None:
+        return
+    if not callable(on_saved):
+        raise ConfigError([f"on_saved: a {type(on_saved).__name__} is no function"])
+    with suppress(ValueError):  # of some that are written in C nobody knows
+        try:
+            inspect.signature(on_saved).bind(None)
+        except TypeError as error:
+            raise ConfigError([f"on_saved: it is called with the answer of the save alone: {error}"]) from None
 
 
 class OnPublished:
@@ -59,7 +79,7 @@ class OnPublished:
                     if raises:
                         raised = raised or error
                     else:
-                        self._log.exception(f"on_published: a hook failed for {answer.path}: {error!r}")
+                        self._log.exception(f"on_saved failed for {answer.path}: {error!r}; training goes on")
             if raised is not None:
                 raise raised
 
@@ -68,11 +88,11 @@ class OnPublished:
         try:
             self.run()
         except Exception as error:  # noqa: BLE001 - the training's own error is on its way
-            self._log.error(f"on_published: a hook failed: {error!r}")
+            self._log.error(f"on_saved failed: {error!r}")
             self.run_at_the_end()
 
     def give_up(self) -> None:
         """Names the checkpoints for which no hook will run: the process ends without its training thread."""
         if self._hooks:
             for answer in list(self._published):  # training may still come back, and run them
-                self._log.warning(f"on_published: not run for {answer.path}: training did not come back in time")
+                self._log.warning(f"on_saved: not run for {answer.path}: training did not come back in time")

@@ -59,6 +59,7 @@ class OwnRequests:
         if self._among_ranks:
             # All ranks that make this call make the same request; one with another label is another.
             request = replace(request, id=self._id_of_call(here, request))
+        request = replace(request, at=here.number)
         pending = PendingSave(request.id, self._gate, here.step)
         self._outcomes.expect(pending)
         if pending.answer is None:
@@ -73,16 +74,21 @@ class OwnRequests:
 
     def _ask_for_any(self, request: Request) -> PendingSave:
         pending = PendingSave(request.id, self._gate)
-        if self._is_over:  # a hook of the last save asks
-            pending.resolve(Answer(saved=False, error="training has ended"))
+        error = "training has ended" if self._is_over else ""  # a hook of the last save asks
+        if request.slot and self._among_ranks and not error:
+            error = f"slot {request.slot!r}: among ranks all ask for it together, between step() and the next update"
+            self._session.log.error(f"checkpoint failed: {error}")
+        if error:
+            pending.resolve(Answer(saved=False, error=error))
             return pending
         self._outcomes.expect(pending)
         self._intake.hear(request)
         return pending
 
     def _id_of_call(self, boundary: Boundary, request: Request) -> str:
-        number = sum((before.label, before.stop) == (request.label, request.stop) for before in self._calls)
+        wanted = (request.stop, request.slot, request.label)
+        number = sum((before.stop, before.slot, before.label) == wanted for before in self._calls)
         self._calls.append(request)
         token = self._session.run.lease.holder.token
-        text = f"{token}/{boundary.number}/{number}/{request.stop}/{request.label}"
+        text = f"{token}/{boundary.number}/{number}/{'/'.join(map(str, wanted))}"
         return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -85,6 +85,8 @@ def save(
             not_finite=manifest.not_finite,
             finite=_newest_finite(run) if manifest.not_finite else "",
             not_carried=tuple(snapshot.not_carried()),
+            labels=tuple(dict.fromkeys(request.label for request in requests if request.label)),
+            slots=tuple(sorted({request.slot for request in requests if request.slot})),
         )
     status.update(phase=phase)
     report(run, answer, requests, patient)
@@ -157,7 +159,7 @@ def _most_telling(requests: Sequence[Request]) -> Sequence[Request]:
         return requests
 
     def rank(request: Request) -> tuple[bool, bool]:
-        return not request.label, not retention.wants_checkpoint(_reason(request))
+        return not (request.label or request.slot), not retention.wants_checkpoint(_reason(request))
 
     return sorted(requests, key=rank)[:MOST_REASONS]
 

@@ -13,7 +13,7 @@ from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
 from holdfast.engine import beginning, cost, save
-from holdfast.engine.batch import Batch, ids_of, who_asked
+from holdfast.engine.batch import MISPLACED, Batch, ids_of, names_of, who_asked
 from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry, next_try
 from holdfast.engine.session import Outcomes, Session
@@ -57,7 +57,7 @@ class Saver:
         self._closing = False
         self._stale_before = -1
         self._merge_until = 0.0
-        self._labels: set[str] = set()
+        self._names: set[tuple[str, str]] = set()
         self._compared = ""
         self._concluded: tuple[Answer | None, Sequence[str]] = (None, ())
 
@@ -174,9 +174,10 @@ class Saver:
         if self._answer_late_stops() or (self._gate.is_at_beginning and self._serve_the_beginning()):
             return True
         self._concluded = (None, ())
-        boundary = None
+        boundary, misplaced = None, list[Request]()
         try:
             boundary = self._peers.boundary(self._batch, self._stale_before)
+            misplaced = self._batch.take_misplaced(boundary)
             if boundary is not None and (ready := self._prepare(boundary)) is not None:
                 self._write(ready)
             return boundary is not None
@@ -187,6 +188,10 @@ class Saver:
             # The others hear of it before this process trains on: what it says next is about another save.
             self._peers.conclude(*self._concluded)
             self._gate.open(None if boundary is None else boundary.number)
+            if misplaced:
+                refusal = Answer(saved=False, step=self._session.step, error=MISPLACED)
+                self._repeat(refusal, misplaced)
+                self._peers.repeat(refusal, ids_of(misplaced))
 
     def _write_down(self) -> None:
         """Puts on disk what was only heard. Training that asked itself may wait at its gate, and a disk may hang."""
@@ -240,17 +245,13 @@ class Saver:
     def _answer_with_last(self, boundary: Boundary) -> bool:
         """Answers the batch with the last checkpoint, where it is of that boundary; False where another is needed.
 
-        Who gives a label wants a checkpoint that is known by it. What the schedule wanted is there, without a word.
+        Who gives a name wants a checkpoint that is known by it. What the schedule wanted is there, without a word.
         """
-        last = self._outcomes.saved
-        if last is None or not self._outcomes.has_saved(boundary):
+        last, requests = self._outcomes.saved, list(self._batch.requests)
+        if last is None or not self._outcomes.has_saved(boundary) or not names_of(requests) <= self._names:
             return False
-        requests = list(self._batch.requests)
-        if any(request.label and request.label not in self._labels for request in requests):
-            return False
-        due = [request for request in requests if request.door == SCHEDULE]
-        self._batch.remove(due)
-        if len(due) < len(requests):
+        self._batch.remove([request for request in requests if request.door == SCHEDULE])
+        if self._batch.requests:
             self._repeat(last, self._batch.requests)
         return True
 
@@ -303,18 +304,17 @@ class Saver:
         waited = self._gate.blocked_seconds - blocked_before
         compared = cost.account_for(self._session, snapshots, budget, boundary, waited)
         self._compared = compared if answer.saved else ""
-        self._take_in(boundary, answer, requests, stops)
+        self._take_in(boundary, answer, requests)
         cost.learn(self._session, snapshots, budget, answer)
         if hung and self._retry.schedule(requests, 0.0) is not None:
             self._retry.hurry()  # what was due meanwhile has passed unsaved
 
-    def _take_in(
-        self, boundary: Boundary, answer: Answer, requests: Sequence[Request], stops: Sequence[Request]
-    ) -> None:
+    def _take_in(self, boundary: Boundary, answer: Answer, requests: Sequence[Request]) -> None:
         """Takes in the outcome of a save, and concludes it for those who asked."""
+        stops = [request for request in requests if request.stop]
         if answer.saved:
             self._retry.saved()
-            self._labels = {request.label for request in requests}
+            self._names = names_of(requests)
             self._outcomes.publish(boundary, answer)
             self._queue.saved()
         elif stops and self._is_tried_again(answer, stops):

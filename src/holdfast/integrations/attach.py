@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, TypeVar, Unpack
 
+from holdfast.engine.on_published import Hook
 from holdfast.integrations.strangers import refusal_of
 from holdfast.settings import SettingsKwargs
 
@@ -16,6 +17,8 @@ def attach(
     keep_every: int | None = None,
     strict: bool = True,
     on_stop: Literal["exit", "return"] = "exit",
+    on_saved: Hook | None = None,
+    on_saved_all_ranks: bool = False,
     **settings: Unpack[SettingsKwargs],
 ) -> _Trainer:
     """Makes a trainer save on demand without stopping, commit its checkpoints, and resume from verified ones.
@@ -33,6 +36,10 @@ def attach(
         on_stop: The end of training after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
             the documented exit code, so that the code after it does not take the training for finished; `return`
             returns.
+        on_saved: Called with the answer of each save that has succeeded (`path`, `step`, `bytes`, `labels`, ...), once
+            the checkpoint is durable: in the thread that trains, at its next boundary or its end. An error of it is
+            logged, and training goes on.
+        on_saved_all_ranks: Calls it in every rank, and not in rank 0 alone.
         **settings: As `holdfast.settings.Settings` describes them.
 
     Returns:
@@ -46,7 +53,15 @@ def attach(
     if _is_trainer_of(TRANSFORMERS, trainer):
         from holdfast.integrations.trainer.attach import attach_trainer
 
-        attach_trainer(trainer, keep_every=keep_every, strict=strict, on_stop=on_stop, **settings)
+        attach_trainer(
+            trainer,
+            keep_every=keep_every,
+            strict=strict,
+            on_stop=on_stop,
+            on_saved=on_saved,
+            on_saved_all_ranks=on_saved_all_ranks,
+            **settings,
+        )
         return trainer
     raise refusal_of(trainer)
 

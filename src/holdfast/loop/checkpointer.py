@@ -14,6 +14,7 @@ import torch
 
 from holdfast.doors.signals import ends_training
 from holdfast.engine.engine import Engine
+from holdfast.engine.on_published import Hook, require_hook
 from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError
 from holdfast.layouts.layout import NATIVE
@@ -22,7 +23,7 @@ from holdfast.loop.restore import load_into
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
 from holdfast.resume import changed_settings
-from holdfast.run.request import Request, clean_label
+from holdfast.run.request import Request, checked_slot, clean_label
 from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.gradients import Gradients
@@ -58,6 +59,10 @@ class Checkpointer:
             random numbers inside worker processes. They are skipped unloaded otherwise.
         on_stop: The end of the `with` block after a stop: `exit` raises `Stopped`, a `SystemExit` with code 75,
             so that the code after it does not take the training for finished; `return` goes on.
+        on_saved: Called with the answer of each save that has succeeded (`path`, `step`, `bytes`, `labels`, ...), once
+            the checkpoint is durable: in the thread that trains, at its next boundary or its end. An error of it is
+            logged, and training goes on.
+        on_saved_all_ranks: Calls it in every rank, and not in rank 0 alone.
         say: Takes each line for the user. Unset, they go to `logging.getLogger("holdfast")`, and are printed where no
             handler of the application would take them.
         dynamic_checkpoint, save_minutes, save_on_exception, stop_grace_seconds, staging_memory, rank_timeout_seconds,
@@ -85,6 +90,8 @@ class Checkpointer:
         strict: bool = True,
         replay: bool = False,
         on_stop: Literal["exit", "return"] = "exit",
+        on_saved: Hook | None = None,
+        on_saved_all_ranks: bool = False,
         say: Callable[[str], None] | None = None,
         dynamic_checkpoint: Mapping[str, Any] | None = None,
         save_on_exception: bool = DEFAULTS.save_on_exception,
@@ -111,12 +118,15 @@ class Checkpointer:
             raise ConfigError([f"save_steps: {save_steps!r} is no number of steps; give 1 or more"])
         if on_stop not in ("exit", "return"):
             raise ConfigError([f"on_stop: {on_stop!r} is neither exit nor return"])
+        require_hook(on_saved)
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         named = {name: part for name, part in parts.items() if name not in generators}
         registered = Parts(parts_of(named, _settings()))
         policy = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
         take_over(Path(output_dir))
         self._engine = Engine(Path(output_dir), settings, policy, resume, NATIVE, say)
+        if on_saved is not None and (on_saved_all_ranks or not self._engine.rank):
+            self._engine.on_published(on_saved)
         chosen = self._engine.origin.chosen
         self._data = None if data is None else DataCursor(data)
         protected = [chosen.path] if chosen else []
@@ -296,7 +306,7 @@ class Checkpointer:
         """
         return self._engine.update()
 
-    def save(self, label: str = "", *, wait: bool = False, stop: bool = False) -> PendingSave:
+    def save(self, label: str = "", *, slot: str = "", wait: bool = False, stop: bool = False) -> PendingSave:
         """Asks for a save of the last boundary. From any thread, at any time.
 
         What the thread that trains asks for between two updates is of the boundary at the call, and holds what the
@@ -307,6 +317,9 @@ class Checkpointer:
 
         Args:
             label: A text by which the checkpoint is to be known.
+            slot: A name that one checkpoint has at a time, such as `best`: this one takes the place of the one that has
+                it, which goes unless something else keeps it. Neither retention nor `holdfast prune` takes the one that
+                has it. It is of the boundary at the call or fails, so among ranks all of them make the call.
             wait: Returns only when it is durable.
             stop: Has training end after it.
 
@@ -314,6 +327,7 @@ class Checkpointer:
             The pending save, which learns what becomes of it.
 
         Raises:
+            ConfigError: The slot is no name, or is that of a stop.
             SaveError: With `wait`: it failed, or other ranks, which have not asked, were past the boundary.
         """
         if wait and self._step is None and self._engine.gate.is_training_thread:
@@ -321,7 +335,8 @@ class Checkpointer:
                 "save(wait=True) before resume(): nothing says what this training holds",
                 hint="take the data from batches(), or call resume() before",
             )
-        request = Request("python", stop=stop, label=clean_label(label.encode()), why="Checkpointer.save")
+        slot, text = checked_slot(slot, stop=stop), clean_label(label.encode())
+        request = Request("python", stop=stop, label=text, why="Checkpointer.save", slot=slot)
         pending = self._engine.ask(request)
         if wait:
             pending.wait()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from holdfast.errors import ConfigError
 from holdfast.store import names
 from holdfast.store.manifest import in_short
 from holdfast.text import shown
@@ -22,6 +23,9 @@ _END_OF_TIME = 2.0**40  # seconds; also keeps out NaN, which cannot be sorted
 
 
 Data = bytes  # `Answer` has a field of that name
+
+IN_NO_FILE = ("note", "labels", "slots")
+"""The fields of an answer that are for its own process."""
 
 
 class MalformedError(ValueError):
@@ -40,6 +44,8 @@ class Request:
         id: Its identity.
         asked_at: The time, in seconds since the epoch.
         pid: The process that asked.
+        slot: The slot that the checkpoint is to have, in place of the one before it; empty for none.
+        at: The number of the boundary at which training itself asked for it; None where it did not. In no file.
     """
 
     door: Door
@@ -49,20 +55,27 @@ class Request:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     asked_at: float = field(default_factory=time.time)
     pid: int = field(default_factory=os.getpid)
+    slot: str = ""
+    at: int | None = None
 
     def encode(self) -> bytes:
         """Returns the bytes of the request's file."""
-        return json.dumps(asdict(self), indent=1).encode()
+        content = asdict(self)
+        del content["at"]
+        if not self.slot:
+            del content["slot"]
+        return json.dumps(content, indent=1).encode()
 
     def reason(self) -> dict[str, Any]:
         """Returns the manifest's entry for the request."""
-        return {
+        reason = {
             "id": self.id,
             "door": self.door,
             "why": self.why,
             "label": self.label,
             "asked_at": self.asked_at,
         }
+        return {**reason, "slot": self.slot} if self.slot else reason
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,8 @@ class Answer:
         not_carried: A text for each thing that should be in the checkpoint and is not: its name, and why.
         claimed: The place where the trigger file that asked is kept, if there was text in it; empty otherwise.
         note: The difference between what was asked for and what was saved; for who asked in Python, and in no file.
+        labels: The labels of all whom the save is for; in no file.
+        slots: The slots that the checkpoint has been given; in no file.
     """
 
     saved: bool
@@ -100,11 +115,14 @@ class Answer:
     not_carried: Sequence[str] = ()
     claimed: str = ""
     note: str = ""
+    labels: Sequence[str] = ()
+    slots: Sequence[str] = ()
 
     def encode(self, request: str) -> Data:
         """Returns the bytes of the answer's file, for the request of that id."""
         content = {"request": request, **asdict(self), "error": self.error[:_MOST_ERROR]}
-        del content["note"]
+        for name in IN_NO_FILE:
+            del content[name]
         if not self.not_finite:
             del content["not_finite"], content["finite"]
         if not self.not_carried:
@@ -141,6 +159,23 @@ def clean_label(data: bytes) -> str:
     return _one_line(text)
 
 
+def checked_slot(slot: str, *, stop: bool = False) -> str:
+    """Returns a slot that may be one.
+
+    Args:
+        slot: Its name; empty for none.
+        stop: True where training is to end after the save.
+
+    Raises:
+        ConfigError: It is no name, or the save is that of a stop.
+    """
+    if slot and not (isinstance(slot, str) and names.is_component(slot)):
+        raise ConfigError([f"slot: {slot!r} is no name; letters, digits, '.', '_' and '-' make one, 100 at most"])
+    if slot and stop:
+        raise ConfigError(["slot: the save of a stop cannot have one: it is of whichever boundary comes in time"])
+    return slot
+
+
 def decode_request(data: bytes) -> Request:
     """Reads a request's file, which another process wrote.
 
@@ -151,7 +186,11 @@ def decode_request(data: bytes) -> Request:
     if content.get("door") not in get_args(Door) or not names.is_token(str(content.get("id"))):
         raise MalformedError("it names no door, or no identity")
     kinds: dict[str, Any] = {"stop": bool, "label": str, "why": str, "asked_at": (int, float), "pid": int}
+    if "slot" in content:
+        kinds |= {"slot": str}
     _check(content, kinds | {"door": str, "id": str})
+    if "slot" in content and not names.is_component(content["slot"]):
+        raise MalformedError("its slot is no name")
     if not 0 <= content["asked_at"] < _END_OF_TIME:
         raise MalformedError("its asked_at is no time")
     cleaned = {key: clean_label(content[key].encode(errors="replace")) for key in ("label", "why")}

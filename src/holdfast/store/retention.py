@@ -70,7 +70,8 @@ def judge(
 
     Only what verifies (names and sizes) counts as kept or goes; another run's checkpoints, damaged ones, pinned ones,
     and those in `protected` are left alone. The newest good checkpoint never goes, nor the newest that holds no NaN or
-    infinity where none should be: a training that went wrong saves as often as one that did not.
+    infinity where none should be: a training that went wrong saves as often as one that did not. Of those that were
+    given the same slot the newest has it, and stays; of the others that is no reason to stay.
 
     Args:
         root: The run directory.
@@ -92,7 +93,8 @@ def judge(
             kept[entry.path] = why
     good = [entry for entry in entries if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
-    by_rule = _by_rule(good, policy, asked)
+    slots = slots_held(good)
+    by_rule = _by_rule(good, policy, asked, slots)
     for entry in good:
         if entry is good[0]:
             kept[entry.path] = "the newest good one"
@@ -100,6 +102,8 @@ def judge(
             kept[entry.path] = "the newest with finite numbers"
         elif entry.manifest is not None and entry.manifest.attempt in pinned:
             kept[entry.path] = "pinned"
+        elif entry.path in slots:
+            kept[entry.path] = f"it has the slot {', '.join(slots[entry.path])}"
         elif entry.path.resolve() in safe:
             kept[entry.path] = NEEDED
         elif entry.path in by_rule:
@@ -242,19 +246,23 @@ def _why_left_alone(root: Directory, entry: Entry, run: str) -> str | None:
     return f"damaged: {problems[0]}" if problems else None
 
 
-def _by_rule(good: Sequence[Entry], policy: RetentionPolicy, asked: frozenset[str]) -> dict[Path, str]:
-    """Returns the checkpoints that a rule speaks for, each with the reason."""
-    wanted_by_nobody = {entry.path for entry in good if not _was_asked_for(entry, asked)}
+def _by_rule(
+    good: Sequence[Entry], policy: RetentionPolicy, asked: frozenset[str], slots: Mapping[Path, Sequence[str]]
+) -> dict[Path, str]:
+    """Returns the checkpoints that a rule speaks for, each with the reason. One that has a slot needs none."""
+    counted = [entry for entry in good if entry.path not in slots and not _was_for_slots_alone(entry, asked)]
+    wanted_by_nobody = {entry.path for entry in counted if not _was_asked_for(entry, asked)}
     kept: dict[Path, str] = {}
     for kind, wanted, limit in (("scheduled", True, policy.scheduled), ("on-demand", False, policy.on_demand)):
         why = f"all {kind} ones stay" if limit is None else f"one of the last {limit} {kind} ones"
-        alike = [entry for entry in good if (entry.path in wanted_by_nobody) is wanted]
+        alike = [entry for entry in counted if (entry.path in wanted_by_nobody) is wanted]
         kept.update((entry.path, why) for entry in alike[:limit])
     if policy.every is not None:
         why = f"its step is a multiple of {policy.every}"
         kept.update((entry.path, why) for entry in good if entry.step % policy.every == 0)
     if policy.labelled:
-        kept.update((entry.path, "it has a label") for entry in good if labels_of(entry))
+        labelled = [entry for entry in good if any(reason.get("label") for reason in _lasting_reasons(entry))]
+        kept.update((entry.path, "it has a label") for entry in labelled)
     kept.update((entry.path, f"one of the last {policy.last}") for entry in good[: policy.last])
     return kept
 
@@ -265,16 +273,53 @@ def labels_of(entry: Entry) -> list[str]:
     return [str(reason["label"]) for reason in reasons if reason.get("label")]
 
 
+def slots_held(entries: Sequence[Entry]) -> dict[Path, list[str]]:
+    """Returns the slots that each checkpoint has now: the newest of a run that was given one has it.
+
+    Args:
+        entries: A catalog, newest commit first. What is in doubt has no slot.
+    """
+    taken: set[tuple[str, str]] = set()
+    by_path: dict[Path, list[str]] = {}
+    for entry in entries:
+        if entry.manifest is None or entry.doubt is not None:
+            continue
+        for slot in sorted({slot for reason in entry.manifest.reasons if (slot := _slot_of(reason))}):
+            if (entry.manifest.run, slot) not in taken:
+                taken.add((entry.manifest.run, slot))
+                by_path.setdefault(entry.path, []).append(slot)
+    return by_path
+
+
+def _slot_of(reason: Mapping[str, Any]) -> str:
+    """Returns the slot that a request of a manifest's `reasons` gave; empty for none. Anybody may have written them."""
+    slot = reason.get("slot")
+    return slot if isinstance(slot, str) and names.is_component(slot) else ""
+
+
 def wants_checkpoint(reason: Mapping[str, Any]) -> bool:
     """Returns whether a request of a manifest's `reasons` was for that checkpoint: a stop without a label is to end."""
     return bool(reason.get("label")) or not (reason.get("door") in _UNASKED or reason.get("stop") is True)
 
 
+def _lasting_reasons(entry: Entry) -> list[Mapping[str, Any]]:
+    """Returns the requests of a checkpoint's manifest that were for no slot, and so do not end with one."""
+    return [] if entry.manifest is None else [each for each in entry.manifest.reasons if not _slot_of(each)]
+
+
+def _was_for_slots_alone(entry: Entry, asked: frozenset[str]) -> bool:
+    """Returns whether nobody wanted that checkpoint but for slots: without one it is of no use to anybody."""
+    manifest = entry.manifest
+    if manifest is None or manifest.attempt in asked or not manifest.reasons or manifest.more_reasons:
+        return False
+    return not _lasting_reasons(entry)
+
+
 def _was_asked_for(entry: Entry, asked: frozenset[str]) -> bool:
-    """Returns whether somebody wanted that checkpoint."""
+    """Returns whether somebody wanted that checkpoint, otherwise than for a slot."""
     if entry.manifest is None or entry.manifest.attempt in asked:
         return True
-    return any(map(wants_checkpoint, entry.manifest.reasons))
+    return any(map(wants_checkpoint, _lasting_reasons(entry)))
 
 
 def _require_unwanted(control: Directory | None, checkpoint: Folder, attempt: str | None) -> None:

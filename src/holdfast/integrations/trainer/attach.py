@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
+from holdfast.engine.on_published import Hook, require_hook
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.fit import loading
@@ -35,6 +36,8 @@ def attach_trainer(
     keep_every: int | None = None,
     strict: bool = True,
     on_stop: Literal["exit", "return"] = "exit",
+    on_saved: Hook | None = None,
+    on_saved_all_ranks: bool = False,
     engine: Engine | None = None,
     **settings: Unpack[SettingsKwargs],
 ) -> Trainer:
@@ -45,6 +48,8 @@ def attach_trainer(
         keep_every: As there.
         strict: As there.
         on_stop: As there.
+        on_saved: As there.
+        on_saved_all_ranks: As there.
         engine: One that is open already; its settings hold.
         **settings: As there.
 
@@ -53,9 +58,12 @@ def attach_trainer(
     """
     require_supported(trainer)
     rehearse(trainer)
+    require_hook(on_saved)
     checked = validated(**settings)
     retention = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
-    trainer.train = _saving_train(trainer, checked, retention, engine, on_stop, strict=strict)
+    trainer.train = _saving_train(
+        trainer, checked, retention, engine, on_stop, strict=strict, on_saved=on_saved, all_ranks=on_saved_all_ranks
+    )
     trainer.push_to_hub = _push_without_ours(trainer)
     trainer.args = pickled_blank(trainer.args)
     return trainer
@@ -69,6 +77,8 @@ def _saving_train(
     on_stop: Literal["exit", "return"],
     *,
     strict: bool,
+    on_saved: Hook | None,
+    all_ranks: bool,
 ) -> Callable[..., TrainOutput]:
     own = trainer.train
 
@@ -92,6 +102,8 @@ def _saving_train(
             EpochAccounting(trainer, running) as epochs,
             StepHooks(trainer, running, given_settings, epochs),
         ):
+            if on_saved is not None and (all_ranks or not running.rank):
+                running.on_published(on_saved)
             chosen = running.origin.chosen
             require_readable(trainer, chosen)
             if chosen is None:
