@@ -15,6 +15,7 @@ SOURCE = Path(holdfast.__file__).parent
 # A room imports only from floors below its own, and from itself. `settings` stands above `store`: it asks it for names.
 FLOORS = {
     "text": 0,
+    "wording": 0,
     "errors": 1,
     "log": 1,
     "devices": 1,

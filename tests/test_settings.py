@@ -1,4 +1,5 @@
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -122,18 +123,27 @@ def test_a_checkpointer_points_to_their_description_and_names_each() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("save_minutes", 0, "Input should be greater than 0"),
-        ("save_rate_limit", 0, "Input should be greater than or equal to 1"),
-        ("staging_memory", "much", "Input should be a valid integer"),
-        ("save_io_priority", "high", "Input should be 'normal', 'low' or 'idle'"),
-        ("save_step", 5, "Extra inputs are not permitted"),
+        ("save_minutes", 0, "must be greater than 0, found 0"),
+        ("save_rate_limit", 0, "must be at least 1, found 0"),
+        ("staging_memory", "much", "expected a whole number, found 'much'"),
+        ("save_io_priority", "high", "expected one of normal, low, idle, found 'high'"),
+        ("save_minuts", 5, "unknown key, did you mean 'save_minutes'?"),
     ],
 )
 def test_a_setting_that_is_wrong_is_named(name: str, value: Any, said: str) -> None:
     arguments: Any = {name: value}
-    with pytest.raises(ConfigError, match=f"^{name}: {said}") as raised:
+    with pytest.raises(ConfigError, match=f"^{name}: {re.escape(said)}") as raised:
         validated(**arguments)
     assert raised.value.hint == "docs/configuration.md describes each setting"
+
+
+def test_a_setting_in_a_block_is_named_with_the_block() -> None:
+    with pytest.raises(ConfigError) as raised:
+        validated(dynamic_checkpoint={"enabled": True, "chek_interval": 5, "keep": 0})
+    assert sorted(raised.value.problems) == [
+        "dynamic_checkpoint.chek_interval: unknown key, did you mean 'check_interval'?",
+        "dynamic_checkpoint.keep: must be at least 1, found 0",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ these with each other and with `docs/configuration.md`.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from holdfast.errors import ConfigError
 from holdfast.store import names
+from holdfast.wording import Loc, describe, dotted
+
+Model = TypeVar("Model", bound=BaseModel)
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?")
@@ -57,13 +60,10 @@ class DynamicCheckpoint(BaseModel):
         return name
 
 
-class Settings(BaseModel):
-    """The settings of a training's saves, whatever asks for them."""
+class SaveSettings(BaseModel):
+    """The settings of a training's saves, apart from the trigger file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint(enabled=True, check_interval=0)
-    """The trigger file. Unset, it is on and served at once; in a configuration's YAML it is off."""
 
     save_minutes: Annotated[float, Field(gt=0)] | None = None
     """Saves when so many minutes have passed since the last save."""
@@ -100,6 +100,13 @@ class Settings(BaseModel):
     """
 
 
+class Settings(SaveSettings):
+    """The settings of a training's saves, whatever asks for them."""
+
+    dynamic_checkpoint: DynamicCheckpoint = DynamicCheckpoint(enabled=True, check_interval=0)
+    """The trigger file. Unset, it is on and served at once; in a configuration's YAML it is off."""
+
+
 DEFAULTS = Settings()
 """The settings of a training that sets none."""
 
@@ -124,8 +131,30 @@ def validated(**settings: Unpack[SettingsKwargs]) -> Settings:
     Raises:
         ConfigError: One line for each setting that is wrong.
     """
+    return checked(Settings, {name: value for name, value in settings.items() if value is not None})
+
+
+def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
+    """Returns the settings that keys and values give.
+
+    Raises:
+        ConfigError: One line for each setting that is wrong.
+    """
     try:
-        return Settings.model_validate({name: value for name, value in settings.items() if value is not None})
+        return model.model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        problems = [
+            f"{dotted(details['loc'])}: {describe(details, _keys_at(model, details['loc']), present=True)}"
+            for details in error.errors()
+        ]
         raise ConfigError(problems, hint="docs/configuration.md describes each setting") from error
+
+
+def _keys_at(model: type[BaseModel], loc: Loc) -> Iterable[str]:
+    """Returns the keys that there are at a location, beside the last one of it."""
+    for key in loc[:-1]:
+        part = model.model_fields[str(key)].annotation if key in model.model_fields else None
+        if not (isinstance(part, type) and issubclass(part, BaseModel)):
+            return ()
+        model = part
+    return model.model_fields

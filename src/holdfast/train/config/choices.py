@@ -5,7 +5,7 @@
 
 import importlib.util
 
-from holdfast.train.config import wording
+from holdfast import wording
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop")
 """Those that need no package beside torch and transformers."""

@@ -16,11 +16,11 @@ from holdfast.errors import ConfigError
 from holdfast.settings import DynamicCheckpoint
 from holdfast.text import shown
 from holdfast.train.config import paths, rules, yaml
-from holdfast.train.config.errors import describe
 from holdfast.train.config.fields import DatasetConfig, SpecialTokens, TrainConfig
 from holdfast.train.config.overrides import apply
 from holdfast.train.config.schedule import Schedule
 from holdfast.train.config.yaml import Message, Source
+from holdfast.wording import describe
 
 __all__ = ["DatasetConfig", "Loaded", "Schedule", "SpecialTokens", "TrainConfig", "load"]
 

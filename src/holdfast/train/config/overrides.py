@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import Any
 
 from holdfast.train.config import yaml
-from holdfast.train.config.wording import Loc, dotted, shown
 from holdfast.train.config.yaml import Constructor, Problem, Source, UnusableError
+from holdfast.wording import Loc, dotted, shown
 
 
 def apply(source: Source, settings: Sequence[str]) -> None:

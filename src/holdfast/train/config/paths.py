@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.train.config.types import home_expanded
-from holdfast.train.config.wording import Loc, shown
+from holdfast.wording import Loc, shown
 
 _DATA_FILES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from holdfast.train.config import choices
-from holdfast.train.config.wording import shown
+from holdfast.wording import shown
 
 
 class Fields(BaseModel):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from holdfast.errors import ConfigError
-from holdfast.train.config.wording import Loc, dotted, one_line, shortened, shown
+from holdfast.wording import Loc, dotted, one_line, shortened, shown
 
 MOST_BYTES = 256 * 1024
 """The size of the largest file that is read. PyYAML takes about a second for 100 KiB."""

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from holdfast.train.config.errors import describe
+from holdfast.wording import describe
 
 
 def test_a_complaint_that_we_have_no_words_for_is_passed_on_with_the_value() -> None:
