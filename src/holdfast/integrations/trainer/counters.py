@@ -1,7 +1,7 @@
 """The counters that a Trainer forgets on resume: the sums between two lines of its log, and of the whole training.
 
 Without them the next logged loss, and the loss of the whole training, are others than they would have been. Read off
-transformers 5.23 (`_inner_training_loop` sets them anew) and TRL 1.16 (`SFTTrainer.log`).
+transformers 5.23 (`_inner_training_loop` sets them anew), TRL 1.16 (`SFTTrainer.log`) and axolotl 0.19.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ import torch
 from transformers import Trainer
 
 from holdfast.errors import CheckpointError
+from holdfast.integrations.trainer import token_counts
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,11 @@ class Counters:
     elapsed: float
     trl_metrics: tuple[tuple[str, list[float], int], ...]
     trl_tokens: float
+    tokens: Mapping[str, torch.Tensor]
 
     def encode(self) -> dict[str, Any]:
         """Returns the counters as JSON, floats in hexadecimal so that they return bit for bit."""
+        tokens = {"tokens": token_counts.encode(self.tokens)} if self.tokens else {}
         return {
             "tr_loss": float(self.tr_loss).hex(),
             "total_loss": float(self.total_loss).hex(),
@@ -41,6 +44,7 @@ class Counters:
             "elapsed_seconds": round(self.elapsed, 3),
             "trl_metrics": {name: [float(v).hex() for v in values[:count]] for name, values, count in self.trl_metrics},
             "trl_tokens": self.trl_tokens,
+            **tokens,
         }
 
 
@@ -60,6 +64,7 @@ def record(trainer: Trainer, elapsed: float) -> Counters:
         elapsed,
         tuple((name, values, len(values)) for name, values in metrics.items()),
         getattr(trainer, "_total_train_tokens", 0),
+        token_counts.record(trainer.state),
     )
 
 
@@ -79,6 +84,7 @@ def restore(trainer: Trainer, entry: Mapping[str, Any]) -> float:
         for name, values in entry["trl_metrics"].items():
             trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
         trainer._total_train_tokens = entry["trl_tokens"]
+    token_counts.restore(trainer.state, entry.get("tokens", {}))
     return float(entry["elapsed_seconds"])
 
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 
 from holdfast.capture.boundary import Boundary
 from holdfast.devices.late import LateNumbers
-from holdfast.integrations.trainer import callbacks, counters
+from holdfast.integrations.trainer import callbacks, counters, token_counts
 from holdfast.integrations.trainer.best import elsewhere
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
@@ -132,7 +132,7 @@ class Recorder:
         if position is not None and position.inner:
             position = position._replace(inner_ahead=self._prefetch.inner_before)
         return TrainerRecord(
-            copy.copy(trainer.state),
+            token_counts.detached(copy.copy(trainer.state)),
             len(trainer.state.log_history),
             # Of all processes together; a Trainer adds them up, which takes a collective. Their batches are alike.
             float(trainer.current_flos) * self._world_size,
