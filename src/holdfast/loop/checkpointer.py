@@ -359,7 +359,8 @@ class Checkpointer:
         if any(parameter.grad is not None for parameter in self._parameters):
             raise PartialAccumulationError(
                 f"step() after step {self._step}: there are gradients, and no optimizer has taken its step with them",
-                hint="call step() once for each update; an update of your own goes into: with checkpointer.update():",
+                hint="call step() once for each update (with accelerate: if accelerator.sync_gradients); an update of"
+                " your own goes into: with checkpointer.update():",
             )
 
 

@@ -50,6 +50,18 @@ def in_twos(batches: Iterator[list[int]]) -> Iterator[list[int]]:
         yield [sample for batch in two for sample in batch]
 
 
+def accumulating(size: int, begun: int = 0) -> Loop:
+    """A step for so many batches; at the end of an epoch for those that are left."""
+
+    def loop(batches: Iterator[list[int]]) -> Iterator[list[int]]:
+        left = SAMPLES - begun
+        while True:
+            yield [sample for batch in islice(batches, min(size, left)) for sample in batch]
+            left = left - size if left > size else SAMPLES
+
+    return loop
+
+
 def ahead(count: int, per_step: int = 1) -> Loop:
     def loop(batches: Iterator[list[int]]) -> Iterator[list[int]]:
         queue = list(islice(batches, count))
@@ -94,6 +106,15 @@ def test_what_is_ahead_is_not_saved_as_used(loop: Loop, accumulate: int | None, 
             assert rest == run.used[step:], step
         assert sorted(chain(*rest)) == sorted(chain(*run.used[step:])), step
     assert sum(map(len, run.used)) == 3 * SAMPLES
+
+
+@pytest.mark.parametrize("size", range(5, 9))
+def test_an_accumulation_that_the_end_of_an_epoch_cuts_short_is_not_taken_for_a_look_ahead(size: int) -> None:
+    run = Run(accumulating(size), 6)
+    assert run.lines == []
+    for step, tree in enumerate(run.trees, 1):
+        rest = Run(accumulating(size, tree["consumed"] % SAMPLES), 6 - step, tree=tree)
+        assert rest.used == run.used[step:]
 
 
 def test_a_loop_whose_steps_turn_out_to_be_uneven_is_told_that_what_it_took_counts() -> None:

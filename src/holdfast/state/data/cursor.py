@@ -116,7 +116,7 @@ class DataCursor:
         Returns:
             Lines for the user that came up since the last.
         """
-        self._lookahead.reach()
+        self._lookahead.reach(lambda: loader.is_at_end(self._data, self.consumed))
         lines = [*self._lines, *self._lookahead.lines]
         self._lines.clear()
         self._lookahead.lines.clear()

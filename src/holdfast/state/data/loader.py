@@ -82,6 +82,14 @@ def is_exhausted(iterator: Iterator[Any]) -> bool:
     return bool(getattr(getattr(iterator, "_dataset_fetcher", None), "ended", False))
 
 
+def is_at_end(data: Any, consumed: int) -> bool:
+    """Tells if the batch that was handed out last is known to be the last of its epoch."""
+    if is_prepared(data):
+        return bool(data.end_of_dataloader)
+    length = len(data) if isinstance(data, list | tuple) else batches(data)
+    return length is not None and consumed >= length
+
+
 def can_skip(data: Any) -> bool:
     """Tells if batches can be left out without loading them."""
     return is_plain(base(data)) and not isinstance(data.dataset, IterableDataset) and not is_dispatched(data)

@@ -5,6 +5,7 @@ Whatever it has taken beyond that when it comes to its second boundary is ahead.
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 _MOST_AHEAD = 64
@@ -53,11 +54,15 @@ class Lookahead:
         """Notes that there is no more to take: what is ahead is being used up."""
         self._is_drained = True
 
-    def reach(self) -> None:
-        """Notes a boundary: what the step before it used, is used."""
+    def reach(self, is_at_end: Callable[[], bool]) -> None:
+        """Notes a boundary: what the step before it used, is used.
+
+        Args:
+            is_at_end: Tells if what was taken last is the last of an epoch.
+        """
         self._boundaries += 1
         if self._ahead is None:
-            self._decide()
+            self._decide(is_at_end)
         elif self._ahead and not self._is_even():
             self._ahead = 0
             self._positions.clear()
@@ -71,13 +76,18 @@ class Lookahead:
         unused = self._unused() if self._ahead else 0
         return self._positions[-1 - unused] if 0 < unused < len(self._positions) else None
 
-    def _decide(self) -> None:
+    def _decide(self, is_at_end: Callable[[], bool]) -> None:
         if self._per_step is None and self._boundaries == 1:
             self._first = self._taken
             return
         per_step = self._per_step or self._taken - self._first
         ahead = self._taken - per_step * self._boundaries
-        self._ahead = ahead if per_step > 0 and 0 < ahead < _MOST_AHEAD and (per_step == 1 or ahead <= per_step) else 0
+        may_be = per_step > 0 and 0 < ahead < _MOST_AHEAD and (per_step == 1 or ahead <= per_step)
+        if may_be and self._per_step is None and is_at_end():
+            # An accumulation that the end of the epoch cut short looks the same: the next step tells them apart.
+            self._first = self._taken
+            return
+        self._ahead = ahead if may_be else 0
         if not self._ahead:
             self._positions.clear()
             return
