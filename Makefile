@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.bench-installed
+TRAINERS := $(VENV)/.trainers-installed
 
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults fuzz soak check format bench gpu gpu-table clean
+.PHONY: help demo test test-full test-faults test-trainers fuzz soak check format bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,11 @@ $(BENCH): $(STAMP)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
+$(TRAINERS): $(STAMP)
+	@echo "Setting up the trainers that people bring (once) ..."
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
+	@touch $@
+
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted
 	@$(BIN)/python examples/demo.py
 
@@ -39,6 +45,9 @@ test-full: $(STAMP) ## every test, every cell of the matrix, 200 kills
 
 test-faults: $(STAMP) ## break it in every way of docs/faults.md, also as root with strace, mounts and clocks; writes that page
 	@HOLDFAST_FAULTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -k "test_fault_ or test_security_s" --faults-page=docs/faults.md
+
+test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
+	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field --trainers-page=docs/trainers.md
 
 fuzz: $(STAMP) ## fuzz every parser of what others can write, FUZZ_SECONDS each (60); needs: .venv/bin/pip install atheris
 	@nice -n 19 $(BIN)/python tests/security/fuzz.py --seconds $(or $(FUZZ_SECONDS),60)

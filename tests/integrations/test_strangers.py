@@ -3,7 +3,6 @@ import sys
 from typing import Any
 
 import pytest
-import torch
 from accelerate import Accelerator
 from transformers import Trainer
 
@@ -16,20 +15,13 @@ def of(module: str, name: str) -> Any:
     return type(name, (), {"__module__": module})()
 
 
+# What stands in docs/trainers.md is in tests/field/test_trainers.py.
 @pytest.mark.parametrize(
     ("stranger", "named", "instead"),
     [
-        (None, "None", "trainer = Trainer(...)"),
-        (torch.nn.Linear(1, 1), "a model, Linear", "attach the trainer that trains it"),
         (Trainer, "the class Trainer", "Trainer(...)"),
-        ({"model": 1}, "builtins's dict", "holdfast.Checkpointer("),
         (Accelerator(cpu=True), "accelerate's Accelerator", "give it what prepare() returned"),
-        (of("setfit.trainer", "Trainer"), "setfit's Trainer", "SentenceTransformerTrainer"),
-        (of("lightning.fabric.fabric", "Fabric"), "lightning's Fabric", "with what setup() returned"),
         (of("lightning_fabric.fabric", "Fabric"), "lightning_fabric's Fabric", "with what setup() returned"),
-        (of("ignite.engine.engine", "Engine"), "ignite's Engine", "ITERATION_COMPLETED"),
-        (of("deepspeed.runtime.engine", "DeepSpeedEngine"), "deepspeed's DeepSpeedEngine", "transformers Trainer"),
-        (of("mine", "Trainer"), "mine's Trainer", "holdfast.Checkpointer("),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -1,0 +1,120 @@
+"""The trainers of the matrix in docs/trainers.md, one row each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trainer, and the program that uses it.
+
+    Args:
+        name: As the page has it.
+        program: The file below `programs/` or `examples/`, or the whole command; `OUT` is the run directory.
+        packages: The distributions that it is made of; their versions stand in the page.
+        ranks: The number of processes.
+        line: A line that it prints and that the page quotes; empty where nothing is to be said.
+        env: Further variables of its environment.
+    """
+
+    name: str
+    program: str | tuple[str, ...]
+    packages: tuple[str, ...]
+    ranks: int = 1
+    line: str = ""
+    env: dict[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def command(self) -> list[str]:
+        """What Python is called with."""
+        if isinstance(self.program, str):
+            return [str(PROGRAMS / self.program), "OUT"]
+        return list(self.program)
+
+    @property
+    def missing(self) -> list[str]:
+        """The distributions that are not installed here."""
+        return [package for package in self.packages if not _version(package)]
+
+    @property
+    def versions(self) -> str:
+        """The versions of what is installed here, in words."""
+        return ", ".join(f"{package} {_version(package)}" for package in self.packages)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+ROWS = (
+    Row("transformers `Trainer`", "transformers_trainer.py", ("transformers", "accelerate", "torch")),
+    Row("transformers `Trainer`, two processes", "transformers_trainer.py", ("transformers", "accelerate"), ranks=2),
+)
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Something that `attach` does not take.
+
+    Args:
+        name: As the page has it.
+        make: Makes one.
+        words: The end of the refusal, and what it names in its place.
+    """
+
+    name: str
+    make: Callable[[], Any]
+    words: tuple[str, str]
+
+
+def _of(module: str, name: str) -> Any:
+    """Returns an object of a package that need not be there."""
+    return type(name, (), {"__module__": module})()
+
+
+REFUSED = (
+    Refused("`None`", lambda: None, ("this is None", "trainer = Trainer(...)")),
+    Refused(
+        "a module", lambda: torch.nn.Linear(1, 1), ("this is a model, Linear", "attach the trainer that trains it")
+    ),
+    Refused(
+        "setfit `Trainer`",
+        lambda: _of("setfit.trainer", "Trainer"),
+        ("this is setfit's Trainer", "train its body with sentence_transformers.SentenceTransformerTrainer"),
+    ),
+    Refused(
+        "accelerate `Accelerator`",
+        lambda: _of("accelerate.accelerator", "Accelerator"),
+        ("this is accelerate's Accelerator", "holdfast.Checkpointer(output_dir, model=..., optimizer=...)"),
+    ),
+    Refused(
+        "ignite `Engine`",
+        lambda: _of("ignite.engine.engine", "Engine"),
+        ("this is ignite's Engine", "call its step() in a handler of the engine's ITERATION_COMPLETED"),
+    ),
+    Refused(
+        "Fabric",
+        lambda: _of("lightning.fabric.fabric", "Fabric"),
+        ("this is lightning's Fabric", "with what setup() returned"),
+    ),
+    Refused(
+        "DeepSpeed `DeepSpeedEngine`",
+        lambda: _of("deepspeed.runtime.engine", "DeepSpeedEngine"),
+        ("this is deepspeed's DeepSpeedEngine", "attach the transformers Trainer whose arguments have deepspeed=..."),
+    ),
+    Refused(
+        "any other object",
+        lambda: _of("mine", "Trainer"),
+        ("this is mine's Trainer", "holdfast.Checkpointer(output_dir, model=..., optimizer=...)"),
+    ),
+)
