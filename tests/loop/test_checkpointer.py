@@ -211,7 +211,11 @@ def test_weights_that_are_swapped_at_the_call_are_not_taken_for_those_that_are_t
         ),
         ("resum", False, "resum: there is no such setting, and a bool is no part; did you mean resume?"),
         ("batches", DataLoader([1]), "has no state_dict and load_state_dict to save it by; did you mean data=?"),  # type: ignore[arg-type]
-        ("weights", [1], "weights: a list has no state_dict and load_state_dict to save it by"),
+        (
+            "weights",
+            [1],
+            "weights: a list has no state_dict and load_state_dict to save it by; in a dict it is saved as it is",
+        ),
     ],
 )
 def test_a_setting_that_was_misspelled_is_named(tmp_path: Path, given_as: str, value: object, line: str) -> None:

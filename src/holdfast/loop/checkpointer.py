@@ -68,7 +68,8 @@ class Checkpointer:
         dynamic_checkpoint, save_minutes, save_on_exception, stop_grace_seconds, staging_memory, rank_timeout_seconds,
         save_rate_limit, save_io_priority, resume_settings: As `holdfast.settings.Settings` describes them.
         **parts: The state that is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module,
-            optimizer, random generator, or object with `state_dict` and `load_state_dict`.
+            optimizer, random generator, object with `state_dict` and `load_state_dict`, or plain dict of numbers,
+            texts and tensors.
 
     Raises:
         ConfigError: A part cannot be saved, or a setting is wrong.

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,13 @@ from holdfast.state.layered_optimizer import optimizer_part
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import is_optimizer
 from holdfast.state.part import BESIDE, RESERVED, Part, Stored
+from holdfast.state.plain_dict import DictPart
 from holdfast.state.sharding import ShardRange
 from holdfast.state.stateful import stateful_part
 
 # Part of the names of files, whose suffixes need their room too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
+_DICTS = (dict, OrderedDict, Counter)
 _NAME_OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
 
 
@@ -132,6 +135,8 @@ def parts_of(named: Mapping[str, object], settings: Collection[str] = ()) -> lis
                 parts.append(part)
         elif _has_state(registered):
             parts.append(stateful_part(name, registered))
+        elif isinstance(registered, dict) and type(registered) in _DICTS and not _nearest(name, settings, 0.85):
+            parts.append(DictPart(name, registered))
         else:
             problems.append(_no_part(name, registered, settings))
     if problems:
@@ -142,10 +147,18 @@ def parts_of(named: Mapping[str, object], settings: Collection[str] = ()) -> lis
 def _no_part(name: str, registered: object, settings: Collection[str]) -> str:
     kind = type(registered).__name__
     article = "an" if kind[0] in "aeiouAEIO" else "a"
-    if near := difflib.get_close_matches(name, settings, n=1, cutoff=0.7):
-        return f"{name}: there is no such setting, and {article} {kind} is no part; did you mean {near[0]}?"
+    if near := _nearest(name, settings, 0.7):
+        what = f"{article} {kind} is no part" if not isinstance(registered, dict) else "its name is too near for a part"
+        return f"{name}: there is no such setting, and {what}; did you mean {near}?"
     meant = "; did you mean data=?" if isinstance(registered, torch.utils.data.DataLoader) else ""
+    if isinstance(registered, list | tuple | set | int | float | str | torch.Tensor):
+        meant = "; in a dict it is saved as it is"
     return f"{name}: {article} {kind} has no state_dict and load_state_dict to save it by{meant}"
+
+
+def _nearest(name: str, settings: Collection[str], cutoff: float) -> str:
+    """Returns the setting that may have been meant by a name; empty where none is near."""
+    return next(iter(difflib.get_close_matches(name, settings, n=1, cutoff=cutoff)), "")
 
 
 def _no_state_of(name: str, optimizer: object) -> str:

@@ -97,7 +97,11 @@ class StatefulPart:
             state = values.encode(recorded, "state", tensors)
         except UnsupportedError as error:
             raise UnsupportedError(f"{self.name}: {error}", hint=error.hint) from error
-        return Stored(tensors, {"kind": "object", "class": type(self._object).__qualname__, "state": state})
+        return Stored(tensors, {"kind": "object", "class": self._kind, "state": state})
+
+    @property
+    def _kind(self) -> str:
+        return type(self._object).__qualname__
 
     def shard_range(self, name: str, shape: tuple[int, ...]) -> None:
         """Needs everything: nobody else knows what an object shares with other processes."""
@@ -112,7 +116,7 @@ class StatefulPart:
 
     def problems(self, stored: Stored) -> list[str]:
         """Returns a line if the checkpoint is of an object of another class."""
-        then, now = rest_of(stored, self.name, "object").get("class"), type(self._object).__qualname__
+        then, now = rest_of(stored, self.name, "object").get("class"), self._kind
         return [] if then == now else [f"{self.name}: is a {then} in the checkpoint and a {now} here"]
 
     def restore(self, stored: Stored, *, strict: bool) -> list[str]:
