@@ -8,19 +8,35 @@ from holdfast.errors import HoldfastError, Stopped
 if TYPE_CHECKING:
     from holdfast.integrations.attach import attach
     from holdfast.loop.checkpointer import Checkpointer
+    from holdfast.run.asking import save, status
+    from holdfast.run.request import Answer
     from holdfast.settings import DynamicCheckpoint
     from holdfast.state.rng.evaluation import evaluation
 
-__all__ = ["Checkpointer", "DynamicCheckpoint", "HoldfastError", "Stopped", "__version__", "attach", "evaluation"]
+__all__ = [
+    "Answer",
+    "Checkpointer",
+    "DynamicCheckpoint",
+    "HoldfastError",
+    "Stopped",
+    "__version__",
+    "attach",
+    "evaluation",
+    "save",
+    "status",
+]
 
 __version__ = "0.1.0"
 
 
 _PLACES = {
+    "Answer": "holdfast.run.request",
     "Checkpointer": "holdfast.loop.checkpointer",
     "DynamicCheckpoint": "holdfast.settings",
     "attach": "holdfast.integrations.attach",
     "evaluation": "holdfast.state.rng.evaluation",
+    "save": "holdfast.run.asking",
+    "status": "holdfast.run.asking",
 }
 
 

@@ -94,7 +94,7 @@ def test_a_time_that_is_up_is_exit_code_5_and_the_request_stands(tmp_path: Path)
         assert (found.returncode, found.stdout) == (5, "")
         assert found.stderr.splitlines() == [
             f"holdfast: no answer within 0.1 s; the request {request.id} stands and may still be served",
-            "  ask again with a longer --timeout, or look at: holdfast status",
+            "  ask again with a longer timeout, or look at: holdfast status",
         ]
         tell(run, "save")
         assert line_of(run) == "saved" and Inbox(RunDirectory.open(tmp_path)).answer_to(request.id) is not None

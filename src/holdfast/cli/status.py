@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli.output import ago, as_json, size, tell
 from holdfast.errors import DID_NOT_END, STILL_TRAINING, STOPPED_AFTER_SAVE
-from holdfast.run import lease, outcome
+from holdfast.run import asking, lease, outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import Holder
 from holdfast.store import catalog
@@ -19,7 +19,6 @@ from holdfast.text import one_line, shown
 
 # Of more ranks than these, those alone are shown that lag behind.
 _MOST_RANKS = 16
-_MOST_BYTES = 8 << 20  # a hundred requests wait, each with the longest label
 _SILENT_SECONDS = 5.0
 _HANGS_SECONDS = 10.0
 _TO_GO_ON = "holdfast train CONFIG --resume auto, or the script as it is"
@@ -32,12 +31,10 @@ def status(
 ) -> None:
     """Tell whether a run is alive, its step, rate, loss, last checkpoint, and what is pending."""
     directory = RunDirectory.open(run)
-    holder = lease.read(directory)
-    alive = holder is not None and lease.is_alive(directory, holder)
+    alive = asking.living(directory) is not None
     if ended:
-        _outcome(directory, holder, alive=alive, json=json)
-    content = directory.read_json(directory.status, _MOST_BYTES)
-    known: dict[str, Any] = content if isinstance(content, dict) else {}
+        _outcome(directory, lease.read(directory), alive=alive, json=json)
+    known = asking.said_by(directory)
     if json:
         as_json({"path": str(run), "alive": alive, **known})
         return

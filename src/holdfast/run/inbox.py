@@ -101,7 +101,7 @@ class Inbox:
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeoutError(
                     f"no answer within {timeout:g} s; the request {request} stands and may still be served",
-                    hint="ask again with a longer --timeout, or look at: holdfast status",
+                    hint="ask again with a longer timeout, or look at: holdfast status",
                 )
             check()
             time.sleep(_POLL_SECONDS)

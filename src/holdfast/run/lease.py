@@ -164,6 +164,11 @@ def is_alive(directory: RunDirectory, holder: Holder) -> bool:
     return time.time() - heartbeat(directory) < HEARTBEAT_LIMIT_SECONDS
 
 
+def is_this_process(holder: Holder) -> bool:
+    """Tells whether this very process is, or was, the holder."""
+    return holder.host == socket.gethostname() and holder.pid == os.getpid()
+
+
 def heartbeat(directory: RunDirectory) -> float:
     """Returns the time of the last sign of life, in seconds since the epoch: the status is rewritten every second.
 
@@ -178,7 +183,7 @@ def heartbeat(directory: RunDirectory) -> float:
 
 def _busy(directory: RunDirectory, holder: Holder) -> RunBusyError:
     here = holder.host == socket.gethostname()
-    if here and holder.pid == os.getpid():
+    if is_this_process(holder):
         return RunBusyError(
             f"this process (process {holder.pid}) is training the run in {directory.root} already",
             hint="end the training that was begun first: leave its with block, or call its close()",

@@ -1,0 +1,186 @@
+"""A run, seen from another process: `save` asks it for a checkpoint, `status` says how it is. Neither loads torch."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from holdfast.errors import ConfigError, HoldfastError, RunNotAliveError, SaveError
+from holdfast.run import lease
+from holdfast.run.directory import RunDirectory
+from holdfast.run.inbox import Inbox
+from holdfast.run.lease import Holder
+from holdfast.run.request import MOST_LABEL_BYTES, Answer, Request, clean_label
+from holdfast.text import one_line
+
+_MOST_BYTES = 8 << 20  # a hundred requests wait, each with the longest label
+
+
+class AskedSave:
+    """A save that another process was asked for.
+
+    Args:
+        directory: Its run directory.
+        holder: The process.
+        request: The request.
+    """
+
+    def __init__(self, directory: RunDirectory, holder: Holder, request: Request) -> None:
+        self.id = request.id
+        self._directory = directory
+        self._holder = holder
+        self._inbox = Inbox(directory)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The answer to the request; None as long as that is open."""
+        lease.follow(self._directory, self._holder.token)
+        return self._inbox.answer_to(self.id)
+
+    def wait(self, timeout: float | None = None) -> Answer:
+        """Waits until the checkpoint is durable.
+
+        Args:
+            timeout: Seconds to wait at most; None waits as long as the run is alive.
+
+        Raises:
+            WaitTimeoutError: The time is up. The request stands.
+            RunNotAliveError: The process ended before it answered.
+            SaveError: The save failed, or the checkpoint's name may not survive a power cut; the message says why.
+        """
+        answer = self.hear(timeout)
+        if problem := problem_of(answer):
+            raise SaveError(problem)
+        return answer
+
+    def hear(self, timeout: float | None = None) -> Answer:
+        """Waits for the answer, whatever it is.
+
+        Raises:
+            WaitTimeoutError: The time is up. The request stands.
+            RunNotAliveError: The process ended before it answered.
+            HoldfastError: This is the main thread of that process, which would wait for itself.
+        """
+        is_own = lease.is_this_process(self._holder)
+        if is_own and threading.current_thread() is threading.main_thread() and self.answer is None:
+            raise HoldfastError(
+                "this process trains the run, and would wait for itself",
+                hint="do not wait here: on_saved= hears of the checkpoint; a plain loop waits with Checkpointer.save",
+            )
+        return self._inbox.wait(self.id, timeout, self._require_alive_or_answered)
+
+    def _require_alive_or_answered(self) -> None:
+        lease.follow(self._directory, self._holder.token)
+        try:
+            require_alive(self._directory)
+        except RunNotAliveError:
+            if self._inbox.answer_to(self.id) is None:
+                root = self._directory.root
+                raise RunNotAliveError(
+                    f"the run in {root} ended before it answered; the request is served when it is resumed",
+                    hint=f"see what it left with: holdfast list {root}",
+                ) from None
+
+
+def save(
+    run: str | Path, label: str = "", *, wait: bool = False, stop: bool = False, timeout: float | None = None
+) -> AskedSave:
+    """Asks a training in another process for a checkpoint, as `holdfast save` does.
+
+    Args:
+        run: The `output_dir` of the training.
+        label: A text by which the checkpoint is to be known; at most 4 KiB.
+        wait: Returns only when it is durable.
+        stop: Has training end after it.
+        timeout: With `wait`: the seconds to wait at most.
+
+    Returns:
+        The save that was asked for: its `answer`, which is None until it is there, and `wait()`.
+
+    Raises:
+        ConfigError: The label is too long, or `timeout` is given without `wait`.
+        RunNotFoundError: There is no run in that directory.
+        RunNotAliveError: No process trains it, or its process ended before it answered.
+        WaitTimeoutError: There was no answer in time. The request stands.
+        SaveError: With `wait`: the save failed.
+    """
+    if timeout is not None and not wait:
+        raise ConfigError(["timeout: has no meaning without wait=True"])
+    asked = ask(Path(run), label.encode(errors="replace"), stop=stop, why="holdfast.save")
+    if wait:
+        asked.wait(timeout)
+    return asked
+
+
+def status(run: str | Path) -> dict[str, Any]:
+    """Returns how a training is, as `holdfast status --json` prints it.
+
+    Args:
+        run: The `output_dir` of the training.
+
+    Returns:
+        `path`, `alive`, and what the run says of itself: `phase`, `step`, `rate`, `loss`, `last_checkpoint`,
+        `pending`, ...; docs/cli.md lists it. The fields of one that never said anything are missing.
+
+    Raises:
+        RunNotFoundError: There is no run in that directory.
+    """
+    directory = RunDirectory.open(Path(run))
+    return {"path": str(run), "alive": living(directory) is not None, **said_by(directory)}
+
+
+def ask(root: Path, label: bytes, *, stop: bool, why: str) -> AskedSave:
+    """Asks a run for a save.
+
+    Args:
+        root: The run directory.
+        label: The label, as whoever asks has written it.
+        stop: True where training is to end after it.
+        why: The command or function that asks.
+
+    Raises:
+        ConfigError: The label is too long.
+        RunNotFoundError: There is no run in `root`.
+        RunNotAliveError: No process trains it.
+    """
+    if len(label) > MOST_LABEL_BYTES:
+        raise ConfigError([f"label: has {len(label)} bytes, and a label has at most {MOST_LABEL_BYTES}"])
+    directory = RunDirectory.open(root)
+    holder = require_alive(directory)
+    # Whoever asks in the process of the training ends its own loop; this is heard as a command is.
+    request = Request("command", stop=stop, label=clean_label(label), why=why)
+    asked = AskedSave(directory, holder, request)
+    Inbox(directory).submit(request)
+    return asked
+
+
+def problem_of(answer: Answer) -> str:
+    """Says why an answer is not that of a durable checkpoint; empty where it is."""
+    if not answer.saved:
+        return f"the save failed at step {answer.step}: {one_line(answer.error)}"
+    return "" if answer.durable else "the file system cannot promise that the checkpoint's name survives a power cut"
+
+
+def living(directory: RunDirectory) -> Holder | None:
+    """Returns the process that trains a run; None where none does."""
+    holder = lease.read(directory)
+    return holder if holder is not None and lease.is_alive(directory, holder) else None
+
+
+def require_alive(directory: RunDirectory) -> Holder:
+    """Returns the process that trains a run.
+
+    Raises:
+        RunNotAliveError: None does.
+    """
+    if (holder := living(directory)) is None:
+        raise RunNotAliveError(
+            f"no process is training the run in {directory.root}",
+            hint=f"see what it left with: holdfast list {directory.root}",
+        )
+    return holder
+
+
+def said_by(directory: RunDirectory) -> dict[str, Any]:
+    """Returns what a run last wrote of itself; nothing where that cannot be read."""
+    content = directory.read_json(directory.status, _MOST_BYTES)
+    return content if isinstance(content, dict) else {}
