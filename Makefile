@@ -10,7 +10,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults test-trainers fuzz soak check format bench gpu gpu-table clean
+.PHONY: help demo test test-full test-faults test-trainers fuzz soak check format api bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ check: $(STAMP) ## ruff, ruff format and mypy, all strict
 format: $(STAMP) ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+api: $(STAMP) ## write docs/api.md from the docstrings
+	@$(BIN)/python -m tools.api
 
 bench: $(BENCH) ## measure saves and loads beside those of others (two cores: about 22 minutes); writes benchmarks/results and docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --only save

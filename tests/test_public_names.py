@@ -1,11 +1,13 @@
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import holdfast
 from helpers.trainings import Launcher
+from tools import api
 
 # An interface: a name that is added here is one that is kept.
 PUBLIC = [
@@ -50,3 +52,10 @@ def test_importing_the_package_loads_neither_torch_nor_pydantic() -> None:
     script = f"import sys, holdfast; holdfast.save, holdfast.status; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout == "set()\n"
+
+
+def test_the_page_of_the_interface_is_what_the_docstrings_say() -> None:
+    assert set(api.PUBLIC) == set(PUBLIC) - {"__version__"}
+    for name, module in api.PUBLIC.items():
+        assert getattr(import_module(module), name) is getattr(holdfast, name)
+    assert api.PAGE.read_text() == api.page(), "write it anew: make api (PYTHONPATH=src:. python -m tools.api)"

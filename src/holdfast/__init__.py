@@ -26,7 +26,8 @@ __all__ = [
     "status",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+"""The one place of the version: what is built, and `holdfast --version`, take it from here."""
 
 
 _PLACES = {
