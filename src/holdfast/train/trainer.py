@@ -45,7 +45,7 @@ def build(config: "TrainConfig", say: Callable[[str], None] = _log.warning) -> A
     flat = _is_flattened(network)
     if config.sample_packing:
         shape = "one long row a batch, as TRL does it" if flat else "row by row"
-        say(f"packing: {shape}, which suits the attention of this model ({network.config._attn_implementation})")
+        say(f"packing: {shape}, which suits the attention of this model ({_attention(network)})")
     try:
         trainer = SFTTrainer(
             model=network,
@@ -130,6 +130,10 @@ def _logging_steps(config: "TrainConfig", rows: int) -> int:
     return max(1, min(steps // 200, 10))
 
 
+def _attention(network: Any) -> str:
+    return str(getattr(network.config, "_attn_implementation", None))
+
+
 def _is_flattened(network: Any) -> bool:
     """Tells whether a batch of packed rows is better handed over as one long row.
 
@@ -137,7 +141,7 @@ def _is_flattened(network: Any) -> bool:
     what each token of the batch has to say to each other: on a processor a step of 8 x 128 tokens took two and a half
     times as long as row by row. Models that carry a state along need TRL's way, which says where each example begins.
     """
-    implementation = str(network.config._attn_implementation)
+    implementation = _attention(network)
     return implementation.startswith(_VARIABLE_LENGTH) or bool(getattr(network, "_is_stateful", False))
 
 

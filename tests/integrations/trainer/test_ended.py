@@ -36,7 +36,9 @@ def files(out: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in kept if path.name != "events.jsonl"}
 
 
-@pytest.mark.parametrize("settings", [{"max_steps": 3}, {"num_train_epochs": 1}, {**BEST, "max_steps": 6}])
+@pytest.mark.parametrize(
+    "settings", [{"max_steps": 3}, {"num_train_epochs": 1}, {**BEST, "max_steps": 6, "eval_on_start": True}]
+)
 def test_a_run_that_has_ended_does_nothing_when_it_is_started_again(
     tmp_path: Path, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -50,7 +52,11 @@ def test_a_run_that_has_ended_does_nothing_when_it_is_started_again(
     assert events(out)[-1]["outcome"] == "finished"
     assert caplog.text.count("nothing is left to do") == 1
     assert again.state.best_model_checkpoint == first.state.best_model_checkpoint
-    assert not {"_run_epoch", "_evaluate"} & set(vars(again)), "it could not train again"
+    assert "_run_epoch" not in vars(again), "it could not train again"
+    assert again.args.eval_on_start == first.args.eval_on_start
+    assert sum("eval_loss" in row for row in again.state.log_history) == sum(
+        "eval_loss" in row for row in first.state.log_history
+    )
 
 
 def test_more_steps_make_it_go_on(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`attach` for `transformers.Trainer` and its subclasses: saves on demand, and commits."""
 
 import functools
+import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 from holdfast.engine.engine import Engine
 from holdfast.engine.on_published import Hook, require_hook
 from holdfast.errors import Stopped, UnsupportedError
+from holdfast.integrations.trainer import contract
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.fit import loading
 from holdfast.integrations.trainer.held_path import named, rewording
@@ -104,6 +106,8 @@ def _saving_train(
         ):
             if on_saved is not None and (all_ranks or not running.rank):
                 running.on_published(on_saved)
+            for line in contract.lesser_promises(trainer):
+                running.log.announce(line, logging.WARNING)
             chosen = running.origin.chosen
             require_readable(trainer, chosen)
             if chosen is None:

@@ -77,7 +77,7 @@ def loading(trainer: Trainer, engine: Engine) -> Iterator[None]:
             yield
             return
         assert folder is not None
-        own = trainer._load_best_model
+        own = getattr(trainer, "_load_best_model", None)
         trainer._load_best_model = partial(_load, trainer, ResumePoint(folder, None), own)
         try:
             yield
@@ -85,12 +85,13 @@ def loading(trainer: Trainer, engine: Engine) -> Iterator[None]:
             del trainer._load_best_model
 
 
-def _load(trainer: Trainer, best: ResumePoint, own: Callable[[], None]) -> None:
+def _load(trainer: Trainer, best: ResumePoint, own: Callable[[], None] | None) -> None:
     """Has a trainer load its best checkpoint from an open directory."""
     recorded = trainer.state.best_model_checkpoint
     try:
         with named(best.folder) as path:
             trainer.state.best_model_checkpoint = str(path)
+            assert own is not None
             own()
     finally:
         trainer.state.best_model_checkpoint = recorded

@@ -8,13 +8,33 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Trainer
 
 from holdfast.errors import CheckpointError
 from holdfast.integrations.trainer import token_counts
+
+_OF_SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
+
+
+class Sums(NamedTuple):
+    """The sums of a Trainer's losses."""
+
+    since_log: torch.Tensor
+    total: float
+    last_logged_step: int
+    initial_step: int
+
+    def encode(self) -> dict[str, Any]:
+        """Returns them as JSON."""
+        return {
+            "tr_loss": float(self.since_log).hex(),
+            "total_loss": float(self.total).hex(),
+            "last_logged_step": self.last_logged_step,
+            "initial_step": self.initial_step,
+        }
 
 
 @dataclass(frozen=True)
@@ -24,10 +44,8 @@ class Counters:
     TRL's lists are only ever added to, or left for new ones, so their lengths are enough.
     """
 
-    tr_loss: torch.Tensor
-    total_loss: float
-    last_logged_step: int
-    initial_step: int
+    sums: "Sums | None"
+    """None in a version of transformers that keeps them elsewhere."""
     elapsed: float
     trl_metrics: tuple[tuple[str, list[float], int], ...]
     trl_tokens: float
@@ -37,10 +55,7 @@ class Counters:
         """Returns the counters as JSON, floats in hexadecimal so that they return bit for bit."""
         tokens = {"tokens": token_counts.encode(self.tokens)} if self.tokens else {}
         return {
-            "tr_loss": float(self.tr_loss).hex(),
-            "total_loss": float(self.total_loss).hex(),
-            "last_logged_step": self.last_logged_step,
-            "initial_step": self.initial_step,
+            **({} if self.sums is None else self.sums.encode()),
             "elapsed_seconds": round(self.elapsed, 3),
             "trl_metrics": {name: [float(v).hex() for v in values[:count]] for name, values, count in self.trl_metrics},
             "trl_tokens": self.trl_tokens,
@@ -57,10 +72,7 @@ def record(trainer: Trainer, elapsed: float) -> Counters:
     """
     metrics = getattr(trainer, "_metrics", {}).get("train", {})
     return Counters(
-        trainer._tr_loss.detach().clone(),
-        trainer._total_loss_scalar,
-        trainer._globalstep_last_logged,
-        getattr(trainer, "_initial_global_step", 0),  # older than 5.19: the whole run is what its summary divides by
+        _sums(trainer),
         elapsed,
         tuple((name, values, len(values)) for name, values in metrics.items()),
         getattr(trainer, "_total_train_tokens", 0),
@@ -75,17 +87,37 @@ def restore(trainer: Trainer, entry: Mapping[str, Any]) -> float:
         trainer: The trainer.
         entry: The output of `Counters.encode`.
     """
-    trainer._tr_loss = torch.tensor(float.fromhex(entry["tr_loss"]), device=trainer.args.device)
-    trainer._total_loss_scalar = float.fromhex(entry["total_loss"])
-    trainer._globalstep_last_logged = entry["last_logged_step"]
-    if hasattr(trainer, "_initial_global_step"):
-        trainer._initial_global_step = entry["initial_step"]
+    if _has_sums(trainer) and "tr_loss" in entry:
+        trainer._tr_loss = torch.tensor(float.fromhex(entry["tr_loss"]), device=trainer.args.device)
+        trainer._total_loss_scalar = float.fromhex(entry["total_loss"])
+        trainer._globalstep_last_logged = entry["last_logged_step"]
+        if hasattr(trainer, "_initial_global_step"):
+            trainer._initial_global_step = entry["initial_step"]
     if hasattr(trainer, "_metrics"):
         for name, values in entry["trl_metrics"].items():
             trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
         trainer._total_train_tokens = entry["trl_tokens"]
     token_counts.restore(trainer.state, entry.get("tokens", {}))
     return float(entry["elapsed_seconds"])
+
+
+def sum_of_losses(trainer: Trainer) -> torch.Tensor | None:
+    """Returns the sum since the last line of the log; None in a version of transformers that keeps it elsewhere."""
+    return trainer._tr_loss if _has_sums(trainer) else None
+
+
+def _has_sums(trainer: Trainer) -> bool:
+    return all(hasattr(trainer, name) for name in _OF_SUMS)
+
+
+def _sums(trainer: Trainer) -> Sums | None:
+    if not _has_sums(trainer):
+        return None
+    # Before 5.19 the loss of the whole training is divided by all of its steps.
+    initial_step = getattr(trainer, "_initial_global_step", 0)
+    return Sums(
+        trainer._tr_loss.detach().clone(), trainer._total_loss_scalar, trainer._globalstep_last_logged, initial_step
+    )
 
 
 @contextmanager

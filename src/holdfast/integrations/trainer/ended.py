@@ -10,8 +10,7 @@ from typing import Any
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import TrainOutput
 
-# A trainer would do this all the same: an epoch, though its steps are done, and an evaluation at the start.
-_SKIPPED = ("_run_epoch", "_evaluate")
+_RUNS_EPOCH = "_run_epoch"
 
 
 def has_ended(trainer: Trainer) -> bool:
@@ -32,7 +31,7 @@ def has_ended(trainer: Trainer) -> bool:
 
 
 class Skipping:
-    """Has a trainer that has ended take no step.
+    """Has a trainer that has ended take no step: it would begin an epoch all the same, and evaluate at the start.
 
     Args:
         trainer: The trainer.
@@ -41,22 +40,23 @@ class Skipping:
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
         self._before: dict[str, Any] = {}
+        self._evaluates = False
         self._skips = False
 
     def begin(self) -> None:
         """Begins, before the first step."""
         self._skips = True
-        self._before = {name: vars(self._trainer)[name] for name in _SKIPPED if name in vars(self._trainer)}
-        for name in _SKIPPED:
-            setattr(self._trainer, name, self._skip)
+        self._before = {name: value for name, value in vars(self._trainer).items() if name == _RUNS_EPOCH}
+        setattr(self._trainer, _RUNS_EPOCH, self._skip)
+        self._evaluates, self._trainer.args.eval_on_start = self._trainer.args.eval_on_start, False
 
     def end(self) -> None:
         """Gives the trainer its methods back, if it has begun."""
         if self._skips:
             self._skips = False
-            for name in _SKIPPED:
-                delattr(self._trainer, name)
+            delattr(self._trainer, _RUNS_EPOCH)
             vars(self._trainer).update(self._before)
+            self._trainer.args.eval_on_start = self._evaluates
 
     def _skip(self, *args: Any, **kwargs: Any) -> None:
         self._trainer.control.should_training_stop = True

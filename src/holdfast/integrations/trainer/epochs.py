@@ -13,11 +13,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import transformers
 from transformers import Trainer
 
 from holdfast.capture import boundary
 from holdfast.engine.engine import Engine
 from holdfast.errors import UnsupportedError
+from holdfast.integrations.trainer.contract import SEEN
 from holdfast.integrations.trainer.counters import reading_boundary
 from holdfast.integrations.trainer.data import why_not_watched
 from holdfast.integrations.trainer.position import TrainerPosition, decode
@@ -139,7 +141,14 @@ class EpochAccounting:
 
     def _reckon(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """Replaces what a Trainer reckons before it begins: how many epochs, and steps, there are."""
-        values = _Values(*self._own[0](args, dataloader))
+        own: tuple[Any, ...] = tuple(self._own[0](args, dataloader))
+        if len(own) != len(_Values._fields):
+            raise UnsupportedError(
+                f"transformers {transformers.__version__} reckons {len(own)} numbers before a training, and"
+                f" {len(_Values._fields)} are known",
+                hint=f"Holdfast was run with transformers {SEEN['transformers']}",
+            )
+        values = _Values(*own)
         self._loader, self._values, self._rest, self._shift = dataloader, values, None, 0
         self._order = self._order_of_rest = order.order_of(dataloader)
         self._settings = _settings(dataloader, self._engine.world_size)
@@ -166,7 +175,8 @@ class EpochAccounting:
         """Replaces what a Trainer divides: the epoch of a resume, and the batches to skip in it."""
         own: tuple[int, int] = self._own[1](*arguments)
         if (rest := self._rest) is not None:
-            self._trainer.state.train_batch_size = self._trainer._train_batch_size
+            args = self._trainer.args
+            self._trainer.state.train_batch_size = getattr(self._trainer, "_train_batch_size", args.train_batch_size)
             own = rest.epoch, rest.skipped
         self._note(own[0], own[1])
         return own

@@ -5,6 +5,7 @@ with weights that nobody loaded, where they are others. Read against transformer
 """
 
 import functools
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from transformers import Trainer
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.integrations.trainer.own_writer import form_of
-from holdfast.integrations.trainer.readable import explained, explaining
+from holdfast.integrations.trainer.readable import allow_cpus_of_ranks, explained, explaining
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError
@@ -46,6 +47,7 @@ class Misfits:
         states: The positions of parameters whose state in the optimizer begins anew.
         is_other_optimizer: True where all of the optimizer begins anew.
         has_other_scaler: True where the checkpoint has a gradient scaler and the trainer has none.
+        are_weights_compared: True where the weights were in files that can be compared by their names.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -53,6 +55,7 @@ class Misfits:
     states: set[int] = field(default_factory=set)
     is_other_optimizer: bool = False
     has_other_scaler: bool = False
+    are_weights_compared: bool = False
 
 
 def compare(trainer: Trainer, path: Path, manifest: Manifest | None) -> Misfits:
@@ -90,6 +93,7 @@ def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool)
         CheckpointError: It does not fit. Nothing was loaded.
     """
     chosen.require_in_place()
+    allow_cpus_of_ranks(trainer)
     misfits = compare(trainer, chosen.folder.through, chosen.manifest)
     if misfits.lines and strict:
         more = len(misfits.lines) - _MOST_LINES
@@ -107,8 +111,30 @@ def loading(trainer: Trainer, chosen: ResumePoint, log: RunLog, *, strict: bool)
         _leaving_out_states(optimizer, misfits),
         _leaving_out_scaler(trainer, misfits),
         explained(trainer, chosen.path),
+        _without_words_of_keys(compared=misfits.are_weights_compared),
     ):
         yield
+
+
+@contextmanager
+def _without_words_of_keys(*, compared: bool) -> Iterator[None]:
+    """Keeps transformers' own words on missing and unexpected weights out of the log where ours have named them.
+
+    It knows nothing of tied weights, which are there under another name.
+    """
+    if not compared:
+        yield
+        return
+    log = logging.getLogger("transformers.trainer")
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(("There were missing keys in", "There were unexpected keys in"))
+
+    log.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_of_others)
 
 
 @contextmanager
@@ -181,6 +207,7 @@ def _compare_weights(misfits: Misfits, trainer: Trainer, path: Path) -> None:
     stored: Shapes | None = explaining(_stored_shapes, "its weights")(path)
     if stored is None:
         return
+    misfits.are_weights_compared = True
     here = _live_shapes(trainer.model)
     others = _other_names(trainer.model)
     for name in sorted(stored.keys() | here.keys()):

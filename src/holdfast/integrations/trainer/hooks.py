@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from holdfast.engine.engine import Engine
-from holdfast.integrations.trainer import best, callbacks, ended
+from holdfast.integrations.trainer import best, callbacks, counters, ended
 from holdfast.integrations.trainer.data import PrefetchTracker
 from holdfast.integrations.trainer.epochs import EpochAccounting
 from holdfast.integrations.trainer.hub import Pushes
@@ -27,7 +27,7 @@ from holdfast.integrations.trainer.outside import TrainerOutside
 from holdfast.integrations.trainer.own_writer import OwnWriterSubject, why_own_writer
 from holdfast.integrations.trainer.readable import explaining
 from holdfast.integrations.trainer.record import Pending, Watched
-from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters, without_tied
+from holdfast.integrations.trainer.resume import Resumed, redraw_batch_ahead, restore_counters
 from holdfast.integrations.trainer.settings import TrainerSettings
 from holdfast.integrations.trainer.stand_in import REPLACED
 from holdfast.integrations.trainer.subject import TrainerSubject
@@ -62,11 +62,9 @@ class StepHooks:
         self._finalize = trainer._finalize_training
         self._restore_random_state = explaining(trainer._load_rng_state, "its random state")
         self._step_end = trainer.callback_handler.on_step_end
-        self._own_grad_norm = trainer._get_grad_norm
-        self._own_learning_rate = trainer._get_learning_rate
+        self._own_grad_norm = getattr(trainer, "_get_grad_norm", None)
         self._grad_norm: torch.Tensor | float | None = None
         self._learning_rate: float | None = None
-        self._warn_of_keys = trainer._issue_warnings_after_load
         self._skipping = ended.Skipping(trainer)
         self._callback = _Callback(self)
         self._pushes = Pushes(trainer, engine.log)
@@ -106,9 +104,7 @@ class StepHooks:
             self._note_save,
             self._end_training,
             self._go_on,
-            self._tell_of_keys,
             self._note_grad_norm,
-            self._note_learning_rate,
         )
 
     def begin(self) -> None:
@@ -159,6 +155,10 @@ class StepHooks:
         if self._why_own_writer:
             self._engine.gate.enter_update()
 
+    def end_update(self, optimizer: Any) -> None:
+        """Notes the learning rate of an update, before the schedule goes on."""
+        self._learning_rate = float(optimizer.param_groups[0]["lr"])
+
     def log(self, logs: dict[str, Any]) -> None:
         """Shows the loss in the run's status."""
         if "loss" in logs:
@@ -175,19 +175,11 @@ class StepHooks:
         run = engine.gate.run_on_training_thread
         return OwnWriterSubject(watched, protected, engine.rank, engine.world_size, why, run)
 
-    def _tell_of_keys(self, loaded: Any) -> None:
-        """Replaces the trainer's warnings after loading, which miss tied weights that are there under another name."""
-        self._warn_of_keys(without_tied(self._trainer.model, loaded))
-
     def _note_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """Replaces the trainer's own, whose result its callbacks do not see and the log after them has."""
+        assert self._own_grad_norm is not None
         self._grad_norm = self._own_grad_norm(*args, **kwargs)
         return self._grad_norm
-
-    def _note_learning_rate(self) -> float:
-        """Replaces the trainer's own, as above: the last one before the callbacks is that of the step."""
-        self._learning_rate = self._own_learning_rate()
-        return self._learning_rate
 
     def _call_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Replaces the event at the end of an update: callbacks may raise, or outlast the grace of a stop."""
@@ -256,7 +248,7 @@ class StepHooks:
             scheduled = f"save_strategy {trainer.args.save_strategy.value}"
             self._save_wanted = False
         step = trainer.state.global_step
-        self._engine.losses.take(trainer._tr_loss)
+        self._engine.losses.take(counters.sum_of_losses(trainer))
         self._engine.reach(
             step, stage=stage, last=last_of_step and self._is_last(), scheduled=scheduled, look=last_of_step
         )
@@ -289,7 +281,8 @@ class StepHooks:
         log, evaluate, save, epoch_end = (pending[name] for name in ("log", "evaluate", "save", "epoch_end"))
         control.should_log, control.should_evaluate, control.should_save = log, evaluate, save
         grad_norm, learning_rate = _number(pending["grad_norm"]), _number(pending["learning_rate"])
-        arguments = (trainer._tr_loss, grad_norm, trainer.model_wrapped, None, pending["epoch"], None, time.time())
+        loss = counters.sum_of_losses(trainer)
+        arguments = (loss, grad_norm, trainer.model_wrapped, None, pending["epoch"], None, time.time())
         if (flags := pending.get("callbacks")) is not None:
             self._finish_callbacks(flags, arguments, learning_rate)
             return
@@ -386,6 +379,9 @@ class _Callback(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._hooks.begin_step()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self._hooks.end_update(optimizer)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self._hooks.log(logs or {})

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerState
 
+from holdfast.integrations.trainer.contract import lacks
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.store import names
 
@@ -41,6 +42,8 @@ class Pushes:
             checkpoint: The checkpoint.
             state: The trainer's state as of the checkpoint, from which the hub's commit has its name.
         """
+        if lacks(self._trainer, "_push_from_checkpoint", "push_in_progress"):
+            return
         if self._closed:
             self._report(checkpoint.name, RuntimeError("training has ended"))
             return
@@ -79,6 +82,9 @@ def uploads_without_ours() -> Iterator[None]:
     """Leaves out of a Trainer's uploads what is not the model's, as long as the context is open."""
     from transformers import trainer as module
 
+    if not hasattr(module, "hf_api"):
+        yield
+        return
     original = module.hf_api
     module.hf_api = lambda: _Hub(original())
     try:

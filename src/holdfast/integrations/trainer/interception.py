@@ -40,10 +40,9 @@ def interceptors() -> Iterator[None]:
     else:
         from holdfast.integrations.trainer.peft_card import BlankCard
 
-        replacements += [
-            (peft_model, "safe_save_file", _interceptable),
-            (peft_model, "ModelCard", lambda original: BlankCard),
-        ]
+        replacements.append((peft_model, "safe_save_file", _interceptable))
+        if hasattr(peft_model, "ModelCard"):
+            replacements.append((peft_model, "ModelCard", lambda original: BlankCard))
     originals = [(module, name, getattr(module, name)) for module, name, _ in replacements]
     for module, name, replacement in replacements:
         setattr(module, name, replacement(getattr(module, name)))

@@ -7,6 +7,7 @@ that: whoever made a file can make a manifest that fits. Read against transforme
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -85,14 +86,29 @@ def explained(trainer: Trainer, path: Path) -> Iterator[None]:
         path: The checkpoint.
     """
     before = {name: vars(trainer)[name] for name in _LOADING if name in vars(trainer)}
-    for name, what in _LOADING.items():
-        setattr(trainer, name, explaining(getattr(trainer, name), what, path))
+    there = {name: getattr(trainer, name) for name in _LOADING if hasattr(trainer, name)}
+    for name, own in there.items():
+        setattr(trainer, name, explaining(own, _LOADING[name], path))
     try:
         yield
     finally:
-        for name in _LOADING:
+        for name in there:
             delattr(trainer, name)
         vars(trainer).update(before)
+
+
+def allow_cpus_of_ranks(trainer: Trainer) -> None:
+    """Has torch load onto the CPU of a rank, as transformers before 5.18 calls the host: cpu:0, which torch refuses."""
+    device = trainer.args.device
+    if device.type == "cpu" and device.index is not None:
+        _register_cpus()
+
+
+@functools.cache
+def _register_cpus() -> None:
+    torch.serialization.register_package(
+        40, lambda storage: None, lambda storage, place: storage if re.fullmatch(r"cpu:\d+", place) else None
+    )
 
 
 def explaining(load: Callable[..., Any], what: str, path: Path | None = None) -> Callable[..., Any]:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
 from transformers import Trainer
 
 from holdfast.capture import boundary
@@ -117,24 +116,6 @@ def redraw_batch_ahead(
         engine.log.announce(
             f"data: the order goes on, what samples and collator draw at random does not: {why_not}", logging.WARNING
         )
-
-
-def without_tied(model: torch.nn.Module, loaded: Any) -> Any:
-    """Returns what came of loading weights, without the missing names of those that were loaded under another name.
-
-    Args:
-        model: The model.
-        loaded: The missing and the unexpected names, as torch gives them.
-    """
-    tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if _is_tensor(value)}
-    missing = set(loaded.missing_keys)
-    there = {tensor.data_ptr() for name, tensor in tensors.items() if name not in missing}
-    tied = {name for name in missing & tensors.keys() if tensors[name].data_ptr() in there}
-    return loaded._replace(missing_keys=[name for name in loaded.missing_keys if name not in tied])
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and not value.is_meta
 
 
 def _announce_changes(engine: Engine, manifest: Manifest, epochs: EpochAccounting) -> None:

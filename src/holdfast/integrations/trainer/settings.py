@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from holdfast.engine.engine import Engine
 from holdfast.integrations.trainer import arguments
+from holdfast.integrations.trainer.contract import lacks
 from holdfast.resume import changed_settings
 from holdfast.state import adapters
 from holdfast.state.hyperparameters import Hyperparameters
@@ -96,7 +97,10 @@ class TrainerSettings:
         }
 
     def _staying(self, change: Change) -> Change:
-        can_be_kept = arguments.can_be_kept(self._trainer.args, change.path[0])
+        name = change.path[0]
+        can_be_kept = arguments.can_be_kept(self._trainer.args, name)
+        if name == "per_device_train_batch_size" and lacks(self._trainer, "_train_batch_size"):
+            can_be_kept = False
         return change.staying(KEPT) if can_be_kept else change
 
     def _present(self) -> Hyperparameters:

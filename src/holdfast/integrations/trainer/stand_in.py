@@ -22,9 +22,7 @@ REPLACED = (
     "_save_checkpoint",
     "_finalize_training",
     "_load_rng_state",
-    "_issue_warnings_after_load",
     "_get_grad_norm",
-    "_get_learning_rate",
 )
 """The methods that `StepHooks` replaces; the stand-in has the trainer's own again."""
 

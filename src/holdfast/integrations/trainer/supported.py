@@ -3,6 +3,7 @@
 from transformers import Trainer
 
 from holdfast.errors import UnsupportedError
+from holdfast.integrations.trainer import contract
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.layouts import transformers as layout
 from holdfast.resume.choose import ResumePoint
@@ -20,13 +21,14 @@ def require_supported(trainer: Trainer) -> None:
         trainer: A trainer that was given to `attach`.
 
     Raises:
-        UnsupportedError: It is attached already, or saves in a way that cannot be committed.
+        UnsupportedError: It is attached already, lacks what saves go by, or saves in a way that cannot be committed.
     """
     if hasattr(trainer.train, ATTACHED):
         raise UnsupportedError(
             f"this {type(trainer).__name__} is attached already", hint="one call of attach holds for every train()"
         )
-    if trainer.args.enable_jit_checkpoint:
+    contract.require(trainer)
+    if getattr(trainer.args, "enable_jit_checkpoint", False):
         raise UnsupportedError(
             "this trainer has enable_jit_checkpoint set, which saves beside Holdfast and unknown to it",
             hint="leave it out: Holdfast does its work",
