@@ -21,6 +21,7 @@ from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import contract
 from holdfast.integrations.trainer.contract import CONTRACT, Name
 
+VERSION = version("transformers")
 SRC = Path(holdfast.__file__).parent
 # What those libraries use too, and is not theirs: of Python, of torch and of `datasets`.
 OF_OTHERS = {
@@ -86,6 +87,15 @@ def test_the_installed_versions_have_it(name: Name) -> None:
     assert contract.is_there(name)
 
 
+def test_the_page_says_what_each_of_them_buys() -> None:
+    rows = [
+        f"| `{name}` | {name.package} {name.seen} | {name.purpose} | {'refused: ' * name.is_needed}{name.without} |"
+        for name in CONTRACT
+    ]
+    page = (Path(__file__).parents[3] / "docs" / "design.md").read_text()
+    assert "\n".join(rows) in page, "docs/design.md has another table; this is the code's:\n" + "\n".join(rows)
+
+
 METHODS = [name for name in CONTRACT if name.is_needed and callable(getattr(Trainer, name.name, None))]
 
 
@@ -96,7 +106,7 @@ def test_what_nothing_can_be_saved_without_is_refused_before_anything_is_written
     trainer = small_trainer(tmp_path / "out")
     assert len(METHODS) > 10
     monkeypatch.delattr(Trainer, name.name)
-    said = f"^transformers {version('transformers')} has no {name}: {re.escape(name.without)}"
+    said = f"^transformers {VERSION} has no {name}: {re.escape(name.without)}"
     with pytest.raises(UnsupportedError, match=said) as refused:
         holdfast.attach(trainer)
     assert "install one of these" in (refused.value.hint or "") and not [*(tmp_path / "out").glob("*")]
@@ -170,7 +180,7 @@ def test_a_version_that_has_none_of_what_can_be_done_without_trains_on_the_same_
 def test_without_one_of_them_it_trains_on_the_same_weights(launcher: Launcher, tmp_path: Path, name: Name) -> None:
     settings = {"logging_steps": 3, **BEST}
     result, output = run_without(launcher, tmp_path, [name], **settings)
-    assert output.count(f"has no {name}: {name.without}") == 2 and output.count(" has no ") == 2
+    assert output.count(f"has no {name}: {name.without}") == 2 and output.count(f"{VERSION} has no ") == 2
     assert result["equal"], output
     is_sum = name.name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step")
     assert (result["plain"] == result["ours"]) is not is_sum
