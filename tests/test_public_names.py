@@ -4,10 +4,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from tools import api
 
 import holdfast
 from helpers.trainings import Launcher
-from tools import api
 
 # An interface: a name that is added here is one that is kept.
 PUBLIC = [
