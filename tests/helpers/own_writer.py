@@ -1,19 +1,21 @@
-"""A Trainer of one process or several that holdfast takes for one that its own writer alone can save."""
+"""A Trainer that holdfast takes for one that its own writer alone can save, and whose writer fails when it is told to.
+
+DeepSpeed itself is in tests/field, with two processes.
+"""
 
 from pathlib import Path
 
 from helpers.trainings import Launcher
-from ranks.conftest import Job, free_port
+from ranks.conftest import Job
 
 PROGRAM = """
 import hashlib, os, sys, threading, time, torch
-import torch.distributed as dist
 from pathlib import Path
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 class Own(Trainer):
     def training_step(self, *args, **kwargs):
-        here = f"{self.args.process_index} {self.state.global_step}"
+        here = str(self.state.global_step)
         if os.environ.get("RAISE") == here:
             raise AssertionError("an error in the middle of a step")
         if here in os.environ.get("STAND", "").split(","):
@@ -31,17 +33,13 @@ class Own(Trainer):
                 raise OSError("this writer has an error of its own")
             parts = Path(output_dir, "parts")
             parts.mkdir(exist_ok=True)
-            if self.args.world_size > 1:
-                dist.barrier()  # as those do whose state is read by collectives
-            (parts / f"__{self.args.process_index}_0.distcp").write_text("a shard")
-            if self.args.world_size > 1:
-                dist.barrier()
+            (parts / "__0_0.distcp").write_text("a shard")
 
 rows = [{"input_ids": torch.tensor([n % 7, 2, n % 5]), "labels": torch.tensor([1, 2, n % 3])} for n in range(48)]
 args = TrainingArguments(
-    "out", num_train_epochs=int(os.environ.get("WORLD_SIZE", 1)), per_device_train_batch_size=4,
+    "out", num_train_epochs=1, per_device_train_batch_size=4,
     eval_strategy="steps", eval_steps=4, save_steps=4, load_best_model_at_end=True, learning_rate=1e-2,
-    report_to="none", use_cpu=True, disable_tqdm=True, ddp_backend="gloo" if "RANK" in os.environ else None,
+    report_to="none", use_cpu=True, disable_tqdm=True,
     logging_steps=2, save_total_limit=9, hub_token="canary-secret",
 )
 torch.manual_seed(3)
@@ -60,23 +58,20 @@ found, logged = hashlib.sha256(), hashlib.sha256(str(logs).encode())
 for tensor in trainer.model.state_dict().values():
     found.update(tensor.numpy().tobytes())
 outcome = f"{found.hexdigest()}_{logged.hexdigest()}"
-print(f"rank {args.process_index} ends {trainer.state.global_step} {outcome}", flush=True)
+print(f"rank 0 ends {trainer.state.global_step} {outcome}", flush=True)
 """
 
 
-def start(launcher: Launcher, folder: Path, tiny: Path, size: int, *argv: str, **env: str) -> Job:
+def start(launcher: Launcher, folder: Path, tiny: Path, *argv: str, **env: str) -> Job:
     """Starts it in a folder, of which `out` is the run directory.
 
     Args:
         launcher: One that has the trainers.
         folder: Where.
         tiny: The model.
-        size: How many processes; 1 knows of no ranks.
         *argv: `plain` or `ours`, and what to resume from.
-        **env: `STAND`, `RAISE`: rank and step, after which it stands until there is a file `go-STEP`, or raises.
-            `FAIL`: a step that cannot be written. `FORM`: the form of checkpoints that it takes for its own.
+        **env: `STAND`, `RAISE`: a step, after which it stands until there is a file `go-STEP`, or raises. `FAIL`: a
+            step that cannot be written. `FORM`: the form of checkpoints that it takes for its own.
     """
     folder.mkdir(exist_ok=True)
-    together = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    places = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **together} if size > 1 else {} for rank in range(size)]
-    return Job([launcher.start(tiny / "model", *argv, cwd=folder, program=PROGRAM, **place, **env) for place in places])
+    return Job([launcher.start(tiny / "model", *argv, cwd=folder, program=PROGRAM, **env)])

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from torch import nn, optim
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, UnsupportedError
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.registry import parts_of
@@ -49,3 +49,13 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     with pytest.raises(ConfigError) as refused:
         parts_of({"a": 1, "b": 2})
     assert len(refused.value.problems) == 2
+
+
+def test_what_deepspeed_has_taken_apart_is_refused_by_name() -> None:
+    """tests/field has its engine itself."""
+    engine = type("DeepSpeedEngine", (nn.Module,), {"__module__": "deepspeed.runtime.engine"})()
+    wrapper = type("Wrapper", (), {"optimizer": type("Zero", (), {"__module__": "deepspeed.runtime.zero"})()})()
+    for name, registered, kind in (("model", engine, "DeepSpeedEngine"), ("optimizer", wrapper, "Zero")):
+        with pytest.raises(UnsupportedError, match=f"{name}: a plain loop cannot save DeepSpeed's {kind}") as refused:
+            parts_of({name: registered})
+        assert "TrainingArguments(deepspeed=...)" in str(refused.value.hint)

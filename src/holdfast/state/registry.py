@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, UnsupportedError
 from holdfast.state.layered_optimizer import optimizer_part
 from holdfast.state.model import ModelPart
 from holdfast.state.optimizer_layers import is_optimizer
@@ -117,8 +117,9 @@ def parts_of(named: Mapping[str, object], settings: Collection[str] = ()) -> lis
 
     Raises:
         ConfigError: A name cannot be one, an object has no state, or an optimizer has parameters of no model here.
-        UnsupportedError: An object's state holds something that cannot be written.
+        UnsupportedError: An object's state holds something that cannot be written, or is DeepSpeed's.
     """
+    _refuse_deepspeed(named)
     if problems := _wrong_names(named):
         raise ConfigError(problems)
     models = {name: ModelPart(name, module) for name, module in named.items() if isinstance(module, torch.nn.Module)}
@@ -142,6 +143,24 @@ def parts_of(named: Mapping[str, object], settings: Collection[str] = ()) -> lis
     if problems:
         raise ConfigError(problems)
     return parts
+
+
+def _refuse_deepspeed(named: Mapping[str, object]) -> None:
+    """Refuses DeepSpeed's engine and optimizers: ranks hold flat pieces of what their own collectives put together.
+
+    Raises:
+        UnsupportedError: There is one.
+    """
+    for name, registered in named.items():
+        inner = getattr(registered, "optimizer", None)  # accelerate puts a wrapper of its own around DeepSpeed's
+        for kind in (type(registered), type(inner)):
+            if kind.__module__.partition(".")[0] == "deepspeed":
+                raise UnsupportedError(
+                    f"{name}: a plain loop cannot save DeepSpeed's {kind.__name__}, whose state its own collectives"
+                    " alone put together",
+                    hint="train it with transformers' Trainer, TrainingArguments(deepspeed=...) and attach(trainer);"
+                    " or save it yourself with engine.save_checkpoint()",
+                )
 
 
 def _no_part(name: str, registered: object, settings: Collection[str]) -> str:

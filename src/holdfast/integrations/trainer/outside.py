@@ -34,6 +34,8 @@ _PASSED_OVER = (
     "_tr_loss", *trl_state.ATTRIBUTES,
 )  # fmt: skip
 
+_OF_DEEPSPEED = ("deepspeed", "model_wrapped")
+
 
 class OutsideOfTrainer(NamedTuple):
     """The state that is in no file of a Trainer's own, as it was at one boundary."""
@@ -55,7 +57,10 @@ class TrainerOutside:
     def __init__(self, trainer: Trainer, rank: int) -> None:
         self._trainer = trainer
         self._rank = rank
-        self._tensors = Outside(self._roots, self._known, _PASSED_OVER)
+        # DeepSpeed's engine has all that it needs in its own files, and its optimizer has flat copies of the weights.
+        self._is_deepspeed = trainer.is_deepspeed_enabled
+        passed_over = (*_PASSED_OVER, *_OF_DEEPSPEED) if self._is_deepspeed else _PASSED_OVER
+        self._tensors = Outside(self._roots, self._known, passed_over)
         self._tensors.begin()
         self.updated = self._updated_by_optimizer()
         """The weights beside the model's that the optimizer updates, by the names of their places: those of a loss."""
@@ -156,6 +161,8 @@ class TrainerOutside:
         Raises:
             UnsupportedError: Some can be reached from nowhere, so that no checkpoint can carry them.
         """
+        if self._is_deepspeed:
+            return {}
         of_model = {id(weight) for weight in self._trainer.model.parameters()}
         groups: Any = getattr(self._optimizer, "param_groups", ())
         others = [weight for group in groups for weight in group["params"] if id(weight) not in of_model]
