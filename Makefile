@@ -29,9 +29,11 @@ $(BENCH): $(STAMP)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
+# timm's torchvision lies apart: the index has it for CUDA, and beside a torch without it transformers cannot be imported.
 $(TRAINERS): $(STAMP)
 	@echo "Setting up the trainers that people bring (once) ..."
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
+	@DS_BUILD_OPS=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/timm timm torchvision
 	@touch $@
 
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted

@@ -18,6 +18,23 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 # How a test says that `make test` runs less of it, or nothing.
 LEFT_OUT = re.compile(r"from helpers\.full import|HOLDFAST_FULL")
 
+# What a loop of the README has before it.
+LOOP = """
+import torch
+from types import SimpleNamespace
+inner = torch.nn.Linear(4, 1)
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = inner
+    def forward(self, batch):
+        return SimpleNamespace(loss=self.inner(batch).square().mean())
+model = Model()
+optimizer = torch.optim.AdamW(model.parameters())
+scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+loader = torch.utils.data.DataLoader(torch.randn(40, 4), batch_size=4, shuffle=True)
+"""
+
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
@@ -132,7 +149,7 @@ def test_every_command_of_the_other_pages_works(training: Training, page: Path) 
 
 
 def test_the_python_of_the_readme_works(tmp_path: Path, tiny: Path, launcher: Launcher) -> None:
-    snippet, _ = blocks(ROOT / "README.md", "python")
+    snippet, *_ = blocks(ROOT / "README.md", "python")
     program = f"""
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -147,26 +164,28 @@ trainer = Trainer(LlamaForCausalLM(LlamaConfig.from_pretrained({str(tiny / "mode
 
 
 def test_the_plain_loop_of_the_readme_works_and_resumes(tmp_path: Path, launcher: Launcher) -> None:
-    _, snippet = blocks(ROOT / "README.md", "python")
+    _, snippet, *_ = blocks(ROOT / "README.md", "python")
     program = f"""
-import torch
-from types import SimpleNamespace
-inner = torch.nn.Linear(4, 1)
-class Model(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = inner
-    def forward(self, batch):
-        return SimpleNamespace(loss=self.inner(batch).square().mean())
-model = Model()
-optimizer = torch.optim.AdamW(model.parameters())
-scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
-loader = torch.utils.data.DataLoader(torch.randn(40, 4), batch_size=4, shuffle=True)
+{LOOP}
 {snippet.replace("10_000", "25").replace("save_steps=500", "save_steps=10")}
 """
     assert launcher.start(cwd=tmp_path, program=program).wait() == 0
     again = launcher.start(cwd=tmp_path, program=program.replace("until=25", "until=30"))
     assert again.wait() == 0 and "resumed from runs/gpt/checkpoint-25: step 25, epoch 2, 5 batches" in again.output
+
+
+def test_the_loop_with_accelerate_of_the_readme_works_and_resumes(tmp_path: Path, launcher: Launcher) -> None:
+    (snippet,) = (block for block in blocks(ROOT / "README.md", "python") if "accelerator.prepare" in block)
+    program = f"""
+{LOOP}
+from accelerate import Accelerator
+from holdfast import Checkpointer
+accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+{snippet.replace("10_000", "5")}
+"""
+    assert launcher.start(cwd=tmp_path, program=program).wait() == 0
+    again = launcher.start(cwd=tmp_path, program=program.replace("until=5", "until=7"))
+    assert again.wait() == 0 and "resumed from runs/small/checkpoint-5: step 5, epoch 1, 8 batches" in again.output
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -24,6 +24,8 @@ SAVE_STEPS = 4
 """The interval of scheduled saves, of which one checkpoint is kept."""
 PLAIN = bool(os.environ.get("FIELD_PLAIN"))
 """True where the program is to train without Holdfast."""
+APART = Path(sys.prefix, "timm")
+"""A folder of packages that nothing but timm's program may see: its torchvision may be one that others stumble over."""
 OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 """The run directory."""
 

@@ -1,12 +1,15 @@
 """The trainers of the matrix in docs/trainers.md, one row each."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from field.program import APART
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -50,15 +53,34 @@ class Row:
 
 
 def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
+    installed = distributions(name=package, path=[*sys.path, str(APART)])
+    return next((distribution.version for distribution in installed), "")
+
+
+def _example(name: str, file: str, packages: tuple[str, ...], ranks: int = 1) -> Row:
+    """Returns the row of a file below `examples/`."""
+    return Row(name, "example.py", packages, ranks, env={"EXAMPLE": file})
 
 
 ROWS = (
     Row("transformers `Trainer`", "transformers_trainer.py", ("transformers", "accelerate", "torch")),
     Row("transformers `Trainer`, two processes", "transformers_trainer.py", ("transformers", "accelerate"), ranks=2),
+    _example("accelerate loop", "accelerate_loop.py", ("accelerate", "torch")),
+    _example("accelerate loop, two processes", "accelerate_loop.py", ("accelerate", "torch"), ranks=2),
+    *(
+        Row(
+            f"transformers `Trainer` with DeepSpeed, ZeRO {stage}, two processes",
+            "transformers_deepspeed.py",
+            ("deepspeed", "transformers", "accelerate"),
+            ranks=2,
+            env={"STAGE": str(stage), "DS_ACCELERATOR": "cpu"},
+        )
+        for stage in (1, 2, 3)
+    ),
+    _example("nanoGPT-style loop", "nanogpt_loop.py", ("torch",)),
+    _example("timm", "timm_loop.py", ("timm", "torchvision")),
+    _example("ignite", "ignite_loop.py", ("pytorch-ignite",)),
+    _example("torch_geometric", "torch_geometric_loop.py", ("torch-geometric",)),
 )
 
 
