@@ -160,6 +160,12 @@ CONTRACT = (
          "what was generated and not yet trained on is generated anew after a resume"),
     Name("trl.trainer.grpo_trainer.GRPOTrainer", "_buffered_inputs", "what was generated",
          "what was generated and not yet trained on is generated anew after a resume"),
+    Name("trl.trainer.grpo_trainer.GRPOTrainer", "_logs", "the texts of the last generation, with log_completions",
+         "the table of log_completions is empty until the next generation after a resume"),
+    Name("trl.trainer.grpo_trainer.GRPOTrainer", "_last_world_entropy", "use_adaptive_entropy as of the boundary",
+         "the coefficient of use_adaptive_entropy may be that of the next step after a resume"),
+    Name("trl.experimental.orpo.orpo_trainer.ORPOTrainer", "_stored_metrics", "metrics since the last line of the log",
+         "the metrics of the next line of the log after a resume may differ"),
 )  # fmt: skip
 """All of them."""
 

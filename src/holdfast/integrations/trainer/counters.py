@@ -4,7 +4,7 @@ Without them the next logged loss, and the loss of the whole training, are other
 transformers 5.23 (`_inner_training_loop` sets them anew), TRL 1.16 (`SFTTrainer.log`) and axolotl 0.19.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from transformers import Trainer
 
 from holdfast.errors import CheckpointError
-from holdfast.integrations.trainer import token_counts
+from holdfast.integrations.trainer import token_counts, trl_state
 
 _OF_SUMS = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 
@@ -46,8 +46,9 @@ class Counters:
 
     sums: "Sums | None"
     """None in a version of transformers that keeps them elsewhere."""
+    model_training: bool
     elapsed: float
-    trl_metrics: tuple[tuple[str, list[float], int], ...]
+    trl_metrics: tuple[tuple[str, Sequence[Any], int], ...]
     trl_tokens: float
     tokens: Mapping[str, torch.Tensor]
 
@@ -57,7 +58,8 @@ class Counters:
         return {
             **({} if self.sums is None else self.sums.encode()),
             "elapsed_seconds": round(self.elapsed, 3),
-            "trl_metrics": {name: [float(v).hex() for v in values[:count]] for name, values, count in self.trl_metrics},
+            "model_training": self.model_training,
+            "trl_metrics": {name: [_hex(v) for v in values[:count]] for name, values, count in self.trl_metrics},
             "trl_tokens": self.trl_tokens,
             **tokens,
         }
@@ -70,11 +72,11 @@ def record(trainer: Trainer, elapsed: float) -> Counters:
         trainer: The trainer, at a boundary.
         elapsed: Seconds of training so far, over all resumes.
     """
-    metrics = getattr(trainer, "_metrics", {}).get("train", {})
     return Counters(
         _sums(trainer),
+        trainer.model.training,
         elapsed,
-        tuple((name, values, len(values)) for name, values in metrics.items()),
+        tuple((name, values, len(values)) for name, values in trl_state.metrics(trainer).items()),
         getattr(trainer, "_total_train_tokens", 0),
         token_counts.record(trainer.state),
     )
@@ -93,10 +95,13 @@ def restore(trainer: Trainer, entry: Mapping[str, Any]) -> float:
         trainer._globalstep_last_logged = entry["last_logged_step"]
         if hasattr(trainer, "_initial_global_step"):
             trainer._initial_global_step = entry["initial_step"]
-    if hasattr(trainer, "_metrics"):
-        for name, values in entry["trl_metrics"].items():
-            trainer._metrics["train"][name] = [float.fromhex(value) for value in values]
+    metrics = {name: [float.fromhex(value) for value in values] for name, values in entry["trl_metrics"].items()}
+    trl_state.restore_metrics(trainer, metrics)
+    if hasattr(trainer, "_total_train_tokens"):
         trainer._total_train_tokens = entry["trl_tokens"]
+    # What of the step is still to be done is logged as training or as evaluation by the model's mode alone.
+    if (mode := bool(entry.get("model_training", True))) != trainer.model.training:
+        trainer.model_wrapped.train(mode)
     token_counts.restore(trainer.state, entry.get("tokens", {}))
     return float(entry["elapsed_seconds"])
 
@@ -118,6 +123,10 @@ def _sums(trainer: Trainer) -> Sums | None:
     return Sums(
         trainer._tr_loss.detach().clone(), trainer._total_loss_scalar, trainer._globalstep_last_logged, initial_step
     )
+
+
+def _hex(number: Any) -> str:
+    return float(number.detach() if isinstance(number, torch.Tensor) else number).hex()
 
 
 @contextmanager

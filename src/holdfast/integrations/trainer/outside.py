@@ -31,7 +31,7 @@ _OF_STATE = "state/"
 # Attributes that have a file of their own, are recorded as counters, hold samples, or are the training's machinery.
 _PASSED_OVER = (
     "accelerator", "args", "callback_handler", "control", "eval_dataset", "lr_scheduler", "state", "train_dataset",
-    "_tr_loss", *trl_state.ATTRIBUTES,
+    "_tr_loss", trl_state.GENERATED,
 )  # fmt: skip
 
 _OF_DEEPSPEED = ("deepspeed", "model_wrapped")
@@ -101,14 +101,15 @@ class TrainerOutside:
         """Returns the files-to-be of this process; none where nothing has changed."""
         carried = Carried() if recorded.tensors is None else self._tensors.at_save(recorded.tensors)
         tensors, self.not_carried = dict(carried.tensors), list(carried.left_out)
-        of_state: dict[str, torch.Tensor] = {}
-        state: Any = {}
-        try:
-            state = values.encode(dict(recorded.state), "state", of_state)
-        except UnsupportedError as error:
-            self.not_carried.append(f"{', '.join(recorded.state)}: {error}")
-        else:
-            tensors |= of_state
+        state: dict[str, Any] = {}
+        for name, value in recorded.state.items():
+            of_state: dict[str, torch.Tensor] = {}
+            try:
+                state[name] = values.encode(value, f"{_OF_STATE}{name}", of_state)
+            except UnsupportedError as error:
+                self.not_carried.append(f"{name}: {error}")
+            else:
+                tensors |= of_state
         written: list[tuple[str, Mapping[str, torch.Tensor], Stored]] = []
         if tensors or state:
             written.append((_stem(self._rank), tensors, Stored({}, carried_rest(state))))

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerControl, TrainerState
 
 from holdfast.capture.boundary import Boundary
 from holdfast.devices.late import LateNumbers
-from holdfast.integrations.trainer import callbacks, counters, token_counts
+from holdfast.integrations.trainer import callbacks, counters, token_counts, trl_state
 from holdfast.integrations.trainer.best import elsewhere
 from holdfast.integrations.trainer.counters import Counters
 from holdfast.integrations.trainer.data import PrefetchState, PrefetchTracker
@@ -81,6 +81,8 @@ class TrainerRecord:
     scaler: Mapping[str, Any] | None = None
     buffers: Any = None
     outside: OutsideOfTrainer | None = None
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """The attributes that the trainer's own writer writes."""
 
 
 class Watched(NamedTuple):
@@ -145,6 +147,7 @@ class Recorder:
             position,
             position is not None and self._epochs.is_beyond_division(position),
             outside=self._outside.record(),
+            written=trl_state.written(trainer),
         )
 
     def renewed(self, recorded: TrainerRecord) -> TrainerRecord:

@@ -39,6 +39,7 @@ def stand_in_for(trainer: Trainer, record: TrainerRecord, folder: Path, *, weigh
     stand_in = copy.copy(trainer)
     for name in ("train", "_load_optimizer_and_scheduler", *REPLACED):
         stand_in.__dict__.pop(name, None)
+    vars(stand_in).update(record.written)
     stand_in.state = _state(record)
     stand_in.control = record.control
     stand_in.callback_handler = copy.copy(trainer.callback_handler)
