@@ -138,11 +138,11 @@ def test_at_its_last_boundary_training_is_waited_for_until_it_is_blocked_and_off
     gate.only_when_blocked = True
     gate.leave()
     gate.reach(boundary(2), shut=False, last=True)
-    offers: list[tuple[int, bool]] = []
+    offers: list[tuple[int, bool, bool]] = []
     offering = begun(lambda: offers.append(gate.offer(-1)))
     with gate.blocked():
         assert ended(offering)
-    assert offers == [(2, True)] and gate.is_shut
+    assert offers == [(2, True, False)] and gate.is_shut
 
 
 def test_training_that_is_held_at_its_last_boundary_is_not_waited_for() -> None:
@@ -151,19 +151,19 @@ def test_training_that_is_held_at_its_last_boundary_is_not_waited_for() -> None:
     gate.leave()
     with held(gate, lambda: gate.reach(boundary(2), shut=True, last=True)):
         begun_at = time.monotonic()
-        assert gate.offer(-1) == (2, False) and time.monotonic() - begun_at < 1
+        assert gate.offer(-1) == (2, False, False) and time.monotonic() - begun_at < 1
         gate.open(None)
 
 
 def test_before_its_last_boundary_it_offers_the_next_at_once() -> None:
     gate = gate_at(1)
     gate.only_when_blocked = True
-    assert gate.offer(-1) == (2, False)
+    assert gate.offer(-1) == (2, False, False)
     with gate.blocked():
-        assert gate.offer(-1) == (1, True)
+        assert gate.offer(-1) == (1, True, False)
     gate.only_when_blocked = False
     gate.open(None)
-    assert gate.offer(-1) == (1, False)
+    assert gate.offer(-1) == (1, False, False)
 
 
 def test_who_stands_never_comes_to_a_later_boundary_that_was_agreed_on() -> None:

@@ -6,19 +6,17 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from holdfast.capture.blocking import LOOK_SECONDS, Blocking
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.hold import Hold, Holds
-from holdfast.capture.training_thread_calls import TrainingThreadCalls
 
 _REMEMBERED = 64
-# What a blocked training thread waits for may come without a word.
-_LOOK_SECONDS = 0.05
 # Where one rank asks for a save of a boundary, the others do so within this time of reaching it, or not at all.
 _CALL_SECONDS = 2.0
 _END_SECONDS = 2.0  # a training comes from its last boundary to its end at once, unless the user has more to do there
 
 
-class Gate:
+class Gate(Blocking):
     """Between two threads: training, which reaches boundaries and makes updates, and the one that takes snapshots.
 
     From a boundary until the next update the parameters and the optimizer's state stand still, so a snapshot can be
@@ -30,29 +28,23 @@ class Gate:
     """
 
     def __init__(self, wake: threading.Event) -> None:
-        self._wake = wake
-        self._changed = threading.Condition()
+        super().__init__(wake)
         self._boundary: Boundary | None = None
         self._taken: Boundary | None = None
         self._mark: Boundary | None = None
         self._updating = False
-        self._shut = False
         self._wanted = False
         self._awaited: int | None = None
         self._is_last = False
-        self._blocked = 0
-        self._calls = TrainingThreadCalls(self._changed)
         self._training_thread = threading.current_thread()
         self._ending = False
+        self._is_past = False
+        self._is_undecided = False
         self._holds = Holds()
-        self.blocked_since: float | None = None
-        """The time at which training came to the shut gate (`time.monotonic`); None while it does not wait there."""
+        self.runs_again = False
+        """True while training does what it does again after a resume from the last boundary: nothing of it counts."""
         self.undisturbed_seconds: deque[float] = deque(maxlen=_REMEMBERED)
         """The latest times from a boundary to the next update, without the time that it was blocked."""
-        self.blocked_seconds = 0.0
-        """The seconds that training has been blocked at the gate in all."""
-        self.training_waits = threading.Event()
-        """Set while training is blocked: the rest of the snapshot should be in memory soon."""
         self.only_when_blocked = False
         """Snapshots are taken only while the training thread is blocked: "at a boundary" mode."""
 
@@ -77,11 +69,6 @@ class Gate:
         return self._shut
 
     @property
-    def is_blocked(self) -> bool:
-        """True while training is blocked until it is answered."""
-        return self._blocked > 0
-
-    @property
     def is_training_thread(self) -> bool:
         """True in the thread that trains."""
         return threading.current_thread() is self._training_thread
@@ -90,6 +77,11 @@ class Gate:
     def is_last(self) -> bool:
         """True at the boundary at which training ends by itself."""
         return self._is_last
+
+    @property
+    def is_past(self) -> bool:
+        """True from the end of an epoch's batches to the next boundary: training is in the rest of the epoch's body."""
+        return self._is_past
 
     @property
     def is_ending(self) -> bool:
@@ -155,10 +147,32 @@ class Gate:
             self._holds.look()
             self._boundary = boundary
             self._is_last = last
-            self._updating = False
+            self._updating = self._is_past = self.runs_again = False
             if shut or self._wanted or (self._awaited is not None and boundary.number >= self._awaited):
                 self._wanted = False
                 self._shut_here()
+
+    def pass_batches(self) -> None:
+        """Takes training past the end of an epoch's batches; not while ranks agree, for all may leave there."""
+        with self._changed:
+            while self._is_undecided and (self._awaited is None or self._is_at(self._awaited)):
+                self._calls.wait_and_run(LOOK_SECONDS)
+            self._is_past = self.runs_again = True
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[Boundary | None]:
+        """Encloses work of training on its last boundary, which is given: no snapshot is taken, and none begun.
+
+        It is None where there is none any more.
+        """
+        with self._changed:
+            self._wait_until_open()
+            yield None if self._updating else self._boundary
+
+    def exchange(self, boundary: Boundary) -> None:
+        """Puts another record of the last boundary in its place."""
+        with self._changed:
+            self._boundary = boundary
 
     def renew(self, boundary: Boundary) -> None:
         """Shuts the gate at the last boundary, as it is to be saved, for a save that training asks for there.
@@ -168,57 +182,6 @@ class Gate:
         with self._changed:
             self._boundary = boundary
             self._shut_here()
-
-    @contextmanager
-    def blocked(self) -> Iterator[None]:
-        """Encloses a wait of the training thread for a save, in which it touches nothing."""
-        with self._changed:
-            self._blocked += 1
-            self.training_waits.set()
-            self._changed.notify_all()
-        self._wake.set()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._blocked -= 1
-                if self.blocked_since is None:
-                    self.training_waits.clear()
-
-    def block_until(self, until: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Blocks the training thread until something has come true, and makes the calls that it is sent.
-
-        Args:
-            until: Asked again and again for it.
-            seconds: The longest wait; None waits as long as it takes.
-
-        Returns:
-            True when it has come true, False when the time was up.
-        """
-        end = None if seconds is None else time.monotonic() + seconds
-        with self.blocked():
-            while not until():
-                left = _LOOK_SECONDS if end is None else min(_LOOK_SECONDS, end - time.monotonic())
-                if left <= 0:
-                    return False
-                with self._changed:
-                    self._calls.wait_and_run(left)
-        return True
-
-    def notice(self) -> None:
-        """Wakes the blocked training thread: its answer may have come."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def run_on_training_thread(self, work: Callable[[], None]) -> None:
-        """Has the blocked training thread run `work`, and waits for that; called by the thread that takes snapshots.
-
-        The gate is shut. A writer that needs collectives of all ranks belongs into the threads that train. An error of
-        it is raised here, and not in training.
-        """
-        with self._changed:
-            done = self._calls.send(work)
-        done.result()
 
     def shut(self, after: int, out_of_time: Callable[[], bool] = lambda: False) -> Boundary | None:
         """Shuts the gate as soon as there is a boundary to take; called by the thread that takes snapshots.
@@ -249,18 +212,18 @@ class Gate:
         """True where the last boundary is a mark, because the boundary behind it was not reached."""
         return self._boundary is not None and self._boundary is self._mark
 
-    def offer(self, after: int, *, out_of_time: bool = False) -> tuple[int, bool]:
+    def offer(self, after: int, *, out_of_time: bool = False) -> tuple[int, bool, bool]:
         """Shuts the gate at the earliest boundary that can still be taken: the last one, or the next.
 
-        Called by the thread that takes snapshots. `take` follows, or `open` if there will be no snapshot.
+        Called by the thread that takes snapshots. `take` and `decided` follow, or `open` if there will be no snapshot.
 
         Args:
             after: The number of a boundary that is of no use any more.
             out_of_time: True where a mark has to do, because the boundary may come too late.
 
         Returns:
-            The number of the boundary, and whether training comes to no later one before it is answered. Training does
-            not leave it before it was taken or the gate is opened.
+            The number of the boundary, whether training comes to no later one before it is answered, and whether it is
+            past the end of the batches there. Training does not leave it before it was taken or the gate is opened.
         """
         with self._changed:
             if self.only_when_blocked and self._is_last:
@@ -269,11 +232,18 @@ class Gate:
             if out_of_time and not self.only_when_blocked:
                 self.take_mark()
             here = self._boundary.number if self._boundary is not None else 0
+            self._is_undecided = True
             if self._can_shut(after):
                 self._shut = True
-                return here, self._blocked > 0
+                return here, self._blocked > 0, self._is_past
             self._wanted = True
-            return here + 1, False
+            return here + 1, False, False
+
+    def decided(self) -> None:
+        """Lets training go past the end of an epoch's batches: what the ranks have agreed on is known here."""
+        with self._changed:
+            self._is_undecided = False
+            self._changed.notify_all()
 
     def take(
         self,
@@ -299,7 +269,7 @@ class Gate:
             self._wanted = False
             self._awaited = number
             try:
-                while self._boundary is None or self._boundary.number < number or self._updating:
+                while not self._is_at(number):
                     if self._shut:
                         self._shut = False
                         self._changed.notify_all()
@@ -312,7 +282,7 @@ class Gate:
             if mark and (self._mark is None or self._mark.number != number):
                 return None
             self._shut = True
-            if number == asked_at and not mark:
+            if number == asked_at and not mark and self._boundary is not None:
                 self._wait_for_call(self._boundary)
             self._taken = self._mark if mark else self._boundary
             return self._taken
@@ -340,6 +310,7 @@ class Gate:
             True when it was shut for that until now.
         """
         with self._changed:
+            self._is_undecided = False
             if number is None:
                 self._wanted = False
             here, taken = self._boundary, self._taken
@@ -370,6 +341,9 @@ class Gate:
         is_late = time.monotonic() > max(here.reached_at, since) + _CALL_SECONDS
         return here.number == number and not here.asked and not has_gone_on and not is_late
 
+    def _is_at(self, number: int) -> bool:
+        return self._boundary is not None and self._boundary.number >= number and not self._updating
+
     def _can_shut(self, after: int) -> bool:
         if self._shut:
             return True
@@ -384,17 +358,3 @@ class Gate:
         self._wake.set()
         if self.only_when_blocked:
             self._wait_until_open()
-
-    def _wait_until_open(self) -> None:
-        if not self._shut:
-            return
-        self.blocked_since = begun = time.monotonic()
-        self.training_waits.set()
-        try:
-            while self._shut:
-                self._calls.wait_and_run()
-        finally:
-            self.blocked_since = None
-            self.blocked_seconds += time.monotonic() - begun
-            if not self._blocked:
-                self.training_waits.clear()

@@ -171,6 +171,14 @@ class Snapshots:
             return then
         return now._replace(earlier_card_samples=then.card_samples)
 
+    def moved(self) -> Sequence[str]:
+        """Returns what training has changed since the last boundary, where it may: it can be saved no more."""
+        return self._live.moved() if self._live is not None else ()
+
+    def changed(self, then: Fingerprint) -> Sequence[str]:
+        """Names what is seen to have changed since a fingerprint of this structure."""
+        return list(dict.fromkeys([*self._detector.changed(then, self._detector.fingerprint()), *self.moved()]))
+
     def is_still_valid(self, boundary: Boundary) -> bool:
         """Tells if the state still consists of the tensors of a boundary's fingerprint."""
         same = self._live is None or self._live.structure() == self._structure
@@ -334,7 +342,7 @@ class Snapshots:
 
     def _require_untouched(self, boundary: Boundary) -> None:
         then = boundary.fingerprint
-        if then is not None and (changed := self._detector.changed(then, self._detector.fingerprint())):
+        if then is not None and (changed := self.changed(then)):
             raise TornError(changed)
 
     def _ranges_at(self, boundary: Boundary) -> TensorRanges:

@@ -42,6 +42,7 @@ class StagingBudget:
         wake: threading.Event | None = None,
     ) -> None:
         self.limit = _share_of_memory(device) if limit is None else limit
+        self._lent = 0
         self._making: ArenaMaking | None = None
         self._told = (0, "")
         if device is None:
@@ -91,10 +92,20 @@ class StagingBudget:
         covered = sorted(undisturbed)[len(undisturbed) // 20] * size / seconds
         wanted = int(size - covered) + self.pool.ring_bytes
         try:
-            self.pool.grow(min(wanted, self.limit // BLOCK_BYTES * BLOCK_BYTES))
+            self.pool.grow(min(wanted, (self.limit - self._lent) // BLOCK_BYTES * BLOCK_BYTES))
         except OSError:
             self.limit = self.bytes
             raise
+
+    def lend(self, size: int) -> bool:
+        """Takes so many bytes of the limit for copies that are made elsewhere, until the next call.
+
+        Returns:
+            False where so many are not left: none is taken.
+        """
+        fits = size <= max(0, self.limit - self.bytes)
+        self._lent = size if fits else 0
+        return fits
 
     def close(self) -> None:
         """Ends the making. What the driver has locked stays locked, for the next training of this process."""

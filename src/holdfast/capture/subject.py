@@ -71,6 +71,9 @@ class LiveSubject(Subject, Protocol):
     def optimizers(self) -> Sequence[object]:
         """Returns the optimizers, wrappers and those inside of them too."""
 
+    def moved(self) -> Sequence[str]:
+        """Returns the names of what training has changed since the last boundary, as it may in places."""
+
     def structure(self) -> Hashable:
         """Returns a value that differs when `live` would give other tensors. Asked at every boundary: it is cheap."""
 

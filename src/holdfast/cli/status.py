@@ -91,6 +91,8 @@ def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:
             lines.append(f"not finite  it holds NaN or infinity in {shown(in_short(not_finite))}")
     if known.get("capture", "live") != "live":
         lines.append(f"capture     at boundaries only: {shown(str(known['capture']))}")
+    if (body := known.get("body")) and alive:
+        lines.append(f"body        {shown(str(body))}")
     if staging := known.get("staging"):
         lines.append(f"staging     {_staging(staging, known.get('staging_bytes', 0), alive=alive)}")
     if known.get("writes") == "buffered":

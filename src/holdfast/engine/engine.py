@@ -15,6 +15,7 @@ from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.doors.signals import ends_training
 from holdfast.engine import cost
+from holdfast.engine.bodies import Bodies
 from holdfast.engine.capturing import Capturing
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
@@ -90,6 +91,8 @@ class Engine:
         self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
         self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
         self._failure = Failure(session, self._intake, is_saved=settings.save_on_exception)
+        self.bodies = Bodies(session, self._saver)
+        """Takes in where in an epoch's body a loop is."""
         self._own = OwnRequests(session, self._intake, self._saver, among_ranks=self.channel is not None)
         self._capturing: Capturing | None = None
         self._number = 0
@@ -205,6 +208,7 @@ class Engine:
         self.losses.begin(capturing.in_use)
         subject.begin(self.losses.late)
         self._own.begin(capturing)
+        self.bodies.begin(capturing)
         self.gate.begin()
         if self.origin.chosen is None:
             self.gate.reach(self._record(step, "update"), shut=False)
@@ -237,7 +241,7 @@ class Engine:
         assert self._capturing is not None, "begin() comes first"
         self._shutdown.look()
         self.gate.leave()
-        self._stop.reach(step)
+        self._stop.reach(step, ends_body=stage == "epoch_end")
         self._number += 1
         self._own.reach()
         boundary = self._record(step, stage)

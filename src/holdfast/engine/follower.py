@@ -10,7 +10,7 @@ from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
-from holdfast.engine import cost
+from holdfast.engine import cost, rest_of_body
 from holdfast.engine.session import Session
 from holdfast.engine.watchdog import Watchdog
 from holdfast.errors import RanksError, TornError
@@ -168,14 +168,17 @@ class Follower:
         boundary = None
         try:
             late_at = None if call["spare"] is None else time.monotonic() + call["spare"]
+            assert self._in_use is not None
             stale_before = max(self._stale_before, call["after"])
+            stale_before = rest_of_body.stale_before(self._session, self._in_use[0], stale_before)
             offer = Offer(*self._gate.offer(stale_before, out_of_time=_is_over(late_at)), mark=self._gate.is_at_mark)
             decision = self._channel.agree(join(number, self._channel.rank, offer, self._channel.seconds))
             if decision.boundary is not None:
                 over, mark = self._is_over(number, None if decision.mark else late_at), decision.mark
                 boundary = self._gate.take(decision.boundary, over, call["asked_at"], mark=mark)
                 if boundary is not None and call["stop"]:
-                    self._session.stop.begin(boundary.step)
+                    self._session.stop.begin(boundary.step, ends_body=decision.past)
+                self._gate.decided()
                 self._give(number, boundary, late=not decision.mark and _is_over(late_at))
         finally:
             self._gate.open(None if boundary is None else boundary.number)
@@ -244,9 +247,10 @@ class Follower:
             with commit.open_marked(self._session.run.folder / staged, mark) as folder:
                 sealed = commit.seal_files(folder, snapshot.write(folder), digest.of_descriptor)
         except TornError as torn:
-            at_rest = self._gate.only_when_blocked
+            in_body = self._gate.is_past
+            at_rest = self._gate.is_blocked if in_body else self._gate.only_when_blocked
             self._stale_before = boundary.number
-            if not at_rest:
+            if not at_rest and not in_body:
                 self.stand_still(str(torn))
             return Record(torn=torn.names, at_rest=at_rest)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this save and not the training

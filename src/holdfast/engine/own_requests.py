@@ -68,7 +68,12 @@ class OwnRequests:
         return pending
 
     def renewed(self, here: Boundary) -> Boundary:
-        """Returns a boundary with the small state as training goes on from it now."""
+        """Returns a boundary with the small state as training goes on from it now.
+
+        What it does in an epoch's body beside its batches it does again: nothing of that is state there.
+        """
+        if self._gate.runs_again:
+            return here
         assert self._capturing is not None, "begin() comes first"
         return self._capturing.renewed(here)
 

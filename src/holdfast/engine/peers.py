@@ -194,7 +194,8 @@ class RankZero:
         if not stop:
             batch.take_agreed(boundary)
         else:
-            self._session.stop.begin(boundary.step)
+            self._session.stop.begin(boundary.step, ends_body=decision.past)
+        gate.decided()
         return boundary
 
     def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:

@@ -12,7 +12,7 @@ from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
 from holdfast.capture.staging_budget import StagingBudget
 from holdfast.doors.request_queue import RequestQueue
-from holdfast.engine import beginning, cost, save
+from holdfast.engine import beginning, cost, rest_of_body, save
 from holdfast.engine.batch import MISPLACED, Batch, ids_of, names_of, who_asked
 from holdfast.engine.peers import Peers
 from holdfast.engine.retry import Retry, next_try
@@ -174,6 +174,8 @@ class Saver:
         if self._answer_late_stops() or (self._gate.is_at_beginning and self._serve_the_beginning()):
             return True
         self._concluded = (None, ())
+        assert self._in_use is not None
+        self._stale_before = rest_of_body.stale_before(self._session, self._in_use[0], self._stale_before)
         boundary, misplaced = None, list[Request]()
         try:
             boundary = self._peers.boundary(self._batch, self._stale_before)
@@ -228,7 +230,8 @@ class Saver:
         """Returns the boundary as it is to be written; None where the batch needs no save, or cannot have this one."""
         assert self._in_use is not None
         snapshots, _ = self._in_use
-        if boundary.scheduled and not self._outcomes.has_saved(boundary) and not self._is_saved_for_stop(boundary):
+        is_there = self._outcomes.has_saved(boundary) or self._session.is_saved_for_stop(boundary)
+        if boundary.scheduled and not is_there:
             self._batch.add(Request("schedule", why=boundary.scheduled))
         if not snapshots.is_still_valid(boundary):
             if not self._gate.is_blocked:
@@ -268,15 +271,6 @@ class Saver:
             self._conclude(answer, answered)
             self._peers.repeat(answer, ids_of(answered))
         return bool(outcomes)
-
-    def _is_saved_for_stop(self, boundary: Boundary) -> bool:
-        """Returns whether a stop was answered with an earlier stage of the step: a resume does the rest of it.
-
-        Where training ends by itself nobody does.
-        """
-        last = self._outcomes.last_answer
-        saved = last is not None and last.saved and last.step == boundary.step
-        return saved and self._session.stop.saved is True and not self._gate.is_last
 
     def _write(self, boundary: Boundary) -> None:
         """Writes a checkpoint of a boundary, and takes in what became of it."""
@@ -332,11 +326,16 @@ class Saver:
 
     def _try_again(self, torn: TornError, boundary: Boundary) -> None:
         """Keeps the batch for another try: something writes past the gate, so training will be blocked for it."""
-        stands_still = self._gate.only_when_blocked
+        in_body = self._gate.is_past
+        stands_still = self._gate.is_blocked if in_body else self._gate.only_when_blocked
         if torn.at_rest or (torn.at_rest is None and stands_still):
-            self._repeat(Answer(saved=False, step=boundary.step, error=str(torn)), self._batch.requests)
+            error = rest_of_body.lost(torn, boundary) if in_body else str(torn)
+            self._repeat(Answer(saved=False, step=boundary.step, error=error), self._batch.requests)
             return
         self._stale_before = boundary.number
+        if in_body:
+            rest_of_body.tell(self._session, boundary, torn.names)
+            return
         if not stands_still:
             self.stand_still(str(torn))
         self._log.warning(

@@ -119,6 +119,15 @@ class Session:
         needed = max(2 * last.seconds, least) if last is not None and last.saved else _UNMEASURED_SECONDS
         return None if left is None else left - needed
 
+    def is_saved_for_stop(self, boundary: Boundary) -> bool:
+        """Returns whether a stop was answered with an earlier stage of the step: a resume does the rest of it.
+
+        Where training ends by itself nobody does.
+        """
+        last = self.outcomes.last_answer
+        saved = last is not None and last.saved and last.step == boundary.step
+        return saved and self.stop.saved is True and not self.gate.is_last
+
     def is_running_out(self) -> bool:
         """Returns whether the grace of a stop leaves just the time for its save."""
         spare = self.spare_seconds()

@@ -36,6 +36,7 @@ class Stop:
         """True when the loop should end."""
         self.leave_after: int | None = None
         """The step after which every rank leaves, where there are several; None as long as there is none."""
+        self._ends_body = False
         self.saved: bool | None = None
         """The outcome of the stop's save; None as long as none was asked for or answered."""
         self.unsaved_code: int | None = None
@@ -45,16 +46,18 @@ class Stop:
         self.noticed = threading.Event()
         """Set when the stop is known to this process, by whatever door it came."""
 
-    def begin(self, leave_after: int | None = None) -> None:
+    def begin(self, leave_after: int | None = None, *, ends_body: bool = False) -> None:
         """Takes in a stop that is being served: from now on the process has its grace, and no longer.
 
         Args:
             leave_after: The step after which all ranks leave; None: training leaves as soon as it can.
+            ends_body: True where some rank was past the end of the batches of the epoch that this step ends: all run
+                its body to the end.
         """
         if leave_after is None:
             self.requested = True
         elif self.leave_after is None:
-            self.leave_after = leave_after
+            self.leave_after, self._ends_body = leave_after, ends_body
         self.noticed.set()
         self.begin_grace()
         self._status.update(phase="stopping")
@@ -83,9 +86,21 @@ class Stop:
                 self._ends_at = time.monotonic() + self._grace - self.leaving_seconds
                 self._changed.notify_all()
 
-    def reach(self, step: int) -> None:
-        """Takes in a boundary of training, after which it may have to leave."""
-        if self.leave_after is not None and step > self.leave_after:
+    def reach(self, step: int, *, ends_body: bool = False) -> None:
+        """Takes in a boundary of training, after which it may have to leave.
+
+        Args:
+            step: Its step.
+            ends_body: True at the end of an epoch's body.
+        """
+        if self.leave_after is None:
+            return
+        if step > self.leave_after or (step == self.leave_after and ends_body and self._ends_body):
+            self.requested = True
+
+    def end_batches(self, step: int) -> None:
+        """Takes in that training is at the end of an epoch's batches, where it may have to leave."""
+        if self.leave_after is not None and step >= self.leave_after and not self._ends_body:
             self.requested = True
 
     @property

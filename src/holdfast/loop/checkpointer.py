@@ -1,7 +1,6 @@
 """The object that a plain PyTorch loop holds."""
 
 import inspect
-import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -19,10 +18,10 @@ from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError
 from holdfast.layouts.layout import NATIVE
 from holdfast.loop.ending import Ending, take_over
+from holdfast.loop.passes import Passes
 from holdfast.loop.restore import load_into
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
-from holdfast.resume import changed_settings
 from holdfast.run.request import Request, checked_slot, clean_label
 from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
@@ -31,9 +30,6 @@ from holdfast.state.outside import Outside
 from holdfast.state.reachable import MOST_OBJECTS, known_of
 from holdfast.state.registry import Parts, parts_of
 from holdfast.store.retention import RetentionPolicy
-
-# What a loop changes after `step()` shows in so many steps, once it changes at all.
-_LATE_LOOKS = 8
 
 
 class Checkpointer:
@@ -139,30 +135,33 @@ class Checkpointer:
         self._save_steps = save_steps
         self._save_at_end = save_at_end
         self._began_at = 0
-        self._is_through = False
         self._strict = strict
         self._replay = replay
         self._ending = Ending(self._engine, self._data, on_stop)
-        self._is_entered = False
-        self._step: int | None = None
+        self._passes = (
+            None
+            if self._data is None
+            else Passes(self._engine, self._state, self._data, self._ending, save_at_end=save_at_end)
+        )
         self._parameters: list[torch.Tensor] = []
         self._until = 0
-        self._looks_left = _LATE_LOOKS
 
     def __enter__(self) -> "Checkpointer":
-        if self._is_entered:
+        if self._ending.in_block:
             raise HoldfastError("this training was entered already", hint="make a new Checkpointer, which resumes it")
         self._ending.begin()
-        self._is_entered = True
+        self._ending.in_block = True
         return self
 
     @ends_training
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        if is_ours := error is not None and error is self._ending.left_by:
+            kind = error = trace = None
         if error is None:
             self._come_to_the_end()
-        return self._ending.end(kind, error, trace)
+        return self._ending.end(kind, error, trace) or is_ours
 
     @ends_training
     def close(self) -> None:
@@ -180,9 +179,14 @@ class Checkpointer:
         return self._engine.stop_requested
 
     @property
+    def epoch(self) -> int:
+        """The epoch that the loop is in, from 0; between two bodies of `epochs`, or two epochs, the one to come."""
+        return 0 if self._passes is None else self._passes.epoch
+
+    @property
     def step_count(self) -> int:
         """The optimizer steps taken, over all resumes."""
-        return self._step or 0
+        return self._state.step or 0
 
     def resume(self) -> int:
         """Puts back what the checkpoint holds, in place, and announces it in one line.
@@ -197,7 +201,7 @@ class Checkpointer:
             CheckpointError: The checkpoint does not fit the parts, and nothing was changed. Or it is damaged, there is
                 no other, and what the parts hold now is worth nothing.
         """
-        if self._step is not None:
+        if self._state.step is not None:
             raise HoldfastError("this training was resumed already", hint="call resume() once, before the first batch")
         self._ending.begin()
         engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
@@ -213,15 +217,45 @@ class Checkpointer:
                 step = load_into(self._state, engine.origin, strict=self._strict, replay=self._replay, log=engine.log)
             except DamagedCheckpointError as error:
                 self._state.protect(engine.origin.fall_back(error).path)
-        self._step = self._began_at = step
+        self._state.step = self._began_at = step
         self._parameters = self._state.parameters()
         engine.begin(self._state, step, self._until)
         return step
+
+    def epochs(self, epochs: int) -> Iterator[int]:
+        """Goes through epochs from the one that was left, with `batches` in the body of the loop, and whatever follows.
+
+            for epoch in ckpt.epochs(10):
+                for batch in ckpt.batches():
+                    ...
+                    ckpt.step(loss=loss)
+                scheduler.step()
+                validate(model)
+
+        Left after an epoch's last step, a run goes on with the rest of that epoch's body: `batches` is empty. The end
+        of the body is a boundary. On a stop `batches` raises `Stopped`, which the `with` block takes.
+
+        Args:
+            epochs: Ends after this many, over all resumes.
+
+        Raises:
+            ConfigError: There is no data to go through, `epochs` is no number of epochs, or there is no `with` block
+                and `on_stop` is `return`.
+            HoldfastError: It is inside of another, or its body does not go through `batches` once.
+            Stopped: A stop was asked for.
+        """
+        passes = self._passes_for("epochs")
+        passes.check_epochs(epochs)
+        if self._state.step is None:
+            self.resume()
+        yield from passes.epochs(epochs)
 
     def batches(
         self, until: int | None = None, epochs: int | None = None, accumulate: int | None = None
     ) -> Iterator[Any]:
         """Goes through the data from where the run was left, epoch after epoch, until the end or a stop.
+
+        In the body of `epochs` it goes through that epoch.
 
         Args:
             until: Ends after this many steps, over all resumes.
@@ -229,48 +263,24 @@ class Checkpointer:
             accumulate: Gives lists of so many batches, one list for one step; the last of an epoch may be shorter.
 
         Raises:
-            ConfigError: There is no data to go through, or `accumulate` is no number of batches.
+            ConfigError: There is no data to go through, `accumulate` is no number of batches, or an end was given in
+                the body of `epochs`.
+            Stopped: In the body of `epochs`: a stop was asked for.
         """
-        if self._data is None:
-            raise ConfigError(["data: batches() goes through the data, and there is none; give data=..."])
-        if accumulate is not None and accumulate < 1:
-            raise ConfigError([f"accumulate: {accumulate} is no number of batches; give 1 or more"])
-        if self._step is None:
+        passes = self._passes_for("batches")
+        passes.check(accumulate)
+        if self._state.step is None:
             self._until = until or 0
             self.resume()
         elif until is not None:
             self._until = until
             self._engine.run.status.update(max_steps=until)
-        assert self._state.given is not None
-        arguments = {"until": until, "epochs": epochs, "accumulate": accumulate}
-        changed_settings.announce(self._engine.log, self._state.given.begin_batches(arguments))
-        self._data.begin_loop(1 if accumulate else None)
-        while not self._is_over(until) and (epochs is None or self._data.epoch < epochs):
-            for item in _in_groups(self._data.rest_of_epoch(), accumulate):
-                self._data.take()
-                step = self._step
-                yield item
-                if self._step != step:
-                    self._tell_of_late_changes()
-                if self._is_over(until):
-                    break
-        self._data.drain()
-        if not self.stop_requested or (until is not None and self.step_count >= until):
-            self._engine.finish()
-            self._is_through = True
+        yield from passes.batches(until, epochs, accumulate)
 
-    def _tell_of_late_changes(self) -> None:
-        """Says once what the loop changes after `step()`: a checkpoint has it as it was before."""
-        if self._looks_left and (late := self._state.changed_since_boundary()):
-            self._looks_left = 0
-            self._engine.log.warning(
-                f"{', '.join(late)}: changed after step(), and a checkpoint has it as it was then: call step() last"
-            )
-        elif self._looks_left and self._state.has_moving:
-            self._looks_left -= 1
-
-    def _is_over(self, until: int | None) -> bool:
-        return self.stop_requested or (until is not None and self.step_count >= until)
+    def _passes_for(self, caller: str) -> Passes:
+        if self._passes is None:
+            raise ConfigError([f"data: {caller}() goes through the data, and there is none; give data=..."])
+        return self._passes
 
     def step(self, loss: float | torch.Tensor | None = None) -> None:
         """Marks a boundary: the update is done, and model, optimizer and schedule agree. Once for each update.
@@ -281,7 +291,7 @@ class Checkpointer:
         Raises:
             PartialAccumulationError: There are gradients, and no optimizer has stepped since the last boundary.
         """
-        if self._step is None:
+        if self._state.step is None:
             raise HoldfastError(
                 "step() before resume(): nothing says where this training begins",
                 hint="take the data from batches(), or call resume() before the first batch",
@@ -290,14 +300,16 @@ class Checkpointer:
         for line in self._data.reach() if self._data is not None else ():
             self._engine.log.announce(line, logging.WARNING)
         self._engine.losses.take(loss)
-        self._step += 1
+        self._state.step += 1
         self._engine.losses.show(loss)
-        due = self._save_steps is not None and self._step % self._save_steps == 0
-        last = self._step == self._until
+        due = self._save_steps is not None and self._state.step % self._save_steps == 0
+        last = self._state.step == self._until
         scheduled = f"save_steps {self._save_steps}" if due else "save_at_end" if last and self._save_at_end else ""
-        self._engine.reach(self._step, last=last, scheduled=scheduled)
+        self._engine.reach(self._state.step, last=last, scheduled=scheduled)
+        if self._passes is not None:
+            self._passes.reach()
         gradients: Gradients = self._state.gradients
-        if news := gradients.news(self._step):
+        if news := gradients.news(self._state.step):
             self._engine.log.announce(news)
 
     def update(self) -> AbstractContextManager[None]:
@@ -331,7 +343,7 @@ class Checkpointer:
             ConfigError: The slot is no name, or is that of a stop.
             SaveError: With `wait`: it failed, or other ranks, which have not asked, were past the boundary.
         """
-        if wait and self._step is None and self._engine.gate.is_training_thread:
+        if wait and self._state.step is None and self._engine.gate.is_training_thread:
             raise HoldfastError(
                 "save(wait=True) before resume(): nothing says what this training holds",
                 hint="take the data from batches(), or call resume() before",
@@ -348,18 +360,21 @@ class Checkpointer:
         engine, chosen = self._engine, self._engine.origin.chosen
         if self._save_at_end:
             engine.save_at_end()
-        if self._is_through and chosen is not None and self._step == self._began_at and not self.stop_requested:
+        is_through = self._passes is not None and self._passes.is_through
+        if is_through and chosen is not None and self._state.step == self._began_at and not self.stop_requested:
             engine.log.announce(
                 f"nothing to do: {chosen.path} is where this training ends; to go on, ask for more steps or epochs"
             )
-        self._is_through = False
+        if self._passes is not None:
+            self._passes.is_through = False
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:
             return
         if any(parameter.grad is not None for parameter in self._parameters):
             raise PartialAccumulationError(
-                f"step() after step {self._step}: there are gradients, and no optimizer has taken its step with them",
+                f"step() after step {self._state.step}: there are gradients, and no optimizer has taken its step"
+                " with them",
                 hint="call step() once for each update (with accelerate: if accelerator.sync_gradients); an update of"
                 " your own goes into: with checkpointer.update():",
             )
@@ -370,11 +385,3 @@ def _settings() -> list[str]:
     """Returns the names of all that a `Checkpointer` takes beside parts."""
     parameters = inspect.signature(Checkpointer.__init__).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
-def _in_groups(batches: Iterator[Any], size: int | None) -> Iterator[Any]:
-    if size is None:
-        yield from batches
-        return
-    while group := list(itertools.islice(batches, size)):
-        yield group

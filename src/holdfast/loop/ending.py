@@ -42,7 +42,12 @@ class Ending:
     def __init__(self, engine: Engine, data: DataCursor | None, on_stop: Literal["exit", "return"]) -> None:
         self._engine = engine
         self._data = data
-        self._on_stop = on_stop
+        self.on_stop = on_stop
+        """The end after a stop."""
+        self.in_block = False
+        """True where a `with` block was entered."""
+        self.left_by: Stopped | None = None
+        """That by which the loop has left its block, at a stop."""
         self._process = os.getpid()
         self._hook_before = sys.excepthook
         self._hook = self._at_uncaught
@@ -66,6 +71,16 @@ class Ending:
         atexit.register(self._at_exit)
         if not in_notebook() and not hasattr(sys, "ps1"):  # there nothing ends with an exception
             self._hook_before, sys.excepthook = sys.excepthook, self._hook
+
+    @property
+    def is_over(self) -> bool:
+        """True from the end of the training on."""
+        return self._is_over
+
+    def leave(self) -> Stopped:
+        """Returns that by which a loop leaves its block at a stop, wherever it is in it."""
+        self.left_by = Stopped(self._engine.exit_code)
+        return self.left_by
 
     def hand_over(self) -> None:
         """Ends the training for another of this process, which takes its run over."""
@@ -94,7 +109,7 @@ class Ending:
         finally:
             if self._data is not None:
                 self._data.close()
-        if engine.stop_requested and (error is None or was_the_stop) and self._on_stop == "exit":
+        if engine.stop_requested and (error is None or was_the_stop) and self.on_stop == "exit":
             raise Stopped(engine.exit_code) from None
         return was_the_stop
 

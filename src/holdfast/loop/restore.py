@@ -14,6 +14,7 @@ from holdfast.resume import changed_settings
 from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.data.position import is_past
 from holdfast.state.gradients import Gradients
 from holdfast.state.outside import put_back
 from holdfast.state.part import GRADIENTS, Stored
@@ -90,6 +91,10 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
             content.extra["data"], after_skip=set_random_state, replay=replay, saved_by=before, processes=now
         )
         where, redistribution = f", {data.where}", data.redistribution
+        if (epoch := content.extra["training"].get("epoch")) is not None:
+            state.epoch = epoch
+            if is_past(content.extra["data"], epoch):
+                where = f", epoch {epoch}, its batches taken and the rest of its body to come"
     set_random_state()
     notices += _data_notices(state, "data" in content.extra)
     if before != now:
@@ -162,6 +167,7 @@ def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeRe
     step = extra["training"].get("step") if isinstance(extra["training"], dict) else None
     if step != manifest.step:
         raise DamagedCheckpointError(f"{path}: training.json is of step {step}, the manifest of {manifest.step}")
+    _require_epoch(path, extra)
     random = rng_state.decode(extra["random"])
     random.check(state.generators)
     other_order = ""
@@ -174,6 +180,20 @@ def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeRe
         *([other_order] if other_order else []),
     ]
     return _Content(stored, reading.beside, reading.rank0_buffers, extra, random, notices)
+
+
+def _require_epoch(path: Path, extra: dict[str, Any]) -> None:
+    """Refuses an epoch that does not go with the position in the data.
+
+    Raises:
+        DamagedCheckpointError: There is one.
+    """
+    if (epoch := extra["training"].get("epoch")) is None:
+        return
+    data = extra.get("data")
+    at = data.get("epoch") if isinstance(data, dict) else None
+    if type(epoch) is not int or type(at) is not int or epoch < 0 or at not in (epoch, epoch + 1):
+        raise DamagedCheckpointError(f"{path}: training.json is of epoch {quoted(epoch)}, data.json of {quoted(at)}")
 
 
 def _data_notices(state: LoopState, is_there: bool) -> list[str]:

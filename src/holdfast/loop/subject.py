@@ -13,9 +13,11 @@ from holdfast.capture.replicas import Content, Replicas
 from holdfast.capture.subject import LiveSubject
 from holdfast.devices.late import LateNumbers
 from holdfast.layouts import native
+from holdfast.loop.bodies import BodyTensors
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.shares import Share, content_of, parameters_of, share_of, share_of_gradients
 from holdfast.state.data.cursor import DataCursor
+from holdfast.state.data.position import EPOCHS, is_past
 from holdfast.state.data.position import WORD as DATA
 from holdfast.state.gradients import Gradients
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
@@ -42,6 +44,8 @@ class LoopRecord(NamedTuple):
     """The state in no part; None in ranks but the first, which carries it for all."""
     gradients: Mapping[str, torch.Tensor] | None = None
     """The gradients, by parameter; None where they do not go over boundaries."""
+    epoch: int | None = None
+    """The epoch whose body is to be gone on with; None where the loop does not count its epochs."""
 
 
 class LoopState:
@@ -76,14 +80,19 @@ class LoopState:
         self.data = data
         self.rank = rank
         self.world_size = world_size
+        self.bodies = BodyTensors(parts)
+        self.step: int | None = None
+        """The optimizer steps taken, over all resumes; None before it is resumed."""
+        self.epoch: int | None = None
+        """The epoch whose body is being run, or comes next; None where the loop does not count its epochs."""
         self.given: LoopSettings | None = None
         """The settings that the script gives; there from the beginning of training on."""
         self._protected = protected
         self._recorded_at = (0, 0)
         # As of the last boundary at which they were looked up: while a forward runs, a module may show other ones.
-        self._live: dict[str, Mapping[str, torch.Tensor]] = {}
+        self._live: Mapping[str, Mapping[str, torch.Tensor]] = {}
         self._bytes = 0
-        self._position_requires = False
+        self._position_requires = self._body_requires = False
         self._last_outside: OutsideRecord | None = None
         self._carried = Carried()
         self._gradient_ranges: Mapping[str, ShardRange] = {}
@@ -110,11 +119,11 @@ class LoopState:
 
     def structure(self) -> Hashable:
         """Returns something that differs when `live` would return other tensors."""
-        return self.parts.structure()
+        return self.parts.structure(), self.bodies.number
 
     def live(self) -> dict[str, torch.Tensor]:
         """Returns all tensors that stand still between updates, by `part.name`: what this process has of them."""
-        self._live = self.parts.live()
+        self._live = self.bodies.in_place(self.parts.live())
         whole = self._live_by_path()
         local = {path: local_of(tensor) for path, tensor in whole.items()}
         # Asked for at every save, and takes milliseconds where there are many tensors.
@@ -156,8 +165,21 @@ class LoopState:
             return []
         return sorted({owner_of(name) for name in self.outside.changed_since(self._last_outside)})
 
+    def moved(self) -> Sequence[str]:
+        """Returns what an epoch's body has changed since its last step, of what was not copied there."""
+        return self.bodies.moved()
+
+    def not_stepped(self) -> dict[str, torch.Tensor]:
+        """Returns the large tensors that the rest of an epoch's body may change, by part and name."""
+        return self.bodies.now(self.optimizers(), self._live)
+
+    def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Copies such tensors: until the next boundary the copies are in their place in all that is saved."""
+        self.bodies.copy(tensors, self._live)
+
     def record(self) -> LoopRecord:
         """Records the small state, as of now."""
+        self.bodies.release()
         if self.data is not None:
             self._recorded_at = self.data.epoch, self.data.consumed
         return self._record_now()
@@ -179,6 +201,7 @@ class LoopState:
             self.data.record() if self.data is not None else None,
             self._last_outside,
             self.gradients.record(),
+            self.epoch,
         )
 
     def manifest_entry(self, recorded: LoopRecord) -> Mapping[str, Any]:
@@ -197,7 +220,8 @@ class LoopState:
         """Returns the words for what is each rank's own, for what is in no part, and for what the position holds."""
         own = [word for share in self._shares for word in share.requires]
         carried = [CARRIED] if self._carried.tensors else []
-        return [*own, *carried, *([DATA] if self._position_requires else [])]
+        position = [*([DATA] if self._position_requires else []), *([EPOCHS] if self._body_requires else [])]
+        return [*own, *carried, *position]
 
     def not_carried(self) -> Sequence[str]:
         """Returns a text for what changed outside of all parts and is in none of those files."""
@@ -230,6 +254,9 @@ class LoopState:
         extra: dict[str, Any] = {"training": {"step": boundary.step}, "random": recorded.random.encode()}
         if self.data is not None:
             extra["data"] = self.data.encode(recorded.data)
+            if recorded.epoch is not None:
+                extra["training"]["epoch"] = recorded.epoch
+            self._body_requires = recorded.epoch is not None and is_past(extra["data"], recorded.epoch) is not False
             self._position_requires = recorded.data.requires
         return native.images(self._for_all(), extra, rank, size, {share.part: share.own for share in self._shares})
 

@@ -58,11 +58,13 @@ class Offer:
     Args:
         boundary: Its number, which counts alike on all ranks.
         last: The rank can give no later one: its data has ended, or its training thread waits for this save.
+        past: Its training is past the end of the epoch's batches there, in the rest of the epoch's body.
         mark: It is the mark before that boundary: the rank may not come to the boundary itself.
     """
 
     boundary: int
     last: bool = False
+    past: bool = False
     mark: bool = False
 
     def encode(self) -> str:
@@ -72,11 +74,19 @@ class Offer:
 
 @dataclass(frozen=True)
 class Decision:
-    """The decision that all ranks read, word for word: the boundary, or why there is none; if its mark is saved."""
+    """The decision that all ranks read, word for word.
+
+    Args:
+        boundary: The number of the boundary; None where there is none.
+        why: The reason for that.
+        mark: The mark before it is saved.
+        past: A rank is past the end of the epoch's batches there: after a stop all leave at the end of the body.
+    """
 
     boundary: int | None
     why: str = ""
     mark: bool = False
+    past: bool = False
 
     def encode(self) -> str:
         """Returns it as text for the store."""
@@ -132,4 +142,5 @@ def decide(offers: Sequence[Offer]) -> Decision:
     if behind:
         ranks = ", ".join(str(rank) for rank in behind)
         return Decision(None, f"ranks ended unevenly: rank {ranks} stands at an earlier boundary than the others")
-    return Decision(wanted, mark=any(offer.mark for offer in offers if offer.boundary == wanted))
+    of_it = [offer for offer in offers if offer.boundary == wanted]
+    return Decision(wanted, mark=any(offer.mark for offer in of_it), past=any(offer.past for offer in of_it))

@@ -18,6 +18,7 @@ KNOWN: frozenset[str] = frozenset(
     (
         "carried",
         "data",
+        "epochs",
         "gradients",
         "own_models",
         "own_objects",

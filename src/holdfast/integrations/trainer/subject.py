@@ -64,6 +64,10 @@ class TrainerSubject(Recorder):
         """Returns the trainer's, wrappers and those inside of them too."""
         return with_inner(self._trainer.optimizer)
 
+    def moved(self) -> Sequence[str]:
+        """Returns nothing: what a trainer does between two updates is no epoch's body of a loop."""
+        return ()
+
     def structure(self) -> Hashable:
         """Returns something that differs when `live` would return other tensors."""
         return self._model.structure(), self._moments.structure()

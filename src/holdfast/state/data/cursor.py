@@ -56,6 +56,8 @@ class DataCursor:
         self._workers_kept = False
         self._has_begun = False
         self._resume: _Resume | None = None
+        # What stood at its end when it was saved has nothing more to give before it begins anew.
+        self._stands_at_end = False
         self.epoch = 0
         """The epoch, counted from 0; between two epochs, the one to come."""
         self.consumed = 0
@@ -80,12 +82,11 @@ class DataCursor:
             ConfigError: The epoch has no batch at all.
             CheckpointError: The data ends before the position that was resumed.
         """
-        at_an_end = self._resume is not None and self._resume.at.state is not None
+        at_an_end, self._stands_at_end = self._stands_at_end, False
         if self._iterator is None:
             self._iterator = self._resumed() if self._resume else self._begun()
         yield from self._counted()
         if not self.consumed and at_an_end and self._begin is not None:
-            # What stood at its end when it was saved has nothing more to give before it begins anew.
             self._begin.restore(self._generators)
             self._iterator = self._pass()
             yield from self._counted()
@@ -97,6 +98,28 @@ class DataCursor:
             )
         self.epoch += 1
         self.consumed = 0
+
+    def end_epoch(self) -> int:
+        """Ends the epoch where it is: the next batch is the first of the next.
+
+        Returns:
+            The number of batches that it had by then, if it was cut short; 0 where it was at its end.
+        """
+        if self._iterator is None:
+            return 0
+        taken = 0 if loader.is_exhausted(self._iterator) else self.consumed
+        self._iterator = self._begin = self._order = self._fetching = None
+        self.epoch += 1
+        self.consumed = 0
+        return taken
+
+    def arrive_between(self) -> None:
+        """Goes to a position between two epochs that is to be resumed, before the first batch is asked for.
+
+        What the loop does until then draws random numbers from the state that was recorded there.
+        """
+        if self._resume is not None and self._resume.at.begin is None:
+            self._arrive_between(self._resume)
 
     def begin_loop(self, per_step: int | None) -> None:
         """Notes that a loop begins to take batches, or lists of them, of which a step may use a known number."""
@@ -205,6 +228,7 @@ class DataCursor:
         elif at.consumed and at.state is None:
             notices += self._notices_of_the_way(at, replay)
         self._resume = _Resume(at, replay, after_skip, by_guess)
+        self._stands_at_end = at.state is not None
         self._iterator = None
         self.epoch, self.consumed = at.epoch, at.consumed
         return notices
@@ -295,19 +319,11 @@ class DataCursor:
         assert self._resume is not None
         at, resume = self._resume.at, self._resume
         self._tell_epoch_of(at)
-        if at.state is not None:
-            self._stateful.load_state_dict(at.state)
-        base = loader.base(self._data)
-        plain = SkippingLoader(base) if loader.is_plain(base) else None
-        if plain is not None and at.workers_kept:
-            plain.start_workers()
         if at.begin is None:
-            self._inner.begin(at.inner)
-            for path in self._generators.keys() & at.inner.keys():
-                put(path, self._generators[path], at.inner[path])
-            resume.after_skip()
-            self._resume = None
+            self._arrive_between(resume)
             return self._begun()
+        plain = self._prepared(at)
+        base = loader.base(self._data)
         self._inner.begin(at.inner_begin)
         if at.order is not None and at.order.passed:
             rest = redistribute.rest_of_epoch(at, self._data, self._generators)
@@ -324,6 +340,26 @@ class DataCursor:
         if dropped < passed - unloaded and not resume.by_guess:
             raise too_short(passed, dropped)
         return self._arrived(resume, self._pass(iterator, at.consumed), made_again=at.state is None)
+
+    def _prepared(self, at: Position) -> SkippingLoader | None:
+        """Gives the data its own state back, and has workers that are kept started; returns what skips, if it can."""
+        if at.state is not None:
+            self._stateful.load_state_dict(at.state)
+        base = loader.base(self._data)
+        plain = SkippingLoader(base) if loader.is_plain(base) else None
+        if plain is not None and at.workers_kept:
+            plain.start_workers()
+        return plain
+
+    def _arrive_between(self, resume: _Resume) -> None:
+        at = resume.at
+        self._prepared(at)
+        self._inner.begin(at.inner)
+        for path in self._generators.keys() & at.inner.keys():
+            put(path, self._generators[path], at.inner[path])
+        resume.after_skip()
+        self._resume = None
+        self._has_begun = True
 
     def _arrived(self, resume: _Resume, iterator: Iterator[Any], *, made_again: bool) -> Iterator[Any]:
         at = resume.at

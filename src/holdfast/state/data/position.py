@@ -15,6 +15,8 @@ from holdfast.state.rng.state import RngRecord
 _INNER = ("inner", "inner_begin", "inner_ahead")
 WORD = "data"
 """The word of `requires` for a position with fields that version 1 does not have."""
+EPOCHS = "epochs"
+"""The word for one that is beyond the epoch whose body is to be gone on with."""
 
 
 class Position(NamedTuple):
@@ -71,6 +73,21 @@ class Position(NamedTuple):
         if self.set_epoch is not None:
             encoded["set_epoch"] = self.set_epoch
         return {**encoded, "tensors": inline_tensors.encode(tensors)} if tensors else encoded
+
+
+def is_past(encoded: Mapping[str, Any], epoch: int) -> bool | None:
+    """Tells whether all batches of an epoch are taken at a position; None where it is within it, and nobody knows.
+
+    Args:
+        encoded: The position as JSON, with the loader's settings beside it.
+        epoch: The epoch, which is that of the position, or the one before.
+    """
+    if encoded["epoch"] > epoch or encoded.get("begin") is None:
+        return bool(encoded["epoch"] > epoch)
+    settings, known = encoded.get("loader"), encoded.get("order")
+    batches = settings.get("batches") if isinstance(settings, Mapping) else None
+    passed = known.get("passed") if isinstance(known, Mapping) else 0
+    return None if type(batches) is not int or passed else bool(encoded["consumed"] >= batches)
 
 
 def decode(encoded: Mapping[str, Any]) -> Position:
