@@ -54,6 +54,8 @@ class OwnRequests:
         """
         here = self._gate.boundary
         is_call = self._gate.is_training_thread and not self._gate.updating and self._saver.serving
+        if is_call and self._gate.is_past and self._capturing is not None and self._capturing.snapshots.moved():
+            is_call = False  # the rest of an epoch's body has changed what the last boundary held
         if here is None or not is_call or self._is_over:
             return self._ask_for_any(request)
         if self._among_ranks:

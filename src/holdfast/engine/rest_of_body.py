@@ -31,8 +31,10 @@ def stale_before(session: Session, snapshots: Snapshots, before: int) -> int:
 def tell(session: Session, boundary: Boundary, moved: Sequence[str]) -> None:
     """Tells that a save waits for the end of the body."""
     why = f"{in_short(moved)} changed in the epoch's body after step {boundary.step}"
-    session.run.status.update(body=f"{why}: a save waits for the end of the body")
-    session.log.info(f"{why}: the save waits for the end of the body")
+    line = f"{why}: a save waits for the end of the body"
+    if session.run.status.now.body != line:
+        session.run.status.update(body=line)
+        session.log.info(line)
 
 
 def lost(torn: TornError, boundary: Boundary) -> str:

@@ -6,6 +6,7 @@ copies each is watched, and what has changed cannot be saved as it was.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from holdfast.state.buffers import Watch
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
 from holdfast.state.model import ModelPart
-from holdfast.state.part import Part
+from holdfast.state.part import Part, Stored
 from holdfast.state.registry import Parts
 from holdfast.state.sharding import is_distributed, local_of
 
@@ -88,6 +89,14 @@ class BodyTensors:
             part: {name: self._copies.get((part, name), tensor) for name, tensor in tensors.items()}
             for part, tensors in live.items()
         }
+
+    def in_stored(self, stored: dict[str, Stored]) -> dict[str, Stored]:
+        """Returns the content of parts with the copies in it: an object gives its large tensors there once more."""
+        for part in dict.fromkeys(part for part, _ in self._copies):
+            tensors = stored[part].tensors
+            copied = {name: self._copies.get((part, name), tensor) for name, tensor in tensors.items()}
+            stored[part] = replace(stored[part], tensors=copied)
+        return stored
 
 
 def _not_stepped(part: Part, live: Mapping[str, torch.Tensor], stepped: set[int]) -> Iterator[str]:

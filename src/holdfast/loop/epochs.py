@@ -65,7 +65,7 @@ class Epochs:
     def do_without(self) -> None:
         """Takes in that the loop goes through batches without epochs."""
         epoch, self._state.epoch = self._state.epoch, None
-        if epoch is not None and self._data.epoch > epoch and self._engine.gate.boundary is None:
+        if epoch is not None and self._state.begins_past_batches and self._engine.gate.boundary is None:
             self._engine.log.announce(
                 f"the body of epoch {epoch} was left after its batches, and is not gone on with: this loop does without"
                 " epochs()",
@@ -143,6 +143,9 @@ class Epochs:
         self.end_batches(self._batches, may_leave=False)
         self._state.epoch = self.epoch + 1
         self.in_body = self.are_past = False
+
+    def reach_end(self) -> None:
+        """Takes in that the boundary there was reached: no save waits for it any more."""
         if self._engine.run.status.now.body:
             self._engine.run.status.update(body="")
 

@@ -147,6 +147,7 @@ class Passes:
         last = self._epochs.epoch >= self._epochs.wanted
         scheduled = "save_at_end" if last and self._save_at_end else ""
         self._engine.reach(self._state.step or 0, stage="epoch_end", last=last, scheduled=scheduled, look=last)
+        self._epochs.reach_end()
 
     def _leave_at_stop(self) -> None:
         """Leaves a loop of epochs after a stop: nothing of what follows is to run.

@@ -93,7 +93,8 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
         where, redistribution = f", {data.where}", data.redistribution
         if (epoch := content.extra["training"].get("epoch")) is not None:
             state.epoch = epoch
-            if is_past(content.extra["data"], epoch):
+            state.begins_past_batches = bool(is_past(content.extra["data"], epoch))
+            if state.begins_past_batches:
                 where = f", epoch {epoch}, its batches taken and the rest of its body to come"
     set_random_state()
     notices += _data_notices(state, "data" in content.extra)

@@ -85,6 +85,8 @@ class LoopState:
         """The optimizer steps taken, over all resumes; None before it is resumed."""
         self.epoch: int | None = None
         """The epoch whose body is being run, or comes next; None where the loop does not count its epochs."""
+        self.begins_past_batches = False
+        """True where it was resumed with all batches of that epoch taken."""
         self.given: LoopSettings | None = None
         """The settings that the script gives; there from the beginning of training on."""
         self._protected = protected
@@ -176,6 +178,7 @@ class LoopState:
     def copy(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copies such tensors: until the next boundary the copies are in their place in all that is saved."""
         self.bodies.copy(tensors, self._live)
+        self._encoded = (None, {})
 
     def record(self) -> LoopRecord:
         """Records the small state, as of now."""
@@ -291,7 +294,7 @@ class LoopState:
     def _encode(self, boundary: Boundary) -> dict[str, Stored]:
         """Returns what was recorded at a boundary, encoded once: it is compared and written."""
         if self._encoded[0] is not boundary.recorded:
-            self._encoded = (boundary.recorded, self.parts.encode(boundary.recorded.parts))
+            self._encoded = (boundary.recorded, self.bodies.in_stored(self.parts.encode(boundary.recorded.parts)))
         return self._encoded[1]
 
     def _for_all(self) -> list[tuple[str, Mapping[str, torch.Tensor], Stored]]:
