@@ -36,6 +36,7 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "next_try_at": None,
         "capture": "live",
         "copied_buffers": {},
+        "body": "",
         "staging_bytes": 0,
         "staging": "",
         "writes": "",

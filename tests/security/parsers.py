@@ -219,6 +219,7 @@ _STATUS = {
     "last_failure": "the disk is full",
     "capture": "at boundaries",
     "copied_buffers": {"mean": 4},
+    "body": "a save waits",
     "held_seconds": 0.5,
     "ranks": [{"rank": 1, "step": 7, "phase": "training", "held": False, "age": 0.1, "host": "host"}],
     "written_at": 1.0,

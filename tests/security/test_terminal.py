@@ -124,6 +124,7 @@ def forge(root: Path) -> None:
         "status": {
             **forged(Status(RUN, 1), SHORT),
             "capture": SHORT,
+            "body": SHORT,
             "failing_since": 1.0,
             "pending": [{"why": SHORT, "label": SHORT, "door": SHORT, "id": SHORT}] * 3,
             "copied_buffers": {SHORT: 1, SHORT + "more": 2},
