@@ -10,7 +10,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults test-trainers fuzz soak check format api bench gpu gpu-table clean
+.PHONY: help demo test test-full test-faults test-trainers fuzz soak check format api dist bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 
 api: $(STAMP) ## write docs/api.md from the docstrings
 	@$(BIN)/python -m tools.api
+
+dist: $(STAMP) ## build what is released, use it from fresh environments, alone and with each extra, and print the release notes
+	@$(BIN)/python -m tools.dist
 
 bench: $(BENCH) ## measure saves and loads beside those of others (two cores: about 22 minutes); writes benchmarks/results and docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --only save

@@ -7,6 +7,7 @@ Without a version: those of `holdfast.__version__`, or, while that has no sectio
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import holdfast
@@ -43,11 +44,11 @@ def notes(changelog: str, version: str) -> str:
     return f"# Holdfast {version}\n\n{known[version]}\n"
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Prints them."""
     changelog = CHANGELOG.read_text(encoding="utf-8")
-    version = sys.argv[1] if len(sys.argv) > 1 else holdfast.__version__
-    if len(sys.argv) == 1 and version not in sections(changelog):
+    version = arguments[0] if arguments else holdfast.__version__
+    if not arguments and version not in sections(changelog):
         print(f"{version} has no section of its own in CHANGELOG.md yet; its notes will be what is unreleased:\n")
         version = UNRELEASED
     try:
@@ -57,4 +58,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
