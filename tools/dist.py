@@ -109,7 +109,7 @@ class Machine:
         self.folder = folder
         self._bin = folder / "env" / "bin"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HOLDFAST"))}
-        self._environment = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "default"}
+        self._environment = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self._torch = torch
         _run([python, "-m", "venv", str(folder / "env")])
 
@@ -257,10 +257,12 @@ def _wait(happened: Callable[[], bool], training: "subprocess.Popen[str]", log: 
 
 
 def _run(command: Sequence[str], *, env: dict[str, str] | None = None, cwd: Path | None = None, code: int = 0) -> str:
-    done = subprocess.run(command, env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """Runs a command that is to end with a code; returns its output, and of one that is to fail its errors too."""
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True)
+    said = done.stdout + done.stderr
     if done.returncode != code:
-        raise ReleaseError(f"{' '.join(command)} ended with {done.returncode}, and not with {code}:\n{done.stdout}")
-    return done.stdout
+        raise ReleaseError(f"{' '.join(command)} ended with {done.returncode}, and not with {code}:\n{said}")
+    return said if code else done.stdout
 
 
 def _require(condition: bool, problem: str) -> None:
