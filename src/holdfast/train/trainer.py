@@ -147,6 +147,7 @@ def _is_flattened(network: Any) -> bool:
 
 def _rows_of_several(config: "TrainConfig", tokenizer: Any) -> Any:
     """TRL's collator, for rows that hold several examples each and stay rows."""
+    import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     class RowsOfSeveral(DataCollatorForLanguageModeling):  # type: ignore[misc]
@@ -157,11 +158,16 @@ def _rows_of_several(config: "TrainConfig", tokenizer: Any) -> Any:
 
         def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
             batch: dict[str, Any] = super().torch_call(examples)
+            # Not by `return_position_ids`, which TRL has from 1.11 on.
+            lengths = [example.get("seq_lengths", [len(example["input_ids"])]) for example in examples]
+            batch["position_ids"] = positions = torch.zeros_like(batch["input_ids"])
+            for row, own in zip(positions, self.get_position_ids_from_packed_seq_lengths(lengths), strict=True):
+                row[: len(own)] = own
             # transformers looks at the positions only where there is no mask, and then makes the right one itself.
             del batch["attention_mask"]
             # Nothing before it belongs to the same example, so there is nothing to predict it from.
-            batch["labels"][batch["position_ids"] == 0] = -100
+            batch["labels"][positions == 0] = -100
             return batch
 
     multiple = config.sequence_len if config.pad_to_sequence_len else None
-    return RowsOfSeveral(pad_token_id=tokenizer.pad_token_id, return_position_ids=True, pad_to_multiple_of=multiple)
+    return RowsOfSeveral(pad_token_id=tokenizer.pad_token_id, pad_to_multiple_of=multiple)
