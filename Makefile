@@ -6,11 +6,22 @@ STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.bench-installed
 TRAINERS := $(VENV)/.trainers-installed
 
+VERSIONS := .versions
+BENEATH := import pathlib, sys, sysconfig; \
+	pathlib.Path(sysconfig.get_path("purelib"), "beneath.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})")
+WHICH := from importlib.metadata import version; \
+	print(", ".join(f"{name} {version(name)}" for name in ("transformers", "accelerate", "trl", "peft", "torch")), flush=True)
+# What trainers of those versions are tried with: all of it, and what of it takes a minute.
+OF_TRAINERS := tests/integrations tests/train tests/layouts/test_transformers.py tests/layouts/test_export.py \
+	$(addprefix tests/processes/test_, $(addsuffix .py, attach changed_settings collators exceptions outside own_writer \
+	resume schedule signals)) $(addprefix tests/ranks/test_, attach.py data.py own_writer.py)
+A_MINUTE := tests/integrations/trainer/test_contract.py tests/integrations/trainer/test_hooks.py tests/processes/test_attach.py
+
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults test-trainers fuzz soak check format api dist bench gpu gpu-table clean
+.PHONY: help demo test test-full test-faults test-versions test-trainers fuzz soak check format api dist bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,17 +47,35 @@ $(TRAINERS): $(STAMP)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/timm timm torchvision
 	@touch $@
 
+# Other versions of transformers and its kin (versions/NAME.txt), over the rest of $(VENV).
+$(VERSIONS)/%/.installed: versions/%.txt $(STAMP)
+	@echo "Setting up $(VERSIONS)/$* (once; about a minute) ..."
+	@$(BIN)/python -m venv --clear --without-pip $(VERSIONS)/$*
+	@$(VERSIONS)/$*/bin/python -c '$(BENEATH)' "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(VERSIONS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -r $<
+	@touch $@
+
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## the tests (two cores: under 10 minutes); CONTRIBUTING.md has what is left to test-full
+test: $(VERSIONS)/axolotl/.installed ## the tests (two cores: under 10 minutes); CONTRIBUTING.md has what is left to test-full
 	@$(BIN)/python -m pytest -n 2 --dist worksteal
+	@echo "A minute with the versions that Axolotl pins (all of them: make test-versions):"
+	@$(VERSIONS)/axolotl/bin/python -m pytest -q -n 2 --dist worksteal $(A_MINUTE)
 
 test-full: $(STAMP) ## every test, every cell of the matrix, 200 kills
 	@HOLDFAST_FULL=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-faults: $(STAMP) ## break it in every way of docs/faults.md, also as root with strace, mounts and clocks; writes that page
 	@HOLDFAST_FAULTS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -k "test_fault_ or test_security_s" --faults-page=docs/faults.md
+
+test-versions: $(VERSIONS)/oldest/.installed $(VERSIONS)/axolotl/.installed ## the trainers' tests with the oldest versions of transformers and its kin, those that Axolotl pins, ours and the newest
+	@rm -rf $(VERSIONS)/newest
+	@$(MAKE) --no-print-directory $(VERSIONS)/newest/.installed
+	@failed=0; for python in $(addsuffix /bin/python,$(or $(ONLY),$(VERSIONS)/oldest $(VERSIONS)/axolotl $(VENV) $(VERSIONS)/newest)); do \
+		$$python -c '$(WHICH)'; \
+		$$python -m pytest -q -n 2 --dist worksteal $(OF_TRAINERS) || failed=1; \
+	done; exit $$failed
 
 test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
 	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field --trainers-page=docs/trainers.md
@@ -85,5 +114,5 @@ gpu-table: ## the same: a save beside those of others (PART=name: one alone); bo
 	@PYTHONPATH=src:tests $(PYTHON) -m benchmarks.gpu table $(if $(PART),--part $(PART))
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache outputs examples/data
+	rm -rf $(VENV) $(VERSIONS) build dist .mypy_cache .ruff_cache .pytest_cache outputs examples/data
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
