@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+import torch
 from torch import nn, optim
 
 from holdfast.errors import ConfigError, UnsupportedError
@@ -59,3 +60,22 @@ def test_what_deepspeed_has_taken_apart_is_refused_by_name() -> None:
         with pytest.raises(UnsupportedError, match=f"{name}: a plain loop cannot save DeepSpeed's {kind}") as refused:
             parts_of({name: registered})
         assert "TrainingArguments(deepspeed=...)" in str(refused.value.hint)
+
+
+def test_an_optimizer_of_accelerate_that_scales_comes_with_its_scaler() -> None:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    Accelerator(cpu=True)
+    model = nn.Linear(1, 1)
+    scaler = torch.amp.GradScaler("cpu")
+    optimizer = AcceleratedOptimizer(optim.SGD(model.parameters(), 0.1), scaler=scaler)
+    with pytest.raises(ConfigError) as refused:
+        parts_of({"model": model, "optimizer": optimizer})
+    assert refused.value.problems == [
+        "optimizer: it scales gradients, and the scaler is no part; give scaler=accelerator.scaler beside it"
+    ]
+    assert len(parts_of({"model": model, "optimizer": optimizer, "scaler": scaler})) == 3
+    # Without mixed precision accelerate's scaler is there and does nothing, or is not there.
+    idle = AcceleratedOptimizer(optim.SGD(model.parameters(), 0.1), scaler=torch.amp.GradScaler("cpu", enabled=False))
+    assert len(parts_of({"model": model, "optimizer": idle})) == 2

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ def parts_of(named: Mapping[str, object], settings: Collection[str] = ()) -> lis
             if part is None:
                 problems.append(_no_state_of(name, registered))
             else:
-                problems += part.unregistered()
+                problems += [*part.unregistered(), *_scaler_left_out(name, registered, named.values())]
                 parts.append(part)
         elif _has_state(registered):
             parts.append(stateful_part(name, registered))
@@ -185,6 +185,16 @@ def _no_state_of(name: str, optimizer: object) -> str:
         f"{name}: a {type(optimizer).__name__} gives no state to save it by: its state_dict() raises an error, or there"
         " is none, and no torch optimizer is inside of it"
     )
+
+
+def _scaler_left_out(name: str, optimizer: object, registered: Iterable[object]) -> list[str]:
+    """Returns a problem if accelerate scales the gradients of an optimizer, and its scaler is no part."""
+    scaler = getattr(optimizer, "scaler", None)
+    if not isinstance(scaler, torch.amp.GradScaler) or not scaler.is_enabled():
+        return []
+    if any(scaler is other for other in registered):
+        return []
+    return [f"{name}: it scales gradients, and the scaler is no part; give scaler=accelerator.scaler beside it"]
 
 
 def _has_state(registered: object) -> bool:
