@@ -40,11 +40,13 @@ $(BENCH): $(STAMP)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
-# timm's torchvision lies apart: the index has it for CUDA, and beside a torch without it transformers cannot be imported.
+# What others would stumble over lies apart, and its own programs alone see it: the index has torchvision for CUDA, and beside a torch
+# without it transformers cannot be imported; DeepSpeed, where it is installed, is imported and prints.
 $(TRAINERS): $(STAMP)
 	@echo "Setting up the trainers that people bring (once) ..."
-	@DS_BUILD_OPS=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/timm timm torchvision
+	@DS_BUILD_OPS=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
 # Other versions of transformers and its kin (versions/NAME.txt), over the rest of $(VENV).

@@ -24,13 +24,19 @@ SAVE_STEPS = 4
 """The interval of scheduled saves, of which one checkpoint is kept."""
 PLAIN = bool(os.environ.get("FIELD_PLAIN"))
 """True where the program is to train without Holdfast."""
-APART = Path(sys.prefix, "timm")
-"""A folder of packages that nothing but timm's program may see: its torchvision may be one that others stumble over."""
+APART = {name: Path(sys.prefix, name) for name in ("timm", "deepspeed")}
+"""Folders of packages that no other program may see; the Makefile says why."""
 OUT = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
 """The run directory."""
 
 _HOLDS = {int(step) for step in os.environ.get("FIELD_HOLDS", "").split(",") if step}
 _LIMIT_SECONDS = 120.0
+
+
+def path_of(apart: str = "") -> str:
+    """Returns the path on which a program finds this package, and packages that lie apart."""
+    own = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join([*own, *([str(APART[apart])] if apart else [])])
 
 
 def hold(step: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from field.program import APART
+from field.program import APART, path_of
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -53,8 +53,12 @@ class Row:
 
 
 def _version(package: str) -> str:
-    installed = distributions(name=package, path=[*sys.path, str(APART)])
+    installed = distributions(name=package, path=[*sys.path, *map(str, APART.values())])
     return next((distribution.version for distribution in installed), "")
+
+
+DEEPSPEED = {"DS_ACCELERATOR": "cpu", "PYTHONPATH": path_of("deepspeed")}
+"""The environment of a program that trains with DeepSpeed."""
 
 
 def _example(name: str, file: str, packages: tuple[str, ...], ranks: int = 1) -> Row:
@@ -73,7 +77,7 @@ ROWS = (
             "transformers_deepspeed.py",
             ("deepspeed", "transformers", "accelerate"),
             ranks=2,
-            env={"STAGE": str(stage), "DS_ACCELERATOR": "cpu"},
+            env={"STAGE": str(stage), **DEEPSPEED},
         )
         for stage in (1, 2, 3)
     ),

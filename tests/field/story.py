@@ -18,12 +18,12 @@ from typing import Any
 
 import psutil
 
+from field.program import path_of
 from helpers.trainings import events
 from helpers.waiting import wait_until
 
 PROGRAMS = Path(__file__).parent / "programs"
 _LIMIT_SECONDS = 240.0
-_TESTS = Path(__file__).parents[1]
 _TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
@@ -130,7 +130,7 @@ class Story:
         launcher = [*_TORCHRUN, str(self.ranks)] if self.ranks > 1 else []
         variables = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": path_of(),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": "1",

@@ -78,7 +78,7 @@ def see_torchvision() -> None:
     The build on the index is one for CUDA. Beside a torch without it the compiled operators are missing, of which the
     training of a classifier needs none: two are named in their place.
     """
-    sys.path.append(str(APART))
+    sys.path.append(str(APART["timm"]))
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
