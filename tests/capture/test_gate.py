@@ -254,3 +254,46 @@ def test_training_that_has_come_to_the_gate_makes_no_call_any_more() -> None:
     with held(gate, gate.enter_update):
         assert ended(taker) and taken[0] is gate.boundary and gate.has_made_its_calls(2)
         gate.open(2)
+
+
+def test_the_end_of_the_batches_is_not_passed_while_ranks_agree() -> None:
+    gate = gate_at(1)
+    assert gate.offer(-1) == (1, False, False)
+    with held(gate, gate.pass_batches):
+        assert not gate.is_past
+        taken = gate.take(1)
+        assert taken is not None and not gate.is_past, "what a stop decides is told before it goes on"
+        gate.decided()
+    assert gate.is_past and gate.is_shut, "training goes on into the rest of the body while it is read"
+    gate.open(1)
+    assert gate.offer(-1) == (1, False, True)
+    gate.open(None)
+    gate.leave()
+    gate.reach(boundary(2), shut=False)
+    assert gate.offer(-1) == (2, False, False)
+
+
+def test_the_end_of_the_batches_is_passed_on_the_way_to_a_later_boundary_that_was_agreed_on() -> None:
+    gate = gate_at(1)
+    gate.offer(-1)
+    with held(gate, gate.pass_batches):
+        taking = begun(lambda: gate.take(2))
+    assert gate.is_past
+    gate.leave()
+    gate.reach(boundary(2), shut=False)
+    assert ended(taking) and gate.is_shut
+
+
+def test_another_record_of_a_boundary_waits_for_the_snapshot_of_it() -> None:
+    gate = gate_at(1)
+    gate.shut(-1)
+
+    def renew() -> None:
+        with gate.undisturbed() as here:
+            assert here is not None
+            gate.exchange(replace(here, revision=here.revision + 1))
+
+    with held(gate, renew):
+        assert gate.boundary is not None and gate.boundary.revision == 0
+        gate.open(1)
+    assert gate.boundary is not None and gate.boundary.revision == 1 and not gate.is_shut

@@ -94,6 +94,9 @@ class Ranks:
     def wait_for_step(self, step: int) -> None:
         wait_until(lambda: self.status().get("step", 0) >= step, 60, f"step {step}")
 
+    def wait_for_events(self, kind: str, count: int) -> None:
+        wait_until(lambda: len(events(self.run, kind)) >= count, 60, f"{count} times {kind}")
+
     def status(self) -> dict[str, Any]:
         path = self.run / ".holdfast" / "status.json"
         try:

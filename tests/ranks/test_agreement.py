@@ -175,3 +175,10 @@ def test_the_earliest_boundary_that_every_rank_can_give_is_decided(offers: list[
 def test_the_ranks_that_ended_too_early_are_named() -> None:
     offers = [Offer(7), Offer(6, last=True), Offer(7, last=True), Offer(5, last=True)]
     assert "rank 1, 3 stands" in decide(offers).why
+
+
+def test_a_rank_past_the_end_of_the_batches_has_all_run_the_body_to_its_end() -> None:
+    """One that was past an earlier end counts no more: the boundary that is saved is another."""
+    assert not decide([Offer(4), Offer(4)]).past
+    assert decide([Offer(4), Offer(4, past=True)]).past
+    assert not decide([Offer(5), Offer(4, past=True)]).past

@@ -88,13 +88,17 @@ class Blocking:
         done.result()
 
     def _wait_until_open(self) -> None:
-        if not self._shut:
+        self._wait_while(lambda: self._shut)
+
+    def _wait_while(self, is_held: Callable[[], bool], look_seconds: float | None = None) -> None:
+        """Waits, with the lock, while something holds training; asked again whenever something has changed."""
+        if not is_held():
             return
         self.blocked_since = begun = time.monotonic()
         self.training_waits.set()
         try:
-            while self._shut:
-                self._calls.wait_and_run()
+            while is_held():
+                self._calls.wait_and_run(look_seconds)
         finally:
             self.blocked_since = None
             self.blocked_seconds += time.monotonic() - begun

@@ -155,8 +155,7 @@ class Gate(Blocking):
     def pass_batches(self) -> None:
         """Takes training past the end of an epoch's batches; not while ranks agree, for all may leave there."""
         with self._changed:
-            while self._is_undecided and (self._awaited is None or self._is_at(self._awaited)):
-                self._calls.wait_and_run(LOOK_SECONDS)
+            self._wait_while(self._may_leave_here, LOOK_SECONDS)
             self._is_past = self.runs_again = True
 
     @contextmanager
@@ -340,6 +339,10 @@ class Gate(Blocking):
         has_gone_on = self._updating or self._blocked or self.blocked_since is not None or self._ending
         is_late = time.monotonic() > max(here.reached_at, since) + _CALL_SECONDS
         return here.number == number and not here.asked and not has_gone_on and not is_late
+
+    def _may_leave_here(self) -> bool:
+        """Returns whether the ranks still agree on a boundary after which training may have to leave where it is."""
+        return self._is_undecided and (self._awaited is None or self._is_at(self._awaited))
 
     def _is_at(self, number: int) -> bool:
         return self._boundary is not None and self._boundary.number >= number and not self._updating

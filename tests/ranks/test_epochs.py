@@ -1,0 +1,59 @@
+"""Ranks that go through epochs: where they leave is agreed on, wherever in the body of one each of them is."""
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+from helpers.trainings import events
+from ranks.conftest import Job, Ranks
+
+PROGRAM = "from ranks.epochs import run\nrun()"
+
+
+def validated(job: Job) -> list[str]:
+    """What the ranks printed of each epoch, in the order of epochs."""
+    return sorted(re.findall(r"rank \d validated epoch .*", job.output), key=lambda line: line.split("epoch ")[1])
+
+
+def stopped(ranks: Ranks, rank: int, **orders: Any) -> Job:
+    """Starts both ranks, and sends SIGTERM to one when those that are to stand do so."""
+    (ranks.folder / "go").unlink(missing_ok=True)
+    # What must be there before they go on: the save, or that it was agreed on where it comes later.
+    kind = "saved" if orders.get("settings") is None else "agreed"
+    before = len(events(ranks.run, kind))
+    job = ranks.start(program=PROGRAM, **orders)
+    for standing, (place, _) in orders["stand"].items():
+        job.processes[int(standing)].wait_for(f"rank {standing} stands at {place}")
+    job.processes[rank].send(signal.SIGTERM)
+    ranks.wait_for_events(kind, before + 1)
+    (ranks.folder / "go").touch()
+    assert job.wait() == [75, 75], job.output
+    assert "is through" not in job.output
+    return job
+
+
+def test_a_stop_leaves_all_ranks_at_one_place_of_the_body_and_comes_to_the_same_end(ranks: Ranks) -> None:
+    """None past the end of the batches, one of them, both, and what cannot be saved before the end of the body."""
+    alone = ranks.start(program=PROGRAM, plain=True)
+    # Both stand behind the last step: nobody is past the end of the batches, and nobody goes there.
+    job = stopped(ranks, 0, stand={"0": ["last", 0], "1": ["last", 0]})
+    assert not validated(job) and [event["step"] for event in ranks.saved()] == [4]
+    # Rank 0 has gone past it, and waits in the validation for rank 1.
+    job = stopped(ranks, 0, stand={"0": ["moved", 1], "1": ["last", 1]})
+    assert len(validated(job)) == 4 and [event["step"] for event in ranks.saved()] == [4, 8]
+    # Both are in the validation, their averages have moved.
+    job = stopped(ranks, 1, stand={"0": ["moved", 2], "1": ["moved", 2]})
+    assert len(validated(job)) == 4 and [event["step"] for event in ranks.saved()] == [4, 8, 12]
+    # Nothing is copied: what is saved is the end of the body, and all leave at the first step of the next.
+    job = stopped(ranks, 0, stand={"0": ["moved", 3], "1": ["moved", 3]}, settings={"staging_memory": 0})
+    assert len(validated(job)) == 4 and [event["step"] for event in ranks.saved()] == [4, 8, 12, 16]
+    assert "a save waits for the end of the body" in job.output
+    assert events(ranks.run)[-1]["outcome"] == "stopped"
+    last = ranks.start(program=PROGRAM)
+    assert last.digests()[0].split()[0] == "20"
+    alone.wait()
+    ends = [re.findall(r"rank \d ends \d+ (\w+)", each.output) for each in (alone, last)]
+    assert len(ends[0]) == 2 and ends[0] == ends[1]
+    assert validated(last) == validated(alone)[-2:]
+    assert Path(ranks.saved()[-1]["path"]).name == "checkpoint-20"
