@@ -85,10 +85,29 @@ class OptimizerHook:
         """Waits at the gate, for an update of whatever parameters."""
         self._enter_update(self._lanes)
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Waits at the gate; where the step begins with a closure, which computes and writes nothing, after that."""
         _, owns, cards = self._look_at(optimizer)
-        if owns:
+        if not owns:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None or not _begins_with_closure(type(optimizer)):
             self._enter_update(cards)
+            return None
+        within = self._entering_after(closure, cards)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": within}
+        return (args[0], within, *args[2:]), kwargs
+
+    def _entering_after(self, closure: Callable[[], Any], cards: Iterable[int]) -> Callable[[], Any]:
+        def within() -> Any:
+            loss = closure()
+            self._enter_update(cards)
+            return loss
+
+        return within
 
     def _enter_update(self, cards: Iterable[int]) -> None:
         if self._graphs is None:
@@ -104,6 +123,11 @@ class OptimizerHook:
             cards = {self._cards[p] for p in of_it if p in self._cards}
             self._known[optimizer] = known = (groups, bool(cards), [card for card in cards if card is not None])
         return known
+
+
+def _begins_with_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    """Tells whether a class's step calls its closure once, before it writes anything: torch's own, but LBFGS."""
+    return kind.step.__module__.startswith("torch.optim") and not issubclass(kind, torch.optim.LBFGS)
 
 
 def _gate_methods(kind: type) -> bool:

@@ -3,18 +3,22 @@
 from typing import Any, Literal, TypeVar, Unpack
 
 from holdfast.engine.on_published import Hook
+from holdfast.errors import ConfigError
 from holdfast.integrations.strangers import refusal_of
 from holdfast.settings import SettingsKwargs
 
 _Trainer = TypeVar("_Trainer")
 
 TRANSFORMERS = ("transformers",)
+LIGHTNING = ("lightning", "pytorch_lightning")
 
 
 def attach(
     trainer: _Trainer,
     *,
     keep_every: int | None = None,
+    save_steps: int | None = None,
+    save_total_limit: int | None = None,
     strict: bool = True,
     on_stop: Literal["exit", "return"] = "exit",
     on_saved: Hook | None = None,
@@ -31,6 +35,9 @@ def attach(
         trainer: A `transformers.Trainer` or a subclass (TRL, sentence-transformers), or a `lightning.Trainer`, before
             it trains.
         keep_every: Keep the checkpoints whose step is a multiple of this, whatever retention says.
+        save_steps: Saves every so many optimizer steps. For a Lightning trainer; the arguments of one of transformers
+            have it.
+        save_total_limit: The number of such checkpoints that are kept, likewise.
         strict: Refuses a checkpoint that does not fit model and optimizer. Otherwise what does not fit begins anew, and
             is named in a line.
         on_stop: The end of training after a stop was asked for and saved: `exit` raises `Stopped`, a `SystemExit` with
@@ -51,11 +58,29 @@ def attach(
     """
     # Neither is imported for the other: a machine may have one alone.
     if _is_trainer_of(TRANSFORMERS, trainer):
+        for_lightning = {"save_steps": save_steps, "save_total_limit": save_total_limit}
+        if wrong := [name for name, value in for_lightning.items() if value is not None]:
+            raise ConfigError([f"{name}: a transformers Trainer has it in its TrainingArguments" for name in wrong])
         from holdfast.integrations.trainer.attach import attach_trainer
 
         attach_trainer(
             trainer,
             keep_every=keep_every,
+            strict=strict,
+            on_stop=on_stop,
+            on_saved=on_saved,
+            on_saved_all_ranks=on_saved_all_ranks,
+            **settings,
+        )
+        return trainer
+    if _is_trainer_of(LIGHTNING, trainer):
+        from holdfast.integrations.lightning.attach import attach_lightning
+
+        attach_lightning(
+            trainer,
+            keep_every=keep_every,
+            save_steps=save_steps,
+            save_total_limit=save_total_limit,
             strict=strict,
             on_stop=on_stop,
             on_saved=on_saved,

@@ -9,11 +9,10 @@ from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.native_reading import NativeReading
 from holdfast.log import RunLog
 from holdfast.loop.settings import LoopSettings
-from holdfast.loop.subject import LoopState
+from holdfast.loop.subject import LoopData, LoopState
 from holdfast.resume import changed_settings
 from holdfast.resume.open_run import Resumption
 from holdfast.state import environment
-from holdfast.state.data.cursor import DataCursor
 from holdfast.state.data.position import is_past
 from holdfast.state.gradients import Gradients
 from holdfast.state.outside import put_back
@@ -85,7 +84,7 @@ def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: boo
             rng_state.reseed_for_rank(state.rank)
 
     where = redistribution = ""
-    data: DataCursor | None = state.data
+    data: LoopData | None = state.data
     if data is not None and "data" in content.extra:
         notices += data.restore(
             content.extra["data"], after_skip=set_random_state, replay=replay, saved_by=before, processes=now

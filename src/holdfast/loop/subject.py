@@ -1,8 +1,8 @@
 """The state of a plain loop, as the engine saves it: its parts, the random generators, the position in the data."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -16,8 +16,7 @@ from holdfast.layouts import native
 from holdfast.loop.bodies import BodyTensors
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.shares import Share, content_of, parameters_of, share_of, share_of_gradients
-from holdfast.state.data.cursor import DataCursor
-from holdfast.state.data.position import EPOCHS, is_past
+from holdfast.state.data.position import EPOCHS, Position, is_past
 from holdfast.state.data.position import WORD as DATA
 from holdfast.state.gradients import Gradients
 from holdfast.state.layered_optimizer import OptimizerPartOfAnyKind
@@ -48,6 +47,44 @@ class LoopRecord(NamedTuple):
     """The epoch whose body is to be gone on with; None where the loop does not count its epochs."""
 
 
+class LoopData(Protocol):
+    """The position of a loop in its data, as `state.data.cursor.DataCursor` has it."""
+
+    redistribution: str
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted from 0."""
+
+    @property
+    def consumed(self) -> int:
+        """The number of its batches that were taken."""
+
+    @property
+    def where(self) -> str:
+        """The position, for people."""
+
+    def record(self) -> Position:
+        """Records the position."""
+
+    def encode(self, recorded: Position) -> dict[str, Any]:
+        """Returns a position as JSON."""
+
+    def restore(
+        self,
+        encoded: Mapping[str, Any],
+        *,
+        after_skip: Callable[[], object],
+        replay: bool = False,
+        saved_by: int = 1,
+        processes: int = 1,
+    ) -> list[str]:
+        """Goes to a position; returns lines for the user."""
+
+    def other_order(self, encoded: Any, saved_by: int, processes: int) -> str:
+        """Returns a line where the rest of an epoch cannot be gone through in the order that it had."""
+
+
 class LoopState:
     """The state of a plain loop: the parts that a `Checkpointer` was given, and the position of its loop.
 
@@ -68,7 +105,7 @@ class LoopState:
         parts: Parts,
         outside: Outside,
         generators: Mapping[str, torch.Generator],
-        data: DataCursor | None,
+        data: LoopData | None,
         protected: Sequence[Path],
         rank: int = 0,
         world_size: int = 1,

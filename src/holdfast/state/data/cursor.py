@@ -37,10 +37,12 @@ class DataCursor:
 
     Args:
         data: A DataLoader, or any iterable that can be gone through again.
+        tells_epochs: True where it is to call `set_epoch` of what has one; False where a trainer does.
     """
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Any, *, tells_epochs: bool = True) -> None:
         self._data = data
+        self._tells_epochs = tells_epochs
         self._stateful = loader.stateful(data)
         self._generators = loader.generators(data)
         self._inner = InnerState(data)
@@ -120,6 +122,21 @@ class DataCursor:
         """
         if self._resume is not None and self._resume.at.begin is None:
             self._arrive_between(self._resume)
+
+    def enter(self) -> Iterator[Any]:
+        """Begins an epoch at once, or goes to the position that is resumed; for a trainer that keeps count of epochs.
+
+        Returns:
+            Its batches, counted as they are taken.
+        """
+        self.leave()
+        self._iterator = self._resumed() if self._resume else self._begun()
+        return self._counted()
+
+    def leave(self) -> None:
+        """Notes that the epoch is over, whether or not all of its batches were taken."""
+        if self._resume is None and self.consumed:
+            self.end_epoch()
 
     def begin_loop(self, per_step: int | None) -> None:
         """Notes that a loop begins to take batches, or lists of them, of which a step may use a known number."""
@@ -285,6 +302,8 @@ class DataCursor:
 
     def _tell_epoch(self) -> None:
         """Calls `set_epoch` where the script does not do so itself."""
+        if not self._tells_epochs:
+            return
         now, then = loader.epoch_of(self._data), self._epochs_told
         ours = {self.epoch, *([self.epoch + 1] if loader.is_prepared(self._data) else [])}
         others = [epoch for path, epoch in now.items() if epoch != then.get(path, 0) and epoch not in ours]
@@ -298,6 +317,8 @@ class DataCursor:
         """Calls `set_epoch` for an epoch that is resumed; what the script has called may be for the next."""
         if at.begin is None:
             self._tell_epoch()
+            return
+        if not self._tells_epochs:
             return
         now, then = loader.epoch_of(self._data), self._epochs_told
         self._told_ahead = max((epoch for path, epoch in now.items() if epoch != then.get(path, 0)), default=None)

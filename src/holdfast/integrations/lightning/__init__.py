@@ -1,0 +1,1 @@
+"""Lightning's Trainer, and the trainer of `pytorch_lightning`, which is the same under another name."""

@@ -1,0 +1,157 @@
+"""The parts of a Lightning training that are no model and no optimizer: progress, callbacks, and what hooks add."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from holdfast.errors import UnsupportedError
+from holdfast.integrations.lightning.metrics import Metrics
+from holdfast.state import values
+
+PROGRESS, CALLBACKS, HOOKS = "progress", "callbacks", "hooks"
+"""The names of these parts."""
+_LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
+
+
+class LightningProgress:
+    """The progress of a trainer's loops, its metrics, and what else makes a `.ckpt` of a checkpoint.
+
+    Args:
+        trainer: The trainer.
+        package: The name of the package that the trainer is of.
+        version: Its version.
+        with_metrics: False where this version of Lightning has none that could be put back.
+    """
+
+    def __init__(self, trainer: Any, package: str, version: str, *, with_metrics: bool) -> None:
+        self._trainer = trainer
+        self._version = version
+        self._metrics = Metrics(trainer, package) if with_metrics else None
+        self._hyperparameters: dict[str, Any] = {}
+        self.should_stop = False
+        """True where training was to stop early; set once what was pending then is done."""
+
+    def keep_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Takes what a `.ckpt` says of the arguments that the module was made with."""
+        self._hyperparameters = dict(hyperparameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns it all, as of now."""
+        trainer = self._trainer
+        return {
+            "version": self._version,
+            "epoch": trainer.current_epoch,
+            "loops": {name: progress_of(getattr(trainer, name)) for name in _LOOPS},
+            "should_stop": trainer.should_stop,
+            "metrics": None if self._metrics is None else self._metrics.record(),
+            "hyperparameters": self._hyperparameters,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts the fit's progress and metrics back. What a training before its first batch had is made anew."""
+        fit_loop, recorded = self._trainer.fit_loop, state["loops"]["fit_loop"]
+        self.should_stop = state["should_stop"]
+        if not recorded["epoch_loop.batch_progress"]["total"]["ready"]:
+            return
+        fit_loop.load_state_dict(recorded)
+        _forget_restart(fit_loop)
+        if self._metrics is not None and state["metrics"] is not None:
+            self._metrics.restore(state["metrics"])
+
+
+class LightningCallbacks:
+    """The states of a trainer's callbacks, by their keys.
+
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+        self.left_out: dict[str, str] = {}
+        """The callbacks whose state is none that a checkpoint can hold, each with the reason."""
+        self.is_loaded = False
+        for key, state in self._states():
+            try:
+                values.encode(state, key, {})
+            except UnsupportedError as error:
+                self.left_out[key] = str(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state of each that has one."""
+        return {key: state for key, state in self._states() if key not in self.left_out}
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Has each load its own, once: before the fit starts, as Lightning does."""
+        if self.is_loaded:
+            return
+        self.is_loaded = True
+        for callback in self._trainer.callbacks:
+            if state := states.get(callback.state_key):
+                callback.load_state_dict(state)
+
+    def _states(self) -> list[tuple[str, Any]]:
+        states = [(callback.state_key, callback.state_dict()) for callback in self._trainer.callbacks]
+        return [(key, state) for key, state in states if state]
+
+
+class LightningHooks:
+    """What `on_save_checkpoint` of the module and of callbacks adds to a checkpoint, for `on_load_checkpoint`.
+
+    Args:
+        trainer: The trainer.
+        owners: Those that override the hook: callbacks, and the module.
+    """
+
+    def __init__(self, trainer: Any, owners: list[Any]) -> None:
+        self._trainer = trainer
+        self._owners = owners
+
+    def state_dict(self) -> dict[str, Any]:
+        """Calls the hooks as Lightning does when it saves; returns what they have added."""
+        checkpoint = self._usual()
+        usual = dict(checkpoint)
+        self._call("on_save_checkpoint", checkpoint)
+        return {key: value for key, value in checkpoint.items() if key not in usual}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Calls the hooks as Lightning does when it loads."""
+        self._call("on_load_checkpoint", {**self._usual(), **state})
+
+    def _usual(self) -> dict[str, Any]:
+        trainer = self._trainer
+        return {
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "state_dict": trainer.lightning_module.state_dict(),
+            "callbacks": {},
+            "loops": {},
+            "optimizer_states": [],
+            "lr_schedulers": [],
+        }
+
+    def _call(self, hook: str, checkpoint: dict[str, Any]) -> None:
+        module = self._trainer.lightning_module
+        for owner in self._owners:
+            arguments = (checkpoint,) if owner is module else (self._trainer, module, checkpoint)
+            getattr(owner, hook)(*arguments)
+
+
+def progress_of(loop: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the progress of a loop and those inside, as its own `state_dict` would, but for loaders' states."""
+    state: dict[str, Any] = {f"{prefix}state_dict": {}}
+    if hasattr(loop, "_batches_that_stepped"):
+        state[f"{prefix}state_dict"] = {"_batches_that_stepped": loop._batches_that_stepped}
+    for name, value in vars(loop).items():
+        if hasattr(value, "_restarting"):
+            state.update(progress_of(value, f"{prefix}{name}."))
+        elif type(value).__module__.endswith("loops.progress"):
+            state[prefix + name] = value.state_dict()
+    return state
+
+
+def _forget_restart(loop: Any) -> None:
+    """Takes back that a loop is to restart: it goes on exactly where it was, which Lightning's own way does not."""
+    loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
+    for value in vars(loop).values():
+        if hasattr(value, "_restarting"):
+            _forget_restart(value)
