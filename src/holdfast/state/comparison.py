@@ -52,7 +52,8 @@ def _is_alike(then: Any, now: Any) -> bool:
         return _are_tensors_alike(then, now)
     if isinstance(then, torch.Tensor | np.ndarray) or isinstance(now, torch.Tensor | np.ndarray):
         first, second = _plain(then), _plain(now)
-        return first.shape == second.shape and np.array_equal(first, second, equal_nan=first.dtype.kind in "fc")
+        have_nan = first.dtype.kind in "fc" and second.dtype.kind in "fc"
+        return first.shape == second.shape and np.array_equal(first, second, equal_nan=have_nan)
     if isinstance(then, float) and isinstance(now, float) and math.isnan(then):
         return math.isnan(now)
     if then is None or isinstance(then, bool | int | float | complex | str | bytes | set | frozenset | list | tuple):

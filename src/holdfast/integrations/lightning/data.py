@@ -8,7 +8,7 @@ is restored. Read against Lightning 2.6.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from holdfast.state.data.cursor import DataCursor
+from holdfast.state.data.followed import FollowedCursor
 from holdfast.state.data.position import Position
 from holdfast.state.rng.state import RngRecord
 
@@ -49,6 +49,7 @@ class CombinedLoaders:
     def __init__(self, combined: Any) -> None:
         self._combined = combined
         self.dataset = list(combined.flattened)  # a walk looks here for generators
+        self.num_workers = max(getattr(loader, "num_workers", 0) for loader in combined.flattened)
 
     def __iter__(self) -> Iterator[Any]:
         _own_pass(self._combined)
@@ -91,7 +92,7 @@ class LightningData:
 
     def __init__(self, *, waits: bool) -> None:
         self._waits = waits
-        self._cursor: DataCursor | None = None
+        self._cursor: FollowedCursor | None = None
         self._restoring: _Restoring | None = None
         self._fetcher: Any = None
         self._before_ahead: Position | None = None
@@ -128,7 +129,7 @@ class LightningData:
             combined.__class__ = type(kind.__name__, (kind,), {"__slots__": (), "__iter__": _iterate})
         vars(combined)[_FOLLOWER] = self
         data = combined.flattened[0] if len(combined.flattened) == 1 else CombinedLoaders(combined)
-        self._cursor = DataCursor(data, tells_epochs=False)
+        self._cursor = FollowedCursor(data)
         self._cursor.epoch = epoch
         self._restore_if_there_is_data()
 

@@ -50,6 +50,7 @@ class Metrics:
         connector, strategy = self._trainer._logger_connector, self._trainer.strategy
         results = self._trainer.fit_loop.epoch_loop._results
         kinds = importlib.import_module(f"{self._package}.trainer.connectors.logger_connector.result")
+        results.clear()
         for key, entry in recorded["epoch"].items():
             meta = kinds._Metadata(**entry["meta"], reduce_fx=_REDUCTIONS[entry["reduction"]])
             meta.sync = kinds._Sync(
@@ -64,7 +65,7 @@ class Metrics:
                 setattr(metric, name, value)
             results[key] = metric
         for name in _SHOWN:
-            getattr(connector, name).update(recorded["shown"][name])
+            setattr(connector, name, dict(recorded["shown"][name]))
         connector._first_loop_iter, connector._current_fx = recorded["first"], recorded["hook"]
 
 

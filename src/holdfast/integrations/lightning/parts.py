@@ -13,37 +13,28 @@ _LOOPS = ("fit_loop", "validate_loop", "test_loop", "predict_loop")
 
 
 class LightningProgress:
-    """The progress of a trainer's loops, its metrics, and what else makes a `.ckpt` of a checkpoint.
+    """The progress of a trainer's loops, and its metrics.
 
     Args:
         trainer: The trainer.
         package: The name of the package that the trainer is of.
-        version: Its version.
         with_metrics: False where this version of Lightning has none that could be put back.
     """
 
-    def __init__(self, trainer: Any, package: str, version: str, *, with_metrics: bool) -> None:
+    def __init__(self, trainer: Any, package: str, *, with_metrics: bool) -> None:
         self._trainer = trainer
-        self._version = version
         self._metrics = Metrics(trainer, package) if with_metrics else None
-        self._hyperparameters: dict[str, Any] = {}
         self.should_stop = False
         """True where training was to stop early; set once what was pending then is done."""
-
-    def keep_hyperparameters(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Takes what a `.ckpt` says of the arguments that the module was made with."""
-        self._hyperparameters = dict(hyperparameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns it all, as of now."""
         trainer = self._trainer
         return {
-            "version": self._version,
             "epoch": trainer.current_epoch,
             "loops": {name: progress_of(getattr(trainer, name)) for name in _LOOPS},
             "should_stop": trainer.should_stop,
             "metrics": None if self._metrics is None else self._metrics.record(),
-            "hyperparameters": self._hyperparameters,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -69,7 +60,6 @@ class LightningCallbacks:
         self._trainer = trainer
         self.left_out: dict[str, str] = {}
         """The callbacks whose state is none that a checkpoint can hold, each with the reason."""
-        self.is_loaded = False
         for key, state in self._states():
             try:
                 values.encode(state, key, {})
@@ -81,13 +71,12 @@ class LightningCallbacks:
         return {key: state for key, state in self._states() if key not in self.left_out}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Has each load its own, once: before the fit starts, as Lightning does."""
-        if self.is_loaded:
-            return
-        self.is_loaded = True
+        """Has each load its own."""
         for callback in self._trainer.callbacks:
             if state := states.get(callback.state_key):
                 callback.load_state_dict(state)
+                if "current_score" in state and hasattr(callback, "current_score"):
+                    callback.current_score = state["current_score"]  # which a ModelCheckpoint forgets
 
     def _states(self) -> list[tuple[str, Any]]:
         states = [(callback.state_key, callback.state_dict()) for callback in self._trainer.callbacks]
@@ -95,7 +84,7 @@ class LightningCallbacks:
 
 
 class LightningHooks:
-    """What `on_save_checkpoint` of the module and of callbacks adds to a checkpoint, for `on_load_checkpoint`.
+    """The additions of users' `on_save_checkpoint` to a checkpoint, which `on_load_checkpoint` gets back.
 
     Args:
         trainer: The trainer.

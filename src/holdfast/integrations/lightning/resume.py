@@ -17,7 +17,7 @@ from holdfast.integrations.lightning import supported
 from holdfast.integrations.lightning.averaging import exchange_schedule
 from holdfast.integrations.lightning.data import LightningData
 from holdfast.integrations.lightning.parts import CALLBACKS, PROGRESS, LightningCallbacks, LightningProgress
-from holdfast.integrations.lightning.state import LightningState, hyperparameters_of
+from holdfast.integrations.lightning.state import LightningState
 from holdfast.layouts.native_reading import NativeReading
 from holdfast.loop.restore import load_into
 from holdfast.state import values
@@ -37,14 +37,14 @@ class Resume:
 
     def __init__(self, trainer: Any, engine: Engine, data: LightningData, *, strict: bool) -> None:
         package = supported.package_of(trainer)
-        version = supported.version_of(package)
+        self._version = supported.version_of(package)
         self._trainer = trainer
         self._engine = engine
         self._data = data
         self._strict = strict
         self._callbacks = LightningCallbacks(trainer)
         has_metrics = supported.has_metrics(trainer)
-        self._progress = LightningProgress(trainer, package, version, with_metrics=has_metrics)
+        self._progress = LightningProgress(trainer, package, with_metrics=has_metrics)
         self._state: LightningState | None = None
         self._begin: Callable[[], None] = lambda: None
         self.is_begun = False
@@ -54,18 +54,16 @@ class Resume:
         """Returns the state that is saved; made when it is first asked for, with all that a fit has by then."""
         if self._state is None:
             engine = self._engine
-            content, left_out = hyperparameters_of(self._trainer)
-            self._progress.keep_hyperparameters(content)
             protected = [] if engine.origin.chosen is None else [engine.origin.chosen.path]
             keep = engine.settings.resume_settings == "keep"
             self._state = LightningState(
                 self._trainer, self._data, self._progress, self._callbacks, protected, engine.rank, engine.world_size,
-                keep=keep,
+                keep=keep, version=self._version,
             )  # fmt: skip
             self._state.outside.begin()
             for key, reason in self._callbacks.left_out.items():
                 engine.log.announce(f"callbacks: the state of {key} is not saved: {reason}", logging.WARNING)
-            if left_out:
+            if left_out := self._state.left_out:
                 engine.log.announce(f"hparams: a .ckpt that is exported will be without {', '.join(left_out)}")
         return self._state
 

@@ -1,11 +1,12 @@
 """The state of a Lightning training, as the engine saves it: a plain loop's, with the parts of a trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from holdfast.errors import UnsupportedError
 from holdfast.integrations.lightning.averaging import Schedules, averaging_of
 from holdfast.integrations.lightning.data import LightningData
 from holdfast.integrations.lightning.parts import (
@@ -39,6 +40,7 @@ class LightningState(LoopState):
         rank: The rank of this process.
         world_size: The number of processes that train together.
         keep: Keeps the settings of a checkpoint, where that can be done.
+        version: The version of Lightning.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class LightningState(LoopState):
         world_size: int,
         *,
         keep: bool,
+        version: str,
     ) -> None:
         module = trainer.lightning_module
         named: dict[str, object] = {"model": module}
@@ -72,7 +75,13 @@ class LightningState(LoopState):
         parts = Parts(parts_of(named))
         super().__init__(parts, Outside(self._roots, self._known), {}, data, protected, rank, world_size)
         self._lightning_data = data
+        content, self.left_out = hyperparameters_of(trainer)
+        self._of_ckpt = {"version": version, "hyperparameters": content}
         self.given = LoopSettings(parts, keep=keep)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Returns the settings that the script gives, and what a `.ckpt` says of the module's arguments."""
+        return {**super().settings(), "lightning": self._of_ckpt}
 
     def _record_now(self) -> LoopRecord:
         recorded = super()._record_now()
@@ -95,19 +104,23 @@ class LightningState(LoopState):
 
 
 def hyperparameters_of(trainer: Any) -> tuple[dict[str, Any], list[str]]:
-    """Returns what a `.ckpt` says of the arguments that a module was made with, and the names of those left out."""
+    """Returns what a `.ckpt` says of the arguments that a module was made with, as JSON, and the names left out."""
     module = trainer.lightning_module
     content: dict[str, Any] = {}
     left_out = []
     for name, value in dict(module.hparams or {}).items():
+        tensors: dict[str, torch.Tensor] = {}
         try:
-            values.encode(value, str(name), {})
-        except Exception:  # noqa: BLE001 - whatever a user keeps there is none of the training's state
+            encoded = values.encode(blanked({name: value})[name], str(name), tensors)
+        except UnsupportedError:
+            left_out.append(str(name))
+            continue
+        if tensors:
             left_out.append(str(name))
         else:
-            content[str(name)] = value
+            content[str(name)] = encoded
     extra = {"hparams_name": module._hparams_name} if hasattr(module, "_hparams_name") else {}
-    return ({**extra, _HYPERPARAMETERS: blanked(content)} if content else {}), left_out
+    return ({**extra, _HYPERPARAMETERS: content} if content else {}), left_out
 
 
 def _numbered(name: str, objects: Sequence[Any]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from holdfast.errors import ConfigError
@@ -11,23 +11,11 @@ from holdfast.state.data import loader, order, position, prepared, redistribute
 from holdfast.state.data.inner import InnerState, put
 from holdfast.state.data.lookahead import Lookahead
 from holdfast.state.data.order import Order
-from holdfast.state.data.position import Position
+from holdfast.state.data.position import Position, Resume
 from holdfast.state.data.prepared import Ahead, Fetching
 from holdfast.state.data.skip import SkippingLoader, too_short
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
-
-
-@dataclass(frozen=True)
-class _Resume:
-    """A position that is still to be reached; the arguments of `DataCursor.restore`."""
-
-    at: Position
-    replay: bool
-    after_skip: Callable[[], object]
-    by_guess: bool
-    """True where the data may end before the position: then the epoch is over."""
-
 
 _END = object()
 
@@ -37,12 +25,10 @@ class DataCursor:
 
     Args:
         data: A DataLoader, or any iterable that can be gone through again.
-        tells_epochs: True where it is to call `set_epoch` of what has one; False where a trainer does.
     """
 
-    def __init__(self, data: Any, *, tells_epochs: bool = True) -> None:
+    def __init__(self, data: Any) -> None:
         self._data = data
-        self._tells_epochs = tells_epochs
         self._stateful = loader.stateful(data)
         self._generators = loader.generators(data)
         self._inner = InnerState(data)
@@ -57,7 +43,7 @@ class DataCursor:
         self._order: Order | None = None
         self._workers_kept = False
         self._has_begun = False
-        self._resume: _Resume | None = None
+        self._resume: Resume | None = None
         # What stood at its end when it was saved has nothing more to give before it begins anew.
         self._stands_at_end = False
         self.epoch = 0
@@ -122,21 +108,6 @@ class DataCursor:
         """
         if self._resume is not None and self._resume.at.begin is None:
             self._arrive_between(self._resume)
-
-    def enter(self) -> Iterator[Any]:
-        """Begins an epoch at once, or goes to the position that is resumed; for a trainer that keeps count of epochs.
-
-        Returns:
-            Its batches, counted as they are taken.
-        """
-        self.leave()
-        self._iterator = self._resumed() if self._resume else self._begun()
-        return self._counted()
-
-    def leave(self) -> None:
-        """Notes that the epoch is over, whether or not all of its batches were taken."""
-        if self._resume is None and self.consumed:
-            self.end_epoch()
 
     def begin_loop(self, per_step: int | None) -> None:
         """Notes that a loop begins to take batches, or lists of them, of which a step may use a known number."""
@@ -244,7 +215,7 @@ class DataCursor:
             notices = []
         elif at.consumed and at.state is None:
             notices += self._notices_of_the_way(at, replay)
-        self._resume = _Resume(at, replay, after_skip, by_guess)
+        self._resume = Resume(at, replay, after_skip, by_guess)
         self._stands_at_end = at.state is not None
         self._iterator = None
         self.epoch, self.consumed = at.epoch, at.consumed
@@ -302,8 +273,6 @@ class DataCursor:
 
     def _tell_epoch(self) -> None:
         """Calls `set_epoch` where the script does not do so itself."""
-        if not self._tells_epochs:
-            return
         now, then = loader.epoch_of(self._data), self._epochs_told
         ours = {self.epoch, *([self.epoch + 1] if loader.is_prepared(self._data) else [])}
         others = [epoch for path, epoch in now.items() if epoch != then.get(path, 0) and epoch not in ours]
@@ -317,8 +286,6 @@ class DataCursor:
         """Calls `set_epoch` for an epoch that is resumed; what the script has called may be for the next."""
         if at.begin is None:
             self._tell_epoch()
-            return
-        if not self._tells_epochs:
             return
         now, then = loader.epoch_of(self._data), self._epochs_told
         self._told_ahead = max((epoch for path, epoch in now.items() if epoch != then.get(path, 0)), default=None)
@@ -356,7 +323,12 @@ class DataCursor:
             return self._arrived(resume, self._pass(skipped=passed), made_again=True)
         drops = resume.replay or resume.by_guess or not loader.can_skip(self._data)
         unloaded = 0 if drops else passed
-        iterator = plain.after(unloaded) if plain is not None else iter(base)
+        late = at.begin if at.workers_kept and loader.draws_late(self._data) else None
+        iterator = (
+            plain.after(unloaded, partial(late.restore, self._generators) if late else None) if plain else iter(base)
+        )
+        if late and plain is None:
+            late.restore(self._generators)
         dropped = sum(1 for _ in itertools.islice(iterator, passed - unloaded))
         if dropped < passed - unloaded and not resume.by_guess:
             raise too_short(passed, dropped)
@@ -372,7 +344,7 @@ class DataCursor:
             plain.start_workers()
         return plain
 
-    def _arrive_between(self, resume: _Resume) -> None:
+    def _arrive_between(self, resume: Resume) -> None:
         at = resume.at
         self._prepared(at)
         self._inner.begin(at.inner)
@@ -382,7 +354,7 @@ class DataCursor:
         self._resume = None
         self._has_begun = True
 
-    def _arrived(self, resume: _Resume, iterator: Iterator[Any], *, made_again: bool) -> Iterator[Any]:
+    def _arrived(self, resume: Resume, iterator: Iterator[Any], *, made_again: bool) -> Iterator[Any]:
         at = resume.at
 
         def go_on() -> None:

@@ -40,6 +40,11 @@ def keeps_workers(data: object) -> bool:
     return is_plain(own) and own.persistent_workers and own._iterator is not None
 
 
+def draws_late(data: object) -> bool:
+    """Tells if data draws its order when the first batch is asked for, and not when its iterator is made."""
+    return not getattr(base(data), "num_workers", 0)
+
+
 def tell_epoch(data: Any, epoch: int) -> None:
     """Calls `set_epoch` of whatever has one."""
     for part in _with_epochs(data):

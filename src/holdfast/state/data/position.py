@@ -1,6 +1,7 @@
 """A position in the data, and its form as JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +89,17 @@ def is_past(encoded: Mapping[str, Any], epoch: int) -> bool | None:
     batches = settings.get("batches") if isinstance(settings, Mapping) else None
     passed = known.get("passed") if isinstance(known, Mapping) else 0
     return None if type(batches) is not int or passed else bool(encoded["consumed"] >= batches)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A position that is still to be reached; the arguments of `DataCursor.restore`."""
+
+    at: Position
+    replay: bool
+    after_skip: Callable[[], object]
+    by_guess: bool
+    """True where the data may end before the position: then the epoch is over."""
 
 
 def decode(encoded: Mapping[str, Any]) -> Position:

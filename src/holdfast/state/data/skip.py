@@ -6,7 +6,7 @@ for an epoch that goes through other indices than the loader's sampler would giv
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -39,22 +39,28 @@ class SkippingLoader:
             self._indices.closed = False
             self._loader._iterator = self._copy._iterator
 
-    def after(self, batches: int) -> Iterator[Any]:
+    def after(self, batches: int, before_first: Callable[[], object] | None = None) -> Iterator[Any]:
         """Returns the loader's iterator after so many batches. Without workers, nothing is loaded before it is asked.
+
+        Args:
+            batches: The number of batches.
+            before_first: Called between the making of the iterator and its first index.
 
         Raises:
             CheckpointError: An epoch has fewer batches.
         """
         self._indices.skip = batches
-        return self._begun()
+        return self._begun(before_first)
 
     def through(self, indices: Iterable[Any]) -> Iterator[Any]:
         """Returns the loader's iterator for one epoch of these, instead of what its own sampler gives."""
         self._indices.instead = indices
         return self._begun()
 
-    def _begun(self) -> Iterator[Any]:
+    def _begun(self, before_first: Callable[[], object] | None = None) -> Iterator[Any]:
         iterator = iter(self._copy)
+        if before_first is not None:
+            before_first()
         self._indices.finish()
         # Workers that are kept belong to the loader itself from here on.
         self._loader._iterator = self._copy._iterator
