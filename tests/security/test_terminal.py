@@ -22,7 +22,7 @@ from holdfast.errors import CheckpointError, RunBusyError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import Holder
 from holdfast.run.outcome import Outcome
-from holdfast.run.request import Answer, Request
+from holdfast.run.request import IN_NO_FILE, Answer, Request
 from holdfast.run.run import Run
 from holdfast.run.status import Status
 from holdfast.text import MOST_BYTES, MOST_LINE
@@ -135,6 +135,7 @@ def forge(root: Path) -> None:
     }.items():
         getattr(directory, name).path.write_text(json.dumps(content))
     asked = forged(Request("command", label="label", why="why", id=ASKED_FOR, asked_at=1.0), SHORT)
+    del asked["at"], asked["slot"]  # the one is in no file, the other a name, or the request is none
     for name, request in {"b" * 32: {"door": SHORT}, ASKED_FOR: asked | {"door": "command"}}.items():
         (directory.requests.path / f"{name}.json").write_text(json.dumps(request))
 
@@ -152,7 +153,8 @@ def answered(run: Path) -> Iterator[None]:
                 failed = forged(Answer(saved=False, path="p", error="e", digest="d", finite="f"), SHORT)
                 failed |= {"saved": '"stop": true' in path.read_text()}
                 content = {**failed, "request": path.stem, "not_finite": [SHORT], "not_carried": [SHORT, SHORT]}
-                del content["note"]
+                for name in IN_NO_FILE:
+                    del content[name]
                 (directory.answers.path / path.name).write_text(json.dumps(content))
 
     thread = threading.Thread(target=answer)
