@@ -80,7 +80,7 @@ test-versions: $(VERSIONS)/oldest/.installed $(VERSIONS)/axolotl/.installed ## t
 	done; exit $$failed
 
 test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
-	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field --trainers-page=docs/trainers.md
+	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field tests/integrations/trainer/test_stored_weights.py --trainers-page=docs/trainers.md
 
 fuzz: $(STAMP) ## fuzz every parser of what others can write, FUZZ_SECONDS each (60); needs: .venv/bin/pip install atheris
 	@nice -n 19 $(BIN)/python tests/security/fuzz.py --seconds $(or $(FUZZ_SECONDS),60)

@@ -66,6 +66,10 @@ def _example(name: str, file: str, packages: tuple[str, ...], ranks: int = 1) ->
     return Row(name, "example.py", packages, ranks, env={"EXAMPLE": file})
 
 
+def _trl(name: str, kind: str, ranks: int = 1) -> Row:
+    return Row(name, (str(PROGRAMS / "trl_trainer.py"), "OUT", kind), ("trl", "transformers"), ranks)
+
+
 ROWS = (
     Row("transformers `Trainer`", "transformers_trainer.py", ("transformers", "accelerate", "torch")),
     Row("transformers `Trainer`, two processes", "transformers_trainer.py", ("transformers", "accelerate"), ranks=2),
@@ -85,6 +89,19 @@ ROWS = (
     _example("timm", "timm_loop.py", ("timm", "torchvision")),
     _example("ignite", "ignite_loop.py", ("pytorch-ignite",)),
     _example("torch_geometric", "torch_geometric_loop.py", ("torch-geometric",)),
+    _trl("TRL `SFTTrainer`, LoRA", "sft"),
+    _trl("TRL `DPOTrainer`, `sync_ref_model`", "dpo"),
+    _trl("TRL `RewardTrainer`", "reward"),
+    _trl("TRL `KTOTrainer`", "kto"),
+    _trl("TRL `RLOOTrainer`, `steps_per_generation`, `num_iterations`, `sync_ref_model`", "rloo"),
+    _trl("TRL `GRPOTrainer`, `steps_per_generation`, `num_iterations`, `sync_ref_model`", "grpo"),
+    _trl("TRL `GRPOTrainer`, two processes", "grpo", ranks=2),
+    _trl("TRL `ORPOTrainer`", "orpo"),
+    Row(
+        "sentence-transformers, a loss with weights and one without",
+        "sentence_transformers_trainer.py",
+        ("sentence-transformers", "transformers"),
+    ),
 )
 
 

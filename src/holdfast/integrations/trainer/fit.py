@@ -6,7 +6,6 @@ with weights that nobody loaded, where they are others. Read against transformer
 
 import functools
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,23 +17,18 @@ import torch
 from torch import optim
 from transformers import Trainer
 
-from holdfast.errors import CheckpointError, DamagedCheckpointError
+from holdfast.errors import CheckpointError
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.integrations.trainer.readable import allow_cpus_of_ranks, explained, explaining
+from holdfast.integrations.trainer.stored_weights import Stored, loss_weights, stored_weights
 from holdfast.layouts import transformers as layout
-from holdfast.layouts.safetensors import header
-from holdfast.layouts.safetensors.header import HeaderError
 from holdfast.log import RunLog
 from holdfast.resume.choose import ResumePoint
 from holdfast.state.optimizer_layers import unwrapped
-from holdfast.store.manifest import Manifest, strict_json
+from holdfast.store.manifest import Manifest
 from holdfast.text import shown
 
 _MOST_LINES = 20
-_WEIGHTS = ("model.safetensors", "adapter_model.safetensors")
-_INDEX = "model.safetensors.index.json"
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass
@@ -187,8 +181,10 @@ class _Filtered:
         self._own = own
         self._names = names
 
-    def __call__(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return self._own({k: v for k, v in state_dict.items() if k not in self._names}, *args, **kwargs)
+    def __call__(self, state_dict: Mapping[str, Any], strict: bool = True, **kwargs: Any) -> Any:
+        """Loads what is not left out. What is, is missing whether the loader is strict or not."""
+        fitting = {name: tensor for name, tensor in state_dict.items() if name not in self._names}
+        return self._own(fitting, strict=False, **kwargs)
 
 
 def _load_adapter(own: Any, *args: Any, **kwargs: Any) -> Any:
@@ -204,64 +200,26 @@ def _fitting(misfits: Misfits, optimizer: optim.Optimizer, state: dict[str, Any]
 
 
 def _compare_weights(misfits: Misfits, trainer: Trainer, path: Path) -> None:
-    stored: Shapes | None = explaining(_stored_shapes, "its weights")(path)
-    if stored is None:
-        return
-    misfits.are_weights_compared = True
-    here = _live_shapes(trainer.model)
-    others = _other_names(trainer.model)
-    for name in sorted(stored.keys() | here.keys()):
-        then, now = stored.get(name), here.get(name)
-        if then == now or (then is None and stored.keys() & others.get(name, set())):
-            continue
-        if then is None:
-            misfits.lines.append(f"model: {name!r} is in the model and not in the checkpoint")
-        elif now is None:
-            misfits.lines.append(f"model: {name!r} is in the checkpoint and not in the model")
-        else:
-            misfits.lines.append(f"model: {name!r} is {list(then)} in the checkpoint and {list(now)} in the model")
-        misfits.weights.add(name)
+    for owner, prefix, stored, here, others in explaining(_stored, "its weights")(trainer, path):
+        misfits.are_weights_compared |= owner == "model"
+        for name in sorted(stored.keys() | here.keys()):
+            then, now = stored.get(name), here.get(name)
+            if then == now or (then is None and stored.keys() & others.get(name, set())):
+                continue
+            full = f"{prefix}{name}"
+            if then is None:
+                misfits.lines.append(f"{owner}: {full!r} is in the {owner} and not in the checkpoint")
+            elif now is None:
+                misfits.lines.append(f"{owner}: {full!r} is in the checkpoint and not in the {owner}")
+            else:
+                misfits.lines.append(
+                    f"{owner}: {full!r} is {list(then)} in the checkpoint and {list(now)} in the {owner}"
+                )
+            misfits.weights.add(full)
 
 
-def _stored_shapes(path: Path) -> Shapes | None:
-    """Returns the shapes of a checkpoint's weights; None where they are in no file of safetensors."""
-    files = [path / name for name in _WEIGHTS if (path / name).is_file()]
-    if (path / _INDEX).is_file() and not files:
-        index = strict_json((path / _INDEX).read_bytes())
-        files = [path / name for name in sorted(set(index["weight_map"].values()))]
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            shapes.update({tensor.name: tensor.shape for tensor in header.read(fd)})
-        except HeaderError as error:
-            raise DamagedCheckpointError(f"{file} is no file of tensors: {error}", [str(error)]) from error
-        finally:
-            os.close(fd)
-    return shapes or None
-
-
-def _live_shapes(model: Any) -> Shapes:
-    """Returns the shapes of what a model's checkpoint has: tied weights have all their names."""
-    if hasattr(model, "peft_config"):
-        from peft import get_peft_model_state_dict
-
-        return {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
-    ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
-    shapes = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and name not in ignored:
-            shapes[name] = tuple(tensor.shape)
-    return shapes
-
-
-def _other_names(model: Any) -> Mapping[str, set[str]]:
-    """Returns the other names that each tensor of a model has: of tied weights a checkpoint has one."""
-    names: dict[Any, set[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-            names.setdefault((tensor.data_ptr(), tensor.shape), set()).add(name)
-    return {name: several for several in names.values() if len(several) > 1 for name in several}
+def _stored(trainer: Trainer, path: Path) -> list[Stored]:
+    return list(stored_weights(trainer, path))
 
 
 def _compare_optimizer(
@@ -290,7 +248,8 @@ def _compare_optimizer(
         return
     if not type(optimizer).__module__.startswith("torch.optim"):
         return  # its state may have shapes of its own, as a projection has
-    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    named = [*trainer.model.named_parameters(), *loss_weights(trainer).items()]
+    names = {id(parameter): name for name, parameter in named}
     live = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [number for group in groups for number in group["params"]]
     for number, parameter in zip(numbers, live, strict=True):

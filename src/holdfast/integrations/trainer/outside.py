@@ -13,7 +13,7 @@ from transformers import Trainer
 from holdfast.devices.late import LateNumbers
 from holdfast.engine.engine import Engine
 from holdfast.errors import UnsupportedError
-from holdfast.integrations.trainer import trl_state
+from holdfast.integrations.trainer import loss_components, trl_state
 from holdfast.layouts import native
 from holdfast.layouts.image import Image
 from holdfast.layouts.native_reading import NativeReading
@@ -31,7 +31,7 @@ _OF_STATE = "state/"
 # Attributes that have a file of their own, are recorded as counters, hold samples, or are the training's machinery.
 _PASSED_OVER = (
     "accelerator", "args", "callback_handler", "control", "eval_dataset", "lr_scheduler", "state", "train_dataset",
-    "_tr_loss", trl_state.GENERATED,
+    "_tr_loss", trl_state.GENERATED, loss_components.NAME,
 )  # fmt: skip
 
 _OF_DEEPSPEED = ("deepspeed", "model_wrapped")
@@ -89,7 +89,7 @@ class TrainerOutside:
         """Records what changes, as of now. Called by training at every boundary."""
         return OutsideOfTrainer(
             self._tensors.record() if self._rank == 0 else None,
-            trl_state.record(self._trainer),
+            {**trl_state.record(self._trainer), **loss_components.record(self._trainer)},
             self._gradients.record() if self._rank == 0 else None,
         )
 
@@ -153,7 +153,9 @@ class TrainerOutside:
             return notices
         if manifest.world_size != world_size:
             return [*notices, f"{', '.join(state)}: belongs to a process among {manifest.world_size}, and begins anew"]
-        trl_state.restore(self._trainer, values.decode(state, own.tensors if own is not None else {}))
+        recorded = values.decode(state, own.tensors if own is not None else {})
+        trl_state.restore(self._trainer, recorded)
+        loss_components.restore(self._trainer, recorded)
         return notices
 
     def _updated_by_optimizer(self) -> dict[str, torch.Tensor]:
