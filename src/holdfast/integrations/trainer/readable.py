@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerState
-from transformers.trainer_pt_utils import safe_globals
+from transformers import Trainer, TrainerState, trainer_pt_utils
 
 from holdfast.errors import CheckpointError, DamagedCheckpointError
 from holdfast.layouts.loadable import Allowing, UnloadableError, load
@@ -73,7 +72,7 @@ def require_readable_files(trainer: Trainer, chosen: ResumePoint) -> None:
     for name in _STATES:
         _require_loadable(path, name)
     for file in sorted(path.glob("rng_state*.pth")):
-        _require_loadable(path, file.name, allowing=safe_globals)
+        _require_loadable(path, file.name, allowing=trainer_pt_utils.safe_globals)
     _require_own_adapters(trainer, path)
 
 

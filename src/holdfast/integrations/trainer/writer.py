@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
-from transformers.trainer_pt_utils import safe_globals
+from transformers import Trainer, trainer_pt_utils
 
 from holdfast.errors import SaveError
 from holdfast.integrations.trainer.interception import intercepted, quietly
@@ -120,7 +119,7 @@ def _take_over_the_rest(
 
     def save_random_state(output_dir: str) -> None:
         path = Path(output_dir, layout.random_files(world_size)[0])
-        _save(record.random.as_transformers(every_device=world_size > 1), path, safe_globals)
+        _save(record.random.as_transformers(every_device=world_size > 1), path, trainer_pt_utils.safe_globals)
 
     stand_in._save_optimizer_and_scheduler = save_optimizer_and_scheduler
     stand_in._save_scaler = save_scaler
