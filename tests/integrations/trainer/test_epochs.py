@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import holdfast
+from helpers import small_trainer as small
 from holdfast.errors import UnsupportedError
 
 SAMPLES = 20
@@ -327,3 +328,14 @@ def test_generators_inside_the_data_go_on(tmp_path: Path, stop: int, accumulate:
     second = Run(tmp_path / "cut", resume=True, data=Noisy(), **options)
     assert first.samples + second.samples == whole.samples
     assert second.weights == whole.weights
+
+
+def test_a_save_in_the_epoch_after_one_whose_end_a_resume_made_up_for_is_of_that_epoch(tmp_path: Path) -> None:
+    whole = small.train(tmp_path / "whole")
+    cut = tmp_path / "cut"
+    small.train(cut, [small.Stop(small.STEPS_PER_EPOCH)])
+    small.train(cut, [small.Stop(small.STEPS_PER_EPOCH + 2)])
+    resumed = small.train(cut)
+    assert small.weights(resumed) == small.weights(whole)
+    epochs = [[entry["epoch"] for entry in trainer.state.log_history] for trainer in (resumed, whole)]
+    assert epochs[0] == epochs[1]

@@ -124,9 +124,13 @@ class EpochAccounting:
         return position
 
     def end_epoch(self) -> None:
-        """Notes that nothing is left of the epoch: all that belongs to its end is done."""
-        self._epoch += 1
-        self._first_step = self._trainer.state.global_step
+        """Notes that nothing is left of the epoch: all that belongs to its end is done.
+
+        A resume that has still to end an epoch does so when it has begun the next, of which no step is taken then.
+        """
+        if self._first_step != self._trainer.state.global_step:
+            self._epoch += 1
+            self._first_step = self._trainer.state.global_step
 
     def is_beyond_division(self, position: TrainerPosition) -> bool:
         """Tells if a Trainer that divides the steps by those of an epoch goes on with something else."""
