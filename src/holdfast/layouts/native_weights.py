@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UnsupportedError
+from holdfast.layouts import lightning_ckpt
 from holdfast.layouts.image import read_json
 from holdfast.layouts.native import REST, TENSORS
 from holdfast.layouts.ownership import note_of
@@ -26,7 +27,7 @@ _TOGETHER_BYTES = 64 << 20
 
 
 def leave_weights(report: Report, checkpoint: Folder, target: Folder) -> None:
-    """Writes the weights of all models of a checkpoint into another directory.
+    """Writes the weights of all models of a checkpoint into another directory, and of a Lightning training a `.ckpt`.
 
     Args:
         report: The checkpoint, verified and good.
@@ -52,6 +53,8 @@ def leave_weights(report: Report, checkpoint: Folder, target: Folder) -> None:
             _join(checkpoint, manifest, entries, target / (part + TENSORS))
         elif part not in manifest.tensors and part + TENSORS in listed:
             files.copy(checkpoint / (part + TENSORS), target / (part + TENSORS))
+    if lightning_ckpt.is_of_lightning(checkpoint, manifest):
+        lightning_ckpt.leave(checkpoint, manifest, target)
 
 
 def _join(checkpoint: Folder, manifest: Manifest, entries: Mapping[str, Mapping[str, Any]], target: Place) -> None:

@@ -77,5 +77,7 @@ def _bare(module: nn.Module) -> nn.Module:
             module = module.module
         elif (compiled := module._modules.get("_orig_mod")) is not None:
             module = compiled
+        elif "_forward_module" in module._modules and (own := module._modules.get("_original_module")) is not None:
+            module = own  # of Lightning's Fabric, whose package need not be there
         else:
             return module

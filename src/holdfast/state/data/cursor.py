@@ -28,6 +28,7 @@ class DataCursor:
     """
 
     def __init__(self, data: Any) -> None:
+        data, self._moved = loader.unwrapped(data)
         self._data = data
         self._stateful = loader.stateful(data)
         self._generators = loader.generators(data)
@@ -377,4 +378,4 @@ class DataCursor:
         # Nothing but the attribute holds the iterator, so that `close` lets it go however this generator is held.
         while self._iterator is not None and (batch := next(self._iterator, _END)) is not _END:
             self.consumed += 1
-            yield batch
+            yield batch if self._moved is None else self._moved(batch)

@@ -1,6 +1,7 @@
 """Questions to the data that a user gives: how it draws its order, and how a position in it is reached."""
 
-from collections.abc import Iterator, Mapping, Sized
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sized
 from typing import Any, TypeGuard
 
 import torch
@@ -17,6 +18,16 @@ def is_plain(data: object) -> TypeGuard[DataLoader[Any]]:
         and getattr(kind, "__iter__", None) is DataLoader.__iter__
         and getattr(kind, "_get_iterator", None) is DataLoader._get_iterator
     )
+
+
+def unwrapped(data: Any) -> tuple[Any, Callable[[Any], Any] | None]:
+    """Returns a loader without what Lightning's Fabric has put around it, and what that does to each batch."""
+    kind = type(data)
+    if kind.__name__ != "_FabricDataLoader":
+        return data, None
+    own, device = data._dataloader, data.device
+    move = None if device is None else sys.modules[kind.__module__].move_data_to_device
+    return own, None if move is None else lambda batch: move(batch, device)
 
 
 def is_prepared(data: object) -> bool:
