@@ -15,6 +15,7 @@ from holdfast.engine.on_published import Hook, require_hook
 from holdfast.errors import Stopped, UnsupportedError
 from holdfast.integrations.trainer import contract
 from holdfast.integrations.trainer.epochs import EpochAccounting
+from holdfast.integrations.trainer.eval_on_start import EvaluatedAtStart
 from holdfast.integrations.trainer.fit import loading
 from holdfast.integrations.trainer.held_path import named, rewording
 from holdfast.integrations.trainer.hooks import StepHooks
@@ -103,6 +104,7 @@ def _saving_train(
             TrainerSettings(trainer, running) as given_settings,
             EpochAccounting(trainer, running) as epochs,
             StepHooks(trainer, running, given_settings, epochs),
+            EvaluatedAtStart(trainer),
         ):
             if on_saved is not None and (all_ranks or not running.rank):
                 running.on_published(on_saved)
