@@ -7,6 +7,7 @@ BENCH  := $(VENV)/.bench-installed
 TRAINERS := $(VENV)/.trainers-installed
 
 VERSIONS := .versions
+AXOLOTL := $(VERSIONS)/axolotl-whole
 BENEATH := import pathlib, sys, sysconfig; \
 	pathlib.Path(sysconfig.get_path("purelib"), "beneath.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})")
 WHICH := from importlib.metadata import version; \
@@ -21,7 +22,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults test-versions test-trainers fuzz soak check format api dist bench gpu gpu-table clean
+.PHONY: help demo test test-full test-faults test-versions test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +58,16 @@ $(VERSIONS)/%/.installed: versions/%.txt $(STAMP)
 	@$(VERSIONS)/$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -r $<
 	@touch $@
 
+# Axolotl pins versions of its own. torch has dependencies that its build decides; of all others the list is the whole.
+$(AXOLOTL)/.installed: pyproject.toml versions/axolotl-whole.txt
+	@echo "Setting up $(AXOLOTL) (once; about two minutes) ..."
+	@$(NEW_ENOUGH)
+	@$(PYTHON) -m venv $(AXOLOTL)
+	@PIP_CONSTRAINT=versions/axolotl-whole.txt $(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check torch numpy
+	@$(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r versions/axolotl-whole.txt
+	@$(AXOLOTL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted
 	@$(BIN)/python examples/demo.py
 
@@ -81,6 +92,10 @@ test-versions: $(VERSIONS)/oldest/.installed $(VERSIONS)/axolotl/.installed ## t
 
 test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
 	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field tests/integrations/trainer/test_stored_weights.py --trainers-page=docs/trainers.md
+
+test-axolotl: $(AXOLOTL)/.installed ## Axolotl, the real one, on its own pins: its plugin, and its rows of docs/trainers.md
+	@HOLDFAST_TRAINERS=1 AXOLOTL_DO_NOT_TRACK=1 $(AXOLOTL)/bin/python -m pytest -n 2 --dist worksteal \
+		tests/integrations/test_axolotl.py tests/field -k axolotl --trainers-page=docs/trainers.md
 
 fuzz: $(STAMP) ## fuzz every parser of what others can write, FUZZ_SECONDS each (60); needs: .venv/bin/pip install atheris
 	@nice -n 19 $(BIN)/python tests/security/fuzz.py --seconds $(or $(FUZZ_SECONDS),60)

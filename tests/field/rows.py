@@ -70,6 +70,8 @@ def _trl(name: str, kind: str, ranks: int = 1) -> Row:
     return Row(name, (str(PROGRAMS / "trl_trainer.py"), "OUT", kind), ("trl", "transformers"), ranks)
 
 
+_AXOLOTL = ("axolotl", "transformers", "accelerate", "peft")
+
 ROWS = (
     Row("transformers `Trainer`", "transformers_trainer.py", ("transformers", "accelerate", "torch")),
     Row("transformers `Trainer`, two processes", "transformers_trainer.py", ("transformers", "accelerate"), ranks=2),
@@ -102,6 +104,10 @@ ROWS = (
         "sentence_transformers_trainer.py",
         ("sentence-transformers", "transformers"),
     ),
+    Row("Axolotl, full", "axolotl_causal.py", _AXOLOTL),
+    Row("Axolotl, full, two processes", "axolotl_causal.py", _AXOLOTL, ranks=2),
+    Row("Axolotl, LoRA", "axolotl_causal.py", _AXOLOTL, env={"LORA": "1"}),
+    Row("Axolotl, LoRA, two processes", "axolotl_causal.py", _AXOLOTL, ranks=2, env={"LORA": "1"}),
 )
 
 

@@ -1,4 +1,6 @@
-"""A process that has imported torch, and with `--trainers` the trainers; it forks a child for each line of its input.
+"""A process that has imported torch, the trainers (`--trainers`) or Axolotl (`--axolotl`); it forks children.
+
+One for each line of its input.
 
 A line is JSON: argv, cwd, env, output, program; an empty one ends it. The child is a process like any other: its own
 session, default signals, its output in a file; its exit code is left beside it.
@@ -19,18 +21,30 @@ from typing import Any, NoReturn
 from holdfast.cli.app import main
 
 sys.path[0] = str(Path(__file__).parents[1])
+# What is imported may print.
+ANSWERS = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 
 # What a child would spend most of its time on importing. Not `attach`: plain transformers must do without it.
 TRAINERS = ("trl.trainer.sft_trainer", "holdfast.engine.engine", "holdfast.train.config.load")
 # The first optimizer of a process imports `torch._dynamo`.
 RANKS = ("torch._dynamo", "holdfast.loop.checkpointer", "ranks.loop")
+AXOLOTL = (
+    "axolotl.cli.train",
+    "axolotl.common.datasets",
+    "axolotl.core.builders",
+    "axolotl.train",
+    "holdfast.integrations.axolotl",
+    "holdfast.integrations.trainer.attach",
+    "torch._dynamo",
+)
 
 
 def preload() -> None:
-    trainers = "--trainers" in sys.argv
-    for module in TRAINERS if trainers else RANKS:
+    with_axolotl, with_trainers = "--axolotl" in sys.argv, "--trainers" in sys.argv
+    for module in AXOLOTL if with_axolotl else TRAINERS if with_trainers else RANKS:
         importlib.import_module(module)
-    if trainers:
+    if with_axolotl or with_trainers:
         from transformers import LlamaConfig, LlamaForCausalLM
 
         # The first model that is saved has transformers compile some hundred patterns.
@@ -46,6 +60,7 @@ def child(job: dict[str, Any]) -> NoReturn:
     code = 1
     try:
         os.setsid()
+        os.close(ANSWERS.fileno())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         output = os.open(job["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -83,7 +98,7 @@ def serve() -> None:
                 job = json.loads(line)
                 pid = os.fork() or child(job)
                 outputs[pid] = Path(job["output"])
-                print(pid, flush=True)
+                print(pid, file=ANSWERS, flush=True)
         for pid, output in list(outputs.items()):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

@@ -46,7 +46,7 @@ class AxolotlSettings(SaveSettings):
 class AxolotlTrigger(DynamicCheckpoint):
     """Axolotl's `dynamic_checkpoint:`, with the defaults of its schema. Its documentation has 100 for the interval."""
 
-    check_interval: int = Field(default=10, ge=1)
+    check_interval: int = Field(default=10, ge=0)
 
 
 class HoldfastArgs(BaseModel):
@@ -88,6 +88,8 @@ class HoldfastPlugin(BasePlugin):  # type: ignore[misc]
             )
         _log_as_axolotl_does()
         self._keys = _read(cfg)
+        if self._keys.dynamic_checkpoint.check_interval == 0:
+            cfg[_TRIGGER]["check_interval"] = 1  # the least that Axolotl's schema takes
         if (plan := rehearsal.current()) is not None:
             # Before Axolotl opens its log there, and writes its tokenizer.
             cfg["output_dir"] = plan.output_dir
