@@ -75,6 +75,14 @@ _AXOLOTL = ("axolotl", "transformers", "accelerate", "peft")
 ROWS = (
     Row("transformers `Trainer`", "transformers_trainer.py", ("transformers", "accelerate", "torch")),
     Row("transformers `Trainer`, two processes", "transformers_trainer.py", ("transformers", "accelerate"), ranks=2),
+    Row(
+        "transformers `Trainer` with FSDP2 through accelerate, on a CPU, two processes",
+        "transformers_trainer.py",
+        ("transformers", "accelerate"),
+        ranks=2,
+        line="shards nothing here (MULTI_CPU): each process has all of the model, and checkpoints are plain ones",
+        env={"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"},
+    ),
     _example("accelerate loop", "accelerate_loop.py", ("accelerate", "torch")),
     _example("accelerate loop, two processes", "accelerate_loop.py", ("accelerate", "torch"), ranks=2),
     *(

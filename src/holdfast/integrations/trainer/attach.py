@@ -26,7 +26,7 @@ from holdfast.integrations.trainer.readable import require_readable_files
 from holdfast.integrations.trainer.rehearsed import rehearse
 from holdfast.integrations.trainer.secrets import pickled_blank
 from holdfast.integrations.trainer.settings import TrainerSettings
-from holdfast.integrations.trainer.supported import ATTACHED, require_readable, require_supported
+from holdfast.integrations.trainer.supported import ATTACHED, require_readable, require_supported, unsharded
 from holdfast.layouts import transformers as layout
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.settings import Settings, SettingsKwargs, validated
@@ -108,7 +108,7 @@ def _saving_train(
         ):
             if on_saved is not None and (all_ranks or not running.rank):
                 running.on_published(on_saved)
-            for line in contract.lesser_promises(trainer):
+            for line in [*contract.lesser_promises(trainer), *unsharded(trainer)]:
                 running.log.announce(line, logging.WARNING)
             chosen = running.origin.chosen
             require_readable(trainer, chosen)

@@ -1,5 +1,8 @@
 """The trainers of transformers that cannot be attached, and the checkpoints that they cannot go on from."""
 
+import os
+from importlib.metadata import version
+
 from transformers import Trainer
 
 from holdfast.errors import UnsupportedError
@@ -63,3 +66,18 @@ def require_readable(trainer: Trainer, chosen: ResumePoint | None) -> None:
             " keeps it from being exchanged after it was checked",
             hint="mount /proc, or take the checkpoint into a directory where nobody else may write",
         )
+
+
+def unsharded(trainer: Trainer) -> list[str]:
+    """Returns a line where FSDP is asked for and accelerate leaves it out, which it does without a word on a CPU.
+
+    It is known when the trainer is made: what shards has taken the plugin up by then.
+    """
+    wanted = trainer.args.fsdp_plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if not wanted or trainer.is_fsdp_enabled or trainer.is_fsdp_xla_enabled:
+        return []
+    kind = trainer.accelerator.distributed_type.value
+    return [
+        f"FSDP is asked for, and accelerate {version('accelerate')} shards nothing here ({kind}): each process has all"
+        " of the model, and checkpoints are plain ones"
+    ]
