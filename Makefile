@@ -15,7 +15,7 @@ WHICH := from importlib.metadata import version; \
 # What trainers of those versions are tried with: all of it, and what of it takes a minute.
 OF_TRAINERS := tests/integrations tests/train tests/layouts/test_transformers.py tests/layouts/test_export.py \
 	$(addprefix tests/processes/test_, $(addsuffix .py, attach changed_settings collators exceptions outside own_writer \
-	resume schedule signals)) $(addprefix tests/ranks/test_, attach.py data.py own_writer.py)
+	resume schedule signals)) tests/ranks/test_attach.py tests/ranks/test_data.py
 A_MINUTE := tests/integrations/trainer/test_contract.py tests/integrations/trainer/test_hooks.py tests/processes/test_attach.py
 
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
