@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools import dist
 
 import holdfast
 
@@ -87,3 +88,10 @@ def test_every_import_is_seen_and_names_are_read() -> None:
         "pytorch_ignite",
     ]
     assert "transformers" in modules_of("trl") and "trl" not in modules_of("hf")
+
+
+def test_a_release_is_used_with_the_lowest_versions_and_with_every_extra_for_training() -> None:
+    assert len(dist.lowest()) == len(PROJECT["dependencies"]), "each has a lower bound, which `make dist` installs"
+    assert set(EXTRAS) - set(dist.extras()) == {"bench", "dev", "trainers"}
+    programs = {path.stem.removeprefix("with_") for path in dist.PROGRAMS.glob("with_*.py")}
+    assert {"hf", "trl", "lightning"} <= programs <= set(EXTRAS)
