@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from helpers.epochs import EPOCHS, STEPS, ByEpochs
+from helpers.paper import Paper, taken_for_cards
 from helpers.trainings import events
 from helpers.waiting import wait_until
 from holdfast import Checkpointer, Stopped
@@ -104,6 +105,14 @@ def test_killed_wherever_it_is_it_goes_on_to_the_same_end(
     within = "its batches taken and the rest of its body to come"
     first = next(line for line in resumed.said if line.startswith("resumed from"))
     assert (within in first) == (place != "top" and step != 7)
+
+
+def test_on_cards_the_copies_of_a_body_are_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: ByEpochs
+) -> None:
+    taken_for_cards(monkeypatch, Paper("lazy", in_step=True))
+    killed(tmp_path / "run", killed_after(saves, "rest", 1))
+    assert ByEpochs(tmp_path / "run").train().digest() == alone.digest()
 
 
 @pytest.mark.parametrize("data", ["a list", "a stream", "kept workers", "a generator of its own"])

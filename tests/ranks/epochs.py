@@ -66,6 +66,7 @@ def main() -> None:
                 time.sleep(0.01)
 
     def body(epoch: int, batches: Any) -> None:
+        print(f"rank {rank} begins epoch {epoch}", flush=True)
         steps = 0
         for inputs, wanted in batches:
             ((model(inputs) - wanted) ** 2).mean().backward()

@@ -16,6 +16,13 @@ def validated(job: Job) -> list[str]:
     return sorted(re.findall(r"rank \d validated epoch .*", job.output), key=lambda line: line.split("epoch ")[1])
 
 
+def begun(job: Job) -> list[int]:
+    """The epochs whose bodies the ranks have begun, each by both or by none."""
+    first, second = (re.findall(rf"rank {rank} begins epoch (\d)", job.output) for rank in (0, 1))
+    assert first == second, job.output
+    return [int(epoch) for epoch in first]
+
+
 def stopped(ranks: Ranks, rank: int, **orders: Any) -> Job:
     """Starts both ranks, and sends SIGTERM to one when those that are to stand do so."""
     (ranks.folder / "go").unlink(missing_ok=True)
@@ -38,16 +45,19 @@ def test_a_stop_leaves_all_ranks_at_one_place_of_the_body_and_comes_to_the_same_
     alone = ranks.start(program=PROGRAM, plain=True)
     # Both stand behind the last step: nobody is past the end of the batches, and nobody goes there.
     job = stopped(ranks, 0, stand={"0": ["last", 0], "1": ["last", 0]})
-    assert not validated(job) and [event["step"] for event in ranks.saved()] == [4]
+    assert begun(job) == [0] and not validated(job) and [event["step"] for event in ranks.saved()] == [4]
     # Rank 0 has gone past it, and waits in the validation for rank 1.
     job = stopped(ranks, 0, stand={"0": ["moved", 1], "1": ["last", 1]})
-    assert len(validated(job)) == 4 and [event["step"] for event in ranks.saved()] == [4, 8]
+    assert begun(job) == [0, 1] and len(validated(job)) == 4
+    assert [event["step"] for event in ranks.saved()] == [4, 8]
     # Both are in the validation, their averages have moved.
     job = stopped(ranks, 1, stand={"0": ["moved", 2], "1": ["moved", 2]})
-    assert len(validated(job)) == 4 and [event["step"] for event in ranks.saved()] == [4, 8, 12]
+    assert begun(job) == [1, 2] and len(validated(job)) == 4
+    assert [event["step"] for event in ranks.saved()] == [4, 8, 12]
     # Nothing is copied: what is saved is the end of the body, and all leave at the first step of the next.
     job = stopped(ranks, 0, stand={"0": ["moved", 3], "1": ["moved", 3]}, settings={"staging_memory": 0})
-    assert len(validated(job)) == 4 and [event["step"] for event in ranks.saved()] == [4, 8, 12, 16]
+    assert begun(job) == [2, 3, 4] and len(validated(job)) == 4
+    assert [event["step"] for event in ranks.saved()] == [4, 8, 12, 16]
     assert "a save waits for the end of the body" in job.output
     assert events(ranks.run)[-1]["outcome"] == "stopped"
     last = ranks.start(program=PROGRAM)

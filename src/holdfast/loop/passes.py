@@ -119,7 +119,6 @@ class Passes:
                 if not self._ending.is_over and self._engine.gate.is_training_thread:
                     body.end_batches(batches, may_leave=False)
                 raise
-            self._leave_at_stop()
             self._data.drain()
         if not body.end_batches(batches):
             self._leave_at_stop()
