@@ -72,6 +72,12 @@ def _trl(name: str, kind: str, ranks: int = 1) -> Row:
 
 _AXOLOTL = ("axolotl", "transformers", "accelerate", "peft")
 
+
+def _lightning(name: str, module: str, package: str, ranks: int = 1) -> Row:
+    program = (str(PROGRAMS / "lightning_trainer.py"), "OUT", module, str(ranks))
+    return Row(name, program, (package, "torch"), ranks)
+
+
 ROWS = (
     Row("transformers `Trainer`", "transformers_trainer.py", ("transformers", "accelerate", "torch")),
     Row("transformers `Trainer`, two processes", "transformers_trainer.py", ("transformers", "accelerate"), ranks=2),
@@ -116,6 +122,10 @@ ROWS = (
     Row("Axolotl, full, two processes", "axolotl_causal.py", _AXOLOTL, ranks=2),
     Row("Axolotl, LoRA", "axolotl_causal.py", _AXOLOTL, env={"LORA": "1"}),
     Row("Axolotl, LoRA, two processes", "axolotl_causal.py", _AXOLOTL, ranks=2, env={"LORA": "1"}),
+    _lightning("Lightning", "lightning.pytorch", "lightning"),
+    _lightning("`pytorch_lightning`", "pytorch_lightning", "pytorch-lightning"),
+    _lightning("Lightning, DDP, two processes", "lightning.pytorch", "lightning", ranks=2),
+    Row("Fabric, a loop", "fabric_loop.py", ("lightning",)),
 )
 
 

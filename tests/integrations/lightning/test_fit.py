@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("lightning", reason="Lightning is not installed")
 
 import holdfast
+from helpers.full import in_full
 from helpers.small_lightning import (
     Ask,
     Fit,
@@ -63,7 +64,19 @@ CASES: dict[str, tuple[Ask, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+IN_FULL = {
+    "in a validation at an epoch's end": "one of its own in mid-epoch",
+    "with max_steps": "max_epochs",
+    "with epochs that are cut short": "whole ones",
+    "with SWA, in a validation": "SWA in mid-epoch",
+    "with workers, in the first epoch": "workers in a later one",
+    "with bf16": "full precision",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=in_full(IN_FULL[case]) if case in IN_FULL else ()) for case in CASES]
+)
 def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> None:
     ask, given = CASES[case]
     settings = dict(given)
@@ -85,6 +98,12 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case: str, tmp_path: Pa
     assert len(first.noted) + len(second.noted) >= len(whole.noted) > len(second.noted)
     assert weights(second) == weights(whole)
     assert (resumed.global_step, resumed.current_epoch) == (alone.global_step, alone.current_epoch)
+
+
+def test_a_shorter_loader_that_was_begun_anew_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, Fit(ask=Ask(5)), _several(0))
+    fit(tmp_path, Fit(), _several(0), resume="auto")
+    assert "a shorter one of several loaders was begun anew within the epoch" in caplog.text
 
 
 def test_a_stop_ends_with_the_code_for_come_back_later(tmp_path: Path) -> None:

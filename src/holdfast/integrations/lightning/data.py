@@ -8,6 +8,7 @@ is restored. Read against Lightning 2.6.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from holdfast.state.data import loader
 from holdfast.state.data.followed import FollowedCursor
 from holdfast.state.data.position import Position
 from holdfast.state.rng.state import RngRecord
@@ -49,7 +50,7 @@ class CombinedLoaders:
     def __init__(self, combined: Any) -> None:
         self._combined = combined
         self.dataset = list(combined.flattened)  # a walk looks here for generators
-        self.num_workers = max(getattr(loader, "num_workers", 0) for loader in combined.flattened)
+        self.num_workers = max(getattr(each, "num_workers", 0) for each in combined.flattened)
 
     def __iter__(self) -> Iterator[Any]:
         _own_pass(self._combined)
@@ -94,6 +95,7 @@ class LightningData:
         self._waits = waits
         self._cursor: FollowedCursor | None = None
         self._restoring: _Restoring | None = None
+        self._several: list[Any] = []
         self._fetcher: Any = None
         self._before_ahead: Position | None = None
         self.notices: list[str] = []
@@ -128,8 +130,9 @@ class LightningData:
             # Of the one base and without slots: else it were no class that an object can be given.
             combined.__class__ = type(kind.__name__, (kind,), {"__slots__": (), "__iter__": _iterate})
         vars(combined)[_FOLLOWER] = self
-        data = combined.flattened[0] if len(combined.flattened) == 1 else CombinedLoaders(combined)
-        self._cursor = FollowedCursor(data)
+        is_one = len(combined.flattened) == 1
+        self._several = [] if is_one else list(combined.flattened)
+        self._cursor = FollowedCursor(combined.flattened[0] if is_one else CombinedLoaders(combined))
         self._cursor.epoch = epoch
         self._restore_if_there_is_data()
 
@@ -144,7 +147,7 @@ class LightningData:
         assert cursor is not None
         self._before_ahead = None
         if self._waits:
-            return _through(combined, [_Pass(iter(()), loader) for loader in combined.flattened])
+            return _through(combined, [_Pass(iter(()), each) for each in combined.flattened])
         if len(combined.flattened) == 1:
             return _through(combined, [_Pass(self._fetched(cursor.enter()), combined.flattened[0])])
         iterator = self._fetched(cursor.enter())
@@ -234,6 +237,16 @@ class LightningData:
         )
         if self._cursor.redistribution:
             self.notices.append(f"data: {self._cursor.redistribution}")
+        if self._is_begun_anew(restoring.encoded):
+            self.notices.append(
+                "data: a shorter one of several loaders was begun anew within the epoch: where training draws random"
+                " numbers its order may be another from here on"
+            )
+
+    def _is_begun_anew(self, encoded: Mapping[str, Any]) -> bool:
+        """Tells if one of several loaders had come to its end by a position, and began anew: it drew its order then."""
+        consumed = encoded.get("consumed", 0)
+        return any((batches := loader.batches(each)) is not None and batches < consumed for each in self._several)
 
     def _fetched(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yields batches; where the fetcher has one ahead it is known where that was fetched."""
