@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from holdfast.doors.signals import ends_training
 from holdfast.engine.engine import Engine
 from holdfast.engine.on_published import Hook
@@ -80,7 +82,6 @@ class Fit:
         self._resume: Resume | None = None
         self._is_active = self._is_closed = False
         self._marked = self._saved = -1
-        self._loss: Any = None
         self.engine: Engine | None = None
         """The engine, from the moment on at which the processes of the fit are there."""
 
@@ -138,7 +139,8 @@ class Fit:
 
     def take_loss(self, outputs: Any) -> None:
         """Takes the loss of a batch, as Lightning gives it to `on_train_batch_end`."""
-        self._loss = outputs.get("loss") if isinstance(outputs, dict) else None
+        if self._resume is not None and isinstance(outputs, dict) and isinstance(outputs.get("loss"), torch.Tensor):
+            self._resume.progress.loss = outputs["loss"].detach()
 
     @ends_training
     def close(self, error: BaseException | None) -> bool:
@@ -193,13 +195,14 @@ class Fit:
         self._give_back_sanity_steps()
         self._resume.run(self._own_run, self._begin)
 
-    def _begin(self) -> None:
-        """Begins to serve saves: everything is as it will be before the next batch."""
+    def _begin(self, *, is_pending: bool = False) -> None:
+        """Begins to serve saves: everything is as it will be before the next batch, or what is pending before it."""
         engine, resume, trainer = self.engine, self._resume, self._trainer
         if not self._is_active or self._is_closed or engine is None or resume is None or resume.is_begun:
             return
         resume.is_begun = True
-        self._marked = self._saved = trainer.global_step
+        self._saved = trainer.global_step
+        self._marked = -1 if is_pending else self._saved
         engine.begin(resume.state(), trainer.global_step, _steps_of(trainer))
 
     def _train_batch(self, fetcher: Any) -> None:
@@ -253,9 +256,9 @@ class Fit:
         engine, resume, step = self.engine, self._resume, self._trainer.global_step
         assert engine is not None and resume is not None
         scheduled = ""
+        engine.losses.take(resume.progress.loss)
         if stage == LOGGED:
-            engine.losses.take(self._loss)
-            engine.losses.show(self._loss)
+            engine.losses.show(resume.progress.loss)
             # Several optimizers make several steps in one batch.
             every = self._attachment.save_steps
             if every is not None and step // every > self._saved // every:

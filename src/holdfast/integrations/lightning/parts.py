@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.lightning.metrics import Metrics
 from holdfast.state import values
@@ -24,6 +26,8 @@ class LightningProgress:
     def __init__(self, trainer: Any, package: str, *, with_metrics: bool) -> None:
         self._trainer = trainer
         self._metrics = Metrics(trainer, package) if with_metrics else None
+        self.loss: torch.Tensor | None = None
+        """The loss of the last batch."""
         self.should_stop = False
         """True where training was to stop early; set once what was pending then is done."""
 
@@ -34,13 +38,14 @@ class LightningProgress:
             "epoch": trainer.current_epoch,
             "loops": {name: progress_of(getattr(trainer, name)) for name in _LOOPS},
             "should_stop": trainer.should_stop,
+            "loss": self.loss,
             "metrics": None if self._metrics is None else self._metrics.record(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts the fit's progress and metrics back. What a training before its first batch had is made anew."""
         fit_loop, recorded = self._trainer.fit_loop, state["loops"]["fit_loop"]
-        self.should_stop = state["should_stop"]
+        self.should_stop, self.loss = state["should_stop"], state["loss"]
         if not recorded["epoch_loop.batch_progress"]["total"]["ready"]:
             return
         fit_loop.load_state_dict(recorded)

@@ -44,9 +44,10 @@ class Resume:
         self._strict = strict
         self._callbacks = LightningCallbacks(trainer)
         has_metrics = supported.has_metrics(trainer)
-        self._progress = LightningProgress(trainer, package, with_metrics=has_metrics)
+        self.progress = LightningProgress(trainer, package, with_metrics=has_metrics)
+        """The progress of the loops, the metrics, and the last loss."""
         self._state: LightningState | None = None
-        self._begin: Callable[[], None] = lambda: None
+        self._begin: Callable[..., None] = lambda: None
         self.is_begun = False
         """True once saves are served."""
 
@@ -57,7 +58,7 @@ class Resume:
             protected = [] if engine.origin.chosen is None else [engine.origin.chosen.path]
             keep = engine.settings.resume_settings == "keep"
             self._state = LightningState(
-                self._trainer, self._data, self._progress, self._callbacks, protected, engine.rank, engine.world_size,
+                self._trainer, self._data, self.progress, self._callbacks, protected, engine.rank, engine.world_size,
                 keep=keep, version=self._version,
             )  # fmt: skip
             self._state.outside.begin()
@@ -81,16 +82,16 @@ class Resume:
             reading.read()
         except DamagedCheckpointError:
             return  # all of it is read again, where an older one can be taken
-        for name, part in ((CALLBACKS, self._callbacks), (PROGRESS, self._progress)):
+        for name, part in ((CALLBACKS, self._callbacks), (PROGRESS, self.progress)):
             if (stored := reading.stored.get(name)) is not None:
                 part.load_state_dict(values.decode(stored.rest.get("state"), stored.tensors))
 
-    def run(self, own: Callable[[], None], begin: Callable[[], None]) -> None:
+    def run(self, own: Callable[[], None], begin: Callable[..., None]) -> None:
         """Runs the loop over epochs, from where the checkpoint is; with none, as Lightning does.
 
         Args:
             own: Lightning's own run.
-            begin: Begins to serve saves.
+            begin: Begins to serve saves; told where a step has yet to be finished.
         """
         self._begin = begin
         chosen = self._engine.origin.chosen
@@ -107,7 +108,7 @@ class Resume:
         stage = str(chosen.manifest.boundary.get("face", _UPDATE))
         loop, trainer = self._trainer.fit_loop, self._trainer
         loop.setup_data()
-        trainer.should_stop = self._progress.should_stop
+        trainer.should_stop = self.progress.should_stop
         if stage == _EPOCH_END and loop.done:
             self._engine.log.announce(
                 f"nothing to do: {chosen.path} is where this training ends, at step {step}; to go on, set max_epochs or"
@@ -117,7 +118,7 @@ class Resume:
         trainer.should_stop = False  # the end that it makes is not before what is pending
         loop.reset()
         loop.on_run_start()
-        trainer.should_stop = self._progress.should_stop
+        trainer.should_stop = self.progress.should_stop
         if stage == _EPOCH_END:
             self._settle()
         else:
@@ -172,7 +173,7 @@ class Resume:
         self._data.arrive(fetcher)
         self._tell_notices()
         fetcher.fetched += epoch_loop.batch_progress.current.ready
-        self._begin()
+        self._begin(is_pending=stage == _UPDATE)
         if stage == _UPDATE:
             epoch_loop.on_advance_end(fetcher)
             epoch_loop.on_iteration_done()
