@@ -32,3 +32,14 @@ def test_fsdp_that_accelerate_leaves_out_is_said_before_the_first_step(
     caplog.clear()
     train(tmp_path / "without", max_steps=1)
     assert not [line for line in caplog.messages if "FSDP" in line]
+
+
+def test_a_trainer_that_trains_alone_in_each_process_of_a_launcher_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = small_trainer(tmp_path / "out")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it, of which accelerate takes no notice on a CPU
+    with pytest.raises(UnsupportedError, match="started 2 processes, and this trainer trains with 1") as caught:
+        holdfast.attach(trainer)
+    assert "use_cpu=True" in str(caught.value.hint)
+    assert not (tmp_path / "out" / ".holdfast").exists()

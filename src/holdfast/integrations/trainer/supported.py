@@ -9,6 +9,7 @@ from holdfast.errors import UnsupportedError
 from holdfast.integrations.trainer import contract
 from holdfast.integrations.trainer.own_writer import form_of
 from holdfast.layouts import transformers as layout
+from holdfast.ranks.launcher import world_size
 from holdfast.resume.choose import ResumePoint
 from holdfast.store import catalog
 from holdfast.store.folder import Folder
@@ -24,7 +25,8 @@ def require_supported(trainer: Trainer) -> None:
         trainer: A trainer that was given to `attach`.
 
     Raises:
-        UnsupportedError: It is attached already, lacks what saves go by, or saves in a way that cannot be committed.
+        UnsupportedError: It is attached already, lacks what saves go by, saves in a way that cannot be committed, or
+            trains alone in each of several processes.
     """
     if hasattr(trainer.train, ATTACHED):
         raise UnsupportedError(
@@ -35,6 +37,14 @@ def require_supported(trainer: Trainer) -> None:
         raise UnsupportedError(
             "this trainer has enable_jit_checkpoint set, which saves beside Holdfast and unknown to it",
             hint="leave it out: Holdfast does its work",
+        )
+    processes, joined = world_size(), trainer.args.world_size
+    if processes != joined:
+        raise UnsupportedError(
+            f"a launcher has started {processes} processes, and this trainer trains with {joined}: each would train by"
+            " itself, in one directory",
+            hint="on a CPU they join with TrainingArguments(use_cpu=True); trainings that are to be apart need"
+            " directories of their own, and no launcher",
         )
 
 
