@@ -18,6 +18,7 @@ FLOORS = {
     "wording": 0,
     "errors": 1,
     "log": 1,
+    "arguments": 2,
     "devices": 1,
     "store": 2,
     "state": 2,

@@ -131,17 +131,25 @@ def validated(**settings: Unpack[SettingsKwargs]) -> Settings:
     Raises:
         ConfigError: One line for each setting that is wrong.
     """
-    return checked(Settings, {name: value for name, value in settings.items() if value is not None})
+    values = {name: value for name, value in settings.items() if value is not None}
+    if isinstance(block := values.get("dynamic_checkpoint"), Mapping):
+        values["dynamic_checkpoint"] = dict(block)
+    return checked(Settings, values, strict=True)
 
 
-def checked(model: type[Model], values: Mapping[str, Any]) -> Model:
+def checked(model: type[Model], values: Mapping[str, Any], *, strict: bool = False) -> Model:
     """Returns the settings that keys and values give.
+
+    Args:
+        model: The settings that there are.
+        values: What is given, by key.
+        strict: Converts no value. Otherwise what another reader of the same file would convert is converted.
 
     Raises:
         ConfigError: One line for each setting that is wrong.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, strict=strict)
     except ValidationError as error:
         problems = [
             f"{dotted(details['loc'])}: {describe(details, _keys_at(model, details['loc']), present=True)}"

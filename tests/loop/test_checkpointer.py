@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -66,6 +67,12 @@ def test_no_worker_is_left_when_the_block_ends_in_the_middle_of_an_epoch(tmp_pat
     [
         ({"save_steps": "5"}, "save_steps: '5'"),
         ({"save_steps": 0}, "save_steps: 0"),
+        ({"save_steps": True}, "save_steps: True"),
+        ({"save_total_limit": "2"}, "save_total_limit: '2' is no number of checkpoints"),
+        ({"keep_every": "x"}, "keep_every: 'x'"),
+        ({"resume": 3}, 'resume: 3 is no checkpoint; give "auto"'),
+        ({"say": "x"}, "say: a str is no function"),
+        ({"dynamic_checkpoint": {"check_interval": "5"}}, "dynamic_checkpoint.check_interval: expected a whole number"),
         ({"on_stop": "retrun"}, "on_stop"),
     ],
 )
@@ -73,6 +80,46 @@ def test_a_setting_that_is_none_is_refused_by_its_name(setting: dict[str, Any], 
     with pytest.raises(ConfigError, match=named):
         Checkpointer(tmp_path / "run", model=torch.nn.Linear(2, 2), **setting)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        (None, "None is no path of a directory"),
+        (5, "5 is no path of a directory"),
+        (b"run", "b'run' is no path of a directory"),
+        ("", "is empty; name a directory, or '.' for"),
+    ],
+)
+def test_what_is_no_directory_is_refused_and_an_empty_one_is_not_the_one_that_one_is_in(
+    root: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"output_dir: {said}"):
+        Checkpointer(root, model=torch.nn.Linear(1, 1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_call_with_something_else_is_refused_by_name_and_nothing_is_asked_for(tmp_path: Path) -> None:
+    loop = Loop(tmp_path / "run")
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=1):
+            loop.update(batch)
+            for label in (5, None, b"text"):
+                with pytest.raises(ConfigError, match=f"label: {label!r} is no text"):
+                    loop.ckpt.save(label)  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match="label: has 5000 bytes, and a label has at most 4096"):
+                loop.ckpt.save("x" * 5000)
+            for loss in ("x", [1.0], torch.zeros(2), np.zeros(2), torch.zeros(1, dtype=torch.complex64), 1j):
+                with pytest.raises(ConfigError, match=r"loss: .* is no number"):
+                    loop.ckpt.step(loss=loss)  # type: ignore[arg-type]
+            assert loop.ckpt.step_count == 1
+            for number in (None, 3, np.float32(1), np.ones(1), torch.ones(1, 1), torch.nn.Parameter(torch.ones(()))):
+                loop.optimizer.step()
+                loop.ckpt.step(loss=number)  # type: ignore[arg-type]
+            for timeout in ("x", -1, float("nan"), True):
+                with pytest.raises(ConfigError, match=r"timeout: .* is no number of seconds"):
+                    loop.ckpt.save().wait(timeout)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("every", [0, -1])
@@ -210,6 +257,17 @@ def test_weights_that_are_swapped_at_the_call_are_not_taken_for_those_that_are_t
             "stop_grace: there is no such setting, and a float is no part; did you mean stop_grace_seconds?",
         ),
         ("resum", False, "resum: there is no such setting, and a bool is no part; did you mean resume?"),
+        (
+            "save_limit",
+            5,
+            "save_limit: there is no such setting, and an int is no part; did you mean save_total_limit or"
+            " save_rate_limit?",
+        ),
+        (
+            "resume_from_checkpoint",
+            True,
+            "resume_from_checkpoint: there is no such setting, and a bool is no part; did you mean resume?",
+        ),
         ("batches", DataLoader([1]), "has no state_dict and load_state_dict to save it by; did you mean data=?"),  # type: ignore[arg-type]
         (
             "weights",

@@ -100,7 +100,16 @@ def test_errors_are_ours(tmp_path: Path) -> None:
         holdfast.save(tmp_path, timeout=3)
     with pytest.raises(ConfigError, match="label: has 5000 bytes"):
         holdfast.save(tmp_path, "x" * 5000)
+    for ask in (holdfast.save, holdfast.status):
+        with pytest.raises(ConfigError, match="run: 3 is no path"):
+            ask(3)  # type: ignore[arg-type]
     run = Run.open(tmp_path)
+    with pytest.raises(ConfigError, match="label: 5 is no text"):
+        holdfast.save(tmp_path, 5)  # type: ignore[arg-type]
+    for timeout in ("x", -1):
+        with pytest.raises(ConfigError, match=f"timeout: {timeout!r} is no number of seconds"):
+            holdfast.save(tmp_path, wait=True, timeout=timeout)  # type: ignore[arg-type]
+    assert not pending(tmp_path), "nothing was asked for"
     asked = holdfast.save(tmp_path)
     with pytest.raises(HoldfastError, match="this process trains the run, and would wait for itself"):
         asked.wait()

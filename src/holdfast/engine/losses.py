@@ -8,11 +8,28 @@ import torch
 from holdfast.devices.device import Device
 from holdfast.devices.late import LateNumbers, number_of
 from holdfast.engine.rehearsing import Rehearsing
+from holdfast.errors import ConfigError
 from holdfast.run.status import StatusFile
 from holdfast.state.sharding import is_distributed
+from holdfast.text import quoted
 
 # The status is written as often.
 _SECONDS = 1.0
+
+
+def require_loss(loss: object) -> None:
+    """Refuses what is no loss: it would be shown once a second, and fail when it is. None is none that was given.
+
+    Raises:
+        ConfigError: It is no number, and no tensor or array of one.
+    """
+    if isinstance(loss, torch.Tensor):
+        is_number, what = loss.numel() == 1 and not loss.is_complex(), f"a tensor of shape {list(loss.shape)}"
+    else:
+        is_number = loss is None or (hasattr(loss, "__float__") and getattr(loss, "size", 1) == 1)
+        what = quoted(loss) if isinstance(loss, str | int | float | complex) else f"a {type(loss).__name__}"
+    if not is_number:
+        raise ConfigError([f"loss: {what} is no number; give a number, or a tensor of one element"])
 
 
 class Losses:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from holdfast.arguments import require_function
 from holdfast.errors import ConfigError
 from holdfast.run.request import Answer
 
@@ -21,8 +22,8 @@ def require_hook(on_saved: object) -> None:
     """
     if on_saved is None:
         return
-    if not callable(on_saved):
-        raise ConfigError([f"on_saved: a {type(on_saved).__name__} is no function"])
+    require_function("on_saved", on_saved)
+    assert callable(on_saved)
     with suppress(ValueError):  # of some that are written in C nobody knows
         try:
             inspect.signature(on_saved).bind(None)

@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+from holdfast.arguments import require_seconds
 from holdfast.capture.gate import Gate
 from holdfast.errors import HoldfastError, SaveError, WaitTimeoutError
 from holdfast.run.request import Answer
@@ -40,6 +41,7 @@ class PendingSave:
             SaveError: The save failed; the message says why.
             HoldfastError: Training itself waits in the middle of an update, where there is no boundary to save.
         """
+        require_seconds("timeout", timeout)
         if not self._wait(timeout):
             raise WaitTimeoutError(f"no answer within {timeout:g} s; the request {self.id} stands")
         assert self._answer is not None

@@ -1,11 +1,16 @@
 """`holdfast.attach(trainer)`: the one verb for every trainer, each with what it takes to save and resume it."""
 
-from typing import Any, Literal, TypeVar, Unpack
+from collections.abc import Collection, Mapping
+from inspect import signature
+from typing import Any, Literal, TypeVar, Unpack, get_type_hints
 
+from holdfast.arguments import require_on_stop
 from holdfast.engine.on_published import Hook
 from holdfast.errors import ConfigError
 from holdfast.integrations.strangers import refusal_of
 from holdfast.settings import SettingsKwargs
+from holdfast.text import quoted
+from holdfast.wording import did_you_mean
 
 _Trainer = TypeVar("_Trainer")
 
@@ -53,14 +58,15 @@ def attach(
         The same trainer.
 
     Raises:
-        ConfigError: A setting is wrong.
+        ConfigError: An argument is wrong, or is the trainer's own.
         UnsupportedError: This is no trainer that is known, or one that saves in a way that this version cannot commit.
     """
+    require_on_stop(on_stop)
     # Neither is imported for the other: a machine may have one alone.
     if _is_trainer_of(TRANSFORMERS, trainer):
         for_lightning = {"save_steps": save_steps, "save_total_limit": save_total_limit}
-        if wrong := [name for name, value in for_lightning.items() if value is not None]:
-            raise ConfigError([f"{name}: a transformers Trainer has it in its TrainingArguments" for name in wrong])
+        theirs = {name: value for name, value in for_lightning.items() if value is not None}
+        _require_keywords({**settings, **theirs}, theirs, "train(resume_from_checkpoint=...)", trainer)
         from holdfast.integrations.trainer.attach import attach_trainer
 
         attach_trainer(
@@ -74,6 +80,7 @@ def attach(
         )
         return trainer
     if _is_trainer_of(LIGHTNING, trainer):
+        _require_keywords(settings, (), "fit(ckpt_path=...)", trainer)
         from holdfast.integrations.lightning.attach import attach_lightning
 
         attach_lightning(
@@ -89,6 +96,34 @@ def attach(
         )
         return trainer
     raise refusal_of(trainer)
+
+
+def _require_keywords(keywords: Mapping[str, Any], theirs: Collection[str], resumes: str, trainer: Any) -> None:
+    """Refuses keyword arguments that are not those of `attach`, and says whose they are.
+
+    Args:
+        keywords: What was given.
+        theirs: Those that are the trainer's, though `attach` has them for another.
+        resumes: The call that takes the checkpoint to go on from.
+        trainer: The trainer. One of transformers has arguments of its own.
+
+    Raises:
+        ConfigError: One line for each of them.
+    """
+    known = [name for name, each in signature(attach).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    known += get_type_hints(SettingsKwargs)
+    problems = []
+    for name, value in keywords.items():
+        if name in known and name not in theirs:
+            continue
+        if name in ("resume", "resume_from_checkpoint", "ckpt_path"):
+            problems.append(f"{name}: attach takes none; {resumes} does")
+        elif hasattr(getattr(trainer, "args", None), name):
+            problems.append(f"{name}: that is the Trainer's own: TrainingArguments({name}={quoted(value)})")
+        else:
+            problems.append(f"{name}: unknown key{did_you_mean(name, known)}")
+    if problems:
+        raise ConfigError(problems, hint="docs/configuration.md describes each setting, docs/api.md each argument")
 
 
 def _is_trainer_of(packages: tuple[str, ...], trainer: Any) -> bool:

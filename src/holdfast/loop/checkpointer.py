@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 import torch
 
+from holdfast.arguments import checked_directory, require_count, require_function, require_on_stop, require_resume
 from holdfast.doors.signals import ends_training
 from holdfast.engine.engine import Engine
+from holdfast.engine.losses import require_loss
 from holdfast.engine.on_published import Hook, require_hook
 from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, PartialAccumulationError
@@ -22,7 +24,7 @@ from holdfast.loop.passes import Passes
 from holdfast.loop.restore import load_into
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
-from holdfast.run.request import Request, checked_slot, clean_label
+from holdfast.run.request import Request, checked_label, checked_slot, clean_label
 from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.gradients import Gradients
@@ -111,17 +113,19 @@ class Checkpointer:
             save_io_priority=save_io_priority,
             resume_settings=resume_settings,
         )
-        if save_steps is not None and (not isinstance(save_steps, int) or save_steps < 1):
-            raise ConfigError([f"save_steps: {save_steps!r} is no number of steps; give 1 or more"])
-        if on_stop not in ("exit", "return"):
-            raise ConfigError([f"on_stop: {on_stop!r} is neither exit nor return"])
+        root = checked_directory("output_dir", output_dir)
+        require_count("save_steps", save_steps)
+        require_count("save_total_limit", save_total_limit, "checkpoints")
+        require_resume("resume", resume)
+        require_on_stop(on_stop)
         require_hook(on_saved)
+        require_function("say", say)
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         named = {name: part for name, part in parts.items() if name not in generators}
         registered = Parts(parts_of(named, _settings()))
         policy = RetentionPolicy(save_total_limit, settings.dynamic_checkpoint.keep, every=keep_every)
-        take_over(Path(output_dir))
-        self._engine = Engine(Path(output_dir), settings, policy, resume, NATIVE, say)
+        take_over(root)
+        self._engine = Engine(root, settings, policy, resume, NATIVE, say)
         if on_saved is not None and (on_saved_all_ranks or not self._engine.rank):
             self._engine.on_published(on_saved)
         chosen = self._engine.origin.chosen
@@ -286,9 +290,10 @@ class Checkpointer:
         """Marks a boundary: the update is done, and model, optimizer and schedule agree. Once for each update.
 
         Args:
-            loss: Shown by `holdfast status`.
+            loss: Shown by `holdfast status`: a number, or a tensor of one element.
 
         Raises:
+            ConfigError: The loss is no number.
             PartialAccumulationError: There are gradients, and no optimizer has stepped since the last boundary.
         """
         if self._state.step is None:
@@ -296,6 +301,7 @@ class Checkpointer:
                 "step() before resume(): nothing says where this training begins",
                 hint="take the data from batches(), or call resume() before the first batch",
             )
+        require_loss(loss)
         self._require_an_update()
         for line in self._data.reach() if self._data is not None else ():
             self._engine.log.announce(line, logging.WARNING)
@@ -329,7 +335,7 @@ class Checkpointer:
         and a line say. In the middle of an update, and from other threads, it is the next that all can give.
 
         Args:
-            label: A text by which the checkpoint is to be known.
+            label: A text by which the checkpoint is to be known; at most 4 KiB.
             slot: A name that one checkpoint has at a time, such as `best`: this one takes the place of the one that has
                 it, which goes unless something else keeps it. Neither retention nor `holdfast prune` takes the one that
                 has it. It is of the boundary at the call or fails, so among ranks all of them make the call.
@@ -340,7 +346,7 @@ class Checkpointer:
             The pending save, which learns what becomes of it.
 
         Raises:
-            ConfigError: The slot is no name, or is that of a stop.
+            ConfigError: The label is no text or too long; the slot is no name, or is that of a stop.
             SaveError: With `wait`: it failed, or other ranks, which have not asked, were past the boundary.
         """
         if wait and self._state.step is None and self._engine.gate.is_training_thread:
@@ -348,7 +354,7 @@ class Checkpointer:
                 "save(wait=True) before resume(): nothing says what this training holds",
                 hint="take the data from batches(), or call resume() before",
             )
-        slot, text = checked_slot(slot, stop=stop), clean_label(label.encode())
+        slot, text = checked_slot(slot, stop=stop), clean_label(checked_label(label))
         request = Request("python", stop=stop, label=text, why="Checkpointer.save", slot=slot)
         pending = self._engine.ask(request)
         if wait:

@@ -4,12 +4,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from holdfast.arguments import checked_directory, require_seconds
 from holdfast.errors import ConfigError, HoldfastError, RunNotAliveError, SaveError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.lease import Holder
-from holdfast.run.request import MOST_LABEL_BYTES, Answer, Request, clean_label
+from holdfast.run.request import Answer, Request, checked_label, clean_label
 from holdfast.text import one_line
 
 _MOST_BYTES = 8 << 20  # a hundred requests wait, each with the longest label
@@ -47,6 +48,7 @@ class AskedSave:
             RunNotAliveError: The process ended before it answered.
             SaveError: The save failed, or the checkpoint's name may not survive a power cut; the message says why.
         """
+        require_seconds("timeout", timeout)
         answer = self.hear(timeout)
         if problem := problem_of(answer):
             raise SaveError(problem)
@@ -97,15 +99,17 @@ def save(
         The save that was asked for: its `answer`, which is None until it is there, and `wait()`.
 
     Raises:
-        ConfigError: The label is too long, or `timeout` is given without `wait`.
+        ConfigError: An argument is of another kind, the label is too long, or `timeout` is given without `wait`.
         RunNotFoundError: There is no run in that directory.
         RunNotAliveError: No process trains it, or its process ended before it answered.
         WaitTimeoutError: There was no answer in time. The request stands.
         SaveError: With `wait`: the save failed.
     """
+    root, text = checked_directory("run", run), checked_label(label)
+    require_seconds("timeout", timeout)
     if timeout is not None and not wait:
         raise ConfigError(["timeout: has no meaning without wait=True"])
-    asked = ask(Path(run), label.encode(errors="replace"), stop=stop, why="holdfast.save")
+    asked = ask(root, text, stop=stop, why="holdfast.save")
     if wait:
         asked.wait(timeout)
     return asked
@@ -122,9 +126,10 @@ def status(run: str | Path) -> dict[str, Any]:
         `pending`, ...; docs/cli.md lists it. The fields of one that never said anything are missing.
 
     Raises:
+        ConfigError: `run` is no path.
         RunNotFoundError: There is no run in that directory.
     """
-    directory = RunDirectory.open(Path(run))
+    directory = RunDirectory.open(checked_directory("run", run))
     return {"path": str(run), "alive": living(directory) is not None, **said_by(directory)}
 
 
@@ -133,17 +138,14 @@ def ask(root: Path, label: bytes, *, stop: bool, why: str) -> AskedSave:
 
     Args:
         root: The run directory.
-        label: The label, as whoever asks has written it.
+        label: The label, as whoever asks has written it, and of a length that is checked.
         stop: True where training is to end after it.
         why: The command or function that asks.
 
     Raises:
-        ConfigError: The label is too long.
         RunNotFoundError: There is no run in `root`.
         RunNotAliveError: No process trains it.
     """
-    if len(label) > MOST_LABEL_BYTES:
-        raise ConfigError([f"label: has {len(label)} bytes, and a label has at most {MOST_LABEL_BYTES}"])
     directory = RunDirectory.open(root)
     holder = require_alive(directory)
     # Whoever asks in the process of the training ends its own loop; this is heard as a command is.

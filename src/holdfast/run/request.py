@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from holdfast.errors import ConfigError
 from holdfast.store import names
 from holdfast.store.manifest import in_short
-from holdfast.text import shown
+from holdfast.text import quoted, shown
 
 Door = Literal["trigger_file", "signal", "command", "python", "schedule", "exception"]
 
@@ -157,6 +157,20 @@ def clean_label(data: bytes) -> str:
     """Returns a label from bytes that anybody may have written: one printable line, of 4 KiB at most."""
     text = data[:MOST_LABEL_BYTES].decode("utf-8", errors="replace")
     return _one_line(text)
+
+
+def checked_label(label: str) -> bytes:
+    """Returns the bytes of a label that may be one.
+
+    Raises:
+        ConfigError: It is no text, or too long.
+    """
+    if not isinstance(label, str):
+        raise ConfigError([f"label: {quoted(label)} is no text"])
+    data = label.encode(errors="replace")
+    if len(data) > MOST_LABEL_BYTES:
+        raise ConfigError([f"label: has {len(data)} bytes, and a label has at most {MOST_LABEL_BYTES}"])
+    return data
 
 
 def checked_slot(slot: str, *, stop: bool = False) -> str:

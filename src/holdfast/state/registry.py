@@ -168,16 +168,20 @@ def _no_part(name: str, registered: object, settings: Collection[str]) -> str:
     article = "an" if kind[0] in "aeiouAEIO" else "a"
     if near := _nearest(name, settings, 0.7):
         what = f"{article} {kind} is no part" if not isinstance(registered, dict) else "its name is too near for a part"
-        return f"{name}: there is no such setting, and {what}; did you mean {near}?"
+        return f"{name}: there is no such setting, and {what}; did you mean {' or '.join(near)}?"
     meant = "; did you mean data=?" if isinstance(registered, torch.utils.data.DataLoader) else ""
     if isinstance(registered, list | tuple | set | int | float | str | torch.Tensor):
         meant = "; in a dict it is saved as it is"
     return f"{name}: {article} {kind} has no state_dict and load_state_dict to save it by{meant}"
 
 
-def _nearest(name: str, settings: Collection[str], cutoff: float) -> str:
-    """Returns the setting that may have been meant by a name; empty where none is near."""
-    return next(iter(difflib.get_close_matches(name, settings, n=1, cutoff=cutoff)), "")
+def _nearest(name: str, settings: Collection[str], cutoff: float) -> list[str]:
+    """Returns the settings that may have been meant by a name: the nearest, and those that are all but as near."""
+    likeness = {setting: difflib.SequenceMatcher(None, setting, name).ratio() for setting in settings}
+    nearest = max(likeness.values(), default=0.0)
+    if nearest >= cutoff:
+        return [setting for setting, ratio in likeness.items() if ratio > nearest - 0.05]
+    return [setting for setting in settings if cutoff < 0.85 and name.startswith(f"{setting}_")]
 
 
 def _no_state_of(name: str, optimizer: object) -> str:

@@ -12,6 +12,7 @@ from holdfast.store import catalog, files, names, pins
 from holdfast.store.catalog import Entry
 from holdfast.store.folder import Directory, Folder, Where, is_folder, names_in
 from holdfast.store.verify import verify
+from holdfast.text import quoted
 
 SCHEDULE = "schedule"
 # The doors of what nobody asked for.
@@ -42,8 +43,11 @@ class RetentionPolicy:
     labelled: bool = False
 
     def __post_init__(self) -> None:
-        if self.every is not None and self.every < 1:
-            raise ConfigError([f"keep_every: {self.every} is no number of steps"], hint="give a whole number from 1 up")
+        every: object = self.every
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ConfigError(
+                [f"keep_every: {quoted(every)} is no number of steps"], hint="give a whole number from 1 up"
+            )
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
+from holdfast.arguments import require_count
 from holdfast.engine.on_published import Hook, require_hook
-from holdfast.errors import ConfigError, Stopped
+from holdfast.errors import Stopped
 from holdfast.integrations.lightning import supported
 from holdfast.integrations.lightning.fit import Attachment, Fit, rehearse
 from holdfast.settings import SettingsKwargs, validated
@@ -33,9 +34,8 @@ def attach_lightning(
     """
     lines = supported.require_supported(trainer)
     require_hook(on_saved)
-    for name, value in (("save_steps", save_steps), ("save_total_limit", save_total_limit)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ConfigError([f"{name}: {value!r} is no number; give 1 or more"])
+    require_count("save_steps", save_steps)
+    require_count("save_total_limit", save_total_limit, "checkpoints")
     checked = validated(**settings)
     rehearse(trainer)
     policy = RetentionPolicy(save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)

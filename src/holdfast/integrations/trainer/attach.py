@@ -10,6 +10,7 @@ from typing import Any, Literal, Unpack
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
+from holdfast.arguments import checked_directory, require_resume
 from holdfast.engine.engine import Engine
 from holdfast.engine.on_published import Hook, require_hook
 from holdfast.errors import Stopped, UnsupportedError
@@ -62,6 +63,7 @@ def attach_trainer(
     require_supported(trainer)
     rehearse(trainer)
     require_hook(on_saved)
+    checked_directory("output_dir", trainer.args.output_dir)
     checked = validated(**settings)
     retention = RetentionPolicy(trainer.args.save_total_limit, checked.dynamic_checkpoint.keep, every=keep_every)
     trainer.train = _saving_train(
@@ -91,6 +93,7 @@ def _saving_train(
     ) -> TrainOutput:
         if trial is not None:
             raise UnsupportedError("a hyperparameter search trains many runs, and this version saves one")
+        require_resume("resume_from_checkpoint", resume_from_checkpoint)
         output = TrainOutput(0, float("nan"), {})
         with (
             rewording(),  # until the engine has made its last save

@@ -1,0 +1,74 @@
+"""The arguments of a call from Python, checked before anything is done: what is wrong is one line, by its name."""
+
+import math
+import os
+from pathlib import Path
+
+from holdfast.errors import ConfigError
+from holdfast.text import quoted
+
+
+def checked_directory(name: str, value: object) -> Path:
+    """Returns the path of a directory.
+
+    Raises:
+        ConfigError: It is no path, or an empty one, which would be whichever directory the process is in.
+    """
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(path, str):
+        raise ConfigError([f"{name}: {quoted(value)} is no path of a directory"])
+    if not path:
+        raise ConfigError([f"{name}: is empty; name a directory, or '.' for the one that this process is in"])
+    return Path(path)
+
+
+def require_count(name: str, value: object, of: str = "steps") -> None:
+    """Refuses what is no whole number from 1 up. None is none that was given.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ConfigError([f"{name}: {quoted(value)} is no number of {of}; give 1 or more"])
+
+
+def require_seconds(name: str, value: object) -> None:
+    """Refuses what is no time to wait for. None is none that was given.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value) or value < 0:
+        raise ConfigError([f"{name}: {quoted(value)} is no number of seconds; give 0 or more, or None"])
+
+
+def require_function(name: str, value: object) -> None:
+    """Refuses what cannot be called. None is none that was given.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if value is not None and not callable(value):
+        raise ConfigError([f"{name}: a {type(value).__name__} is no function"])
+
+
+def require_on_stop(value: object) -> None:
+    """Refuses what is no end of a training after a stop.
+
+    Raises:
+        ConfigError: It is neither of the two that there are.
+    """
+    if value not in ("exit", "return"):
+        raise ConfigError([f"on_stop: {quoted(value)} is neither exit nor return"])
+
+
+def require_resume(name: str, value: object) -> None:
+    """Refuses what names no checkpoint to go on from. None is none that was given.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if value is not None and not isinstance(value, str | bool | os.PathLike):
+        raise ConfigError([f'{name}: {quoted(value)} is no checkpoint; give "auto", True, False, or a path'])
