@@ -92,7 +92,7 @@ def test_fault_45_a_resume_goes_on_from_it_and_names_the_last_finite_one(tmp_pat
             assert again.ckpt.step_count == 4
         told = f"checkpoint-4 holds NaN or infinity in {names[0]}, and is gone on from; "
         assert [one for one in again.said if one.startswith(told)] == [
-            f"{told}resume_from_checkpoint: {run / 'checkpoint-3'} is the newest without"
+            f"{told}{run / 'checkpoint-3'} is the newest without: name it to go on from it"
         ]
 
 

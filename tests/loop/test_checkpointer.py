@@ -18,7 +18,8 @@ from helpers.loops import Loop, train
 from helpers.trainings import events
 from helpers.waiting import wait_until
 from holdfast import Checkpointer
-from holdfast.errors import ConfigError, SaveError
+from holdfast.errors import CheckpointError, ConfigError, NoCheckpointError, SaveError
+from holdfast.loop import passes
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
@@ -331,6 +332,65 @@ def test_the_clock_goes_on_from_one_pass_through_the_data_to_the_next(tmp_path: 
                 loop.update(batch)
                 wait_until(lambda: loop.ckpt.step_count in saved_steps(tmp_path / "run"))
             assert len(saved_steps(tmp_path / "run")) > seen
+
+
+def test_a_part_that_is_new_is_refused_and_stays_only_where_what_fits_is_taken(tmp_path: Path) -> None:
+    train(tmp_path, 1, save_at_end=True)
+    refused = Loop(tmp_path, extra={"mine": 1})
+    with pytest.raises(CheckpointError, match="does not fit") as caught, refused.ckpt:
+        refused.ckpt.resume()
+    assert str(caught.value).splitlines()[1:] == ["  extra: not in the checkpoint"]
+    taken = Loop(tmp_path, extra={"mine": 1}, strict=False)
+    with taken.ckpt:
+        taken.ckpt.resume()
+    assert "extra: not in the checkpoint; it stays as it is" in taken.said
+
+
+def test_a_resume_that_finds_nothing_says_what_can_be_given(tmp_path: Path) -> None:
+    for resume, hint in ((True, "give 'auto': "), ("latest", "give the path of a checkpoint, True for")):
+        with pytest.raises(NoCheckpointError) as caught:
+            Loop(tmp_path / "run", resume=resume)
+        assert str(caught.value.hint).startswith(hint)
+
+
+@pytest.mark.parametrize("parts", ["none", "a generator", "a dict"])
+def test_without_a_part_it_says_at_the_start_what_little_is_saved(tmp_path: Path, parts: str) -> None:
+    said: list[str] = []
+    part: Any = {"none": {}, "a generator": {"mine": torch.Generator()}, "a dict": {"mine": {}}}[parts]
+    with Checkpointer(tmp_path / "run", data=[1], say=said.append, **part) as ckpt:
+        for _ in ckpt.batches(epochs=1):
+            ckpt.step()
+    assert sum(line.startswith("no part was given: ") for line in said) == (parts == "none")
+
+
+@pytest.mark.parametrize("how", ["an epoch", "many batches", "inside of epochs()", "a step in time"])
+def test_a_loop_that_marks_no_step_hears_it_once(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_MOST_WITHOUT_STEP", 20)
+    loop = Loop(tmp_path / "run", data=range(100) if how == "many batches" else range(9))
+    taken = 0
+    heard_at: list[int] = []
+
+    def take() -> None:
+        nonlocal taken
+        taken += 1
+        if how == "a step in time" and taken == 9:
+            loop.optimizer.step()
+            loop.ckpt.step()
+        heard_at.extend(taken for line in loop.said if "no step() yet" in line)
+
+    with loop.ckpt:
+        if how == "inside of epochs()":
+            for _ in loop.ckpt.epochs(3):
+                for _ in loop.ckpt.batches():
+                    take()
+        else:
+            for _ in loop.ckpt.batches(until=10):
+                take()
+                if taken == 30:
+                    break
+    assert len([line for line in loop.said if "no step() yet" in line]) == (how != "a step in time")
+    first = {"an epoch": 10, "inside of epochs()": 10, "many batches": 21, "a step in time": None}
+    assert min(heard_at, default=None) == first[how]
 
 
 def test_it_says_at_the_start_how_to_ask_stop_and_look(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A plain dict as a part: saved as it is, and put back into the very objects that are there."""
 
 import json
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,25 @@ def test_one_of_another_class_is_refused_or_left_out() -> None:
         part.restore(written, strict=True)
     assert part.restore(written, strict=False) == ["mine: is a Counter in the checkpoint and a dict here: left out"]
     assert present == {"left": 0}
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict, Counter, lambda content: defaultdict(list, content)])
+def test_each_kind_of_dict_is_put_back_into_itself(kind: Any) -> None:
+    wanted, present = kind({"b": 1, 3: 2}), kind({"b": 0})
+    (part,) = parts_of({"mine": present})
+    content = stored(wanted)
+    part.restore(content, strict=True)
+    assert type(present) is type(wanted) and present == wanted and list(present) == ["b", 3]
+    if isinstance(present, defaultdict):
+        assert present["new"] == [] and part.record() == {"b": 1, 3: 2, "new": []}
+        plain: dict[Any, Any] = {}
+        DictPart("mine", plain).restore(content, strict=True)
+        assert plain == wanted, "a script may have made it a plain one since"
+
+
+def test_a_dict_of_ones_own_kind_is_refused_with_those_that_are_taken() -> None:
+    with pytest.raises(ConfigError, match="a dict, OrderedDict, Counter or defaultdict is saved as it is"):
+        parts_of({"mine": type("Own", (dict,), {})()})
 
 
 def test_a_dict_that_holds_itself_is_refused() -> None:

@@ -211,6 +211,12 @@ class Checkpointer:
         engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
         self._state.given = LoopSettings(self._state.parts, keep=engine.settings.resume_settings == "keep")
         self._state.outside.begin()
+        if not self._state.has_parts:
+            engine.log.announce(
+                "no part was given: what is saved and resumed is the step, the random state and the position in data="
+                " alone; give model=, optimizer= and what else training changes",
+                logging.WARNING,
+            )
         if not self._state.outside.complete:
             engine.log.announce(
                 f"{MOST_OBJECTS:,} objects and more can be reached: tensors in the rest are not watched",

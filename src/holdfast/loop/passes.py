@@ -1,6 +1,7 @@
 """The way of a plain loop through its data: its batches, its epochs, and the place at which a stop lets it leave."""
 
 import itertools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from holdfast.state.data.cursor import DataCursor
 
 # What a loop changes after `step()` shows in so many steps, once it changes at all.
 _LATE_LOOKS = 8
+# An epoch, or so many batches, without a single step is no accumulation any more.
+_MOST_WITHOUT_STEP = 1000
 
 
 class Passes:
@@ -37,6 +40,8 @@ class Passes:
         self._save_at_end = save_at_end
         self._epochs = Epochs(engine, state, data)
         self._looks_left = _LATE_LOOKS
+        self._without_step: int | None = 0
+        """The batches so far, as long as no step was marked; None once one was, or its lack was told."""
         self.is_through = False
         """True once all that was asked for is done."""
 
@@ -136,9 +141,17 @@ class Passes:
             step = self._state.step
             yield item
             if self._state.step != step:
+                self._without_step = None
                 self._tell_of_late_changes()
+            elif self._without_step is not None:
+                self._without_step += 1
+                if self._without_step >= _MOST_WITHOUT_STEP:
+                    self._tell_of_no_step()
             if self._is_over(until):
                 break
+        else:
+            if self._without_step:
+                self._tell_of_no_step()
 
     def _end_body(self) -> None:
         """Marks the boundary at the end of an epoch's body, which is the end of the training after the last of them."""
@@ -163,6 +176,15 @@ class Passes:
     def _finish(self) -> None:
         self._engine.finish()
         self.is_through = True
+
+    def _tell_of_no_step(self) -> None:
+        """Says once that the loop marks no boundary: nothing can be saved, and no number of steps is reached."""
+        self._engine.log.announce(
+            f"{self._without_step:,} batches, and no step() yet: nothing of it can be saved, and a number of steps is"
+            " never reached; call step() after each update",
+            logging.WARNING,
+        )
+        self._without_step = None
 
     def _tell_of_late_changes(self) -> None:
         """Says once what the loop changes after `step()`: a checkpoint has it as it was before."""

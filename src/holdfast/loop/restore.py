@@ -143,7 +143,7 @@ def _read(state: LoopState, folder: Folder, manifest: Manifest, *, strict: bool)
         reading = NativeReading(folder, manifest.files, manifest.tensors, **needs)
         if reading.refused:
             raise _cannot_be_shared_out(path, manifest, state.world_size, reading.refused)
-        content = _checked(state, path, manifest, reading)
+        content = _checked(state, path, manifest, reading, strict=strict)
         content.notices.extend(_of_rank0(part, before) for part in reading.differing)
         content.notices.extend(_not_of_rank0(part, before) for part in reading.not_of_rank0)
         misfits = content.notices + _misfits(state, path, content.stored)
@@ -161,7 +161,7 @@ def _read(state: LoopState, folder: Folder, manifest: Manifest, *, strict: bool)
     return content
 
 
-def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeReading) -> _Content:
+def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeReading, *, strict: bool) -> _Content:
     """Decodes what is not a tensor, and notes each part that is only here or only there."""
     stored, extra = reading.stored, reading.extra
     step = extra["training"].get("step") if isinstance(extra["training"], dict) else None
@@ -173,9 +173,9 @@ def _checked(state: LoopState, path: Path, manifest: Manifest, reading: NativeRe
     other_order = ""
     if state.data is not None and "data" in extra:
         other_order = state.data.other_order(extra["data"], manifest.world_size, state.world_size)
-    here = [part.name for part in state.parts]
+    here, stays = [part.name for part in state.parts], "" if strict else "; it stays as it is"
     notices = [
-        *(f"{name}: not in the checkpoint; it stays as it is" for name in here if name not in stored),
+        *(f"{name}: not in the checkpoint{stays}" for name in here if name not in stored),
         *(f"{name}: in the checkpoint, and nothing here has that name" for name in stored if name not in here),
         *([other_order] if other_order else []),
     ]

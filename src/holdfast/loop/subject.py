@@ -139,6 +139,11 @@ class LoopState:
         self._shares: list[Share] = []
         self.replicas = Replicas()
 
+    @property
+    def has_parts(self) -> bool:
+        """True where there is any state to save beside the step, the random state and the position in the data."""
+        return bool(self.generators) or any(True for _ in self.parts)
+
     def as_live(self) -> LiveSubject:
         """Returns itself: its tensors are read from live memory."""
         return self

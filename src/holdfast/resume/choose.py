@@ -19,7 +19,7 @@ from holdfast.text import quoted, shown
 _SAFE_TORCH = (2, 10)
 
 _HALF_READ = "what this process holds may be overwritten in part, and is no state to train from"
-_TAKE_ANOTHER = "resume from another one: resume_from_checkpoint: auto takes the newest good one"
+_TAKE_ANOTHER = "resume from another one: 'auto' takes the newest good one"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _newest_good(
         if required:
             raise NoCheckpointError(
                 f"there is no checkpoint in {root} to resume from",
-                hint="with resume_from_checkpoint: auto a run that has none yet starts from zero",
+                hint="give 'auto': a run that has none yet then starts from zero",
             )
         log.info(f"no checkpoint in {root} yet: starting from zero")
         return None
@@ -176,7 +176,10 @@ def _checked_unasked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
 
 def _named(path: Path, layout: Layout, log: Logger) -> ResumePoint:
     if not path.is_dir():
-        raise NoCheckpointError(f"{path} is not a checkpoint: there is no such directory")
+        raise NoCheckpointError(
+            f"{path} is not a checkpoint: there is no such directory",
+            hint="give the path of a checkpoint, True for the newest good one, or 'auto' for that or a start from zero",
+        )
     with opening(path) as folder:
         manifest = _checked_named(folder, layout, log)
     if manifest is not None and manifest.not_finite:
@@ -244,7 +247,7 @@ def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.En
     if not manifest.not_finite:
         return
     finite = retention.newest_finite(path.parent, beside, manifest.run)
-    instead = f"resume_from_checkpoint: {finite.path} is the newest without" if finite else "there is none without"
+    instead = f"{finite.path} is the newest without: name it to go on from it" if finite else "there is none without"
     log.warning(
         f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}"
     )
@@ -254,7 +257,7 @@ def _tell_of_earlier_training(root: Path, log: Logger) -> None:
     if entries := _entries(root):
         log.warning(
             f"{root} holds {len(entries)} checkpoints of earlier training; this one starts from zero and keeps them."
-            " To go on from the newest: --resume auto"
+            " To go on from the newest, resume from 'auto' (holdfast train: --resume auto)"
         )
 
 

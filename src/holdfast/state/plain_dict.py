@@ -1,6 +1,6 @@
 """A plain dict as a part: counters, a best result, a history. It is saved as it is, and put back into the same dict."""
 
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from holdfast.state.stateful import StatefulPart
 class DictPart(StatefulPart):
     """A dict of numbers, texts, tensors, and of lists and dicts of them.
 
+    One that makes its missing values (a defaultdict) is saved as a plain one: the script has made it, and how.
+
     Args:
         name: The part's name.
         content: The dict.
@@ -24,6 +26,7 @@ class DictPart(StatefulPart):
     """
 
     def __init__(self, name: str, content: dict[Any, Any]) -> None:
+        self._content = content
         self._made_with = [key for key in content if type(key) is str]
         super().__init__(name, _Holder(content))
 
@@ -38,14 +41,15 @@ class DictPart(StatefulPart):
         except UnsupportedError as error:
             place = str(error).replace(f"{self.name}: state/", f"{self.name}: ", 1)
             raise UnsupportedError(
-                place, hint="put numbers, texts, tensors, arrays, and lists and dicts of them into it, and nothing else"
+                place,
+                hint="put numbers, texts, tensors, arrays, and lists, sets and dicts of them into it, and nothing else",
             ) from None
         return Stored(stored.tensors, {**stored.rest, "made_with": self._made_with})
 
     def restore(self, stored: Stored, *, strict: bool) -> list[str]:
         """Puts the values into the dict; a key that the script has begun to make it with since stays, and is named."""
         before = rest_of(stored, self.name, "object").get("made_with")
-        known, content = before if isinstance(before, list) else [], self._object.state_dict()
+        known, content = before if isinstance(before, list) else [], self._content
         added = {key: content[key] for key in self._made_with if key in content and key not in known}
         lines = super().restore(stored, strict=strict)
         if self.problems(stored):
@@ -63,12 +67,19 @@ class _Holder:
         self._content = content
 
     def state_dict(self) -> dict[Any, Any]:
-        return self._content
+        return dict(self._content) if type(self._content) is defaultdict else self._content
 
     def load_state_dict(self, state: Any, /) -> None:
-        if type(state) is not type(self._content):
-            raise TypeError(f"it is no {type(self._content).__qualname__}")
-        _put_back(self._content, state)
+        if type(state) is not (wanted := type(self.state_dict())):
+            raise TypeError(f"it is no {wanted.__qualname__}")
+        _fill(self._content, state)
+
+
+def _fill(present: dict[Any, Any], value: dict[Any, Any]) -> None:
+    items = {key: _put_back(present.get(key), item) for key, item in value.items()}
+    present.clear()
+    for key, item in items.items():  # in the order of the checkpoint; a Counter's `update` would add
+        present[key] = item
 
 
 def _put_back(present: Any, value: Any) -> Any:
@@ -78,10 +89,7 @@ def _put_back(present: Any, value: Any) -> Any:
     if type(present) is not type(value):
         return value
     if isinstance(value, dict):
-        items = {key: _put_back(present.get(key), item) for key, item in value.items()}
-        present.clear()
-        for key, item in items.items():  # in the order of the checkpoint; a Counter's `update` would add
-            present[key] = item
+        _fill(present, value)
     elif isinstance(value, list):
         there = [*present, *[None] * len(value)]
         present[:] = [_put_back(before, item) for before, item in zip(there, value, strict=False)]

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from holdfast.state.stateful import stateful_part
 
 # Part of the names of files, whose suffixes need their room too.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
-_DICTS = (dict, OrderedDict, Counter)
+_DICTS = (dict, OrderedDict, Counter, defaultdict)
 _NAME_OF_A_RANK = re.compile(r"(random|data)-[0-9]+")
 
 
@@ -172,6 +172,8 @@ def _no_part(name: str, registered: object, settings: Collection[str]) -> str:
     meant = "; did you mean data=?" if isinstance(registered, torch.utils.data.DataLoader) else ""
     if isinstance(registered, list | tuple | set | int | float | str | torch.Tensor):
         meant = "; in a dict it is saved as it is"
+    elif isinstance(registered, Mapping):
+        meant = "; a dict, OrderedDict, Counter or defaultdict is saved as it is"
     return f"{name}: {article} {kind} has no state_dict and load_state_dict to save it by{meant}"
 
 
