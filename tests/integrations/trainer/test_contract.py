@@ -4,12 +4,15 @@ import ast
 import json
 import re
 import sys
+import tomllib
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 from transformers import Trainer
 from transformers.trainer_callback import CallbackHandler
@@ -24,6 +27,7 @@ from holdfast.integrations.trainer.contract import CONTRACT, Name
 
 VERSION = version("transformers")
 SRC = Path(holdfast.__file__).parent
+PROJECT = Path(__file__).parents[3] / "pyproject.toml"
 # What those libraries use too, and is not theirs: of Python, of torch and of `datasets`.
 OF_OTHERS = {
     *("_asdict", "_exit", "_fields", "_replace"),
@@ -200,3 +204,12 @@ def test_without_what_is_known_of_prepared_loaders_the_data_goes_on_all_the_same
     result, output = run_without(launcher, tmp_path, names)
     assert f"accelerate {version('accelerate')} has no DataLoaderShard.base_dataloader: " in output
     assert result["equal"] and result["plain"] == result["ours"], output
+
+
+def test_the_bounds_of_the_project_are_the_versions_that_were_run() -> None:
+    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
+    bounds = {Requirement(line).name: Requirement(line).specifier for line in [*extras["hf"], *extras["trl"]]}
+    for package, seen in contract.SEEN.items():
+        first, last = seen.split(" to ")
+        major, _, minor = last.partition(".")
+        assert bounds[package] == SpecifierSet(f">={first},<{major}.{int(minor) + 1}"), package
