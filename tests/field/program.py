@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-STEPS = 12
+STEPS = 20
 """The optimizer steps of every training."""
 SAVE_STEPS = 4
 """The interval of scheduled saves, of which one checkpoint is kept."""

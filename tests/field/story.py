@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from field.program import path_of
-from helpers.trainings import events
+from helpers.trainings import answers, events
 from helpers.waiting import wait_until
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -51,6 +51,8 @@ class Story:
     proved: list[str] = field(default_factory=list)
     """What has held so far, of `PROOFS`."""
     _starts: int = 0
+    _asked_for: list[str] = field(default_factory=list)
+    """The digests of the checkpoints that were asked for."""
 
     @property
     def run(self) -> Path:
@@ -99,31 +101,33 @@ class Story:
 
     def interrupted_by_hand(self) -> None:
         """Resumes, and has Ctrl+C save and stop."""
-        process = self._start((7,))
-        self._stopped_by(process, 7, signal.SIGINT)
+        step = self._last_saved() + 2
+        self._stopped_by(self._start((step,)), step, signal.SIGINT)
         self.proved.append("Ctrl+C")
 
     def killed_after_a_save(self) -> None:
-        """Resumes, asks for a save, and has SIGKILL end it two steps later, which are lost."""
-        process = self._start((9, 11))
-        self._saved_by_command(process, 9)
-        self._hold(process, 11)
+        """Resumes, asks for a save, and has SIGKILL end it later, so that steps are lost."""
+        step = self._last_saved() + 1
+        process = self._start((step, step + 3))
+        self._saved_by_command(process, step)
+        self._hold(process, step + 3)
         _kill_all(process)
         self._gather()
 
     def retained(self) -> None:
         """Checks that what was asked for was kept, and of the scheduled ones the last."""
-        manifests = {path.parent.name: json.loads(path.read_text()) for path in self.run.glob("*/MANIFEST.json")}
+        manifests = {path.parent.name: path.read_text() for path in self.run.glob("*/MANIFEST.json")}
         scheduled = [
             name
             for name, manifest in manifests.items()
             if all(
-                reason["door"] == "schedule" and "save_at_end" not in reason["why"] for reason in manifest["reasons"]
+                reason["door"] == "schedule" and "save_at_end" not in reason["why"]
+                for reason in json.loads(manifest)["reasons"]
             )
         ]
         assert len(scheduled) <= 1, f"of the scheduled checkpoints one is kept: {scheduled}"
-        doors = {reason["door"] for manifest in manifests.values() for reason in manifest["reasons"]}
-        assert {"trigger_file", "command", "signal"} <= doors, f"what was asked for is kept: {manifests.keys()}"
+        kept = {json.loads(manifest)["sha256"] for manifest in manifests.values()}
+        assert kept >= set(self._asked_for), f"what was asked for is kept: {manifests.keys()}"
 
     def _start(self, holds: Iterable[int], **env: str) -> "subprocess.Popen[str]":
         command = [part.replace("OUT", str(self.run)) for part in self.command]
@@ -168,8 +172,9 @@ class Story:
         self._hold(process, step)
         request = self._noticed(door, ask)
         self._mark(f"go-{step}").touch()
-        saved = wait_until(lambda: self._saved(request), _LIMIT_SECONDS, f"a save by {door}:\n{self._printed()}") or {}
-        assert saved["step"] in self._steps_from(step), f"asked after step {step}, saved {saved}"
+        answer = wait_until(lambda: self._answer(request), _LIMIT_SECONDS, f"an answer:\n{self._printed()}") or {}
+        assert answer["saved"] and answer["step"] in self._steps_from(step), f"asked after step {step}: {answer}"
+        self._asked_for.append(answer["digest"])
 
     def _noticed(self, door: str, ask: Callable[[], object]) -> dict[str, Any]:
         """Asks, and returns the request as the journal has it."""
@@ -182,19 +187,23 @@ class Story:
         self._hold(process, step)
         # A launcher hands SIGTERM on; Ctrl+C comes to everybody.
         is_handed_on = self.ranks > 1 and number == signal.SIGTERM
-        self._noticed("signal", lambda: (os.kill if is_handed_on else os.killpg)(process.pid, number))
+        stop = self._noticed("signal", lambda: (os.kill if is_handed_on else os.killpg)(process.pid, number))
         self._mark(f"go-{step}").touch()
         code = process.wait(_LIMIT_SECONDS)
         outcome = json.loads((self.run / ".holdfast" / "outcome.json").read_text())
         printed = self._gather()
         assert outcome["outcome"] == "stopped", f"{outcome}, {code}:\n{printed}"
         assert self.ranks > 1 or code == 75, f"{number.name} ended it with {code}:\n{printed}"
-        assert events(self.run, "saved")[-1]["step"] in self._steps_from(step), printed
+        answer = self._answer(stop)
+        assert answer and answer["saved"] and answer["step"] in self._steps_from(step), f"{answer}:\n{printed}"
         assert not self._mark("result.json").exists(), f"went on as if it had finished:\n{printed}"
 
     def _steps_from(self, step: int) -> range:
-        """Returns the steps that a request may get which was made after one: ranks go on while they agree on theirs."""
-        return range(step, step + (3 if self.ranks > 1 else 2))
+        """Returns the steps that a request may get which was made after one: ranks go on while they agree on theirs.
+
+        They may be busy with a scheduled save, and agree after that.
+        """
+        return range(step, step + (4 if self.ranks > 1 else 2))
 
     def _end(self, process: "subprocess.Popen[str]") -> None:
         ended = process.wait(_LIMIT_SECONDS)
@@ -204,9 +213,11 @@ class Story:
     def _requests(self, door: str) -> list[dict[str, Any]]:
         return [event for event in events(self.run, "request") if event["door"] == door]
 
-    def _saved(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        later = [event for event in events(self.run, "saved") if request["id"] in event["ids"]]
-        return later[0] if later else None
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        return answers(self.run).get(request["id"])
+
+    def _last_saved(self) -> int:
+        return int(events(self.run, "saved")[-1]["step"])
 
     def _result(self) -> Any:
         return json.loads(self._mark("result.json").read_text())
