@@ -1,7 +1,9 @@
 """The arguments of a call from Python, checked before anything is done: what is wrong is one line, by its name."""
 
+import inspect
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from holdfast.errors import ConfigError
@@ -44,14 +46,26 @@ def require_seconds(name: str, value: object) -> None:
         raise ConfigError([f"{name}: {quoted(value)} is no number of seconds; give 0 or more, or None"])
 
 
-def require_function(name: str, value: object) -> None:
-    """Refuses what cannot be called. None is none that was given.
+def require_function(name: str, value: object, of: str) -> None:
+    """Refuses what cannot be called with one argument. None is none that was given.
+
+    Args:
+        name: The name by which it was given.
+        value: The function.
+        of: What it is called with, in words.
 
     Raises:
         ConfigError: It is something else.
     """
-    if value is not None and not callable(value):
+    if value is None:
+        return
+    if not callable(value):
         raise ConfigError([f"{name}: a {type(value).__name__} is no function"])
+    with suppress(ValueError):  # of some that are written in C nobody knows
+        try:
+            inspect.signature(value).bind(None)
+        except TypeError as error:
+            raise ConfigError([f"{name}: it is called with {of} alone: {error}"]) from None
 
 
 def require_on_stop(value: object) -> None:

@@ -73,6 +73,7 @@ def test_no_worker_is_left_when_the_block_ends_in_the_middle_of_an_epoch(tmp_pat
         ({"keep_every": "x"}, "keep_every: 'x'"),
         ({"resume": 3}, 'resume: 3 is no checkpoint; give "auto"'),
         ({"say": "x"}, "say: a str is no function"),
+        ({"say": lambda: None}, "say: it is called with a line of text alone"),
         ({"dynamic_checkpoint": {"check_interval": "5"}}, "dynamic_checkpoint.check_interval: expected a whole number"),
         ({"on_stop": "retrun"}, "on_stop"),
     ],

@@ -119,7 +119,7 @@ class Checkpointer:
         require_resume("resume", resume)
         require_on_stop(on_stop)
         require_hook(on_saved)
-        require_function("say", say)
+        require_function("say", say, "a line of text")
         generators = {name: part for name, part in parts.items() if isinstance(part, torch.Generator)}
         named = {name: part for name, part in parts.items() if name not in generators}
         registered = Parts(parts_of(named, _settings()))
