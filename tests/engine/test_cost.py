@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.loops import Loop
 from helpers.paper import Paper
@@ -137,3 +138,18 @@ def test_without_a_card_nothing_is_told(tmp_path: Path) -> None:
         assert loop.ckpt.save().wait(30).saved
         assert shown(loop)[0] == "" and shown(loop)[1] > 0
     assert not told(tmp_path / "run")
+
+
+def test_a_state_that_the_staging_memory_holds_is_not_said_to_be_too_large_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many small files take all of its blocks for a moment while training waits for the save."""
+    monkeypatch.setattr("holdfast.engine.cost._WORTH_SAYING_SECONDS", 0.0)
+    small = {f"m{n}": torch.nn.Linear(1, 1) for n in range(20)}
+    loop = Loop(tmp_path / "run", **small)
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=10):
+            loop.update(batch)
+            loop.ckpt.save(str(loop.ckpt.step_count))
+    assert any(event["streamed"] for event in events(tmp_path / "run") if event["event"] == "held")
+    assert not [line for line in loop.said if "staging memory" in line]

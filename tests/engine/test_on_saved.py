@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from helpers.loops import Loop
 from helpers.small_trainer import small_trainer, weights
@@ -73,3 +74,26 @@ def test_what_cannot_be_called_with_an_answer_is_refused_before_training_begins(
             attach(small_trainer(tmp_path / "trainer"), on_saved=function)
     assert not (tmp_path / "run").exists()
     Loop(tmp_path / "run", on_saved=print).ckpt.close()
+
+
+def test_it_is_given_the_path_that_the_checkpoint_has_by_then(tmp_path: Path) -> None:
+    """Another checkpoint of the same step has taken the first one's name, and of the second nothing is left."""
+    heard: list[tuple[tuple[str, ...], str, bool]] = []
+
+    def hear(answer: Answer) -> None:
+        manifest = Path(answer.path) / "MANIFEST.json"
+        is_its_own = manifest.exists() and answer.digest in manifest.read_text()
+        heard.append((tuple(answer.labels), Path(answer.path).name.partition("-")[0], is_its_own))
+
+    loop = Loop(tmp_path / "run", on_saved=hear)
+    with loop.ckpt:
+        for batch in loop.ckpt.batches(until=3):
+            loop.update(batch)
+            for label in ("first", "second", "third") if loop.ckpt.step_count == 2 else ():
+                loop.ckpt.save(label, slot="" if label == "first" else "best", wait=True)
+                torch.rand(1)
+    assert heard[:3] == [
+        (("first",), "superseded", True),
+        (("second",), "superseded", False),
+        (("third",), "checkpoint", True),
+    ]

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from helpers.paper import Paper, taken_for_cards
 from helpers.trainings import events
 from helpers.waiting import wait_until
 from holdfast import Checkpointer, Stopped
+from holdfast.engine.pending_save import PendingSave
 from holdfast.errors import ConfigError, HoldfastError, SaveError
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
@@ -41,6 +43,11 @@ def killed_after(act: Callable[[ByEpochs], object], place: str, epoch: int, step
 
 def saves(loop: ByEpochs) -> None:
     loop.ckpt.save("asked for", wait=True)
+
+
+def from_another_thread(loop: ByEpochs) -> PendingSave:
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(loop.ckpt.save, "of the last boundary").result()
 
 
 def draws_and_saves(loop: ByEpochs) -> None:
@@ -258,7 +265,7 @@ def test_what_does_not_fit_into_the_staging_memory_waits_for_the_end_of_the_body
         if here == "rest" and loop.epoch == 1:
             with pytest.raises(SaveError, match=r"swa.* changed in the epoch's body after step 10"):
                 loop.ckpt.save("waits in vain", wait=True)
-            asked.append(loop.ckpt.save("waits"))
+            asked.append(from_another_thread(loop))
             wait_until(lambda: "a save waits for the end of the body" in status.now.body, 20)
             assert asked[0].answer is None
         if here == "top" and loop.epoch == 2:
@@ -298,7 +305,7 @@ def test_an_object_that_the_body_changes_is_saved_as_it_was(tmp_path: Path, stag
         if here == "rest":
             average.value.data += 1
         if here == "rest" and loop.epoch == 1:
-            pending = loop.ckpt.save("moved")
+            pending = from_another_thread(loop)
             found.append(
                 wait_until(lambda: pending.answer is not None or "waits" in loop.ckpt._engine.run.status.now.body, 20)
             )

@@ -32,6 +32,7 @@ class Orders:
         stand: By rank, the place in the body and the epoch where it stands until there is a file `go`: `last`, after
             the step that the epoch ends with; `moved`, when the average has moved.
         settings: Further keywords for the `Checkpointer`.
+        slot: By epoch, the ranks that ask for a slot in the rest of its body.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Orders:
     plain: bool = False
     stand: dict[str, list[Any]] | None = None
     settings: dict[str, Any] | None = None
+    slot: dict[str, list[int]] | None = None
 
 
 def main() -> None:
@@ -58,6 +60,7 @@ def main() -> None:
     sampler: Any = DistributedSampler(rows, shuffle=True, seed=1)
     data = DataLoader(rows, batch_size=4, sampler=sampler)
     ckpt: Any = None
+    pending: list[Any] = []
 
     def stand(place: str, epoch: int) -> None:
         if (orders.stand or {}).get(str(rank)) == [place, epoch]:
@@ -83,6 +86,8 @@ def main() -> None:
         with torch.no_grad():
             result = swa(torch.randn(4, 8)).sum()
         dist.all_reduce(result)
+        if rank in (orders.slot or {}).get(str(epoch), []):
+            pending.append(ckpt.save(slot="best"))
         print(f"rank {rank} validated epoch {epoch}: {result.item().hex()} {scheduler.get_last_lr()}", flush=True)
 
     if orders.plain:
@@ -95,6 +100,8 @@ def main() -> None:
             for epoch in ckpt.epochs(orders.epochs):
                 body(epoch, ckpt.batches())
             print(f"rank {rank} is through", flush=True)
+        for each in pending:
+            print(f"rank {rank} hears {each.answer.saved} {each.answer.step} {each.answer.path}", flush=True)
     found = hashlib.sha256(str(scheduler.state_dict()).encode())
     for tensor in (*net.state_dict().values(), *swa.state_dict().values(), torch.get_rng_state()):
         found.update(tensor.numpy().tobytes())

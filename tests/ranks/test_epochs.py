@@ -1,5 +1,6 @@
 """Ranks that go through epochs: where they leave is agreed on, wherever in the body of one each of them is."""
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from helpers.trainings import events
 from ranks.conftest import Job, Ranks
 
+_HEARD = re.compile(r"rank (\d) hears True (\d+) (\S+)")
 PROGRAM = "from ranks.epochs import run\nrun()"
 
 
@@ -50,14 +52,14 @@ def test_a_stop_leaves_all_ranks_at_one_place_of_the_body_and_comes_to_the_same_
     job = stopped(ranks, 0, stand={"0": ["moved", 1], "1": ["last", 1]})
     assert begun(job) == [0, 1] and len(validated(job)) == 4
     assert [event["step"] for event in ranks.saved()] == [4, 8]
-    # Both are in the validation, their averages have moved.
-    job = stopped(ranks, 1, stand={"0": ["moved", 2], "1": ["moved", 2]})
+    # Both are in the validation, their averages have moved; what they ask for there is of the end of the body.
+    job = stopped(ranks, 1, stand={"0": ["moved", 2], "1": ["moved", 2]}, slot={"2": [0, 1]})
     assert begun(job) == [1, 2] and len(validated(job)) == 4
-    assert [event["step"] for event in ranks.saved()] == [4, 8, 12]
+    assert [event["step"] for event in ranks.saved()] == [4, 8, 12, 12]
     # Nothing is copied: what is saved is the end of the body, and all leave at the first step of the next.
     job = stopped(ranks, 0, stand={"0": ["moved", 3], "1": ["moved", 3]}, settings={"staging_memory": 0})
-    assert begun(job) == [2, 3, 4] and len(validated(job)) == 4
-    assert [event["step"] for event in ranks.saved()] == [4, 8, 12, 16]
+    assert begun(job) == [3, 4] and len(validated(job)) == 2
+    assert [event["step"] for event in ranks.saved()] == [4, 8, 12, 12, 16]
     assert "a save waits for the end of the body" in job.output
     assert events(ranks.run)[-1]["outcome"] == "stopped"
     last = ranks.start(program=PROGRAM)
@@ -67,3 +69,16 @@ def test_a_stop_leaves_all_ranks_at_one_place_of_the_body_and_comes_to_the_same_
     assert len(ends[0]) == 2 and ends[0] == ends[1]
     assert validated(last) == validated(alone)[-2:]
     assert Path(ranks.saved()[-1]["path"]).name == "checkpoint-20"
+
+
+def test_what_all_ranks_ask_for_in_the_rest_of_a_body_is_of_its_end(ranks: Ranks) -> None:
+    """What one of them asks for alone is answered too: nobody waits for the other's call."""
+    job = ranks.start(program=PROGRAM, epochs=3, slot={"0": [0, 1], "1": [1], "2": [0, 1]})
+    assert job.wait() == [0, 0], job.output
+    heard = {(int(rank), int(step)): Path(path) for rank, step, path in _HEARD.findall(job.output)}
+    assert set(heard) - {(1, 8)} == {(0, 4), (1, 4), (0, 12), (1, 12)}, job.output
+    assert (1, 8) in heard or "call save() in all ranks" in job.output
+    assert heard[0, 12] == heard[1, 12]
+    assert json.loads((heard[0, 12] / "MANIFEST.json").read_text())["boundary"]["face"] == "epoch_end"
+    alone = ranks.start(program=PROGRAM, epochs=3, plain=True)
+    assert alone.wait() == [0, 0] and validated(job) == validated(alone)

@@ -34,6 +34,11 @@ class Batch:
         return bool(self.requests or self._queue.waiting or self._retry.seconds == 0)
 
     @property
+    def stop_waits(self) -> bool:
+        """True when one of them asks for a stop, or one that was not taken yet does."""
+        return bool(self.stops) or self._queue.stop_waits
+
+    @property
     def stops(self) -> list[Request]:
         """Those that ask for a stop."""
         return [request for request in self.requests if request.stop]

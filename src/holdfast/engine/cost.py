@@ -34,7 +34,9 @@ def account_for(
     streamed = snapshots.streamed
     if waited:
         journal.write("held", step=boundary.step, seconds=round(waited, 4), streamed=streamed)
-    if streamed and waited > _WORTH_SAYING_SECONDS:
+    # Many small files take all blocks for a moment, too: that is not what training has waited for.
+    is_larger = snapshots.state_bytes > budget.bytes or budget.making is not None
+    if streamed and is_larger and waited > _WORTH_SAYING_SECONDS:
         session.log.warning(f"training waited {waited:.2f} s for this save: {_why_streamed(budget.making)}")
     return replicas.report(waited)
 
@@ -109,7 +111,7 @@ def state_of(making: Making | None) -> str:
 def _why_streamed(making: Making | None) -> str:
     if making is None:
         return (
-            "its steps are shorter than the write, and the staging memory did not hold the rest; it grows up to"
+            "its next update came before all was read, and the staging memory did not hold the rest; it grows up to"
             " staging_memory"
         )
     there = f"{_gigabytes(making.bytes)} of {_gigabytes(making.wanted_bytes)}"

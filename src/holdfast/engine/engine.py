@@ -117,6 +117,7 @@ class Engine:
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
         self._shutdown.keep_handlers()
+        self._own.ask_now()
         self._end_schedule()
         self._leave_rehearsal(error)
         is_stop = self._shutdown.explains(error)
@@ -243,20 +244,22 @@ class Engine:
         self.gate.leave()
         self._stop.reach(step, ends_body=stage == "epoch_end")
         self._number += 1
-        self._own.reach()
+        kept = self._own.reach(self._number, ends_body=stage == "epoch_end")
         boundary = self._record(step, stage)
         if self._hooks.wait:
             self.gate.reach(boundary, shut=False)  # whatever a hook does, it finds a whole boundary
             self._hooks.run()
             here = self.gate.boundary or boundary  # a hook may have asked for a save of it
             boundary = replace(self._record(step, stage), asked=here.asked, revision=here.revision + 1)
-        if scheduled:
-            boundary = replace(boundary, scheduled=scheduled)
+        if scheduled or kept:
+            boundary = replace(boundary, scheduled=scheduled, asked=(*boundary.asked, *kept))
         self._status.beat(step)
         if self._rehearsing is not None:
             self._rehearsing.reach(self._capturing.subject, boundary)
         asked = look and self._intake.look(step, last=last)
-        self.gate.reach(boundary, shut=bool(asked or scheduled) and self._saver.serving, last=last)
+        self.gate.reach(boundary, shut=bool(asked or scheduled or kept) and self._saver.serving, last=last)
+        for request in kept:
+            self._intake.hear(request, boundary.number)
         if self._rehearsing is not None:
             self._rehearsing.go_on(step, self._stop, is_last_stage=look)
         if self._stop.is_coming and not self._stop.requested:
@@ -296,13 +299,9 @@ class Engine:
             self._capturing.hook.enter_update()
         yield
 
-    def ask(self, request: Request) -> PendingSave:
-        """Asks for a save from this process; the pending save learns what becomes of it.
-
-        One that the training thread asks for between two updates is of the last boundary: the gate is shut there and
-        then, and the small state is recorded anew.
-        """
-        return self._own.ask(request)
+    def ask(self, request: Request, *, at_once: bool = False) -> PendingSave:
+        """Asks for a save from this process, as `OwnRequests.ask` does; the pending save learns what becomes of it."""
+        return self._own.ask(request, at_once=at_once)
 
     def on_published(self, hook: Hook, *, raises: bool = False) -> None:
         """Adds a hook that runs in the training thread of every rank, after the commit of each checkpoint.
@@ -329,6 +328,7 @@ class Engine:
 
     def settle(self) -> None:
         """Returns when everything that was asked for so far is answered. Training is blocked meanwhile."""
+        self._own.ask_now()
         self._saver.settle()
 
     def finish(self) -> None:

@@ -173,6 +173,8 @@ class Follower:
             stale_before = rest_of_body.stale_before(self._session, self._in_use[0], stale_before)
             offer = Offer(*self._gate.offer(stale_before, out_of_time=_is_over(late_at)), mark=self._gate.is_at_mark)
             decision = self._channel.agree(join(number, self._channel.rank, offer, self._channel.seconds))
+            if call["stop"]:
+                rest_of_body.begin_grace(self._session)
             if decision.boundary is not None:
                 over, mark = self._is_over(number, None if decision.mark else late_at), decision.mark
                 boundary = self._gate.take(decision.boundary, over, call["asked_at"], mark=mark)

@@ -3,9 +3,14 @@
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from holdfast.arguments import require_function
 from holdfast.run.request import Answer
+from holdfast.store import files, names
+from holdfast.store.manifest import MOST_BYTES
 
 Hook = Callable[[Answer], object]
 """Takes the answer of a save: the path and step of a checkpoint that is committed and durable."""
@@ -60,7 +65,7 @@ class OnPublished:
             Exception: That of a hook which may raise, after the other hooks have run for the same checkpoint.
         """
         while self._published:
-            answer = self._published.popleft()
+            answer = _where_it_is(self._published.popleft())
             raised: Exception | None = None
             for hook, raises in self._hooks:
                 try:
@@ -86,3 +91,12 @@ class OnPublished:
         if self._hooks:
             for answer in list(self._published):  # training may still come back, and run them
                 self._log.warning(f"on_saved: not run for {answer.path}: training did not come back in time")
+
+
+def _where_it_is(answer: Answer) -> Answer:
+    """Returns the answer with the path that its checkpoint has by now: another of the step may have taken the name."""
+    path = Path(answer.path)
+    with suppress(OSError):
+        if answer.attempt and answer.digest.encode() not in files.read(path / names.MANIFEST, limit=MOST_BYTES):
+            return replace(answer, path=str(path.with_name(names.superseded(answer.step, answer.attempt))))
+    return answer

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from holdfast.capture.boundary import Boundary
@@ -14,6 +15,7 @@ from holdfast.capture.gate import Gate
 from holdfast.capture.replicas import Replicas, in_short
 from holdfast.capture.snapshot import Snapshot, Snapshots
 from holdfast.doors.request_queue import RequestQueue
+from holdfast.engine import rest_of_body
 from holdfast.engine.batch import Batch
 from holdfast.engine.session import Session
 from holdfast.engine.stop import Stop
@@ -116,12 +118,17 @@ class Alone:
 
     def boundary(self, batch: Batch, stale_before: int) -> Boundary | None:
         """Shuts the gate at the next boundary, and takes the batch: what comes until then shares the save."""
-        boundary = self._gate.shut(stale_before, self._session.is_running_out)
+        boundary = self._gate.shut(stale_before, partial(self._is_running_out, batch))
         if boundary is not None:
             batch.take(boundary)
         if batch.stops:
             self._stop.noticed.set()
         return boundary
+
+    def _is_running_out(self, batch: Batch) -> bool:
+        if batch.stop_waits:
+            rest_of_body.begin_grace(self._session)
+        return self._session.is_running_out()
 
     def snapshot(self, snapshots: Snapshots, boundary: Boundary) -> Snapshot:
         """Returns the snapshot of a boundary."""
@@ -184,11 +191,11 @@ class RankZero:
         batch.take(gate.boundary)
         stop = bool(batch.stops)
         decision = self._agree(stop=stop, stale_before=stale_before)
-        boundary = self._take(decision)
-        if boundary is None and stop and decision.boundary is not None and self._is_running_out():
+        boundary = self._take(decision, batch)
+        if boundary is None and stop and decision.boundary is not None and self._is_running_out(batch):
             self.conclude(None, ())  # training does not come to it in time: a mark has to do, in all ranks
             decision = self._agree(stop=stop, stale_before=stale_before)
-            boundary = self._take(decision)
+            boundary = self._take(decision, batch)
         if boundary is None:
             raise RanksError(decision.why or "training ended before the boundary that was agreed on")
         if not stop:
@@ -301,14 +308,16 @@ class RankZero:
                 time.sleep(_BEGUN_SECONDS)
         return True
 
-    def _take(self, decision: Decision) -> Boundary | None:
+    def _take(self, decision: Decision, batch: Batch) -> Boundary | None:
         """Takes the boundary that was agreed on; None where there is none, or training does not come to it in time."""
         if decision.boundary is None:
             return None
-        give_up = None if decision.mark else self._is_running_out
+        give_up = None if decision.mark else partial(self._is_running_out, batch)
         return self._session.gate.take(decision.boundary, give_up, mark=decision.mark)
 
-    def _is_running_out(self) -> bool:
+    def _is_running_out(self, batch: Batch) -> bool:
+        if batch.stop_waits:
+            rest_of_body.begin_grace(self._session)
         spare = self._session.spare_seconds(_AGREEING_SECONDS)
         return spare is not None and spare <= 0
 

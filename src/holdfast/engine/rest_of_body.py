@@ -31,10 +31,17 @@ def stale_before(session: Session, snapshots: Snapshots, before: int) -> int:
 def tell(session: Session, boundary: Boundary, moved: Sequence[str]) -> None:
     """Tells that a save waits for the end of the body."""
     why = f"{in_short(moved)} changed in the epoch's body after step {boundary.step}"
-    line = f"{why}: a save waits for the end of the body"
-    if session.run.status.now.body != line:
-        session.run.status.update(body=line)
+    line, shown = f"{why}: a save waits for the end of the body", session.run.status.now.body
+    if line not in shown:
+        session.run.status.update(body=f"{shown.partition(': ')[0]}: {line}")
         session.log.info(line)
+
+
+def begin_grace(session: Session) -> None:
+    """Begins the grace of a stop that was asked for, and waits for the end of a body: that may be longer."""
+    if session.gate.is_past:
+        session.stop.noticed.set()
+        session.stop.begin_grace()
 
 
 def lost(torn: TornError, boundary: Boundary) -> str:

@@ -87,6 +87,7 @@ def save(
             not_carried=tuple(snapshot.not_carried()),
             labels=tuple(dict.fromkeys(request.label for request in requests if request.label)),
             slots=tuple(sorted({request.slot for request in requests if request.slot})),
+            attempt=attempt.token,
         )
     status.update(phase=phase)
     report(run, answer, requests, patient)

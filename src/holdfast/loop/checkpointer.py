@@ -165,6 +165,8 @@ class Checkpointer:
             kind = error = trace = None
         if error is None:
             self._come_to_the_end()
+        elif self._passes is not None:
+            self._passes.explain(error)
         return self._ending.end(kind, error, trace) or is_ours
 
     @ends_training
@@ -242,8 +244,9 @@ class Checkpointer:
                 scheduler.step()
                 validate(model)
 
-        Left after an epoch's last step, a run goes on with the rest of that epoch's body: `batches` is empty. The end
-        of the body is a boundary. On a stop `batches` raises `Stopped`, which the `with` block takes.
+        Left after an epoch's last step, a run goes on with the rest of that epoch's body: `batches` is empty, so what
+        the rest reads of a batch (`loss`) needs a value before the loop, or is kept in a dict part. The end of the body
+        is a boundary. On a stop `batches` raises `Stopped`, which the `with` block takes.
 
         Args:
             epochs: Ends after this many, over all resumes.
@@ -336,7 +339,9 @@ class Checkpointer:
 
         What the thread that trains asks for between two updates is of the boundary at the call, and holds what the
         loop has changed since `step()`: a learning rate, a best result, random numbers drawn by an evaluation. (If it
-        has its next batch already, it holds what was there at `step()`, and a resume gives that batch again.) Among
+        has its next batch already, it holds what was there at `step()`, and a resume gives that batch again.) In the
+        rest of an epoch's body, after `batches()`, it is of the end of the body, with all that the body did; of the
+        epoch's last step, without that, with `wait` or `stop`, or where the loop leaves before. Among
         ranks all of them make the call; what some ask for alone may be of a later boundary, which the answer's `note`
         and a line say. In the middle of an update, and from other threads, it is the next that all can give.
 
@@ -362,7 +367,7 @@ class Checkpointer:
             )
         slot, text = checked_slot(slot, stop=stop), clean_label(checked_label(label))
         request = Request("python", stop=stop, label=text, why="Checkpointer.save", slot=slot)
-        pending = self._engine.ask(request)
+        pending = self._engine.ask(request, at_once=wait)
         if wait:
             pending.wait()
         return pending

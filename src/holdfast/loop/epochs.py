@@ -33,6 +33,8 @@ class Epochs:
         """True while the body of an epoch is run."""
         self.are_past = False
         """True from the end of its batches to its end."""
+        self.has_none_left = False
+        """True in a body that runs again without its batches: they were taken before the run was left."""
         self.wanted = 0
         """The number of epochs that the loop asks for."""
 
@@ -40,6 +42,10 @@ class Epochs:
     def epoch(self) -> int:
         """The epoch whose body is run, or comes next, from 0."""
         return self._data.epoch if self._state.epoch is None else self._state.epoch
+
+    @property
+    def _place(self) -> str:
+        return f"in the rest of epoch {self.epoch}'s body"
 
     def begin(self, wanted: int) -> None:
         """Takes in that a loop begins to go through epochs, until it has done so many.
@@ -93,6 +99,7 @@ class Epochs:
                 hint="call it once in the body of epochs(); the next epoch has its own",
             )
         self._batches = batches
+        self.has_none_left = self._state.begins_past_batches and self._engine.gate.boundary is None
         self._bodies.begin_batches()
         if self._data.epoch == self.epoch:
             return True
@@ -114,6 +121,7 @@ class Epochs:
         if not self._bodies.pass_batches() and may_leave:
             return False
         self.are_past = True
+        self._engine.run.status.update(body=self._place)
         cut = 0 if self._data.epoch > self.epoch else self._data.end_epoch()
         if cut and not self._is_told_of_cut:
             self._is_told_of_cut = True
@@ -142,16 +150,16 @@ class Epochs:
             )
         self.end_batches(self._batches, may_leave=False)
         self._state.epoch = self.epoch + 1
-        self.in_body = self.are_past = False
+        self.in_body = self.are_past = self.has_none_left = False
 
     def reach_end(self) -> None:
-        """Takes in that the boundary there was reached: no save waits for it any more."""
-        if self._engine.run.status.now.body:
-            self._engine.run.status.update(body="")
+        """Takes in that the boundary there was reached, or there will be none."""
+        self._engine.run.status.update(body="")
 
     def leave(self) -> None:
         """Takes in that the loop goes through epochs no more, whatever the reason."""
         self.in_body = False
+        self.reach_end()
 
     def _keep(self, *, is_cut: bool) -> None:
         """Keeps the last boundary as it is, whatever the rest of the body does."""
@@ -188,7 +196,7 @@ class Epochs:
             f"{parts}: {needed:,} bytes that the rest of an epoch's body may change do not fit into the staging"
             " memory: once it has changed them, a save waits for the end of the body"
         )
-        self._engine.run.status.update(body=line)
+        self._engine.run.status.update(body=f"{self._place}: {line}")
         if not self._is_told_of_memory:
             self._is_told_of_memory = True
             self._engine.log.announce(line, logging.WARNING)

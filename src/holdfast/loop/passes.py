@@ -108,6 +108,15 @@ class Passes:
         if not self._engine.stop_requested or (until is not None and (self._state.step or 0) >= until):
             self._finish()
 
+    def explain(self, error: BaseException) -> None:
+        """Says why a name is not there in a body that runs again without its batches."""
+        if isinstance(error, NameError) and self._epochs.has_none_left:
+            self._engine.log.announce(
+                f"{error}: batches() was empty, as the batches of epoch {self.epoch} were taken before the run was left;"
+                " give what the rest of the body reads of them a value before the loop, or keep it in a dict part",
+                logging.WARNING,
+            )
+
     def reach(self) -> None:
         """Takes in that a step was marked."""
         if self._epochs.are_past:

@@ -24,7 +24,7 @@ _END_OF_TIME = 2.0**40  # seconds; also keeps out NaN, which cannot be sorted
 
 Data = bytes  # `Answer` has a field of that name
 
-IN_NO_FILE = ("note", "labels", "slots")
+IN_NO_FILE = ("note", "labels", "slots", "attempt")
 """The fields of an answer that are for its own process."""
 
 
@@ -99,6 +99,7 @@ class Answer:
         note: The difference between what was asked for and what was saved; for who asked in Python, and in no file.
         labels: The labels of all whom the save is for; in no file.
         slots: The slots that the checkpoint has been given; in no file.
+        attempt: The attempt that has written the checkpoint, whose name it has when another takes its; in no file.
     """
 
     saved: bool
@@ -117,6 +118,7 @@ class Answer:
     note: str = ""
     labels: Sequence[str] = ()
     slots: Sequence[str] = ()
+    attempt: str = ""
 
     def encode(self, request: str) -> Data:
         """Returns the bytes of the answer's file, for the request of that id."""

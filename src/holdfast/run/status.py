@@ -44,7 +44,7 @@ class Status:
     copied_buffers: dict[str, int] = field(default_factory=dict)
     """Large buffers that were seen to change, each with the bytes that copying it takes at every boundary."""
     body: str = ""
-    """The reason why a save in the rest of an epoch's body may have to wait for its end; empty where none has to."""
+    """In the rest of an epoch's body: of which, and why a save may have to wait for its end; else empty."""
     staging_bytes: int = 0
     staging: str = ""
     """The state of the staging memory of a training on a GPU; empty for others."""
