@@ -145,7 +145,7 @@ def test_a_state_that_the_staging_memory_holds_is_not_said_to_be_too_large_for_i
 ) -> None:
     """Many small files take all of its blocks for a moment while training waits for the save."""
     monkeypatch.setattr("holdfast.engine.cost._WORTH_SAYING_SECONDS", 0.0)
-    small = {f"m{n}": torch.nn.Linear(1, 1) for n in range(20)}
+    small: dict[str, Any] = {f"m{n}": torch.nn.Linear(1, 1) for n in range(20)}
     loop = Loop(tmp_path / "run", **small)
     with loop.ckpt:
         for batch in loop.ckpt.batches(until=10):

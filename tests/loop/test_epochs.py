@@ -47,7 +47,8 @@ def saves(loop: ByEpochs) -> None:
 
 def from_another_thread(loop: ByEpochs) -> PendingSave:
     with ThreadPoolExecutor() as pool:
-        return pool.submit(loop.ckpt.save, "of the last boundary").result()
+        pending: PendingSave = pool.submit(loop.ckpt.save, "of the last boundary").result()
+    return pending
 
 
 def draws_and_saves(loop: ByEpochs) -> None:

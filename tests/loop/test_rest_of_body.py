@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from helpers.epochs import STEPS, ByEpochs
 from helpers.trainings import events

@@ -153,8 +153,8 @@ class OwnRequests:
         if not self._is_told_of_step:
             self._is_told_of_step = True
             self._session.log.announce(
-                f"a save that the rest of an epoch's body waits for is as of step {self._session.step}, without what the"
-                " body has done since; without wait it is of the end of the body"
+                f"a save that the rest of an epoch's body waits for is as of step {self._session.step}, without what"
+                " the body has done since; without wait it is of the end of the body"
             )
 
     def _id_of_call(self, boundary: Boundary, request: Request) -> str:
