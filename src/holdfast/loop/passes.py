@@ -113,7 +113,7 @@ class Passes:
         if isinstance(error, NameError) and self._epochs.has_none_left:
             self._engine.log.announce(
                 f"{error}: batches() was empty, as the batches of epoch {self.epoch} were taken before the run was"
-                " left; give what the rest of the body reads of them a value before the loop, or keep it in a dict part",
+                " left; give what the rest of the body reads of them a value before the loop, or keep it in a dict",
                 logging.WARNING,
             )
 

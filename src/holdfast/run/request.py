@@ -118,7 +118,7 @@ class Answer:
     note: str = ""
     labels: Sequence[str] = ()
     slots: Sequence[str] = ()
-    attempt: str = ""
+    attempt: str = field(default="", compare=False)
 
     def encode(self, request: str) -> Data:
         """Returns the bytes of the answer's file, for the request of that id."""
