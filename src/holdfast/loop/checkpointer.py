@@ -374,16 +374,10 @@ class Checkpointer:
 
     def _come_to_the_end(self) -> None:
         """Saves the last step of a loop that has ended by itself, or says that there was nothing to do."""
-        engine, chosen = self._engine, self._engine.origin.chosen
         if self._save_at_end:
-            engine.save_at_end()
-        is_through = self._passes is not None and self._passes.is_through
-        if is_through and chosen is not None and self._state.step == self._began_at and not self.stop_requested:
-            engine.log.announce(
-                f"nothing to do: {chosen.path} is where this training ends; to go on, ask for more steps or epochs"
-            )
+            self._engine.save_at_end()
         if self._passes is not None:
-            self._passes.is_through = False
+            self._passes.end(self._began_at)
 
     def _require_an_update(self) -> None:
         if self._engine.updating or self._scales:

@@ -42,8 +42,7 @@ class Passes:
         self._looks_left = _LATE_LOOKS
         self._without_step: int | None = 0
         """The batches so far, as long as no step was marked; None once one was, or its lack was told."""
-        self.is_through = False
-        """True once all that was asked for is done."""
+        self._is_through = False
 
     @property
     def epoch(self) -> int:
@@ -107,6 +106,14 @@ class Passes:
         self._data.drain()
         if not self._engine.stop_requested or (until is not None and (self._state.step or 0) >= until):
             self._finish()
+
+    def end(self, began_at: int) -> None:
+        """Says that there was nothing to do, where that is so, at the end of a training that began at some step."""
+        chosen, is_through, self._is_through = self._engine.origin.chosen, self._is_through, False
+        if is_through and chosen is not None and self._state.step == began_at and not self._engine.stop_requested:
+            self._engine.log.announce(
+                f"nothing to do: {chosen.path} is where this training ends; to go on, ask for more steps or epochs"
+            )
 
     def explain(self, error: BaseException) -> None:
         """Says why a name is not there in a body that runs again without its batches."""
@@ -184,7 +191,7 @@ class Passes:
 
     def _finish(self) -> None:
         self._engine.finish()
-        self.is_through = True
+        self._is_through = True
 
     def _tell_of_no_step(self) -> None:
         """Says once that the loop marks no boundary: nothing can be saved, and no number of steps is reached."""
