@@ -46,7 +46,7 @@ $(BENCH): $(STAMP)
 $(TRAINERS): $(STAMP)
 	@echo "Setting up the trainers that people bring (once) ..."
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
-	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/timm timm torchvision
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/timm timm torchvision pillow
 	@DS_BUILD_OPS=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
 	@touch $@
 
