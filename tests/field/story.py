@@ -51,6 +51,7 @@ class Story:
     proved: list[str] = field(default_factory=list)
     """What has held so far, of `PROOFS`."""
     _starts: int = 0
+    _begun: list["subprocess.Popen[str]"] = field(default_factory=list)
     _asked_for: list[str] = field(default_factory=list)
     """The digests of the checkpoints that were asked for."""
 
@@ -78,6 +79,15 @@ class Story:
         self.proved.append("exact")
         self.retained()
         self.proved.append("retention")
+
+    def close(self) -> None:
+        """Ends what still runs: of a story that was broken off."""
+        for process in self._begun:
+            if process.poll() is None:
+                _kill_all(process)
+            for pipe in (process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
 
     def never_interrupted(self) -> Any:
         """Trains without Holdfast, and returns what that ended with."""
@@ -144,7 +154,7 @@ class Story:
         }
         self._starts += 1
         with self._output.open("w") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, *launcher, *command],
                 cwd=self.folder,
                 env=variables,
@@ -153,6 +163,8 @@ class Story:
                 text=True,
                 start_new_session=True,
             )
+        self._begun.append(process)
+        return process
 
     def _hold(self, process: "subprocess.Popen[str]", step: int) -> None:
         def is_there() -> bool:
@@ -237,7 +249,9 @@ class Story:
 
     def _save_command(self) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "holdfast", "save", str(self.run), "--wait", "--timeout", "120"]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._begun.append(process)
+        return process
 
 
 def _kill_all(process: "subprocess.Popen[str]") -> None:

@@ -29,6 +29,7 @@ def test_asked_signalled_killed_and_resumed_it_ends_as_if_never_interrupted(
     try:
         story.tell()
     finally:
+        story.close()
         record_property("proved", ", ".join(story.proved))
         record_property("trainer", row.name)
         record_property("versions", row.versions)
