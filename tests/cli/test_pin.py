@@ -30,8 +30,9 @@ def test_pinned_is_told_listed_and_taken_back(run: Path) -> None:
     assert (found.returncode, found.stdout, found.stderr) == (0, "checkpoint-1: pinned\ncheckpoint-2: pinned\n", "")
     assert steps_pinned(run) == [1, 2]
     assert content_of(run / "checkpoint-1") == before
-    rows = [line.split() for line in holdfast("list", run).stdout.splitlines()]
-    assert [(row[0], row[-3]) for row in rows[1:]] == [
+    head, *rows = holdfast("list", run).stdout.splitlines()
+    place = head.index("PINNED")
+    assert [(row.split()[0], row[place:].split()[0]) for row in rows] == [
         ("checkpoint-3", "-"),
         ("checkpoint-2", "yes"),
         ("checkpoint-1", "yes"),

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import UnsupportedError
-from holdfast.layouts import lightning_ckpt
 from holdfast.layouts.image import read_json
 from holdfast.layouts.native import REST, TENSORS
 from holdfast.layouts.ownership import note_of
@@ -53,6 +52,9 @@ def leave_weights(report: Report, checkpoint: Folder, target: Folder) -> None:
             _join(checkpoint, manifest, entries, target / (part + TENSORS))
         elif part not in manifest.tensors and part + TENSORS in listed:
             files.copy(checkpoint / (part + TENSORS), target / (part + TENSORS))
+    # It loads torch, for which verbs that export nothing do not wait.
+    from holdfast.layouts import lightning_ckpt
+
     if lightning_ckpt.is_of_lightning(checkpoint, manifest):
         lightning_ckpt.leave(checkpoint, manifest, target)
 
