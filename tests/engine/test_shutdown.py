@@ -88,6 +88,7 @@ def shutdown(session: Session, queue: SlowQueue) -> Iterator[Shutdown]:
     yield made
     queue.disk.set()
     made.end()
+    made.over()  # the handlers of signals are the next test's
     session.stop.over()
 
 
