@@ -330,6 +330,29 @@ def test_generators_inside_the_data_go_on(tmp_path: Path, stop: int, accumulate:
     assert second.weights == whole.weights
 
 
+class Repeated(Backwards):
+    """One as TRL's, which accelerate prepares and does not seed."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __iter__(self) -> Iterator[int]:
+        yield from torch.randperm(SAMPLES, generator=self.generator).tolist()
+
+
+class OwnGenerator(Trainer):  # type: ignore[misc]
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return Repeated()
+
+
+@pytest.mark.parametrize("stop", [3, 5, 7])
+def test_the_generator_of_a_sampler_of_the_users_own_goes_on(tmp_path: Path, stop: int) -> None:
+    whole = Run(tmp_path / "whole", kind=OwnGenerator)
+    first = Run(tmp_path / "cut", stop, kind=OwnGenerator)
+    second = Run(tmp_path / "cut", resume=True, kind=OwnGenerator)
+    assert first.samples + second.samples == whole.samples and second.weights == whole.weights
+
+
 def test_a_save_in_the_epoch_after_one_whose_end_a_resume_made_up_for_is_of_that_epoch(tmp_path: Path) -> None:
     whole = small.train(tmp_path / "whole")
     cut = tmp_path / "cut"

@@ -159,7 +159,9 @@ class EpochAccounting:
         self._epoch = self._first_step = 0
         self._begin_state = self._then = None
         # accelerate, which a Trainer has prepare its own loader, shuffles by a seed and the number of the epoch.
-        self.inner = InnerState(dataloader, with_known=not loader.is_prepared(dataloader))
+        # Another sampler, as TRL's that repeats its prompts, draws from a generator of its own, epoch after epoch.
+        is_seeded = loader.is_prepared(dataloader) and self._order is not None
+        self.inner = InnerState(dataloader, with_known=not is_seeded)
         self.goes_on = True
         chosen = self._engine.origin.chosen
         if chosen is None or chosen.manifest is None or args.ignore_data_skip:
