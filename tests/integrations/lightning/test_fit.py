@@ -140,15 +140,28 @@ def test_scheduled_saves_are_kept_as_many_as_wanted_and_a_path_names_one(tmp_pat
     whole, first, second = Fit(), Fit(), Fit()
     fit(tmp_path / "alone", whole, plain=True)
     fit(tmp_path / "out", first, ours={"save_steps": 5, "save_total_limit": 2})
-    assert sorted(entry.path.name for entry in catalog.entries(tmp_path / "out")) == ["checkpoint-15", "checkpoint-20"]
+    assert sorted(entry.path.name for entry in catalog.entries(tmp_path / "out")) == ["checkpoint-20", "checkpoint-21"]
     assert weights(first) == weights(whole)
-    fit(tmp_path / "out", second, resume=str(tmp_path / "out" / "checkpoint-15"))
+    fit(tmp_path / "out", second, resume=str(tmp_path / "out" / "checkpoint-20"))
     assert weights(second) == weights(whole)
 
 
 def test_two_steps_of_one_batch_miss_no_scheduled_save(tmp_path: Path) -> None:
     fit(tmp_path, TwoOptimizers(), ours={"save_steps": 7}, max_epochs=1)
     assert sorted(entry.path.name for entry in catalog.entries(tmp_path)) == ["checkpoint-14", "checkpoint-8"]
+
+
+@pytest.mark.parametrize(
+    ("ours", "names"), [({"save_steps": 8}, ["checkpoint-16", "checkpoint-21", "checkpoint-8"]), ({}, [])]
+)
+def test_a_fit_that_ends_by_itself_leaves_its_last_step_where_steps_are_saved(
+    tmp_path: Path, ours: dict[str, int], names: list[str]
+) -> None:
+    fit(tmp_path / "out", first := Fit(), ours=ours)
+    assert sorted(entry.path.name for entry in catalog.entries(tmp_path / "out")) == names
+    if names:
+        fit(tmp_path / "out", second := Fit(), resume="auto")
+        assert weights(second) == weights(first) and second.noted == []
 
 
 def test_a_training_that_has_ended_says_that_nothing_is_left(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -166,13 +179,13 @@ def test_a_training_that_has_ended_says_that_nothing_is_left(tmp_path: Path, cap
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(tmp_path / "alone", whole := Fit(), plain=True)
     fit(tmp_path / "out", Fit(), ours={"save_steps": 5}, max_steps=11, max_epochs=-1)
-    path = tmp_path / "out" / "checkpoint-10" / "model.safetensors"
+    path = tmp_path / "out" / "checkpoint-11" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     fit(tmp_path / "out", second := Fit(), resume="auto")
     assert "differs" not in caplog.text
     assert second.noted == whole.noted[-len(second.noted) :]
     assert weights(second) == weights(whole)
-    assert "skipped checkpoint-10" in caplog.text
+    assert "skipped checkpoint-11" in caplog.text
 
 
 def test_what_a_resume_finds_changed_holds_and_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -264,4 +277,4 @@ def test_a_trainer_fits_again_and_is_as_it_was_between(tmp_path: Path) -> None:
     training.fit_loop.max_epochs = 4
     training.fit(module, data)
     assert training.global_step == 28
-    assert sorted(entry.path.name for entry in catalog.entries(tmp_path)) == ["checkpoint-10", "checkpoint-20"]
+    assert sorted(entry.step for entry in catalog.entries(tmp_path)) == [10, 20, 21, 28]

@@ -81,7 +81,7 @@ class Fit:
         self._data = LightningData(waits=False)
         self._resume: Resume | None = None
         self._is_active = self._is_closed = False
-        self._marked = self._saved = -1
+        self._marked = self._looked = self._scheduled = -1
         self.engine: Engine | None = None
         """The engine, from the moment on at which the processes of the fit are there."""
 
@@ -201,8 +201,8 @@ class Fit:
         if not self._is_active or self._is_closed or engine is None or resume is None or resume.is_begun:
             return
         resume.is_begun = True
-        self._saved = trainer.global_step
-        self._marked = -1 if is_pending else self._saved
+        self._looked = trainer.global_step
+        self._marked = -1 if is_pending else self._looked
         engine.begin(resume.state(), trainer.global_step, _steps_of(trainer))
 
     def _train_batch(self, fetcher: Any) -> None:
@@ -239,7 +239,8 @@ class Fit:
     def _end_training(self) -> None:
         """Replaces the end of a fit that has come to its end: what hooks do to the weights then is none of a step's."""
         if self._is_serving and self.engine is not None:
-            self.engine.settle()
+            if self._attachment.save_steps is not None and self._scheduled != self._trainer.global_step:
+                self.engine.save_at_end()
             self.engine.finish()
             self.close(None)
         self._own_run_end()
@@ -261,9 +262,9 @@ class Fit:
             engine.losses.show(resume.progress.loss)
             # Several optimizers make several steps in one batch.
             every = self._attachment.save_steps
-            if every is not None and step // every > self._saved // every:
-                scheduled = f"save_steps {every}"
-            self._saved = step
+            if every is not None and step // every > self._looked // every:
+                scheduled, self._scheduled = f"save_steps {every}", step
+            self._looked = step
         is_over = stage == EPOCH_END and _is_over(self._trainer)
         engine.reach(step, stage=stage, last=is_over, scheduled=scheduled, look=stage == LOGGED or is_over)
         if news := resume.state().gradients.news(step):
