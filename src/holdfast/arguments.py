@@ -24,14 +24,14 @@ def checked_directory(name: str, value: object) -> Path:
     return Path(path)
 
 
-def require_count(name: str, value: object, of: str = "steps") -> None:
-    """Refuses what is no whole number from 1 up. None is none that was given.
+def require_count(name: str, value: object, of: str = "steps", *, least: int = 1) -> None:
+    """Refuses what is no whole number from `least` up. None is none that was given.
 
     Raises:
         ConfigError: It is something else.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ConfigError([f"{name}: {quoted(value)} is no number of {of}; give 1 or more"])
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ConfigError([f"{name}: {quoted(value)} is no number of {of}; give {least} or more"])
 
 
 def require_seconds(name: str, value: object) -> None:

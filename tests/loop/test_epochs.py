@@ -397,6 +397,17 @@ def test_what_would_be_wrong_is_refused_by_name(tmp_path: Path) -> None:
     for epochs in (-1, 1.5, True):
         with pytest.raises(ConfigError, match="no number of epochs"):
             next(loop.ckpt.epochs(epochs))
+    for wrong in (
+        {"until": "10"},
+        {"until": 2.5},
+        {"epochs": "x"},
+        {"epochs": -1},
+        {"accumulate": "2"},
+        {"accumulate": 0},
+    ):
+        (name, value), *_ = wrong.items()
+        with pytest.raises(ConfigError, match=rf"{name}: .*{value}.* is no number of (steps|epochs|batches); give"):
+            next(loop.ckpt.batches(**wrong))
     with pytest.raises(ConfigError, match="on_stop: `return` takes a with block"):
         next(loop.ckpt.epochs(1))
     with loop.ckpt:

@@ -276,12 +276,12 @@ class Checkpointer:
             accumulate: Gives lists of so many batches, one list for one step; the last of an epoch may be shorter.
 
         Raises:
-            ConfigError: There is no data to go through, `accumulate` is no number of batches, or an end was given in
-                the body of `epochs`.
+            ConfigError: There is no data to go through, an argument is no whole number, or an end was given in the body
+                of `epochs`.
             Stopped: In the body of `epochs`: a stop was asked for.
         """
         passes = self._passes_for("batches")
-        passes.check(accumulate)
+        passes.check(until, epochs, accumulate)
         if self._state.step is None:
             self._until = until or 0
             self.resume()

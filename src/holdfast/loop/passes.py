@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from holdfast.arguments import require_count
 from holdfast.engine.engine import Engine
 from holdfast.errors import ConfigError
 from holdfast.loop.ending import Ending
@@ -49,10 +50,11 @@ class Passes:
         """The epoch that the loop is in, from 0; between two, the one to come."""
         return self._epochs.epoch
 
-    def check(self, accumulate: int | None) -> None:
-        """Refuses what is no number of batches."""
-        if accumulate is not None and accumulate < 1:
-            raise ConfigError([f"accumulate: {accumulate} is no number of batches; give 1 or more"])
+    def check(self, until: int | None, epochs: int | None, accumulate: int | None) -> None:
+        """Refuses what is no number of steps, epochs or batches."""
+        require_count("until", until, least=0)
+        require_count("epochs", epochs, "epochs", least=0)
+        require_count("accumulate", accumulate, "batches")
 
     def check_epochs(self, epochs: int) -> None:
         """Refuses what is no number of epochs, and a loop of them that could not be left."""

@@ -1,22 +1,16 @@
 """A transformers Trainer whose arguments have `deepspeed=`: ZeRO of the stage that `STAGE` names, on a CPU."""
 
 import os
-from typing import Any
 
 import deepspeed
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 import holdfast
-from field.program import OUT, PLAIN, SAVE_STEPS, STEPS, finish, hold
+from field.language import Held, small_llama, token_rows
+from field.program import OUT, PLAIN, SAVE_STEPS, STEPS, finish
 
 STAGE = int(os.environ["STAGE"])
-
-
-class Held(Trainer):  # type: ignore[misc]
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        hold(self.state.global_step)
-        return super().training_step(*args, **kwargs)
 
 
 zero = {
@@ -42,17 +36,7 @@ arguments = TrainingArguments(
     ddp_backend="gloo",
 )
 torch.manual_seed(3)
-model = LlamaForCausalLM(
-    LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        attention_dropout=0.1,
-    )
-)
-rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 64, (40, 8)).tolist()]
+model, rows = small_llama(layers=2), token_rows()
 trainer = Held(model, arguments, train_dataset=rows)
 if PLAIN:
     trainer.train()

@@ -1,32 +1,14 @@
 """A transformers Trainer of a small language model."""
 
-from typing import Any
-
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 import holdfast
-from field.program import OUT, PLAIN, SAVE_STEPS, STEPS, finish, hold
-
-
-class Held(Trainer):  # type: ignore[misc]
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        hold(self.state.global_step)
-        return super().training_step(*args, **kwargs)
-
+from field.language import Held, small_llama, token_rows
+from field.program import OUT, PLAIN, SAVE_STEPS, STEPS, finish
 
 torch.manual_seed(3)
-model = LlamaForCausalLM(
-    LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        attention_dropout=0.1,
-    )
-)
-rows = [{"input_ids": ids, "labels": ids} for ids in torch.randint(0, 64, (40, 8)).tolist()]
+model, rows = small_llama(layers=1), token_rows()
 arguments = TrainingArguments(
     str(OUT),
     max_steps=STEPS,
