@@ -19,6 +19,12 @@
       CheckpointError
         DamagedCheckpointError          3   what is on disk is not what was written
         NoCheckpointError               1   nothing that could be resumed from
+      MirrorError
+        MirrorAccessError               2   no credentials, or they are refused; no such bucket; a store without
+                                            put-if-absent
+        MirrorUnavailableError          1   the store does not answer, is busy, or is full: it is tried again
+        MirrorTakenError                2   the place belongs to another run, or another start has the run
+        AbsentError                     1   there is no such object
       Stopped                           75, or 128 + the signal: a stop that was asked for
 
 Each message says what happened and to what; `hint` says what to do next.
@@ -179,6 +185,30 @@ class DamagedCheckpointError(CheckpointError):
 
 class NoCheckpointError(CheckpointError):
     """Nothing in the directory could be resumed from."""
+
+
+class MirrorError(HoldfastError):
+    """Something is wrong with a place beyond this disk, or with what is there."""
+
+
+class MirrorAccessError(MirrorError):
+    """The place cannot be used as it is given: trying again would end alike."""
+
+    exit_code = 2
+
+
+class MirrorUnavailableError(MirrorError):
+    """The place did not do it this time. What it was asked for may have been done all the same."""
+
+
+class MirrorTakenError(MirrorError):
+    """The place belongs to another run, or another start has taken the run over."""
+
+    exit_code = 2
+
+
+class AbsentError(MirrorError):
+    """There is no object of that key."""
 
 
 class Stopped(SystemExit):

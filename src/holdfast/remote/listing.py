@@ -1,0 +1,95 @@
+"""The checkpoints of a run in a mirror: one listing, and no object that points anywhere."""
+
+from dataclasses import dataclass, field
+
+from holdfast.errors import DamagedCheckpointError
+from holdfast.remote import keys
+from holdfast.remote.keys import CheckpointKey
+from holdfast.remote.object_store import ObjectStore, read
+from holdfast.store import names
+from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
+
+
+@dataclass
+class RemoteCheckpoint:
+    """The files under one checkpoint's name in a mirror.
+
+    Args:
+        key: Its name.
+        sizes: The sizes of the files there, by their paths; the manifest is among them where it is there.
+    """
+
+    key: CheckpointKey
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_published(self) -> bool:
+        """True where it has a manifest. Without one there is no checkpoint, only what an upload has left so far."""
+        return names.MANIFEST in self.sizes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All of a run that lies in a mirror, as of one moment.
+
+    Args:
+        checkpoints: Those that have files there, the newest first, published or not.
+        terms: The numbers of the starts that have claimed the run, in order.
+        pins: The attempts that are never to be deleted.
+    """
+
+    checkpoints: tuple[RemoteCheckpoint, ...]
+    terms: tuple[int, ...]
+    pins: frozenset[str]
+
+    @property
+    def published(self) -> list[RemoteCheckpoint]:
+        """The checkpoints, the newest first."""
+        return [each for each in self.checkpoints if each.is_published]
+
+    @property
+    def newest_term(self) -> int:
+        """The greatest number that a start has claimed, or that a checkpoint has; 0 for none."""
+        return max((*self.terms, *(each.key.term for each in self.checkpoints)), default=0)
+
+
+def listing_of(store: ObjectStore, run: str) -> Listing:
+    """Lists all of a run. Keys that are none of ours are passed over."""
+    by_key: dict[CheckpointKey, RemoteCheckpoint] = {}
+    claimed, pinned = [], set()
+    for item in store.listed(keys.below(run)):
+        if (file := keys.file_of(item.key)) is not None:
+            key, path = file
+            by_key.setdefault(key, RemoteCheckpoint(key)).sizes[path] = item.size
+        elif (number := keys.term_of(item.key)) is not None:
+            claimed.append(number)
+        elif (attempt := keys.pinned_by(item.key)) is not None:
+            pinned.add(attempt)
+    newest_first = sorted(by_key.values(), key=lambda each: each.key, reverse=True)
+    return Listing(tuple(newest_first), tuple(sorted(claimed)), frozenset(pinned))
+
+
+def manifest_of(store: ObjectStore, key: CheckpointKey) -> tuple[bytes, Manifest]:
+    """Reads the manifest of a published checkpoint, and believes nothing that it does not prove.
+
+    Returns:
+        Its bytes, and what they say.
+
+    Raises:
+        AbsentError: It has none (any more).
+        DamagedCheckpointError: It is none, or that of another checkpoint.
+    """
+    try:
+        data = read(store, key.manifest, MOST_BYTES)
+        manifest = decode(data)
+    except ManifestError as error:
+        raise _damaged(key, str(error)) from error
+    except ValueError as error:
+        raise _damaged(key, f"its manifest is too large: {error}") from error
+    if (manifest.run, manifest.sequence, manifest.attempt) != (key.run, key.sequence, key.attempt):
+        raise _damaged(key, "its manifest is that of another checkpoint")
+    return data, manifest
+
+
+def _damaged(key: CheckpointKey, problem: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{key.prefix.rstrip('/')} cannot be used: {problem}", [problem])

@@ -1,0 +1,75 @@
+"""The contract of a place beyond this disk: five verbs, of which every promise of a mirror is made.
+
+A key is a path below the place's prefix, without a leading slash. An object is there as a whole or not at all. Nothing
+is renamed, and no object but one that is deleted ever changes.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+
+class Item(NamedTuple):
+    """One object in a listing: its key, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class ObjectStore(Protocol):
+    """A place beyond this disk. Each verb may be called from any one thread at a time.
+
+    Each raises `MirrorUnavailableError` where another try may go well: what was to be done may have been done all the
+    same, or may yet be. Each raises `MirrorAccessError` where it would not.
+    """
+
+    @property
+    def url(self) -> str:
+        """The address, for people to read. It has no secret in it."""
+
+    def put_file(self, key: str, fd: int, size: int) -> None:
+        """Stores the first `size` bytes of an open file, in parts where that is quicker. It may be there already.
+
+        Raises:
+            OSError: The file cannot be read, or is shorter.
+        """
+
+    def put_absent(self, key: str, data: bytes) -> bool:
+        """Stores a small object where there is none of that key, and tells whether these bytes are there now.
+
+        It is the one verb that decides anything among several writers: of different bytes under one key, those of one
+        writer are there for ever. True also where an earlier try has stored them, and its answer was lost.
+        """
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Returns the bytes from `start` to before `end`; fewer where the object ends before that.
+
+        Raises:
+            AbsentError: There is no such object.
+        """
+
+    def listed(self, prefix: str = "") -> Iterator[Item]:
+        """Yields every object whose key begins with `prefix`, in the order of keys.
+
+        What was stored before the call is among them, and what was deleted before it is not.
+        """
+
+    def delete(self, key: str) -> None:
+        """Deletes an object. One that is not there is no error."""
+
+
+def read(store: ObjectStore, key: str, limit: int) -> bytes:
+    """Returns a small object.
+
+    Args:
+        store: The place.
+        key: Its key.
+        limit: The most bytes that are believed.
+
+    Raises:
+        AbsentError: There is no such object.
+        ValueError: It is larger than that.
+    """
+    data = store.get_range(key, 0, limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{key} is larger than {limit:,} bytes")
+    return data

@@ -1,0 +1,111 @@
+"""The claim of a run: which run a place belongs to, and which start has it now.
+
+A start claims the number after the greatest, with the one verb that decides among several. No clock, and nothing that
+runs out: a machine that was thought lost and comes back writes under a smaller number, and is never the newest.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+from holdfast.errors import AbsentError, MirrorAccessError, MirrorTakenError
+from holdfast.remote import keys
+from holdfast.remote.listing import Listing, listing_of
+from holdfast.remote.object_store import ObjectStore, read
+from holdfast.store import names
+from holdfast.store.manifest import strict_json
+from holdfast.text import quoted
+
+_MOST_BYTES = 64 << 10
+# Each lost round means that another start has got a number. More than this at once are no starts of a training.
+_MOST_ROUNDS = 100
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One start of a run, as it says so in the mirror.
+
+    Args:
+        run: The identity of the run.
+        token: The identity of the start, by which it knows its own claim again.
+        host: Its host, for people to read.
+        parent: The attempt that it goes on from; None where it begins anew.
+        at: The time there, in seconds since the epoch. Nothing decides by it.
+    """
+
+    run: str
+    token: str
+    host: str
+    parent: str | None
+    at: float
+
+    def encode(self) -> bytes:
+        """Returns the bytes of its object."""
+        return json.dumps(asdict(self), sort_keys=True).encode()
+
+
+def owner_of(store: ObjectStore) -> str | None:
+    """Returns the identity of the run that a place belongs to; None where it belongs to none yet.
+
+    Raises:
+        MirrorAccessError: What has that name there is nothing that Holdfast wrote.
+    """
+    try:
+        text = read(store, keys.OWNER, _MOST_BYTES).decode("ascii", "replace").strip()
+    except AbsentError:
+        return None
+    except ValueError as error:
+        raise _no_owner(store, str(error)) from error
+    if not names.is_token(text):
+        raise _no_owner(store, f"it says {quoted(text)}")
+    return text
+
+
+def take_place(store: ObjectStore, run: str) -> None:
+    """Makes a place the run's own, where it belongs to none.
+
+    Raises:
+        MirrorTakenError: It belongs to another.
+    """
+    if not store.put_absent(keys.OWNER, run.encode() + b"\n") and (owner := owner_of(store)) != run:
+        raise MirrorTakenError(
+            f"{store.url} has the checkpoints of run {owner}, and this is run {run}",
+            hint="give each run a mirror of its own; to go on with that run, start in an empty output_dir with"
+            " resume_from_checkpoint: auto",
+        )
+
+
+def claim(store: ObjectStore, claim: Claim) -> int:
+    """Claims a run for a start.
+
+    Returns:
+        The number of its term: greater than that of every start before.
+
+    Raises:
+        MirrorAccessError: Again and again another one was quicker.
+    """
+    listing: Listing = listing_of(store, claim.run)
+    number = listing.newest_term
+    for _ in range(_MOST_ROUNDS):
+        number += 1
+        if store.put_absent(keys.term(claim.run, number), claim.encode()):
+            return number
+    raise MirrorAccessError(f"{store.url}: {_MOST_ROUNDS} other starts have claimed this run meanwhile")
+
+
+def claim_of(store: ObjectStore, run: str, number: int) -> Claim | None:
+    """Reads one term; None where nothing of that number is to be understood."""
+    try:
+        content = strict_json(read(store, keys.term(run, number), _MOST_BYTES))
+        claim = Claim(**content) if isinstance(content, dict) else None
+    except (AbsentError, ValueError, TypeError):
+        return None
+    if claim is None or claim.run != run or not isinstance(claim.host, str):
+        return None
+    return claim if claim.parent is None or names.is_token(claim.parent) else None
+
+
+def _no_owner(store: ObjectStore, problem: str) -> MirrorAccessError:
+    return MirrorAccessError(
+        f"{store.url} has an object {keys.OWNER} that is none of Holdfast's: {problem}",
+        hint="give a prefix of its own",
+    )
