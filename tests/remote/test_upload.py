@@ -18,14 +18,13 @@ def start(token: str = "c" * 32, parent: str | None = None) -> Claim:
 
 
 def test_what_is_sent_comes_back_as_it_was(tmp_path: Path) -> None:
-    store, checkpoint = (
-        MemoryStore(),
-        commit_checkpoint(tmp_path / "one", 7, {"a": bytes(5 << 20), "b/c": b"", "d": b"d"}),
-    )
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    store, content = MemoryStore(), {"a": bytes(5 << 20), "b/c": b"", "d": b"d"}
+    checkpoint = commit_checkpoint(tmp_path / "one", 7, content)
     with Folder.open(checkpoint) as folder:
         key = upload(store, folder, terms.claim(store, start()))
     assert [each.key for each in listing_of(store, RUN).published] == [key]
-    (tmp_path / "two").mkdir()
     arrived = download(store, key, tmp_path / "two")
     assert content_of(arrived) == content_of(checkpoint)
 
