@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from holdfast.errors import DamagedCheckpointError
@@ -36,7 +37,8 @@ def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: 
     """
     data, manifest = manifest_of(store, key)
     place = root / names.staging(key.run, manifest.step, key.attempt)
-    files.remove(place)
+    with suppress(FileNotFoundError):
+        files.remove_tree(place)
     folder = commit.make_new(place)
     try:
         for file in manifest.files:
