@@ -27,6 +27,7 @@ FLOORS = {
     "capture": 3,
     "layouts": 3,
     "remote": 3,
+    "mirror": 4,
     "doors": 4,
     "ranks": 4,
     "resume": 5,
@@ -40,7 +41,7 @@ FLOORS = {
 # These are the house itself, not rooms of it: what a user imports, and what `python -m` runs.
 FACES = {"__init__", "__main__"}
 COMMIT_CORE = ("folder", "files", "names", "grid", "digest", "manifest", "commit")
-WITHOUT_TORCH = ("store", "run", "remote", "doors", "layouts", "drill", "cli")
+WITHOUT_TORCH = ("store", "run", "remote", "mirror", "doors", "layouts", "drill", "cli")
 HEAVY = {"torch", "transformers", "accelerate", "peft", "trl", "datasets", "safetensors", "numpy"}
 
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -127,6 +127,9 @@ def test_a_checkpointer_points_to_their_description_and_names_each() -> None:
         ("save_rate_limit", 0, "must be at least 1, found 0"),
         ("staging_memory", "much", "expected a whole number, found 'much'"),
         ("save_io_priority", "high", "expected one of normal, low, idle, found 'high'"),
+        ("mirror", "", "must not be empty"),
+        ("mirror_keep", 0, "must be at least 1, found 0"),
+        ("mirror_region", 1, "expected text, found 1 (in quotes it would be text)"),
         ("save_minuts", 5, "unknown key, did you mean 'save_minutes'?"),
     ],
 )

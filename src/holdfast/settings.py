@@ -99,6 +99,20 @@ class SaveSettings(BaseModel):
     `follow` takes the new ones, `keep` those of the checkpoint where that can be done. A line names each change.
     """
 
+    mirror: Annotated[str, Field(min_length=1)] | None = None
+    """The place beyond this disk to which checkpoints are sent while training goes on, and from which a start in an
+    empty `output_dir` goes on: `s3://BUCKET/PREFIX`, `gs://`, `az://`, or `file://` and a directory. One run each.
+    """
+
+    mirror_keep: Annotated[int, Field(ge=1)] = 3
+    """The number of scheduled checkpoints that are kept in the mirror; the oldest go first."""
+
+    mirror_endpoint: Annotated[str, Field(min_length=1)] | None = None
+    """The address of a server that speaks the mirror's protocol and is none of the cloud's own: `https://HOST:PORT`."""
+
+    mirror_region: Annotated[str, Field(min_length=1)] | None = None
+    """The region of the mirror's bucket, where neither the environment nor a profile has it."""
+
 
 class Settings(SaveSettings):
     """The settings of a training's saves, whatever asks for them."""
@@ -123,6 +137,10 @@ class SettingsKwargs(TypedDict, total=False):
     save_rate_limit: int | str | None
     save_io_priority: Priority
     resume_settings: ResumeSettings
+    mirror: str | None
+    mirror_keep: int
+    mirror_endpoint: str | None
+    mirror_region: str | None
 
 
 def validated(**settings: Unpack[SettingsKwargs]) -> Settings:

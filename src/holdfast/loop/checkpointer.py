@@ -21,7 +21,7 @@ from holdfast.errors import ConfigError, DamagedCheckpointError, HoldfastError, 
 from holdfast.layouts.layout import NATIVE
 from holdfast.loop.ending import Ending, take_over
 from holdfast.loop.passes import Passes
-from holdfast.loop.restore import load_into
+from holdfast.loop.restore import load_into, tell_of_what_is_not_watched
 from holdfast.loop.settings import LoopSettings
 from holdfast.loop.subject import LoopState
 from holdfast.run.request import Request, checked_label, checked_slot, clean_label
@@ -29,7 +29,7 @@ from holdfast.settings import DEFAULTS, Priority, ResumeSettings, validated
 from holdfast.state.data.cursor import DataCursor
 from holdfast.state.gradients import Gradients
 from holdfast.state.outside import Outside
-from holdfast.state.reachable import MOST_OBJECTS, known_of
+from holdfast.state.reachable import known_of
 from holdfast.state.registry import Parts, parts_of
 from holdfast.store.retention import RetentionPolicy
 
@@ -64,7 +64,8 @@ class Checkpointer:
         say: Takes each line for the user. Unset, they go to `logging.getLogger("holdfast")`, and are printed where no
             handler of the application would take them.
         dynamic_checkpoint, save_minutes, save_on_exception, stop_grace_seconds, staging_memory, rank_timeout_seconds,
-        save_rate_limit, save_io_priority, resume_settings: As `holdfast.settings.Settings` describes them.
+        save_rate_limit, save_io_priority, resume_settings, mirror, mirror_keep, mirror_endpoint, mirror_region: As
+            `holdfast.settings.Settings` describes them.
         **parts: The state that is saved, by name: `model=`, `optimizer=`, `scheduler=`, `scaler=`, any module,
             optimizer, random generator, object with `state_dict` and `load_state_dict`, or plain dict of numbers,
             texts and tensors.
@@ -100,6 +101,10 @@ class Checkpointer:
         save_rate_limit: int | str | None = None,
         save_io_priority: Priority = DEFAULTS.save_io_priority,
         resume_settings: ResumeSettings = DEFAULTS.resume_settings,
+        mirror: str | None = None,
+        mirror_keep: int = DEFAULTS.mirror_keep,
+        mirror_endpoint: str | None = None,
+        mirror_region: str | None = None,
         **parts: Any,
     ) -> None:
         settings = validated(
@@ -112,6 +117,10 @@ class Checkpointer:
             save_rate_limit=save_rate_limit,
             save_io_priority=save_io_priority,
             resume_settings=resume_settings,
+            mirror=mirror,
+            mirror_keep=mirror_keep,
+            mirror_endpoint=mirror_endpoint,
+            mirror_region=mirror_region,
         )
         root = checked_directory("output_dir", output_dir)
         require_count("save_steps", save_steps)
@@ -213,17 +222,7 @@ class Checkpointer:
         engine, step = self._engine, None if self._engine.origin.chosen is not None else 0
         self._state.given = LoopSettings(self._state.parts, keep=engine.settings.resume_settings == "keep")
         self._state.outside.begin()
-        if not self._state.has_parts:
-            engine.log.announce(
-                "no part was given: what is saved and resumed is the step, the random state and the position in data="
-                " alone; give model=, optimizer= and what else training changes",
-                logging.WARNING,
-            )
-        if not self._state.outside.complete:
-            engine.log.announce(
-                f"{MOST_OBJECTS:,} objects and more can be reached: tensors in the rest are not watched",
-                logging.WARNING,
-            )
+        tell_of_what_is_not_watched(self._state, engine.log)
         while step is None:
             try:
                 step = load_into(self._state, engine.origin, strict=self._strict, replay=self._replay, log=engine.log)

@@ -17,6 +17,7 @@ from holdfast.state.data.position import is_past
 from holdfast.state.gradients import Gradients
 from holdfast.state.outside import put_back
 from holdfast.state.part import GRADIENTS, Stored
+from holdfast.state.reachable import MOST_OBJECTS
 from holdfast.state.registry import Parts
 from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
@@ -42,6 +43,20 @@ class _Content(NamedTuple):
     random: RngRecord
     notices: list[str]
     """A line for each part that is only here or only there, or rank 0's though others had their own."""
+
+
+def tell_of_what_is_not_watched(state: LoopState, log: RunLog) -> None:
+    """Says of a training that begins what of it no checkpoint will have, as far as that shows by now."""
+    if not state.has_parts:
+        log.announce(
+            "no part was given: what is saved and resumed is the step, the random state and the position in data="
+            " alone; give model=, optimizer= and what else training changes",
+            logging.WARNING,
+        )
+    if not state.outside.complete:
+        log.announce(
+            f"{MOST_OBJECTS:,} objects and more can be reached: tensors in the rest are not watched", logging.WARNING
+        )
 
 
 def load_into(state: LoopState, origin: Resumption, *, strict: bool, replay: bool, log: RunLog) -> int:

@@ -78,6 +78,7 @@ def test_all_44_keys_of_axolotl_are_there() -> None:
     ours = {"reinit_weights", "save_strategy", "eval_strategy", "eval_steps", "evals_per_epoch"}
     ours |= {"save_minutes", "keep_every", "save_on_exception", "stop_grace_seconds", "rank_timeout_seconds"}
     ours |= {"staging_memory", "save_rate_limit", "save_io_priority", "resume_settings"}
+    ours |= {"mirror", "mirror_keep", "mirror_endpoint", "mirror_region"}
     others = {"plugins", "dynamic_checkpoint"}
     assert len(set(TrainConfig.model_fields) - ours - others) == 44
 

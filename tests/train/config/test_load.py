@@ -90,6 +90,10 @@ staging_memory: 2GB
 save_rate_limit: 500 MB
 save_io_priority: idle
 resume_settings: keep
+mirror: s3://bucket/run
+mirror_keep: 5
+mirror_endpoint: http://127.0.0.1:9000
+mirror_region: eu-central-1
 sequence_len: 64
 sample_packing: true
 pad_to_sequence_len: false
@@ -159,6 +163,10 @@ eval_steps: 0.25
         save_rate_limit=500_000_000,
         save_io_priority="idle",
         resume_settings="keep",
+        mirror="s3://bucket/run",
+        mirror_keep=5,
+        mirror_endpoint="http://127.0.0.1:9000",
+        mirror_region="eu-central-1",
         sequence_len=64,
         sample_packing=True,
         pad_to_sequence_len=False,
