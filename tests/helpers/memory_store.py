@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 
 from holdfast.errors import AbsentError
-from holdfast.remote.object_store import Item
+from holdfast.remote.object_store import Item, Progress, unheard
 
 
 class MemoryStore:
@@ -19,12 +19,13 @@ class MemoryStore:
     def url(self) -> str:
         return "memory://"
 
-    def put_file(self, key: str, fd: int, size: int) -> None:
+    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
         data = os.pread(fd, size, 0)
         if len(data) != size:
             raise OSError(f"{len(data)} bytes of {size}")
         with self._lock:
             self.objects[key] = data
+        progress(size)
 
     def put_absent(self, key: str, data: bytes) -> bool:
         with self._lock:

@@ -4,8 +4,15 @@ A key is a path below the place's prefix, without a leading slash. An object is 
 is renamed, and no object but one that is deleted ever changes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that are on their way, or have arrived, since."""
+
+
+def unheard(size: int) -> None:
+    """Stands for a progress that nobody looks at."""
 
 
 class Item(NamedTuple):
@@ -16,7 +23,7 @@ class Item(NamedTuple):
 
 
 class ObjectStore(Protocol):
-    """A place beyond this disk. Each verb may be called from any one thread at a time.
+    """A place beyond this disk. Any number of threads may use it at once.
 
     Each raises `MirrorUnavailableError` where another try may go well: what was to be done may have been done all the
     same, or may yet be. Each raises `MirrorAccessError` where it would not.
@@ -26,8 +33,11 @@ class ObjectStore(Protocol):
     def url(self) -> str:
         """The address, for people to read. It has no secret in it."""
 
-    def put_file(self, key: str, fd: int, size: int) -> None:
+    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
         """Stores the first `size` bytes of an open file, in parts where that is quicker. It may be there already.
+
+        `progress` hears of them as they are read: those that are on their way then, some parts at most, are not there
+        yet, and where it fails they never are. It may be called in another thread.
 
         Raises:
             OSError: The file cannot be read, or is shorter.
@@ -41,7 +51,7 @@ class ObjectStore(Protocol):
         """
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Returns the bytes from `start` to before `end`; fewer where the object ends before that.
+        """Returns the bytes from `start` to before `end`; fewer where the object ends before that, or none.
 
         Raises:
             AbsentError: There is no such object.
