@@ -112,6 +112,7 @@ def test_json_has_all_of_the_manifest_and_the_tensors(tmp_path: Path) -> None:
         "requires": [],
         "settings": {},
         "more_reasons": 0,
+        "term": 0,
         "tensors": {
             "model.safetensors": [
                 {"name": "fc.bias", "dtype": "BF16", "shape": [4], "bytes": 8},

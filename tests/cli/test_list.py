@@ -55,6 +55,7 @@ def test_json_describes_each(tmp_path: Path) -> None:
         "step",
         "problem",
         "sequence",
+        "term",
         "run",
         "attempt",
         "parent",

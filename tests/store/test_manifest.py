@@ -391,3 +391,17 @@ def test_any_edit_of_the_text_raises_nothing_but_a_manifest_error(data: st.DataO
     edited = text[:at] + data.draw(st.binary(max_size=8)) + text[at + data.draw(st.integers(0, 8)) :]
     if b'  "sha256"' in edited:
         refuses_or_reads(cut(edited))
+
+
+def test_a_term_is_optional_and_older_readers_pass_over_it() -> None:
+    plain = manifest(files=FILES)
+    assert b'"term"' not in plain.encode() and decode(plain.encode()).term == 0
+    claimed = manifest(files=FILES, term=3)
+    assert decode(claimed.encode()).term == 3 and claimed.version == 1
+    required = manifest(files=FILES, term=3, requires=("term",))
+    assert decode(required.encode()) == required and required.version == 2
+    for term in (0, -1, 10**15, True, "3", 1.5):
+        with pytest.raises(ManifestError, match="'term' is"):
+            decode(changed(term=term))
+    with pytest.raises(ManifestError, match="it requires 'term', and has none"):
+        decode(changed(version=2, requires=["term"]))

@@ -78,10 +78,11 @@ def _show(path: Path, manifest: Manifest, tensors: Sequence[Whole], pinned: bool
 
 
 def _facts(path: Path, manifest: Manifest, pinned: bool | None) -> list[tuple[str, str]]:
+    in_term = f" of term {manifest.term}" if manifest.term else ""
     facts = [
         ("checkpoint", str(path)),
         ("step", f"{manifest.step} (face {manifest.boundary.get('face')})"),
-        ("written", f"{manifest.created}, as commit {manifest.sequence}"),
+        ("written", f"{manifest.created}, as commit {manifest.sequence}{in_term}"),
     ]
     for reason in manifest.reasons:
         label = "".join(f", {name} {reason[name]}" for name in ("label", "slot") if reason.get(name))

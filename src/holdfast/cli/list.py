@@ -36,6 +36,7 @@ def _described(entry: Entry, pinned: frozenset[str] | None, slots: list[str]) ->
     if (manifest := entry.manifest) is not None:
         described |= {
             "sequence": manifest.sequence,
+            "term": entry.term,
             "run": manifest.run,
             "attempt": manifest.attempt,
             "parent": manifest.parent,
@@ -58,5 +59,6 @@ def _row(entry: Entry, pinned: frozenset[str] | None, slots: list[str]) -> tuple
     if manifest.not_finite:
         labels = f"NaN or infinity inside{'; ' if labels else ''}{labels}"
     pin = "?" if pinned is None else "yes" if manifest.attempt in pinned else "-"
-    facts = (entry.path.name, str(entry.step), str(manifest.sequence), written, size(manifest.size))
+    number = f"{manifest.sequence} (term {entry.term})" if entry.term else str(manifest.sequence)
+    facts = (entry.path.name, str(entry.step), number, written, size(manifest.size))
     return (*facts, pin, ", ".join(slots) or "-", asked, labels)

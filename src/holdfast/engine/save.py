@@ -14,7 +14,7 @@ from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
 from holdfast.run.run import Run
 from holdfast.run.status import StatusFile
-from holdfast.store import catalog, commit, digest, files, names, references, retention
+from holdfast.store import catalog, commit, digest, files, names, references, retention, terms
 from holdfast.store.manifest import MOST_NAMED, MOST_REASONS, File, Manifest
 
 # What is left free beside the checkpoint: the journal, answers and the next manifest need room too.
@@ -52,12 +52,12 @@ def save(
     status.update(phase="saving")
     attempt = None
     try:
-        sequence = _number(run, step)
+        sequence, term = _place_in_order(run, step)
         _preflight(run, snapshot.estimated_bytes)
         attempt = commit.Attempt(run.folder, run.identity, step)
         known = snapshot.write(attempt.folder)
         sealed = attempt.seal(digest.of_descriptor, known)
-        manifest = _manifest(run, snapshot, requests, sequence, attempt.token, sealed)
+        manifest = _manifest(run, snapshot, requests, (sequence, term), attempt.token, sealed)
         if problem := references.problem(attempt.folder, manifest):
             raise SaveError(problem)
         published = attempt.publish(manifest, run.require_lease)
@@ -108,11 +108,13 @@ def answer_all(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
             run.journal.write("unanswered", request=request.id, problem=str(error))
 
 
-def _number(run: Run, step: int) -> int:
-    """Returns the number of the commit, before anything is written."""
+def _place_in_order(run: Run, step: int) -> tuple[int, int]:
+    """Returns the number of the commit, and the term that it counts for, before anything is written."""
     if step >= names.NUMBERS_END:
         raise SaveError(f"a checkpoint cannot be of step {step:,}: steps are below 10^15")
-    return catalog.next_sequence(run.catalog.entries(), run.identity)
+    present, claimed, identity = run.catalog.entries(), run.catalog.claimed, run.identity
+    term = run.term or catalog.term_to_write(present, claimed, identity)
+    return catalog.next_sequence(present, identity, terms.first_number(claimed, identity)), term
 
 
 def _preflight(run: Run, estimate: int) -> None:
@@ -126,9 +128,16 @@ def _preflight(run: Run, estimate: int) -> None:
 
 
 def _manifest(
-    run: Run, snapshot: Snapshot, requests: Sequence[Request], sequence: int, attempt: str, sealed: tuple[File, ...]
+    run: Run,
+    snapshot: Snapshot,
+    requests: Sequence[Request],
+    place: tuple[int, int],
+    attempt: str,
+    sealed: tuple[File, ...],
 ) -> Manifest:
     saved: Boundary = snapshot.boundary
+    sequence, term = place
+    by_term = (terms.WORD,) if terms.is_required(run.catalog.claimed, run.identity, term) else ()
     named = _most_telling(requests)
     boundary = saved.record()
     if any(others := snapshot.others()):
@@ -148,9 +157,10 @@ def _manifest(
         files=sealed,
         tensors=snapshot.tensors(),
         not_finite=tuple(sorted(set(snapshot.not_finite()))[:MOST_NAMED]),
-        requires=tuple(sorted(set(snapshot.requires()))),
+        requires=tuple(sorted({*snapshot.requires(), *by_term})),
         settings=snapshot.settings,
         more_reasons=len(requests) - len(named),
+        term=term,
     )
 
 

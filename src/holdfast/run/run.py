@@ -19,7 +19,7 @@ from holdfast.run.keeping import Keeper
 from holdfast.run.lease import Holder, Lease, follow, read
 from holdfast.run.outcome import Outcome
 from holdfast.run.status import Status, StatusFile
-from holdfast.store import retention
+from holdfast.store import retention, terms
 from holdfast.store.catalog import Catalog
 
 _LEFT: set[Path] = set()
@@ -57,6 +57,8 @@ class Run:
         """The run directory, held open: its checkpoints are reached through it."""
         self._keeper = Keeper(self.directory, self.lease.holder, self.journal, self.log)
         self.catalog = Catalog(self.folder)
+        self.term = 0
+        """The number of the term that this start has claimed in its mirror; 0 where it has claimed none."""
         self._is_closed = False
         self._outcome = Outcome.of_start(self.lease.holder, self.parent)
 
@@ -92,6 +94,7 @@ class Run:
         events = Journal(directory.journal, run, log)
         status = StatusFile(directory.status, Status(run, lease.holder.pid))
         opened = cls(directory, lease, inbox, events, status, parent, left_over, log=log)
+        opened.catalog.claimed = terms.claimed(directory.control)
         outcome.write(directory, opened._outcome)  # that of the start before is not this one's
         # Not in `requests`: somebody may be writing one there.
         swept = opened._sweep()

@@ -1,13 +1,16 @@
-"""The checkpoints of a run directory, in the order of their commits: not by name, not by clock."""
+"""The checkpoints of a run directory, in the order of their commits: not by name, not by clock.
+
+Of one run they are in the order of their terms (`store/terms.py`), and of one term in that of their numbers.
+"""
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from holdfast.errors import SaveError
-from holdfast.store import files, names, references
+from holdfast.store import files, names, references, terms
 from holdfast.store.folder import Directory, Folder, Where, is_file, opened, path_of, scanned, status_of
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
@@ -28,6 +31,7 @@ class Entry:
         doubt: Says in whose hands it is, where that is not this user alone, or root: whoever may write into a run
             directory can put a checkpoint there, with a manifest that fits and says anything, and whoever may write
             into a checkpoint can change it after it was checked.
+        term: The term that it counts for; known where all of its directory was looked at.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class Entry:
     problem: str | None
     foreign: bool = False
     doubt: str | None = None
+    term: int = 0
 
 
 class Catalog:
@@ -43,10 +48,15 @@ class Catalog:
 
     Nobody writes into a checkpoint, so a manifest is read once, as long as its file is the same. Where the pieces of
     tensors lie, which is most of it and of no account here, is not kept.
+
+    Args:
+        root: The run directory.
+        claimed: The terms that were claimed there.
     """
 
-    def __init__(self, root: Directory) -> None:
+    def __init__(self, root: Directory, claimed: tuple[terms.Term, ...] = ()) -> None:
         self._root = root
+        self.claimed = claimed
         self._known: dict[str, tuple[tuple[object, ...], Entry]] = {}
 
     def entries(self) -> list[Entry]:
@@ -70,23 +80,57 @@ class Catalog:
             self._known[checkpoint.name] = known
             return known[1]
 
-        return entries(self._root, look)
+        return entries(self._root, look, self.claimed)
 
 
-def entries(root: Directory, look: Callable[[Where], Entry] | None = None) -> list[Entry]:
+def entries(
+    root: Directory, look: Callable[[Where], Entry] | None = None, claimed: Sequence[terms.Term] | None = None
+) -> list[Entry]:
     """Returns all checkpoints of a run directory, the newest commit first; those without a manifest last, by step.
 
     Args:
         root: The run directory.
         look: Reads one checkpoint; `read` by default.
+        claimed: The terms that were claimed there; by default those that its private directory has.
+
+    Raises:
+        OSError: It cannot be listed, or the terms cannot be read.
     """
+    claimed = terms.claimed_in(root) if claimed is None else claimed
     listed = []
     with scanned(root) as listing:
         for item in listing:
             if names.step_of(item.name) is not None and item.is_dir(follow_symlinks=False):
-                listed.append((look or read)(root / item.name))
+                entry = (look or read)(root / item.name)
+                counted = terms.of(entry.manifest, claimed) if entry.manifest is not None else 0
+                listed.append(entry if counted == entry.term else replace(entry, term=counted))
     listed.sort(key=lambda e: e.path.name)  # so that a copy under another name always comes after its original
-    return sorted(listed, key=lambda e: (-e.manifest.sequence if e.manifest else 0, -e.step))
+    return sorted(listed, key=_by_commit(listed))
+
+
+def _by_commit(listed: Sequence[Entry]) -> Callable[[Entry], tuple[int, ...]]:
+    """Returns the key by which the newest commit comes first.
+
+    The terms of one run say nothing of another. So each run has, in the order of all numbers, the places of its own
+    numbers, and in these its checkpoints are in the order of their terms.
+    """
+    by_run: dict[str, list[tuple[int, int]]] = {}
+    for entry in listed:
+        if entry.manifest is not None:
+            by_run.setdefault(entry.manifest.run, []).append((entry.term, entry.manifest.sequence))
+    places = {
+        (run, *each): number
+        for run, of_run in by_run.items()
+        for each, number in zip(sorted(of_run), sorted(sequence for _, sequence in of_run), strict=True)
+    }
+
+    def key(entry: Entry) -> tuple[int, ...]:
+        if entry.manifest is None:
+            return 0, 0, 0, -entry.step
+        sequence = entry.manifest.sequence
+        return -places[entry.manifest.run, entry.term, sequence], -entry.term, -sequence, -entry.step
+
+    return key
 
 
 def read(checkpoint: Where | Folder) -> Entry:
@@ -129,7 +173,21 @@ def doubt_of(folder: Folder) -> str | None:
     return None
 
 
-def next_sequence(present: list[Entry], run: str) -> int:
+def term_to_write(present: Sequence[Entry], claimed: Sequence[terms.Term], run: str) -> int:
+    """Returns the term that the next commit of a run counts for where its start has claimed none; 0 for none.
+
+    It is that of the newest that is there, whoever claimed that: what goes on from there must not come before it.
+
+    Args:
+        present: The catalog.
+        claimed: The terms that were claimed in the directory.
+        run: The identity of the run.
+    """
+    of_run = [e.term for e in present if e.manifest is not None and e.doubt is None and e.manifest.run == run]
+    return max([terms.last(claimed, run), *of_run])
+
+
+def next_sequence(present: Sequence[Entry], run: str, least: int = 1) -> int:
     """Returns the number of a run's next commit; it only ever grows, across resumes and branches.
 
     Checkpoints of other runs count, so that of several runs in one directory the newest commit has the greatest number;
@@ -138,6 +196,7 @@ def next_sequence(present: list[Entry], run: str) -> int:
     Args:
         present: The catalog.
         run: The identity of the run.
+        least: The least that it may be: its mirror may have others.
 
     Raises:
         SaveError: No number is left.
@@ -148,7 +207,7 @@ def next_sequence(present: list[Entry], run: str) -> int:
         if entry.manifest is not None and entry.doubt is None
         if entry.manifest.run == run or entry.manifest.sequence < _MOST_OF_OTHERS
     ]
-    greatest, name = max(numbered, default=(0, ""))
+    greatest, name = max([(least - 1, "the mirror"), *numbered])
     if greatest + 1 >= names.NUMBERS_END:
         raise SaveError(
             f"{name} has the number {greatest:,}, and no greater one is left for a new checkpoint: no run comes so far,"

@@ -24,6 +24,7 @@ KNOWN: frozenset[str] = frozenset(
         "own_objects",
         "own_optimizers",
         "pending_callbacks",
+        "term",
         "trainer_data",
     )
 )
@@ -84,6 +85,8 @@ class Manifest:
     """The settings of the training as its user gave them."""
     more_reasons: int = 0
     """The number of requests that `reasons` does not name."""
+    term: int = 0
+    """The term that it counts for (`store/terms.py`); 0 where it names none."""
 
     @property
     def version(self) -> int:
@@ -116,7 +119,7 @@ class Manifest:
         content = {"format": FORMAT, "version": self.version, **asdict(replace(self, files=(), tensors={}))}
         content["files"] = [file.as_json() for file in self.files]
         del content["tensors"]
-        for name in ("not_finite", "requires", "settings", "more_reasons"):
+        for name in ("not_finite", "requires", "settings", "more_reasons", "term"):
             if not content[name]:
                 del content[name]
         text = json.dumps(content, indent=2, allow_nan=False).removesuffix("\n}")
@@ -180,6 +183,10 @@ def _checked(content: dict[str, Any]) -> Manifest:
     if is_deep((reasons, boundary, settings), _MOST_LEVELS):
         raise ManifestError(f"the manifest is nested more than {_MOST_LEVELS} levels deep")
     files = _files(take("files", list))
+    requires = _requires(take("requires", list)) if content["version"] == _REQUIRING else ()
+    term = count("term", 1) if "term" in content else 0
+    if "term" in requires and not term:
+        raise ManifestError("the manifest is wrong: it requires 'term', and has none")
     return Manifest(
         layout=take("layout", str),
         run=token("run"),
@@ -195,9 +202,10 @@ def _checked(content: dict[str, Any]) -> Manifest:
         files=files,
         tensors=_tensors(content.get("tensors", {}), {file.path for file in files}),
         not_finite=_not_finite(take("not_finite", list)) if "not_finite" in content else (),
-        requires=_requires(take("requires", list)) if content["version"] == _REQUIRING else (),
+        requires=requires,
         settings=settings,
         more_reasons=count("more_reasons", 1) if "more_reasons" in content else 0,
+        term=term,
     )
 
 
