@@ -1,11 +1,10 @@
 """An object store in memory: the contract at its plainest, by which the others are judged."""
 
-import os
 import threading
 from collections.abc import Iterator
 
 from holdfast.errors import AbsentError
-from holdfast.remote.object_store import Item, Progress, unheard
+from holdfast.remote.object_store import Item
 
 
 class MemoryStore:
@@ -19,13 +18,11 @@ class MemoryStore:
     def url(self) -> str:
         return "memory://"
 
-    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
-        data = os.pread(fd, size, 0)
-        if len(data) != size:
-            raise OSError(f"{len(data)} bytes of {size}")
+    def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
+        data = b"".join(blocks)
+        assert len(data) == size
         with self._lock:
             self.objects[key] = data
-        progress(size)
 
     def put_absent(self, key: str, data: bytes) -> bool:
         with self._lock:

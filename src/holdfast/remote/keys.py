@@ -1,8 +1,8 @@
 """The keys of a mirror. Whatever is read from a place passes here before anything is done with it.
 
 `RUN` names the run that a place belongs to. Below `<run>/` lie `terms/<number>`, one for each start that has claimed
-the run; `pins/<attempt>`; and `<term>-<sequence>-<attempt>/<file>`, the checkpoints. Numbers have leading zeros, so
-that the order of keys is theirs.
+the run; `pins/<attempt>`, which says once whether a checkpoint is pinned or is deleted (`remote/pins.py`); and
+`<term>-<sequence>-<attempt>/<file>`, the checkpoints. Numbers have leading zeros, so that the order of keys is theirs.
 """
 
 import re

@@ -36,16 +36,22 @@ class Listing:
         checkpoints: Those that have files there, the newest first, published or not.
         terms: The numbers of the starts that have claimed the run, in order.
         pins: The attempts that are never to be deleted.
+        doomed: The attempts that are being deleted, or are gone: none of them is ever there again.
     """
 
     checkpoints: tuple[RemoteCheckpoint, ...]
     terms: tuple[int, ...]
     pins: frozenset[str]
+    doomed: frozenset[str]
 
     @property
     def published(self) -> list[RemoteCheckpoint]:
         """The checkpoints, the newest first."""
         return [each for each in self.checkpoints if each.is_published]
+
+    def sizes_of(self, key: CheckpointKey) -> dict[str, int]:
+        """Returns the sizes of what is there of one checkpoint, by the paths."""
+        return next((each.sizes for each in self.checkpoints if each.key == key), {})
 
     @property
     def newest_term(self) -> int:
@@ -56,7 +62,9 @@ class Listing:
 def listing_of(store: ObjectStore, run: str) -> Listing:
     """Lists all of a run. Keys that are none of ours are passed over."""
     by_key: dict[CheckpointKey, RemoteCheckpoint] = {}
-    claimed, pinned = [], set()
+    claimed: list[int] = []
+    pinned: set[str] = set()
+    doomed: set[str] = set()
     for item in store.listed(keys.below(run)):
         if (file := keys.file_of(item.key)) is not None:
             key, path = file
@@ -64,9 +72,9 @@ def listing_of(store: ObjectStore, run: str) -> Listing:
         elif (number := keys.term_of(item.key)) is not None:
             claimed.append(number)
         elif (attempt := keys.pinned_by(item.key)) is not None:
-            pinned.add(attempt)
+            (doomed if item.size else pinned).add(attempt)
     newest_first = sorted(by_key.values(), key=lambda each: each.key, reverse=True)
-    return Listing(tuple(newest_first), tuple(sorted(claimed)), frozenset(pinned))
+    return Listing(tuple(newest_first), tuple(sorted(claimed)), frozenset(pinned), frozenset(doomed))
 
 
 def manifest_of(store: ObjectStore, key: CheckpointKey) -> tuple[bytes, Manifest]:

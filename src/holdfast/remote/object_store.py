@@ -1,7 +1,7 @@
 """The contract of a place beyond this disk: five verbs, of which every promise of a mirror is made.
 
 A key is a path below the place's prefix, without a leading slash. An object is there as a whole or not at all. Nothing
-is renamed, and no object but one that is deleted ever changes.
+is renamed, and no object but one that is deleted ever changes. What was answered is seen by whoever asks after that.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,22 +25,21 @@ class Item(NamedTuple):
 class ObjectStore(Protocol):
     """A place beyond this disk. Any number of threads may use it at once.
 
-    Each raises `MirrorUnavailableError` where another try may go well: what was to be done may have been done all the
-    same, or may yet be. Each raises `MirrorAccessError` where it would not.
+    Each verb raises `MirrorUnavailableError` where another try may go well: what was to be done may have been done all
+    the same, or may yet be. Each raises `MirrorAccessError` where it would not.
     """
 
     @property
     def url(self) -> str:
         """The address, for people to read. It has no secret in it."""
 
-    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
-        """Stores the first `size` bytes of an open file, in parts where that is quicker. It may be there already.
+    def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
+        """Stores a file, in parts where that is quicker. Its bytes may be there already.
 
-        `progress` hears of them as they are read: those that are on their way then, some parts at most, are not there
-        yet, and where it fails they never are. It may be called in another thread.
-
-        Raises:
-            OSError: The file cannot be read, or is shorter.
+        Args:
+            key: Its key.
+            size: The number of its bytes.
+            blocks: Them, a few MiB at a time. What taking them raises is raised here, and nothing is stored then.
         """
 
     def put_absent(self, key: str, data: bytes) -> bool:

@@ -1,11 +1,14 @@
 """The claim of a run: which run a place belongs to, and which start has it now.
 
 A start claims the number after the greatest, with the one verb that decides among several. No clock, and nothing that
-runs out: a machine that was thought lost and comes back writes under a smaller number, and is never the newest.
+runs out: a machine that was thought lost and comes back writes under a smaller number, and is never the newest. A start
+chooses first what it goes on from, since its claim says that. So it looks once more when it has the number, and chooses
+again where anything is new: what was told to be mirrored before its claim it goes on from, or from something newer.
 """
 
 import json
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from holdfast.errors import AbsentError, MirrorAccessError, MirrorTakenError
 from holdfast.remote import keys
@@ -16,8 +19,6 @@ from holdfast.store.manifest import strict_json
 from holdfast.text import quoted
 
 _MOST_BYTES = 64 << 10
-# Each lost round means that another start has got a number. More than this at once are no starts of a training.
-_MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,41 @@ def take_place(store: ObjectStore, run: str) -> None:
         )
 
 
-def claim(store: ObjectStore, claim: Claim) -> int:
-    """Claims a run for a start.
+class Claimed(NamedTuple):
+    """The outcome of a claim.
 
-    Returns:
-        The number of its term: greater than that of every start before.
+    Args:
+        term: The number of the term; None where another start was quicker.
+        is_current: True where what the start has seen is all that there was to be seen when it had claimed its term.
+            Else it is to look again, choose again, and claim once more.
+    """
+
+    term: int | None
+    is_current: bool
+
+
+def claim(store: ObjectStore, claim: Claim, seen: Listing) -> Claimed:
+    """Claims a run for a start: the number after the greatest.
+
+    Args:
+        store: The place.
+        claim: The start.
+        seen: The listing by which it has chosen what it goes on from.
 
     Raises:
-        MirrorAccessError: Again and again another one was quicker.
+        MirrorAccessError: No number is left.
     """
-    listing: Listing = listing_of(store, claim.run)
-    number = listing.newest_term
-    for _ in range(_MOST_ROUNDS):
-        number += 1
-        if store.put_absent(keys.term(claim.run, number), claim.encode()):
-            return number
-    raise MirrorAccessError(f"{store.url}: {_MOST_ROUNDS} other starts have claimed this run meanwhile")
+    number = seen.newest_term + 1
+    if number >= names.NUMBERS_END:
+        raise MirrorAccessError(
+            f"{store.url} has the term {seen.newest_term:,}, and no greater one is left: somebody made it up"
+        )
+    if not store.put_absent(keys.term(claim.run, number), claim.encode()):
+        return Claimed(None, is_current=False)
+    now = listing_of(store, claim.run)
+    is_newest = now.terms == (*seen.terms, number)
+    published_since = {each.key for each in now.published} - {each.key for each in seen.published}
+    return Claimed(number, is_current=is_newest and not published_since)
 
 
 def claim_of(store: ObjectStore, run: str, number: int) -> Claim | None:

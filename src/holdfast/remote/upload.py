@@ -1,88 +1,109 @@
 """The commit of a checkpoint to a mirror: files first, all seen there, the manifest last and only where none is.
 
 Nothing that is read there is believed without a manifest, so an upload that is cut off at any request leaves nothing
-that could be taken for a checkpoint, and the next try sends what is missing.
+that could be taken for a checkpoint, and the next try sends what is missing. Before it is said that a checkpoint is
+there, the run's terms are read once more. A start claims its term and then reads what is there, so either it sees this
+checkpoint, or it is seen here and nothing is said.
 """
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
 
-from holdfast.errors import AbsentError, DamagedCheckpointError, MirrorTakenError, MirrorUnavailableError
-from holdfast.remote import keys
+from holdfast.errors import DamagedCheckpointError, MirrorError, MirrorTakenError, MirrorUnavailableError
+from holdfast.remote import terms
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import Listing, listing_of
-from holdfast.remote.object_store import ObjectStore, read
-from holdfast.store import files, names
+from holdfast.remote.object_store import ObjectStore, Progress, unheard
+from holdfast.store import digest, files, names, reading
 from holdfast.store.folder import Folder
-from holdfast.store.manifest import MOST_BYTES, Manifest, decode
+from holdfast.store.manifest import MOST_BYTES, File, Manifest, ManifestError, decode
 from holdfast.text import quoted
 
-_MOST_BYTES_OF_TERM = 64 << 10
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes that are there more than before."""
-
-
-def upload(store: ObjectStore, folder: Folder, term: int, progress: Progress = lambda size: None) -> CheckpointKey:
-    """Brings a checkpoint of this disk to a mirror. Returns when a reader there would find it, whole.
+def upload(
+    store: ObjectStore, folder: Folder, term: int, claimed: int | None, progress: Progress = unheard
+) -> CheckpointKey:
+    """Brings a checkpoint of this disk to a mirror. Returns when every reader there finds it, whole.
 
     Args:
         store: The place.
         folder: The checkpoint's directory, held open; nothing in it is changed.
         term: The term that it counts for where its manifest names none.
-        progress: Hears of the bytes as they arrive.
+        claimed: The term that this start has claimed: nothing is sent once a later one has. None sends what counts for
+            an earlier term as well: it is never the newest there.
+        progress: Hears of the bytes as they are read here, or are there already.
 
     Raises:
         MirrorTakenError: A later start has claimed the run.
         DamagedCheckpointError: The directory is no whole checkpoint, or another has its name there.
         MirrorUnavailableError: It is to be tried again; what is there already is not sent again.
         MirrorAccessError: Trying again would end alike.
+        MirrorError: The checkpoint has been deleted there.
         OSError: The disk cannot be read.
     """
     data = files.read(folder / names.MANIFEST, limit=MOST_BYTES)
-    manifest = decode(data)
+    try:
+        manifest = decode(data)
+    except ManifestError as error:
+        raise _damaged(folder, str(error)) from error
     key = CheckpointKey(manifest.run, term, manifest.sequence, manifest.attempt)
-    before = listing_of(store, key.run)
-    _require_newest(store, before, key)
-    present = _sizes(before, key)
-    if names.MANIFEST not in present:
-        for file in manifest.files:
-            if present.get(file.path) != file.size:
-                _send(store, folder, key, file.path, file.size)
+    seen = _looked_at(store, key, claimed)
+    for file in manifest.files:
+        if seen.sizes_of(key).get(file.path) == file.size:
             progress(file.size)
-        after = listing_of(store, key.run)
-        _require_newest(store, after, key)
-        _require_all(manifest, _sizes(after, key))
+        else:
+            _send(store, folder, key, file, progress)
+    _require_all(manifest, _looked_at(store, key, claimed).sizes_of(key))
     if not store.put_absent(key.manifest, data):
         raise DamagedCheckpointError(f"{store.url} has another checkpoint under the name of {folder}")
+    sizes = _looked_at(store, key, claimed).sizes_of(key)
+    _require_all(manifest, sizes)
+    if sizes.get(names.MANIFEST) != len(data):
+        raise MirrorUnavailableError(f"{store.url}: the manifest of {folder} is not there as it was sent")
     return key
 
 
-def _send(store: ObjectStore, folder: Folder, key: CheckpointKey, path: str, size: int) -> None:
-    with files.open_inside(folder, path) as fd:
-        there = os.fstat(fd).st_size
-        if there != size:
-            raise DamagedCheckpointError(f"{folder}: {path} has {there:,} bytes, and its manifest says {size:,}")
-        store.put_file(key.of(path), fd, size)
+def _looked_at(store: ObjectStore, key: CheckpointKey, claimed: int | None) -> Listing:
+    """Lists the run, and refuses where a later start has it, or the checkpoint is deleted there."""
+    listing = listing_of(store, key.run)
+    if claimed is not None and listing.newest_term > claimed:
+        later = terms.claim_of(store, key.run, listing.newest_term)
+        raise MirrorTakenError(
+            f"{store.url} was taken over by a later start{f' on {quoted(later.host)}' if later else ''}"
+            f" (term {listing.newest_term}, and this is term {claimed})"
+        )
+    if key.attempt in listing.doomed:
+        raise MirrorError(f"{store.url} has deleted this checkpoint by its own rules, or is about to")
+    return listing
 
 
-def _sizes(listing: Listing, key: CheckpointKey) -> dict[str, int]:
-    return next((each.sizes for each in listing.checkpoints if each.key == key), {})
+def _send(store: ObjectStore, folder: Folder, key: CheckpointKey, file: File, progress: Progress) -> None:
+    with files.open_inside(folder, file.path) as fd:
+        if (size := os.fstat(fd).st_size) != file.size:
+            raise _damaged(folder, reading.size_problem(file, size))
+        store.put_file(key.of(file.path), file.size, _blocks(fd, folder, file, progress))
 
 
-def _require_all(manifest: Manifest, present: dict[str, int]) -> None:
-    """Checks that every file is there before that is said: the answer to a request proves nothing by itself."""
+def _blocks(fd: int, folder: Folder, file: File, progress: Progress) -> Iterator[bytes]:
+    """Reads a file as it is sent. What is not what was saved ends the upload of it, and is never there."""
+    for offset in range(0, file.size, digest.BLOCK_BYTES):
+        block = digest.block_at(fd, offset)
+        if digest.of([block]) != digest.at(file.digests, offset):
+            raise _damaged(folder, reading.changed(file))
+        if hasattr(os, "posix_fadvise"):  # nobody reads it again soon, and training may need the memory
+            os.posix_fadvise(fd, offset, len(block), os.POSIX_FADV_DONTNEED)
+        progress(len(block))
+        yield block
+
+
+def _require_all(manifest: Manifest, sizes: dict[str, int]) -> None:
+    """Checks that every file is there: the answer to a request proves nothing by itself."""
     for file in manifest.files:
-        if present.get(file.path) != file.size:
-            raise MirrorUnavailableError(f"{file.path} is not there as it was sent ({present.get(file.path)} bytes)")
+        if sizes.get(file.path) != file.size:
+            raise MirrorUnavailableError(
+                f"{file.path} is not there as it was sent: it has {sizes.get(file.path, 'no')} bytes of {file.size:,}"
+            )
 
 
-def _require_newest(store: ObjectStore, listing: Listing, key: CheckpointKey) -> None:
-    """Refuses where a later start has the run: what is sent under an earlier term is never the newest."""
-    if listing.newest_term <= key.term:
-        return
-    host = "another start"
-    with suppress(AbsentError, ValueError):
-        host = quoted(read(store, keys.term(key.run, listing.newest_term), _MOST_BYTES_OF_TERM).decode())
-    raise MirrorTakenError(f"{store.url} was taken over by {host} (term {listing.newest_term}, and this is {key.term})")
+def _damaged(folder: Folder, problem: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"{folder} is damaged, and is not sent: {problem}", [problem])

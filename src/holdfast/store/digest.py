@@ -87,7 +87,7 @@ def of_descriptor(fd: int) -> str:
     """Returns the digests of an open file, from its beginning."""
     digester = Digester()
     offset = 0
-    while block := _block_at(fd, offset):
+    while block := block_at(fd, offset):
         digester.update([block], offset)
         offset += len(block)
     return digester.digests()
@@ -105,8 +105,8 @@ def fit(digests: Any, size: int) -> bool:
     return isinstance(digests, str) and len(digests) == count * DIGITS and _DIGESTS.fullmatch(digests) is not None
 
 
-def _block_at(fd: int, offset: int) -> bytes:
-    """Reads one block of a file, less only where it ends: the system may give less than it is asked for."""
+def block_at(fd: int, offset: int) -> bytes:
+    """Reads the block of a file that begins at an offset, less of it only where the file ends."""
     block = b""
     while len(block) < BLOCK_BYTES and (more := os.pread(fd, BLOCK_BYTES - len(block), offset + len(block))):
         block = block + more if block else more
