@@ -81,7 +81,7 @@ def test_a_file_that_does_not_arrive_is_seen_before_the_manifest_is_sent(tmp_pat
                 super().put_file(key, size, blocks)
 
     store = Losing()
-    with pytest.raises(MirrorUnavailableError, match="d is not there as it was sent"):
+    with pytest.raises(MirrorUnavailableError, match="has not all that was sent: d: is missing"):
         sent(store, commit_checkpoint(tmp_path, 7, CONTENT), None)
     assert listing_of(store, RUN).published == []
 

@@ -6,7 +6,7 @@ from holdfast.errors import DamagedCheckpointError
 from holdfast.remote import keys
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.object_store import ObjectStore, read
-from holdfast.store import names
+from holdfast.store import names, reading
 from holdfast.store.manifest import MOST_BYTES, Manifest, ManifestError, decode
 
 
@@ -26,6 +26,15 @@ class RemoteCheckpoint:
     def is_published(self) -> bool:
         """True where it has a manifest. Without one there is no checkpoint, only what an upload has left so far."""
         return names.MANIFEST in self.sizes
+
+    def problem_of(self, manifest: Manifest) -> str | None:
+        """Returns the first file of its manifest that is not there as it was sent; None where all are."""
+        for file in manifest.files:
+            if (size := self.sizes.get(file.path)) is None:
+                return f"{file.path}: is missing"
+            if size != file.size:
+                return reading.size_problem(file, size)
+        return None
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,9 @@ class Listing:
         """The checkpoints, the newest first."""
         return [each for each in self.checkpoints if each.is_published]
 
-    def sizes_of(self, key: CheckpointKey) -> dict[str, int]:
-        """Returns the sizes of what is there of one checkpoint, by the paths."""
-        return next((each.sizes for each in self.checkpoints if each.key == key), {})
+    def of(self, key: CheckpointKey) -> RemoteCheckpoint:
+        """Returns what is there under the name of one checkpoint, which may be nothing."""
+        return next((each for each in self.checkpoints if each.key == key), RemoteCheckpoint(key))
 
     @property
     def newest_term(self) -> int:
@@ -94,7 +103,8 @@ def manifest_of(store: ObjectStore, key: CheckpointKey) -> tuple[bytes, Manifest
         raise _damaged(key, str(error)) from error
     except ValueError as error:
         raise _damaged(key, f"its manifest is too large: {error}") from error
-    if (manifest.run, manifest.sequence, manifest.attempt) != (key.run, key.sequence, key.attempt):
+    named = CheckpointKey(manifest.run, manifest.term or key.term, manifest.sequence, manifest.attempt)
+    if named != key:
         raise _damaged(key, "its manifest is that of another checkpoint")
     return data, manifest
 

@@ -124,6 +124,20 @@ def claim_of(store: ObjectStore, run: str, number: int) -> Claim | None:
     return claim if claim.parent is None or names.is_token(claim.parent) else None
 
 
+def taken_over(store: ObjectStore, run: str, newest: int, claimed: int) -> MirrorTakenError:
+    """Returns the error for a start that does not have the run any more.
+
+    Args:
+        store: The place.
+        run: The identity of the run.
+        newest: The newest term there.
+        claimed: The term that the start has claimed.
+    """
+    later = claim_of(store, run, newest)
+    by = f"a later start on {quoted(later.host)}" if later is not None else "a later start"
+    return MirrorTakenError(f"{store.url} was taken over by {by} (term {newest}, and this is term {claimed})")
+
+
 def _no_owner(store: ObjectStore, problem: str) -> MirrorAccessError:
     return MirrorAccessError(
         f"{store.url} has an object {keys.OWNER} that is none of Holdfast's: {problem}",

@@ -9,15 +9,14 @@ checkpoint, or it is seen here and nothing is said.
 import os
 from collections.abc import Iterator
 
-from holdfast.errors import DamagedCheckpointError, MirrorError, MirrorTakenError, MirrorUnavailableError
+from holdfast.errors import DamagedCheckpointError, MirrorError, MirrorUnavailableError
 from holdfast.remote import terms
 from holdfast.remote.keys import CheckpointKey
-from holdfast.remote.listing import Listing, listing_of
+from holdfast.remote.listing import RemoteCheckpoint, listing_of
 from holdfast.remote.object_store import ObjectStore, Progress, unheard
 from holdfast.store import digest, files, names, reading
 from holdfast.store.folder import Folder
 from holdfast.store.manifest import MOST_BYTES, File, Manifest, ManifestError, decode
-from holdfast.text import quoted
 
 
 def upload(
@@ -46,42 +45,41 @@ def upload(
         manifest = decode(data)
     except ManifestError as error:
         raise _damaged(folder, str(error)) from error
-    key = CheckpointKey(manifest.run, term, manifest.sequence, manifest.attempt)
-    seen = _looked_at(store, key, claimed)
+    key = CheckpointKey(manifest.run, manifest.term or term, manifest.sequence, manifest.attempt)
+    there = _looked_at(store, key, claimed)
     for file in manifest.files:
-        if seen.sizes_of(key).get(file.path) == file.size:
+        if there.sizes.get(file.path) == file.size:
             progress(file.size)
         else:
             _send(store, folder, key, file, progress)
-    _require_all(manifest, _looked_at(store, key, claimed).sizes_of(key))
+    _require_all(store, manifest, _looked_at(store, key, claimed))
     if not store.put_absent(key.manifest, data):
         raise DamagedCheckpointError(f"{store.url} has another checkpoint under the name of {folder}")
-    sizes = _looked_at(store, key, claimed).sizes_of(key)
-    _require_all(manifest, sizes)
-    if sizes.get(names.MANIFEST) != len(data):
+    there = _looked_at(store, key, claimed)
+    _require_all(store, manifest, there)
+    if there.sizes.get(names.MANIFEST) != len(data):
         raise MirrorUnavailableError(f"{store.url}: the manifest of {folder} is not there as it was sent")
     return key
 
 
-def _looked_at(store: ObjectStore, key: CheckpointKey, claimed: int | None) -> Listing:
-    """Lists the run, and refuses where a later start has it, or the checkpoint is deleted there."""
+def _looked_at(store: ObjectStore, key: CheckpointKey, claimed: int | None) -> RemoteCheckpoint:
+    """Looks for what is there of a checkpoint. Refuses where a later start has the run, or it is deleted there."""
     listing = listing_of(store, key.run)
     if claimed is not None and listing.newest_term > claimed:
-        later = terms.claim_of(store, key.run, listing.newest_term)
-        raise MirrorTakenError(
-            f"{store.url} was taken over by a later start{f' on {quoted(later.host)}' if later else ''}"
-            f" (term {listing.newest_term}, and this is term {claimed})"
-        )
+        raise terms.taken_over(store, key.run, listing.newest_term, claimed)
     if key.attempt in listing.doomed:
         raise MirrorError(f"{store.url} has deleted this checkpoint by its own rules, or is about to")
-    return listing
+    return listing.of(key)
 
 
 def _send(store: ObjectStore, folder: Folder, key: CheckpointKey, file: File, progress: Progress) -> None:
-    with files.open_inside(folder, file.path) as fd:
-        if (size := os.fstat(fd).st_size) != file.size:
-            raise _damaged(folder, reading.size_problem(file, size))
-        store.put_file(key.of(file.path), file.size, _blocks(fd, folder, file, progress))
+    try:
+        with files.open_inside(folder, file.path) as fd:
+            if (size := os.fstat(fd).st_size) != file.size:
+                raise _damaged(folder, reading.size_problem(file, size))
+            store.put_file(key.of(file.path), file.size, _blocks(fd, folder, file, progress))
+    except FileNotFoundError as error:
+        raise _damaged(folder, reading.unreadable(file, error)) from error
 
 
 def _blocks(fd: int, folder: Folder, file: File, progress: Progress) -> Iterator[bytes]:
@@ -96,13 +94,10 @@ def _blocks(fd: int, folder: Folder, file: File, progress: Progress) -> Iterator
         yield block
 
 
-def _require_all(manifest: Manifest, sizes: dict[str, int]) -> None:
+def _require_all(store: ObjectStore, manifest: Manifest, there: RemoteCheckpoint) -> None:
     """Checks that every file is there: the answer to a request proves nothing by itself."""
-    for file in manifest.files:
-        if sizes.get(file.path) != file.size:
-            raise MirrorUnavailableError(
-                f"{file.path} is not there as it was sent: it has {sizes.get(file.path, 'no')} bytes of {file.size:,}"
-            )
+    if problem := there.problem_of(manifest):
+        raise MirrorUnavailableError(f"{store.url} has not all that was sent: {problem}")
 
 
 def _damaged(folder: Folder, problem: str) -> DamagedCheckpointError:

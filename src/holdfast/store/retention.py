@@ -88,27 +88,54 @@ def judge(
     Raises:
         OSError: The pins cannot be read.
     """
-    pinned = _pinned(control)
-    asked = frozenset() if control is None else pins.asked_for(control)
     safe = {path.resolve() for path in protected}
-    kept: dict[Path, str] = {}
-    for entry in entries:
-        if (why := _why_left_alone(root, entry, run)) is not None:
-            kept[entry.path] = why
+    left_alone = {entry.path: why for entry in entries if (why := _why_left_alone(root, entry, run)) is not None}
+    asked = frozenset() if control is None else pins.asked_for(control)
+    needed = frozenset(entry.path for entry in entries if entry.path.resolve() in safe)
+    return judged(entries, left_alone, policy, Marks(_pinned(control), asked, needed))
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The checkpoints that are spoken for otherwise than by their manifests.
+
+    Args:
+        pinned: The attempts that are pinned.
+        asked: The attempts that somebody asked for after they had been saved for another reason.
+        needed: The checkpoints that something still needs.
+    """
+
+    pinned: frozenset[str]
+    asked: frozenset[str]
+    needed: frozenset[Path]
+
+
+def judged(
+    entries: Sequence[Entry], left_alone: Mapping[Path, str], policy: RetentionPolicy, marks: Marks
+) -> list[Verdict]:
+    """Decides as `judge` does, wherever the checkpoints are.
+
+    Args:
+        entries: All checkpoints of the place, newest commit first.
+        left_alone: Those that neither count nor go, each with the reason.
+        policy: The rules.
+        marks: Those that are spoken for.
+    """
+    kept = dict(left_alone)
     good = [entry for entry in entries if entry.path not in kept]
     finite = next(filter(_is_finite, good), None)
     slots = slots_held(good)
-    by_rule = _by_rule(good, policy, asked, slots)
+    by_rule = _by_rule(good, policy, marks.asked, slots)
     for entry in good:
         if entry is good[0]:
             kept[entry.path] = "the newest good one"
         elif entry is finite:
             kept[entry.path] = "the newest with finite numbers"
-        elif entry.manifest is not None and entry.manifest.attempt in pinned:
+        elif entry.manifest is not None and entry.manifest.attempt in marks.pinned:
             kept[entry.path] = "pinned"
         elif entry.path in slots:
             kept[entry.path] = f"it has the slot {', '.join(slots[entry.path])}"
-        elif entry.path.resolve() in safe:
+        elif entry.path in marks.needed:
             kept[entry.path] = NEEDED
         elif entry.path in by_rule:
             kept[entry.path] = by_rule[entry.path]
