@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 BENCH  := $(VENV)/.bench-installed
 TRAINERS := $(VENV)/.trainers-installed
+SERVERS := $(VENV)/.servers-installed
+AZURITE := azurite@3.35.0
 
 VERSIONS := .versions
 AXOLOTL := $(VERSIONS)/axolotl-whole
@@ -22,7 +24,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults test-versions test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
+.PHONY: help demo test test-full test-faults test-versions test-remote test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +50,14 @@ $(TRAINERS): $(STAMP)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[trainers]'
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/timm timm torchvision pillow
 	@DS_BUILD_OPS=0 PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/deepspeed deepspeed einops hjson msgpack ninja py-cpuinfo
+	@touch $@
+
+# azurite is Node's, and is the only server of Azure's protocol.
+$(SERVERS): $(STAMP)
+	@echo "Setting up the servers of object stores (once) ..."
+	@command -v npm > /dev/null || { echo "azurite needs Node.js with npm, 18 or newer, which is not there"; exit 1; }
+	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[servers]'
+	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/azurite $(AZURITE)
 	@touch $@
 
 # Other versions of transformers and its kin (versions/NAME.txt), over the rest of $(VENV).
@@ -89,6 +99,9 @@ test-versions: $(VERSIONS)/oldest/.installed $(VERSIONS)/axolotl/.installed ## t
 		$$python -c '$(WHICH)'; \
 		$$python -m pytest -q -n 2 --dist worksteal $(OF_TRAINERS) || failed=1; \
 	done; exit $$failed
+
+test-remote: $(SERVERS) ## mirrors on servers of S3, Azure and GCS that it starts itself, some behind a proxy that breaks
+	@HOLDFAST_REMOTE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/remote
 
 test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
 	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field tests/integrations/trainer/test_stored_weights.py --trainers-page=docs/trainers.md

@@ -21,6 +21,7 @@ MODULES = {"pyyaml": "yaml"}
 # What these import beyond `dependencies`, by the extra. What has the longest name counts.
 OF_EXTRAS = {
     "integrations/trainer": {"hf"},
+    "remote": {"remote"},
     "integrations/trainer/trl_state.py": {"hf", "trl"},
     "train": {"hf", "trl"},
 }
@@ -92,6 +93,6 @@ def test_every_import_is_seen_and_names_are_read() -> None:
 
 def test_a_release_is_used_with_the_lowest_versions_and_with_every_extra_for_training() -> None:
     assert len(dist.lowest()) == len(PROJECT["dependencies"]), "each has a lower bound, which `make dist` installs"
-    assert set(EXTRAS) - set(dist.extras()) == {"bench", "dev", "trainers"}
+    assert set(EXTRAS) - set(dist.extras()) == {"bench", "dev", "servers", "trainers"}
     programs = {path.stem.removeprefix("with_") for path in dist.PROGRAMS.glob("with_*.py")}
     assert {"hf", "trl", "lightning"} <= programs <= set(EXTRAS)

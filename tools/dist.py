@@ -30,7 +30,7 @@ ALONE, LOWEST = "alone", "lowest"
 """The environments without an extra: with the newest versions that we know, and with the lowest that are declared."""
 
 # For what this repository does: nobody installs these to train.
-_OF_THE_REPOSITORY = {"bench", "dev", "trainers"}
+_OF_THE_REPOSITORY = {"bench", "dev", "servers", "trainers"}
 _LIMIT_SECONDS = 120.0
 # What may fail to be imported without its extra.
 _OF_EXTRAS = ("holdfast.integrations.", "holdfast.train.")

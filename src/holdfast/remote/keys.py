@@ -13,6 +13,9 @@ from holdfast.store import names
 OWNER = "RUN"
 """The key of the object that says which run a place belongs to."""
 
+TRIALS = "trials/"
+"""The beginning of the keys of objects that a place is tried with."""
+
 _DIGITS = 15  # `names.NUMBERS_END`
 _CHECKPOINT = re.compile(
     rf"([0-9a-f]{{32}})/([0-9]{{{_DIGITS}}})-([0-9]{{{_DIGITS}}})-([0-9a-f]{{32}})/(.+)", re.DOTALL
@@ -74,6 +77,11 @@ def pins(run: str) -> str:
 def pin(run: str, attempt: str) -> str:
     """Returns the key of the pin of a checkpoint."""
     return f"{run}/pins/{attempt}"
+
+
+def trial(token: str) -> str:
+    """Returns the key of an object that a place is tried with."""
+    return f"{TRIALS}{token}"
 
 
 def file_of(key: str) -> tuple[CheckpointKey, str] | None:

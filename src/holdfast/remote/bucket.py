@@ -1,0 +1,147 @@
+"""A bucket of S3, GCS or Azure as a place beyond this disk, through obstore.
+
+obstore is imported here alone, inside of functions: once a process has used it, a child that it forks hangs in it. So
+training never does; the mirror is a process of its own, and so is every verb of the command line.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from holdfast.errors import AbsentError, MirrorError, MirrorUnavailableError
+from holdfast.remote.failures import answer_in, failure_of
+from holdfast.remote.object_store import Item, Progress, unheard
+from holdfast.remote.source import Source
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore as Store
+
+_MIB = 1 << 20
+PART_BYTES = 8 * _MIB
+"""The least bytes of a part. Every store takes 10,000 of them, and each that is on its way is in memory."""
+PARTS_AT_ONCE = 4
+_MOST_PARTS = 9_000
+
+# A request is over within these, its body included: a part on a slow line, and all else.
+_PATIENCE_SECONDS = {"parts": 300, "rest": 60}
+# A store that is away is found to be within seconds, and tried again by whoever asked.
+_RETRIES = 5
+_RETRY_SECONDS = 60
+
+
+class Bucket:
+    """A prefix of a bucket as an object store.
+
+    Args:
+        url: The address, for people to read.
+        make: Makes a store of obstore's, given its options: of the client, and of its retries.
+        problem: Returns what has gone wrong in finding credentials since, which obstore's own error hides.
+    """
+
+    def __init__(self, url: str, make: Callable[..., "Store"], problem: Callable[[], MirrorError | None]) -> None:
+        self.url = url
+        self._problem = problem
+        self._patient, self._store = (make(**_options(seconds)) for seconds in _PATIENCE_SECONDS.values())
+
+    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
+        """Stores the first `size` bytes of an open file."""
+        import obstore
+
+        part = part_bytes(size)
+        source = Source(fd, size, part, progress)
+        several = size > part
+        content: Any = iter(source) if several else b"".join(source)
+        try:
+            with self._translated(f"sending {key}"):
+                obstore.put(
+                    self._patient,
+                    key,
+                    content,
+                    use_multipart=several,
+                    chunk_size=part,
+                    max_concurrency=PARTS_AT_ONCE,
+                )
+        except MirrorError:
+            if source.problem is not None:
+                raise source.problem from None
+            raise
+
+    def put_absent(self, key: str, data: bytes) -> bool:
+        """Stores a small object where there is none of that key, and tells whether these bytes are there now."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._translated(f"storing {key}"):
+            try:
+                obstore.put(self._store, key, data, mode="create")
+                return True
+            except (AlreadyExistsError, PreconditionError):
+                pass
+        return self._has(key, data)
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Returns the bytes from `start` to before `end`; fewer where the object ends before that, or none."""
+        import obstore
+        from obstore.exceptions import GenericError
+
+        if end <= start:
+            return b""
+        with self._translated(f"reading {key}"):
+            try:
+                return bytes(obstore.get_range(self._store, key, start=start, end=end))
+            except GenericError as error:
+                if answer_in(str(error)).is_beyond_the_end:
+                    return b""
+                raise
+
+    def listed(self, prefix: str = "") -> Iterator[Item]:
+        """Yields every object whose key begins with `prefix`, in the order of keys: all, or an error before any."""
+        import obstore
+
+        above = prefix.rpartition("/")[0]
+        with self._translated(f"listing {prefix}" if prefix else "listing it"):
+            pages = obstore.list(self._store, f"{above}/" if above else None, chunk_size=1000)
+            items = [Item(each["path"], each["size"]) for page in pages for each in page]
+        yield from sorted(item for item in items if item.key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """Deletes an object. One that is not there is no error."""
+        import obstore
+
+        with suppress(AbsentError), self._translated(f"deleting {key}"):
+            obstore.delete(self._store, key)
+
+    def _has(self, key: str, data: bytes) -> bool:
+        """Tells whether an object that is said to be there has these bytes: our own answer may have been lost."""
+        try:
+            return self.get_range(key, 0, len(data) + 1) == data
+        except AbsentError as error:
+            # A store may refuse two writers at once, of which neither has stored anything.
+            raise MirrorUnavailableError(f"{self.url}: {key} was refused as one that is there, and is not") from error
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Raises our errors for obstore's, which are not kept as their causes: their text may hold a signature."""
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, FileNotFoundError, ValueError) as error:
+            raise self._problem() or failure_of(self.url, what, str(error)) from None
+
+
+def part_bytes(size: int) -> int:
+    """Returns the bytes of one part of a file: whole MiB, so many that no store's most parts are passed."""
+    return max(PART_BYTES, -(-size // (_MOST_PARTS * _MIB)) * _MIB)
+
+
+def _options(seconds: int) -> dict[str, Any]:
+    return {
+        "client_options": {"timeout": f"{seconds}s", "connect_timeout": "10s"},
+        "retry_config": {
+            "max_retries": _RETRIES,
+            "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
+            "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+        },
+    }
