@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.errors import AbsentError, MirrorError, MirrorUnavailableError
 from holdfast.remote.failures import answer_in, failure_of
-from holdfast.remote.object_store import Item, Progress, unheard
-from holdfast.remote.source import Source
+from holdfast.remote.object_store import Item
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Store
@@ -44,13 +43,13 @@ class Bucket:
         self._problem = problem
         self._patient, self._store = (make(**_options(seconds)) for seconds in _PATIENCE_SECONDS.values())
 
-    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
-        """Stores the first `size` bytes of an open file."""
+    def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
+        """Stores a file, in parts where it is more than one."""
         import obstore
 
         part = part_bytes(size)
-        source = Source(fd, size, part, progress)
         several = size > part
+        source = _Source(blocks)
         content: Any = iter(source) if several else b"".join(source)
         try:
             with self._translated(f"sending {key}"):
@@ -129,6 +128,21 @@ class Bucket:
             yield
         except (BaseError, FileNotFoundError, ValueError) as error:
             raise self._problem() or failure_of(self.url, what, str(error)) from None
+
+
+class _Source:
+    """The blocks of a file, with what has gone wrong in taking them: obstore has an error of its own for that."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self.problem: Exception | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._blocks
+        except Exception as error:
+            self.problem = error
+            raise
 
 
 def part_bytes(size: int) -> int:

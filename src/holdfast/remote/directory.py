@@ -15,16 +15,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorUnavailableError
-from holdfast.remote.object_store import Item, Progress, unheard
-from holdfast.remote.source import Source
+from holdfast.errors import AbsentError, MirrorAccessError, MirrorUnavailableError
+from holdfast.remote.object_store import Item
 from holdfast.store import files
 from holdfast.store.folder import Folder, Place, names_in, open_at, status_of, walk
 
 _T = TypeVar("_T")
 
 _INCOMING = ".incoming"
-_PART_BYTES = 4 << 20
 # Directories that become empty are removed, so one may go just when something is put into it.
 _TRIES = 20
 
@@ -46,19 +44,13 @@ class DirectoryStore:
         self._was_there = False
         self._has_swept = False
 
-    def put_file(self, key: str, fd: int, size: int, progress: Progress = unheard) -> None:
-        """Stores the first `size` bytes of an open file."""
-        source = Source(fd, size, _PART_BYTES, progress)
-        try:
-            with self._translated(key), self._incoming() as (new, place):
-                for part in source:
-                    files.write_all(new, part)
-                os.fsync(new)
-                self._name(place, key, _rename)
-        except MirrorError:
-            if source.problem is not None:
-                raise source.problem from None
-            raise
+    def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
+        """Stores a file."""
+        with self._translated(key), self._incoming() as (new, place):
+            for block in _not_translated(blocks):
+                files.write_all(new, block)
+            os.fsync(new)
+            self._name(place, key, _rename)
 
     def put_absent(self, key: str, data: bytes) -> bool:
         """Stores a small object where there is none of that key, and tells whether these bytes are there now."""
@@ -151,11 +143,8 @@ class DirectoryStore:
         """Opens a new file without a name yet, which is removed unless it gets one."""
         with self._root(make=True) as root, files.below(root, _INCOMING, make=True) as folder:
             self._sweep(folder)
-            place = folder / secrets.token_hex(16)
-            fd = files.open_new(place)
+            place, fd = _new_in(folder)
             try:
-                with suppress(OSError):  # where nobody can lock, nobody sweeps
-                    fcntl.flock(fd, fcntl.LOCK_EX)
                 yield fd, place
             finally:
                 with suppress(OSError):  # it has its name; or it is left, and swept by a later one
@@ -202,6 +191,8 @@ class DirectoryStore:
     def _translated(self, key: str) -> Iterator[None]:
         try:
             yield
+        except _FromBlocksError as error:
+            raise error.error from None
         except OSError as error:
             what = f"{self.url}/{key}: {error.strerror or error}"
             if error.errno in _FULL:
@@ -209,6 +200,32 @@ class DirectoryStore:
             if error.errno in _REFUSED:
                 raise MirrorAccessError(what, hint="look at the directory's owner, its rights and its mount") from error
             raise MirrorUnavailableError(what) from error
+
+
+def _new_in(folder: Folder) -> tuple[Place, int]:
+    """Makes a file that no sweep takes, and opens it."""
+    while True:
+        place = folder / secrets.token_hex(16)
+        fd = files.open_new(place)
+        with suppress(OSError):  # where nobody can lock, nobody sweeps
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return place, fd
+        os.close(fd)  # a sweep came before the lock
+
+
+class _FromBlocksError(Exception):
+    """Carries what was raised where a file's bytes are read: it is not the directory's."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
+def _not_translated(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from blocks
+    except OSError as error:
+        raise _FromBlocksError(error) from error
 
 
 def _checked(key: str) -> str:

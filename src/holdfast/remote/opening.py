@@ -13,7 +13,7 @@ from holdfast.remote import credentials, keys
 from holdfast.remote.bucket import Bucket
 from holdfast.remote.directory import DirectoryStore
 from holdfast.remote.failures import failure_of_opening
-from holdfast.remote.location import DIRECTORY, Location, endpoint_of
+from holdfast.remote.location import DIRECTORY, Location, endpoint_of, location_of
 from holdfast.remote.object_store import ObjectStore
 
 _ENDPOINTS = {
@@ -24,20 +24,21 @@ _ENDPOINTS = {
 _ACCOUNT = "AZURE_STORAGE_ACCOUNT_NAME"
 
 
-def open_store(location: Location, endpoint: str | None = None, region: str | None = None) -> ObjectStore:
+def open_store(url: str, endpoint: str | None = None, region: str | None = None) -> ObjectStore:
     """Opens a place. Credentials are looked for; the place itself is not asked for anything yet.
 
     A bucket is for a process of its own: what has used one hangs in the children that it forks.
 
     Args:
-        location: The place.
+        url: Its address.
         endpoint: The server, where it is none of the cloud's own; else what the environment says.
         region: The bucket's region; else what the environment or the profile says.
 
     Raises:
-        ConfigError: The endpoint is no address.
+        ConfigError: One of them is no address.
         MirrorAccessError: There are no credentials, or the extra is not installed.
     """
+    location = location_of(url)
     if location.scheme == DIRECTORY:
         return DirectoryStore(Path(location.path), location.url)
     server = endpoint_of(endpoint) if endpoint else _from_environment(location.scheme)
