@@ -105,10 +105,10 @@ class DirectoryStore:
     def _list(self, prefix: str) -> list[Item]:
         above = prefix.rpartition("/")[0]
         items = []
-        with ExitStack() as held:
+        with ExitStack() as entered:
             try:
-                root = held.enter_context(self._root())
-                top = held.enter_context(files.below(root, _checked(above) if above else ""))
+                root = entered.enter_context(self._root())
+                top = entered.enter_context(files.below(root, _checked(above) if above else ""))
             except FileNotFoundError:
                 return []
             for level in walk(top):

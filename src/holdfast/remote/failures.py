@@ -1,4 +1,4 @@
-"""What a bucket's refusal means, from the text that obstore makes of it.
+"""The meaning of a bucket's refusal, from the text that obstore makes of it.
 
 The text has the request's address, with a signature in it where a token is part of it, and the whole answer. None of
 it goes further than this file but the status, the code and the message of the answer, or the cause of there being none.
@@ -34,12 +34,12 @@ _CREDENTIALS = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What is known of a request that went wrong.
+    """All that is known of a request that went wrong.
 
     Args:
         status: The status of the answer; None where none came.
         code: The store's own word for it; empty where it has none.
-        words: What people are told.
+        words: The words for people.
         is_beyond_the_end: True where a range was asked for of which the object has no byte.
     """
 

@@ -85,9 +85,9 @@ def _s3(location: Location, server: str | None, region: str | None) -> Bucket:
     config: dict[str, Any] = {"disable_bulk_delete": True}  # not every server of the kind has it
     if server:
         config["aws_endpoint_url_s3"] = server
-    found = credentials.AwsCredentials()
-    config["region"] = region or found.region or "us-east-1"
-    return _bucket(location, S3Store, server, config, found)
+    of_aws = credentials.AwsCredentials()
+    config["region"] = region or of_aws.region or "us-east-1"
+    return _bucket(location, S3Store, server, config, of_aws)
 
 
 def _gcs(location: Location, server: str | None, region: str | None) -> Bucket:
@@ -119,7 +119,7 @@ def _bucket(
     store: Callable[..., Any],
     server: str | None,
     config: dict[str, Any],
-    found: credentials.AwsCredentials | None = None,
+    of_aws: credentials.AwsCredentials | None = None,
 ) -> Bucket:
     from obstore.exceptions import BaseError
 
@@ -130,10 +130,10 @@ def _bucket(
             config=config,
             client_options=client_options | {"allow_http": bool(server and server.startswith("http://"))},
             retry_config=retry_config,
-            credential_provider=found,
+            credential_provider=of_aws,
         )
 
     try:
-        return Bucket(location.url, make, lambda: found.problem if found else None)
+        return Bucket(location.url, make, lambda: of_aws.problem if of_aws else None)
     except (BaseError, OSError, ValueError) as error:
         raise failure_of_opening(location.url, str(error)) from None
