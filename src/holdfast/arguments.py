@@ -9,6 +9,9 @@ from pathlib import Path
 from holdfast.errors import ConfigError
 from holdfast.text import quoted
 
+AUTO, LOCAL = "auto", "local"
+"""The words for the newest good checkpoint that is here or in the mirror, and for the newest good one that is here."""
+
 
 def checked_directory(name: str, value: object) -> Path:
     """Returns the path of a directory.
@@ -85,4 +88,4 @@ def require_resume(name: str, value: object) -> None:
         ConfigError: It is something else.
     """
     if value is not None and not isinstance(value, str | bool | os.PathLike):
-        raise ConfigError([f'{name}: {quoted(value)} is no checkpoint; give "auto", True, False, or a path'])
+        raise ConfigError([f'{name}: {quoted(value)} is no checkpoint; give "auto", "local", True, False, or a path'])

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-_STEPS = ("files.", "self._make_way(", "os.fsync(", "write_all(", "_remove(", ".unlink(")
+_STEPS = ("files.", "make_way(", "os.fsync(", "write_all(", "_remove(", ".unlink(")
 
 
 def steps_of(function: Callable[..., Any]) -> list[str]:

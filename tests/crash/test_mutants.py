@@ -89,7 +89,7 @@ def found_without(breaker: Breaker, disk: Disk, place: ShardRange) -> str:
 # Each function with steps on the disk, what it belongs to, and a story that needs their order.
 ORDERED: list[tuple[Any, str, str]] = [
     (commit.Attempt, "publish", "a save of a step that is there"),
-    (commit.Attempt, "_make_way", "a save of a step that is there"),
+    (commit, "make_way", "a save of a step that is there"),
     (retention, "delete", "a save and what retention deletes"),
     (files, "write_new", "a save"),
     (Inbox, "answer", "a save"),

@@ -41,6 +41,7 @@ def test_the_file_follows_when_it_is_written(tmp_path: Path) -> None:
         "staging": "",
         "writes": "",
         "held_seconds": 0.0,
+        "mirror": None,
         "ranks": [],
         "outcome": "",
         "code": None,

@@ -14,27 +14,32 @@ def control(tmp_path: Path) -> Path:
     return tmp_path / ".holdfast"
 
 
+def term(run: str, number: int, first: int, mirror: str = "s3://bucket/run") -> Term:
+    return Term(run, number, first, mirror)
+
+
 def order(root: Path) -> list[tuple[int, int]]:
     """The steps of the checkpoints, the newest first, each with the term that it counts for."""
     return [(entry.step, entry.term) for entry in catalog.entries(root)]
 
 
-def test_the_terms_that_were_claimed_here_are_noted_as_empty_files_of_the_owner(control: Path) -> None:
+def test_the_terms_that_were_claimed_here_are_noted_as_files_of_the_owner(control: Path) -> None:
     assert terms.claimed(control) == () == terms.claimed_in(control.parent)
-    for term in (Term(RUN, 3, 12), Term(RUN, 1, 1), Term(OTHER_RUN, 1, 4), Term(RUN, 3, 12)):
-        terms.note(control, term)
-    expected = tuple(sorted((Term(RUN, 1, 1), Term(RUN, 3, 12), Term(OTHER_RUN, 1, 4))))
+    for each in (term(RUN, 3, 12), term(RUN, 1, 1), term(OTHER_RUN, 1, 4), term(RUN, 3, 12)):
+        terms.note(control, each)
+    expected = tuple(sorted((term(RUN, 1, 1), term(RUN, 3, 12), term(OTHER_RUN, 1, 4))))
     assert terms.claimed(control) == terms.claimed_in(control.parent) == expected
     assert (terms.last(expected, RUN), terms.last(expected, OTHER_RUN), terms.last((), RUN)) == (3, 1, 0)
+    assert (terms.last(expected, RUN, "s3://bucket/run"), terms.last(expected, RUN, "s3://other")) == (3, 0)
     assert (terms.first_number(expected, RUN), terms.first_number((), RUN)) == (12, 1)
     assert {path.stat().st_mode & 0o777 for path in (control / "terms").iterdir()} == {0o600}
 
 
 def test_what_is_no_term_says_nothing_nor_does_a_private_directory_of_others(control: Path) -> None:
-    terms.note(control, Term(RUN, 1, 1))
+    terms.note(control, term(RUN, 1, 1))
     for name in (f"{RUN}.01.1", f"{RUN}.1", f"{RUN}.0.1", f"{RUN}.{10**15}.1", "notes.txt"):
         (control / "terms" / name).touch()
-    assert terms.claimed_in(control.parent) == (Term(RUN, 1, 1),)
+    assert terms.claimed_in(control.parent) == (term(RUN, 1, 1),)
     control.chmod(0o777)
     assert terms.claimed_in(control.parent) == ()
     (control / "terms").rename(control / "else")
@@ -58,8 +63,8 @@ def test_what_names_no_term_counts_for_the_last_that_was_claimed_here_before_it(
     commit_checkpoint(root, 3, term=1, sequence=5)
     commit_checkpoint(root, 4, term=2, sequence=6)
     assert order(root) == [(4, 2), (3, 1), (6, 0), (5, 0), (2, 0), (1, 0)], "without the notes they come before all"
-    terms.note(control, Term(RUN, 1, 3))
-    terms.note(control, Term(RUN, 3, 9))
+    terms.note(control, term(RUN, 1, 3))
+    terms.note(control, term(RUN, 3, 9))
     assert order(root) == [(6, 3), (4, 2), (5, 1), (3, 1), (2, 0), (1, 0)]
     assert terms.of(manifest(sequence=9, run=OTHER_RUN), terms.claimed(control)) == 0, "the terms of another run"
 
@@ -84,8 +89,8 @@ def test_what_is_saved_without_a_claim_does_not_come_before_what_it_goes_on_from
     commit_checkpoint(root, 11, term=2, sequence=3)
     commit_checkpoint(root, 12, run=OTHER_RUN, term=7, sequence=4)
     assert catalog.term_to_write(catalog.entries(root), (), RUN) == 2
-    assert catalog.term_to_write(catalog.entries(root), (Term(RUN, 3, 9),), RUN) == 3
-    assert catalog.term_to_write([], (Term(RUN, 3, 9),), RUN) == 3
+    assert catalog.term_to_write(catalog.entries(root), (term(RUN, 3, 9),), RUN) == 3
+    assert catalog.term_to_write([], (term(RUN, 3, 9),), RUN) == 3
     assert catalog.term_to_write([], (), RUN) == 0
 
 
@@ -98,5 +103,5 @@ def test_the_next_number_is_above_those_that_the_mirror_has(control: Path) -> No
 
 
 def test_a_reader_that_knows_of_no_terms_is_refused_only_where_another_directory_had_the_run() -> None:
-    claimed = [Term(RUN, number, 1) for number in (1, 2, 4)] + [Term(OTHER_RUN, 3, 1)]
+    claimed = [term(RUN, number, 1) for number in (1, 2, 4)] + [term(OTHER_RUN, 3, 1)]
     assert [terms.is_required(claimed, RUN, number) for number in range(6)] == [False, False, False, True, True, True]

@@ -13,7 +13,8 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key; dots go down. May be repeated."),
     ] = None,
     resume: Annotated[
-        str | None, typer.Option(metavar="auto|true|PATH", help="What to resume from; overrides the configuration.")
+        str | None,
+        typer.Option(metavar="auto|true|local|PATH", help="What to resume from; overrides the configuration."),
     ] = None,
     keep_settings: Annotated[
         bool, typer.Option("--keep-settings", help="Go on with the settings of the checkpoint, not with changed ones.")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from holdfast.arguments import AUTO
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.gate import Gate
 from holdfast.capture.snapshot import Snapshots
@@ -36,7 +37,7 @@ from holdfast.log import RunLog
 from holdfast.ranks.channel import Channel, joined
 from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.launcher import stopped_after_save
-from holdfast.resume.open_run import open_run
+from holdfast.resume.open_run import Wish, open_run
 from holdfast.run import rehearsal
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
@@ -70,14 +71,15 @@ class Engine:
         layout: Layout,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        self.settings = settings
         self.log = RunLog(say)
         self.channel = joined(settings.rank_timeout_seconds)
         self.log.rank = self.rank
         self._rehearsing = rehearsing(self.channel)
         if self._rehearsing is not None:
-            resume = "auto"
-        self.origin = open_run(self.channel, rehearsal.output_dir_for(output_dir), resume, layout, self.log)
+            resume, settings = AUTO, settings.model_copy(update={"mirror": None})
+        self.settings = settings
+        wish = Wish(rehearsal.output_dir_for(output_dir), resume, layout, self.log, settings)
+        self.origin = open_run(self.channel, wish)
         self.run = self.origin.run
         self._wake = wake = threading.Event()
         self.gate = Gate(wake)

@@ -34,7 +34,7 @@ def attach(
 
     `trainer.train(resume_from_checkpoint=...)` of a transformers Trainer, and `trainer.fit(ckpt_path=...)` of a
     Lightning one, then also take `"auto"`: the newest checkpoint that verifies, or a start from zero where there is
-    none.
+    none; and `"local"`: the newest in the run directory, whatever its mirror has.
 
     Args:
         trainer: A `transformers.Trainer` or a subclass (TRL, sentence-transformers), or a `lightning.Trainer`, before

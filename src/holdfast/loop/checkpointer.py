@@ -50,8 +50,9 @@ class Checkpointer:
         save_total_limit: The number of scheduled checkpoints that are kept; the oldest go first. None keeps all.
         save_at_end: Saves the last step of a loop that ends by itself, if it has no checkpoint yet.
         keep_every: Keeps those whose step is a multiple of this for good.
-        resume: The checkpoint to go on from. `auto`: the newest good one in `output_dir`, or a start from zero where
-            there is none; True: the newest good one, which must be there; a path: that one; False: none.
+        resume: The checkpoint to go on from. `auto`: the newest good one in `output_dir` or in the mirror, or a start
+            from zero where there is none; True: the newest good one, which must be there; `local`: the newest good one
+            in `output_dir`, which must be there, and the mirror is left alone; a path: that one; False: none.
         strict: Refuses a checkpoint that does not fit. False takes what fits, and says what it left out.
         replay: Loads the batches before the position and drops them, which is exact also where samples draw
             random numbers inside worker processes. They are skipped unloaded otherwise.

@@ -20,6 +20,8 @@ Progress = Callable[[int], None]
 def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: Progress = lambda size: None) -> Path:
     """Brings a checkpoint from a mirror into a run directory, under the name that its step has there.
 
+    One that has the name already makes way, as it does for a commit.
+
     Args:
         store: The place.
         key: The checkpoint.
@@ -32,7 +34,6 @@ def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: 
     Raises:
         AbsentError: It is not there (any more).
         DamagedCheckpointError: Something there is not what was sent.
-        FileExistsError: Another checkpoint has the name.
         OSError: The disk does not take it.
     """
     data, manifest = manifest_of(store, key)
@@ -46,6 +47,7 @@ def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: 
         files.write_new(folder / names.MANIFEST, data)
         files.sync_directory(folder)
         target = root / names.checkpoint(manifest.step)
+        commit.make_way(root, manifest.step)
         files.rename_new(place, target)
         files.sync_directory(root)
     except BaseException:

@@ -88,18 +88,19 @@ class Claimed(NamedTuple):
     is_current: bool
 
 
-def claim(store: ObjectStore, claim: Claim, seen: Listing) -> Claimed:
+def claim(store: ObjectStore, claim: Claim, seen: Listing, least: int = 1) -> Claimed:
     """Claims a run for a start: the number after the greatest.
 
     Args:
         store: The place.
         claim: The start.
         seen: The listing by which it has chosen what it goes on from.
+        least: The least number that it may be: the start's own disk may have later ones, of another mirror.
 
     Raises:
         MirrorAccessError: No number is left.
     """
-    number = seen.newest_term + 1
+    number = max(seen.newest_term + 1, least)
     if number >= names.NUMBERS_END:
         raise MirrorAccessError(
             f"{store.url} has the term {seen.newest_term:,}, and no greater one is left: somebody made it up"

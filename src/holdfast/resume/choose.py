@@ -7,6 +7,7 @@ from importlib.metadata import version
 from logging import Logger
 from pathlib import Path
 
+from holdfast.arguments import AUTO, LOCAL
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
 from holdfast.layouts.layout import Layout
 from holdfast.store import catalog, retention
@@ -63,8 +64,8 @@ def select_checkpoint(root: Path, wanted: str | bool | None, layout: Layout, log
 
     Args:
         root: The run directory.
-        wanted: `auto`: the newest good one, or none if there is nothing; True: the newest good one, which must exist;
-            a path: that one; None or False: none.
+        wanted: `auto`: the newest good one, or none if there is nothing; True and `local`: the newest good one, which
+            must exist; a path: that one; None or False: none.
         layout: The layout that this training reads.
         log: Takes a line for the user: the choice, and each one that was skipped, with the reason.
 
@@ -75,9 +76,24 @@ def select_checkpoint(root: Path, wanted: str | bool | None, layout: Layout, log
     if wanted is None or wanted is False:
         _tell_of_earlier_training(root, log)
         return None
-    if wanted is True or wanted == "auto":
-        return _newest_good(root, layout, log, required=wanted is True)
-    return _named(Path(wanted).expanduser().resolve(), layout, log)  # a link to a checkpoint is a way to name it
+    if takes_newest(wanted):
+        return _newest_good(root, layout, log, required=wanted != AUTO)
+    return named_by(wanted, layout, log)
+
+
+def takes_newest(wanted: str | bool | None) -> bool:
+    """Tells whether the user wants the newest good checkpoint, whichever that is."""
+    return wanted is True or wanted in (AUTO, LOCAL)
+
+
+def named_by(wanted: str | bool, layout: Layout, log: Logger) -> ResumePoint:
+    """Opens the checkpoint that a path names.
+
+    Raises:
+        NoCheckpointError: There is none.
+        DamagedCheckpointError: It is damaged.
+    """
+    return _named(Path(str(wanted)).expanduser().resolve(), layout, log)  # a link to a checkpoint is a way to name it
 
 
 def select_older(
@@ -97,9 +113,9 @@ def select_older(
         NoCheckpointError: There is no other.
         DamagedCheckpointError: It was named, so that no other will do.
     """
-    if wanted is not True and wanted != "auto":
-        raise _refused(damaged.path, problems, f"{_HALF_READ}; {_TAKE_ANOTHER}")
-    log.warning(f"skipped {damaged.path.name}: {'; '.join(problems)}")
+    if not takes_newest(wanted):
+        raise refused(damaged, problems)
+    tell_of_skipped(damaged.path, problems, log)
     try:
         older = _newest_good(root, layout, log, required=True, passed_over=(*damaged.passed_over, damaged.path))
     except NoCheckpointError as error:
@@ -108,10 +124,20 @@ def select_older(
     return older
 
 
+def refused(damaged: ResumePoint, problems: Sequence[str]) -> DamagedCheckpointError:
+    """Returns the error for a checkpoint that was named, and turned out to be damaged while it was read."""
+    return _refused(damaged.path, problems, f"{_HALF_READ}; {_TAKE_ANOTHER}")
+
+
+def tell_of_skipped(path: Path, problems: Sequence[str], log: Logger) -> None:
+    """Says that a checkpoint is passed over, and why."""
+    log.warning(f"skipped {path.name}: {'; '.join(problems)}")
+
+
 def _newest_good(
     root: Path, layout: Layout, log: Logger, *, required: bool, passed_over: tuple[Path, ...] = ()
 ) -> ResumePoint | None:
-    entries = _entries(root)
+    entries = entries_in(root)
     if not entries:
         if required:
             raise NoCheckpointError(
@@ -127,12 +153,12 @@ def _newest_good(
             continue
         try:
             with opening(entry.path) as folder:
-                manifest = _checked_unasked(folder, layout, log)
+                manifest = checked_unasked(folder, layout, log)
         except DamagedCheckpointError as error:
-            log.warning(f"skipped {entry.path.name}: {'; '.join(error.problems)}")
+            tell_of_skipped(entry.path, error.problems, log)
             skipped.append(entry.path)
             continue
-        _tell_of_numbers(entry.path, manifest, entries, log)
+        tell_of_numbers(entry.path, manifest, entries, log)
         return ResumePoint(folder, manifest, tuple(skipped))
     names = ", ".join(path.name for path in skipped)
     raise NoCheckpointError(
@@ -161,7 +187,7 @@ def opening(path: Path) -> Iterator[Folder]:
         raise
 
 
-def _checked_unasked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
+def checked_unasked(folder: Folder, layout: Layout, log: Logger) -> Manifest:
     """Checks a checkpoint that nobody has named, and returns its manifest.
 
     Raises:
@@ -178,12 +204,13 @@ def _named(path: Path, layout: Layout, log: Logger) -> ResumePoint:
     if not path.is_dir():
         raise NoCheckpointError(
             f"{path} is not a checkpoint: there is no such directory",
-            hint="give the path of a checkpoint, True for the newest good one, or 'auto' for that or a start from zero",
+            hint="give the path of a checkpoint, True for the newest good one, 'auto' for that or a start from zero, or"
+            " 'local' for that without the mirror",
         )
     with opening(path) as folder:
         manifest = _checked_named(folder, layout, log)
     if manifest is not None and manifest.not_finite:
-        _tell_of_numbers(path, manifest, _entries(path.parent), log)
+        tell_of_numbers(path, manifest, entries_in(path.parent), log)
     return ResumePoint(folder, manifest)
 
 
@@ -242,7 +269,7 @@ def _refused(path: Path, problems: Sequence[str], hint: str) -> DamagedCheckpoin
     return DamagedCheckpointError(f"{path} cannot be resumed from: {'; '.join(problems)}", list(problems), hint=hint)
 
 
-def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], log: Logger) -> None:
+def tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Entry], log: Logger) -> None:
     """Says that the state went wrong: a resume goes on exactly from it all the same."""
     if not manifest.not_finite:
         return
@@ -254,7 +281,7 @@ def _tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.En
 
 
 def _tell_of_earlier_training(root: Path, log: Logger) -> None:
-    if entries := _entries(root):
+    if entries := entries_in(root):
         log.warning(
             f"{root} holds {len(entries)} checkpoints of earlier training; this one starts from zero and keeps them."
             " To go on from the newest, resume from 'auto' (holdfast train: --resume auto)"
@@ -283,7 +310,12 @@ def _require_no_pickles(checkpoint: Folder) -> None:
                 )
 
 
-def _entries(root: Path) -> list[catalog.Entry]:
+def entries_in(root: Path) -> list[catalog.Entry]:
+    """Returns the catalog of a run directory; of one that is not there an empty one.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
     try:
         return catalog.entries(root) if root.is_dir() else []
     except OSError as error:

@@ -4,71 +4,127 @@ To be read from top to bottom: a run is opened; its checkpoint is read elsewhere
 damaged, all fall back to the same older one.
 """
 
+import itertools
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from logging import Logger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from holdfast.errors import DamagedCheckpointError, HoldfastError, RanksError
+from holdfast.arguments import LOCAL
+from holdfast.errors import FAILED, DamagedCheckpointError, HoldfastError, RanksError
 from holdfast.layouts.layout import Layout
+from holdfast.mirror.calls import Calls, Doing
 from holdfast.ranks.channel import Channel
+from holdfast.remote.location import location_of
 from holdfast.resume.choose import ResumePoint, opening, select_checkpoint, select_older
+from holdfast.resume.mirrored import MirroredStart
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
+from holdfast.settings import SaveSettings
 from holdfast.store import catalog
 
 # Verifying the checkpoint that is resumed from, and reading it, takes as long as it is large.
 _LONGEST_SECONDS = 3600.0
+# Under this key rank 0 tells again and again that it is at it, while it asks the mirror and pulls.
+_ALIVE = "choosing"
+_LOOK_SECONDS = 1.0
 
 SelectOlder = Callable[[ResumePoint, Sequence[str]], ResumePoint]
 """Selects another checkpoint, from the damaged one and its problems."""
 
 
-def open_run(
-    channel: Channel | None, root: Path, wanted: str | bool | None, layout: Layout, log: Logger
-) -> "Resumption":
+class Wish(NamedTuple):
+    """A start, as its user gave it.
+
+    Args:
+        root: The run directory.
+        wanted: The checkpoint to go on from, as `resume_from_checkpoint` has it.
+        layout: The layout that this training reads.
+        log: Takes a line for the user.
+        settings: The settings of its saves, its mirror among them.
+    """
+
+    root: Path
+    wanted: str | bool | None
+    layout: Layout
+    log: Logger
+    settings: SaveSettings
+
+
+def open_run(channel: Channel | None, wish: Wish) -> "Resumption":
     """Opens a run in each process that trains it.
 
     Args:
         channel: Between the ranks; None where there is one process.
-        root: The run directory.
-        wanted: The checkpoint to go on from, as `resume_from_checkpoint` has it. Rank 0's counts.
-        layout: The layout that this training reads.
-        log: Takes a line for the user.
+        wish: The start. Rank 0's counts.
 
     Raises:
         RunBusyError: Another process trains in the directory.
         NoCheckpointError: `wanted` names something that cannot be resumed from.
+        MirrorError: The mirror cannot be used, or is of another run.
         RanksError: A rank does not see the same run and the same checkpoint as rank 0, or rank 0 could open none.
     """
     if channel is None:
-        return open_single(root, wanted, layout, log)
+        return open_single(wish)
     if channel.rank == 0:
-        return open_rank0(channel, root, wanted, layout, log)
-    return open_follower(channel, root, log)
+        return open_rank0(channel, wish)
+    return open_follower(channel, wish.root, wish.log)
 
 
-def open_single(
-    root: Path, wanted: str | bool | None, layout: Layout, log: Logger, channel: Channel | None = None
-) -> "Resumption":
+def open_single(wish: Wish, channel: Channel | None = None) -> "Resumption":
     """Opens a run in the only process that trains it, or in rank 0, which does not tell the others yet."""
+    root, wanted, layout, log, settings = wish
+    if settings.mirror is not None and wanted != LOCAL:
+        return _open_mirrored(wish, settings.mirror, channel)
     point = select_checkpoint(root, wanted, layout, log)
     manifest = point.manifest if point else None
     continues = point.continues(root) if point else None
     run = Run.open(root, continues=continues, parent=manifest.attempt if manifest else None, log=log)
+    if settings.mirror is not None:
+        log.warning(
+            f"the mirror {settings.mirror} is left alone by this start: what another machine has saved there is not"
+            f" looked at, and nothing is sent there; holdfast push {root} sends it"
+        )
     return Resumption(
         run, point, channel, lambda damaged, problems: select_older(damaged, problems, root, wanted, layout, log)
     )
 
 
-def open_rank0(channel: Channel, root: Path, wanted: str | bool | None, layout: Layout, log: Logger) -> "Resumption":
+def _open_mirrored(wish: Wish, url: str, channel: Channel | None) -> "Resumption":
+    """Opens a run that has a mirror, where what it goes on from may lie there, and claims it."""
+    root, wanted, layout, log, settings = wish
+    url, endpoint = location_of(url).url, settings.mirror_endpoint
+    run = Run.enter(root, log=log)
+    alive = itertools.count()
+
+    def show(doing: Doing) -> None:
+        run.status.update(mirror=asdict(doing))
+        with suppress(OSError):
+            run.status.write()
+        if channel is not None:
+            channel.put(_ALIVE, next(alive))
+
+    try:
+        calls = Calls(url, endpoint, settings.mirror_region, run.folder, show)
+        start = MirroredStart(run, calls, wanted, layout, log)
+        point = start.go_on()
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, HoldfastError) else FAILED
+        run.close(f"failed: {type(error).__name__}", code)
+        run.let_go()
+        raise
+    return Resumption(run, point, channel, start.go_on_from_older)
+
+
+def open_rank0(channel: Channel, wish: Wish) -> "Resumption":
     """Opens a run in rank 0, and returns when all other ranks have seen the same run and the same checkpoint."""
     try:
-        opened = open_single(root, wanted, layout, log, channel)
+        opened = open_single(wish, channel)
     except HoldfastError as error:
         channel.put("start", _error_message(error))
         _wait_until_heard(channel)
@@ -87,7 +143,7 @@ def open_rank0(channel: Channel, root: Path, wanted: str | bool | None, layout: 
 
 def open_follower(channel: Channel, root: Path, log: Logger) -> "Resumption":
     """Opens the run that rank 0 has opened in another rank."""
-    start = channel.get("start", _LONGEST_SECONDS)
+    start = _from_rank0(channel, "start")
     if "error" in start:
         channel.put(f"heard/{channel.rank}", True)
         raise _error_of_rank0(start)
@@ -189,7 +245,7 @@ class Resumption:
                 message, failure = _error_message(error), error
             channel.put(f"instead/{self._tried}", message)
         else:
-            message = channel.get(f"instead/{self._tried}", _LONGEST_SECONDS)
+            message = _from_rank0(channel, f"instead/{self._tried}")
             try:
                 older = None if "error" in message else _seen_here(channel.rank, message)
             except HoldfastError as error:
@@ -199,6 +255,27 @@ class Resumption:
             return older
         _end_together(channel)
         raise failure or (_error_of_rank0(message) if "error" in message else RanksError("\n".join(refusals)))
+
+
+def _from_rank0(channel: Channel, key: str) -> Any:
+    """Waits for what rank 0 chooses: as long as it makes progress, in no collective, for a pull has no limit.
+
+    Raises:
+        RanksError: It has made none for too long, or the store is gone.
+    """
+    seen, since, looked = None, time.monotonic(), 0.0
+
+    def check() -> None:
+        nonlocal seen, since, looked
+        if (now := time.monotonic()) - looked < _LOOK_SECONDS:
+            return
+        looked, alive = now, channel.all([_ALIVE]) if channel.all_there([_ALIVE]) else None
+        if alive != seen:
+            seen, since = alive, now
+        if now - since > _LONGEST_SECONDS:
+            channel.get(key, 0.0)  # says who waited for what, in vain
+
+    return channel.wait_for_all([key], check)[0]
 
 
 def _all_gather(channel: Channel, key: str, own: Any) -> list[Any]:

@@ -56,6 +56,10 @@ class Journal:
             except OSError:
                 self._whole = False
 
+    def rename(self, run: str) -> None:
+        """Writes of another run from here on: what a start goes on with was not known when this was opened."""
+        self._run = run
+
     def has_written(self, status: os.stat_result) -> bool:
         """Returns whether a file is this journal, under whatever name it has by now."""
         return (status.st_dev, status.st_ino) in self._written

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,18 @@ class Lease:
             lease = cls(directory, _myself(continues or uuid.uuid4().hex, generation))
             files.replace(directory.lease, json.dumps(asdict(lease.holder), indent=1).encode())
         return lease
+
+    def rename(self, run: str) -> None:
+        """Gives the lease to another run: what this start goes on with was not known when it was taken.
+
+        Raises:
+            LeaseLostError: Another process has taken it.
+            OSError: It cannot be written.
+        """
+        with _locked(self._directory):
+            self.check()
+            self.holder = replace(self.holder, run=run)
+            files.replace(self._directory.lease, json.dumps(asdict(self.holder), indent=1).encode())
 
     def check(self) -> None:
         """Tells whether this process still holds the lease.

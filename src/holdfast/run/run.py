@@ -60,6 +60,7 @@ class Run:
         self.term = 0
         """The number of the term that this start has claimed in its mirror; 0 where it has claimed none."""
         self._is_closed = False
+        self._swept: list[str] = []
         self._outcome = Outcome.of_start(self.lease.holder, self.parent)
 
     @classmethod
@@ -77,6 +78,18 @@ class Run:
         Raises:
             RunError: The directory cannot be used.
             RunBusyError: Another process trains the run.
+        """
+        run = cls.enter(root, continues=continues, parent=parent, log=log)
+        run.begin()
+        return run
+
+    @classmethod
+    def enter(
+        cls, root: Path, *, continues: str | None = None, parent: str | None = None, log: logging.Logger = LOGGER
+    ) -> "Run":
+        """Takes the run directory over, as `open` does, before it is known what the training goes on with.
+
+        `settle` says that, and `begin` that it begins.
         """
         directory = RunDirectory.create(root)
         try:
@@ -97,13 +110,52 @@ class Run:
         opened.catalog.claimed = terms.claimed(directory.control)
         outcome.write(directory, opened._outcome)  # that of the start before is not this one's
         # Not in `requests`: somebody may be writing one there.
-        swept = opened._sweep()
+        opened._swept = opened._sweep()
         inbox.forget_old_answers()
-        events.write("start", pid=lease.holder.pid, generation=lease.holder.generation, parent=parent, swept=swept)
         status.write()
         if others := exposure(directory.root):
             log.warning(others)
         return opened
+
+    def settle(self, identity: str, parent: str | None) -> None:
+        """Notes what the training goes on with, where that was not known when the run was entered.
+
+        Args:
+            identity: The identity of the run.
+            parent: The attempt that it goes on from.
+
+        Raises:
+            LeaseLostError: Another process has taken the run over.
+            RunError: The disk does not take it.
+        """
+        try:
+            if identity != self.identity:
+                self.lease.rename(identity)
+                self.journal.rename(identity)
+                self.status.update(run=identity)
+            self.parent = parent
+            self._outcome = replace(self._outcome, run=identity, parent=parent)
+            outcome.write(self.directory, self._outcome)
+        except OSError as error:
+            raise RunError(f"cannot use {self.root} as a run directory: {error}", hint="is the disk full?") from error
+
+    def begin(self) -> None:
+        """Writes down that a training begins."""
+        holder, swept = self.lease.holder, self._swept
+        self.journal.write("start", pid=holder.pid, generation=holder.generation, parent=self.parent, swept=swept)
+
+    def claim(self, term: terms.Term) -> None:
+        """Notes the term that this start has claimed in the mirror; what it saves is of that from here on.
+
+        Raises:
+            RunError: The disk does not take it.
+        """
+        try:
+            terms.note(self.directory.control, term)
+            self.catalog.claimed = terms.claimed(self.directory.control)
+        except OSError as error:
+            raise RunError(f"cannot use {self.root} as a run directory: {error}", hint="is the disk full?") from error
+        self.term = term.number
 
     def _sweep(self) -> list[str]:
         """Removes what others have left half-done, and says once what cannot be removed."""

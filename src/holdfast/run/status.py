@@ -52,6 +52,8 @@ class Status:
     """The way in which files are written: `direct`, past the page cache, or `buffered`; empty before the first save."""
     held_seconds: float = 0.0
     """The time that training has waited at the gate in all."""
+    mirror: dict[str, Any] | None = None
+    """The mirror as of now; None for a run without one."""
     ranks: tuple[dict[str, Any], ...] = ()
     """The states of the other ranks, in a training of several processes."""
     outcome: str = ""

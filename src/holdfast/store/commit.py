@@ -110,7 +110,7 @@ class Attempt:
         files.sync_directory(self.folder)
         fence()
         target = self._target
-        self._make_way(target)
+        make_way(self.root, self.step)
         files.rename_new(self._place, target)
         # A rename takes a name, and no descriptor: only afterwards can be told what was renamed.
         if not self.folder.is_at(target):
@@ -133,13 +133,21 @@ class Attempt:
         with suppress(OSError):
             files.remove_open(self.folder, self._place)
 
-    def _make_way(self, target: Where) -> None:
-        """Renames a checkpoint that has the name already: it keeps its content under another one."""
-        if not exists(target):
-            return
-        moved = self.root / names.superseded(self.step, _attempt_of(target) or uuid.uuid4().hex)
-        files.rename_new(target, moved)
-        files.sync_directory(self.root)
+
+def make_way(root: Directory, step: int) -> None:
+    """Renames a checkpoint that has the name of a step already: it keeps its content under another one.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    present = root / names.checkpoint(step)
+    if not exists(present):
+        return
+    moved = root / names.superseded(step, _attempt_of(present) or uuid.uuid4().hex)
+    if exists(moved):
+        moved = root / names.superseded(step, uuid.uuid4().hex)
+    files.rename_new(present, moved)
+    files.sync_directory(root)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The terms that were claimed in a run directory, and the one that each checkpoint there counts for.
 
-A start that has a mirror claims a term of its run there, and notes it here: as an empty file in the private directory,
-as pins are. Its checkpoints name it in their manifests. Standard library alone.
+A start that has a mirror claims a term of its run there, and notes it here: as a small file in the private directory.
+Its checkpoints name it in their manifests. Standard library alone.
 """
 
 import os
@@ -12,13 +12,14 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from holdfast.store import files, names
-from holdfast.store.folder import Directory, Folder
+from holdfast.store.folder import Directory, Folder, Place
 from holdfast.store.manifest import Manifest
 
 WORD = "term"
 """The word of `requires` of a checkpoint that `sequence` alone would put in the wrong place."""
 
 _TERMS = "terms"
+_MOST_BYTES = 4096
 _NAME = re.compile(r"([0-9a-f]{32})\.([1-9][0-9]{0,14})\.([1-9][0-9]{0,14})")
 
 
@@ -29,11 +30,13 @@ class Term(NamedTuple):
         run: The identity of the run.
         number: The number of the term.
         first: The least number that a commit of it may have.
+        mirror: The address of the mirror in which it was claimed.
     """
 
     run: str
     number: int
     first: int
+    mirror: str
 
 
 def claimed(control: Directory) -> tuple[Term, ...]:
@@ -47,10 +50,15 @@ def claimed(control: Directory) -> tuple[Term, ...]:
     """
     try:
         with Folder.open(control / _TERMS) as folder:
-            listed = map(_NAME.fullmatch, folder.names())
+            read = ((_NAME.fullmatch(name), folder / name) for name in folder.names())
+            return tuple(sorted(_term(match, where) for match, where in read if match is not None))
     except FileNotFoundError:
         return ()
-    return tuple(sorted(Term(match[1], int(match[2]), int(match[3])) for match in listed if match))
+
+
+def _term(match: re.Match[str], where: Place) -> Term:
+    mirror = files.read(where, limit=_MOST_BYTES).decode("utf-8", "replace")
+    return Term(match[1], int(match[2]), int(match[3]), mirror)
 
 
 def claimed_in(root: Directory) -> tuple[Term, ...]:
@@ -76,7 +84,7 @@ def note(control: Directory, term: Term) -> None:
     files.sync_directory(control)
     with Folder.open(control / _TERMS) as folder:
         with suppress(FileExistsError):
-            files.write_new(folder / ".".join(map(str, term)), b"")
+            files.write_new(folder / f"{term.run}.{term.number}.{term.first}", term.mirror.encode())
         files.sync_directory(folder)
 
 
@@ -96,9 +104,15 @@ def of(manifest: Manifest, terms: Iterable[Term]) -> int:
     return max(before, default=0)
 
 
-def last(terms: Iterable[Term], run: str) -> int:
-    """Returns the number of the last term of a run that was claimed in a directory; 0 where none was."""
-    return max((term.number for term in terms if term.run == run), default=0)
+def last(terms: Iterable[Term], run: str, mirror: str | None = None) -> int:
+    """Returns the number of the last term of a run that was claimed in a directory; 0 where none was.
+
+    Args:
+        terms: Those that were claimed there.
+        run: The identity of the run.
+        mirror: The address of the mirror in which it was claimed; None: in any.
+    """
+    return max((t.number for t in terms if t.run == run and mirror in (None, t.mirror)), default=0)
 
 
 def first_number(terms: Iterable[Term], run: str) -> int:

@@ -27,7 +27,7 @@ def run(path: Path, overrides: list[str], resume: str | None) -> int:
     Args:
         path: The configuration's file.
         overrides: `KEY=VALUE` for keys that the command line sets.
-        resume: The checkpoint to resume: `auto`, `true` or a path. None leaves it to the configuration.
+        resume: The checkpoint to resume: `auto`, `true`, `local` or a path. None leaves it to the configuration.
 
     Raises:
         HoldfastError: The configuration is wrong, the run is busy, or there is nothing to resume from.

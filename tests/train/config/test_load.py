@@ -320,10 +320,10 @@ WRONG: dict[str, list[str]] = {
     "lora_target_modules: ''": ["config.yml:6: lora_target_modules: must not be empty"],
     "lora_target_modules: []": ["config.yml:6: lora_target_modules: must not be empty"],
     "resume_from_checkpoint: 500": [
-        "config.yml:6: resume_from_checkpoint: expected auto, true, false or the path of a checkpoint, found 500"
+        "config.yml:6: resume_from_checkpoint: expected auto, local, true, false or the path of a checkpoint, found 500"
     ],
     "resume_from_checkpoint: ''": [
-        "config.yml:6: resume_from_checkpoint: expected auto, true, false or the path of a checkpoint, found ''"
+        "config.yml:6: resume_from_checkpoint: expected auto, local, true, false or the path of a checkpoint, found ''"
     ],
     # bounds
     "num_epochs: 0": ["config.yml:6: num_epochs: must be greater than 0, found 0"],

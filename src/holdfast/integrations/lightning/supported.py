@@ -4,13 +4,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from holdfast.arguments import AUTO, LOCAL
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.lightning import contract
 from holdfast.store import names
 
 ATTACHED = "_is_of_holdfast"
 """The name of the attribute by which the `fit` of an attached trainer is known."""
-AUTO = "auto"
 # By name: neither package is imported for the other.
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy")
 _TUNERS = ("LearningRateFinder", "BatchSizeFinder")
@@ -66,8 +66,8 @@ def require_supported(trainer: Any) -> list[str]:
 
 
 def is_ours(ckpt_path: Any) -> bool:
-    """Tells whether `fit` was asked to go on from a checkpoint of Holdfast's: `auto`, or the path of one."""
-    if ckpt_path == AUTO:
+    """Tells whether `fit` was asked to go on from a checkpoint of Holdfast's: `auto`, `local`, or the path of one."""
+    if ckpt_path in (AUTO, LOCAL):
         return True
     try:
         return ckpt_path is not None and (Path(ckpt_path) / names.MANIFEST).is_file()

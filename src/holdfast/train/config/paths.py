@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from holdfast.arguments import AUTO, LOCAL
 from holdfast.train.config.types import home_expanded
 from holdfast.wording import Loc, shown
 
@@ -24,7 +25,7 @@ def problems(values: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
         if (_is_path(path) or _is_data_file(path)) and not _exists(path):
             yield ("datasets", index, "path"), f"no such file or directory: {shown(path)}"
     checkpoint = values.get("resume_from_checkpoint")
-    if isinstance(checkpoint, str) and checkpoint not in ("", "auto"):
+    if isinstance(checkpoint, str) and checkpoint not in ("", AUTO, LOCAL):
         yield from _directory(("resume_from_checkpoint",), checkpoint)
     output = values.get("output_dir")
     if isinstance(output, str) and _exists(output) and not _is_directory(output):

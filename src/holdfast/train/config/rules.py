@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from holdfast.arguments import AUTO, LOCAL
 from holdfast.train.config import choices
 from holdfast.train.config.fields import TrainConfig
 from holdfast.train.config.schedule import DEFAULT_STEPS
@@ -36,7 +37,7 @@ def contradictions(config: TrainConfig, keys: AbstractSet[str]) -> Iterator[Find
     yield from _quantization(config)
     if config.bf16 is True and config.fp16:
         yield Finding(("fp16", "bf16"), "cannot be true together with bf16: true")
-    if config.auto_resume_from_checkpoints and config.resume_from_checkpoint not in (None, True, "auto"):
+    if config.auto_resume_from_checkpoints and config.resume_from_checkpoint not in (None, True, AUTO, LOCAL):
         yield Finding(
             ("resume_from_checkpoint", "auto_resume_from_checkpoints"),
             "contradicts auto_resume_from_checkpoints: true, which resumes the newest checkpoint",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.arguments import AUTO
 from holdfast.train.config.types import (
     Count,
     CountOrZero,
@@ -66,7 +67,9 @@ class ScheduleFields(Fields):
     """Keeps the checkpoints whose step is a multiple of this, whatever the limits say."""
 
     resume_from_checkpoint: Resume | None = None
-    """`auto` or true resumes the newest good checkpoint in `output_dir`; a path resumes the checkpoint there."""
+    """`auto` or true resumes the newest good checkpoint, in `output_dir` or in the mirror; `local` the newest good one
+    in `output_dir`, and leaves the mirror alone; a path resumes the checkpoint there.
+    """
 
     auto_resume_from_checkpoints: bool | None = None
     """The same as `resume_from_checkpoint: auto`."""
@@ -113,7 +116,7 @@ class ScheduleFields(Fields):
     @property
     def resume(self) -> str | bool | None:
         """The checkpoint to resume, as `Engine` takes it: `auto`, true, a path, or nothing."""
-        return self.resume_from_checkpoint or ("auto" if self.auto_resume_from_checkpoints else None)
+        return self.resume_from_checkpoint or (AUTO if self.auto_resume_from_checkpoints else None)
 
     def _schedule(
         self, strategy: Literal["no", "steps", "epoch"] | None, steps: int | float | None, per_epoch: int | None

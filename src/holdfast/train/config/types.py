@@ -79,7 +79,7 @@ def _share_or_count(value: float) -> float:
 def _resume(value: Any) -> Any:
     if isinstance(value, bool) or (isinstance(value, str) and value):
         return home_expanded(value) if isinstance(value, str) else value
-    raise ValueError(f"expected auto, true, false or the path of a checkpoint, found {shown(value)}")
+    raise ValueError(f"expected auto, local, true, false or the path of a checkpoint, found {shown(value)}")
 
 
 def home_expanded(path: str) -> str:
@@ -126,4 +126,6 @@ OffloadOrBool = Annotated[bool | Literal["offload"], BeforeValidator(_offload_or
 Strategy = Annotated[Literal["no", "steps", "epoch"], BeforeValidator(_no_is_a_word)]
 Optimizer = Annotated[str, AfterValidator(choices.optimizer)]
 Scheduler = Annotated[str, AfterValidator(choices.scheduler)]
-Resume = Annotated[bool | str, BeforeValidator(_resume), WithJsonSchema({"words": "`auto`, true, false or path"})]
+Resume = Annotated[
+    bool | str, BeforeValidator(_resume), WithJsonSchema({"words": "`auto`, `local`, true, false or path"})
+]

@@ -1,0 +1,315 @@
+"""The start of a run that has a mirror: the newest checkpoint, here or there, and the claim of the run.
+
+To be read from top to bottom. The run directory is this process's own by now, and nothing is saved before it ends.
+"""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from logging import Logger
+from pathlib import Path
+
+from holdfast.errors import (
+    AbsentError,
+    CheckpointError,
+    DamagedCheckpointError,
+    MirrorTakenError,
+    NoCheckpointError,
+)
+from holdfast.layouts.layout import Layout
+from holdfast.mirror.calls import Calls
+from holdfast.mirror.seen import Remote, Seen
+from holdfast.resume import choose
+from holdfast.resume.candidates import Candidate, Start, in_order, require_allowed
+from holdfast.resume.choose import ResumePoint
+from holdfast.run.run import Run
+from holdfast.store import catalog, files, names, pins, reading, references, terms
+from holdfast.store.catalog import Entry
+from holdfast.text import shown
+
+# What is left free beside what is pulled, as beside what is saved.
+_RESERVE_BYTES = 16 << 20
+
+
+class MirroredStart:
+    """One start of a run that has a mirror.
+
+    Args:
+        run: The run, entered: what it goes on with is not known yet.
+        calls: Its mirror.
+        wanted: The checkpoint to go on from, as `resume_from_checkpoint` has it.
+        layout: The layout that this training reads.
+        log: Takes a line for the user.
+    """
+
+    def __init__(self, run: Run, calls: Calls, wanted: str | bool | None, layout: Layout, log: Logger) -> None:
+        self._run = run
+        self._calls = calls
+        self._wanted = wanted
+        self._layout = layout
+        self._log = log
+        self._claimed_before = run.catalog.claimed
+        self._was_empty = not choose.entries_in(run.root)
+        self._damaged_here: set[str] = set()
+        self._damaged_there: set[str] = set()
+        self._pulled: set[str] = set()
+        self._events: list[dict[str, object]] = []
+        self._has_begun = False
+
+    def go_on(self) -> ResumePoint | None:
+        """Chooses what the training goes on from, claims the run, and returns the choice; None where it begins anew.
+
+        What was mirrored between the look and the claim is looked at again: after the claim nothing comes any more.
+
+        Raises:
+            MirrorTakenError: The mirror is of another run, or another start of this one is in the way.
+            MirrorError: The store does not do what it is asked for.
+            CheckpointError: There is nothing that could be gone on from, and there should be.
+        """
+        with self._calls:
+            while True:
+                seen = self._calls.look(self._run.identity, self._run.lease.holder.token)
+                point = self._choose(seen)
+                if self._claim(point, seen):
+                    self._bring_what_belongs_to(point, seen)
+                    self._tell(point, seen)
+                    return point
+                if point is not None:
+                    point.folder.close()
+
+    def go_on_from_older(self, damaged: ResumePoint, problems: Sequence[str]) -> ResumePoint:
+        """Chooses again, after the chosen one turned out to be damaged while it was read.
+
+        Raises:
+            NoCheckpointError: There is no other.
+            DamagedCheckpointError: It was named, so that no other will do.
+            MirrorError: The store does not do what it is asked for.
+        """
+        if not choose.takes_newest(self._wanted):
+            raise choose.refused(damaged, problems)
+        choose.tell_of_skipped(damaged.path, problems, self._log)
+        if damaged.manifest is not None:
+            self._pass_over(damaged.manifest.attempt, here=True)
+        older = self.go_on()
+        if older is None:
+            raise NoCheckpointError(f"there is no other checkpoint in {self._run.root} or {self._calls.url}")
+        return older
+
+    def _claim(self, point: ResumePoint | None, seen: Seen) -> bool:
+        """Claims the run; False where what was seen, and so the choice, may not be the newest any more."""
+        run, token = self._run, self._run.lease.holder.token
+        parent = point.manifest.attempt if point is not None and point.manifest is not None else None
+        identity = self._identity(point, seen)
+        require_allowed(self._start(identity, parent, point.path.name if point is not None else ""), seen)
+        run.settle(identity, parent)
+        present = choose.entries_in(run.root)
+        least = catalog.term_to_write(present, run.catalog.claimed, identity) + 1
+        claimed = self._calls.claim(identity, token, parent, least)
+        if claimed.term is not None:
+            greatest = max((each.key.sequence for each in seen.published), default=0)
+            first = catalog.next_sequence(present, identity, greatest + 1)
+            run.claim(terms.Term(identity, claimed.term, first, self._calls.url))
+        return claimed.is_current
+
+    def _choose(self, seen: Seen) -> ResumePoint | None:
+        if not choose.takes_newest(self._wanted):
+            return choose.select_checkpoint(self._run.root, self._wanted, self._layout, self._log)
+        entries = choose.entries_in(self._run.root)
+        run = next((e.manifest.run for e in entries if e.manifest is not None and e.doubt is None), seen.owner)
+        if run is not None and run != seen.owner:
+            require_allowed(self._start(run, None), seen)
+        for entry in entries:
+            if entry.manifest is None:  # it has no place in the order either, and could be the newest
+                choose.tell_of_skipped(entry.path, [_why_not_at_hand(entry)], self._log)
+        refusal = None
+        for candidate in in_order(entries, seen, run) if run is not None else ():
+            try:
+                point = (
+                    self._at_hand(candidate.local) if candidate.local is not None else self._brought(candidate, seen)
+                )
+            except MirrorTakenError as error:  # who claimed the last term saw it there, and went on from another
+                refusal = refusal or error
+                continue
+            if point is not None:
+                assert point.manifest is not None
+                choose.tell_of_numbers(point.path, point.manifest, entries, self._log)
+                return point
+        if refusal is not None:
+            raise refusal
+        self._require_nothing(entries, seen)
+        return None
+
+    def _at_hand(self, entry: Entry) -> ResumePoint | None:
+        """Opens a checkpoint of this disk; None where it is not good, which is said."""
+        assert entry.manifest is not None
+        if entry.manifest.attempt in self._damaged_here:
+            return None
+        try:
+            with choose.opening(entry.path) as folder:
+                return ResumePoint(folder, choose.checked_unasked(folder, self._layout, self._log))
+        except DamagedCheckpointError as error:
+            choose.tell_of_skipped(entry.path, error.problems, self._log)
+            self._pass_over(entry.manifest.attempt, here=True)
+            return None
+
+    def _brought(self, candidate: Candidate, seen: Seen) -> ResumePoint | None:
+        """Brings a checkpoint from the mirror, and opens it; None where it is not good, which is said."""
+        remote = candidate.remote
+        assert remote is not None
+        attempt = candidate.attempt
+        if attempt in self._damaged_there:
+            return None
+        name = f"{_name_of(remote)} in the mirror"
+        try:
+            if problem := self._why_not_brought(remote):
+                raise DamagedCheckpointError(problem, [problem])
+            require_allowed(self._start(remote.key.run, attempt, name), seen)
+            with choose.opening(self._pull(remote)) as folder:
+                return ResumePoint(folder, choose.checked_unasked(folder, self._layout, self._log))
+        except (AbsentError, DamagedCheckpointError) as error:
+            problems = getattr(error, "problems", None) or [str(error)]
+            self._log.warning(f"skipped {name}: {'; '.join(problems)}")
+            self._pass_over(attempt, here=False)
+            return None
+
+    def _why_not_brought(self, remote: Remote) -> str:
+        if remote.problem or remote.layout == self._layout.name:
+            return remote.problem
+        return f"its layout is {remote.layout!r}, and this training reads {self._layout.name!r}"
+
+    def _pull(self, remote: Remote) -> Path:
+        """Brings a checkpoint into the run directory.
+
+        Raises:
+            CheckpointError: The disk does not take it.
+            AbsentError: It is not there any more.
+            DamagedCheckpointError: It is not what was sent.
+        """
+        root, what = self._run.root, f"{names.checkpoint(remote.step)} of {self._calls.url}"
+        free, _ = files.free_space(self._run.folder)
+        if free < remote.size + _RESERVE_BYTES:
+            raise CheckpointError(
+                f"{what} has {remote.size:,} bytes, and {root} has {free:,} free",
+                hint="make room there, or choose another output_dir",
+            )
+        begun = time.monotonic()
+        try:
+            path = self._calls.pull(remote)
+        except OSError as error:
+            raise CheckpointError(f"{what} cannot be brought to {root}: {error}", hint="is the disk full?") from error
+        seconds = time.monotonic() - begun
+        self._pulled.add(remote.key.attempt)
+        self._damaged_here.discard(remote.key.attempt)
+        self._log.info(f"pulled {what}: {remote.size:,} bytes in {seconds:.1f} s")
+        self._events.append({"step": remote.step, "bytes": remote.size, "seconds": round(seconds, 3)})
+        return path
+
+    def _require_nothing(self, entries: Sequence[Entry], seen: Seen) -> None:
+        """Checks that there is nothing to go on from, and that nothing must be.
+
+        Raises:
+            NoCheckpointError: There is something, or something must be.
+        """
+        root, url = self._run.root, self._calls.url
+        if entries or seen.published:
+            raise NoCheckpointError(
+                f"none of the {len(entries)} checkpoints in {root} and the {len(seen.published)} in {url} can be"
+                " resumed from",
+                hint=f"look with: holdfast verify {root}; to start from zero all the same, choose another output_dir"
+                " and another mirror",
+            )
+        if self._wanted is True:
+            raise NoCheckpointError(
+                f"there is no checkpoint in {root} or in {url} to resume from",
+                hint="give 'auto': a run that has none yet then starts from zero",
+            )
+        self._log.info(f"no checkpoint in {root} or in {url} yet: starting from zero")
+
+    def _identity(self, point: ResumePoint | None, seen: Seen) -> str:
+        """Returns the identity of the run that goes on, or begins, with a choice."""
+        if point is not None:
+            return point.continues(self._run.root) or self._run.identity
+        takes_over = choose.takes_newest(self._wanted) and seen.owner is not None
+        return seen.owner if takes_over and seen.owner is not None else self._run.identity
+
+    def _start(self, run: str, attempt: str | None, name: str = "") -> Start:
+        last = terms.last(self._claimed_before, run, self._calls.url)
+        begins = run == self._run.identity and not choose.takes_newest(self._wanted)
+        return Start(str(self._run.root), self._calls.url, run, begins, last, attempt, name, self._damaged_there)
+
+    def _pass_over(self, attempt: str, *, here: bool) -> None:
+        if here:
+            self._damaged_here.add(attempt)
+        if not here or attempt in self._pulled:  # it was good when it came; to bring it again would not end
+            self._damaged_there.add(attempt)
+
+    def _bring_what_belongs_to(self, point: ResumePoint | None, seen: Seen) -> None:
+        """Brings a Trainer's best checkpoint where it is not here, and the pins, where another start had the run."""
+        if terms.last(self._claimed_before, self._run.identity, self._calls.url) < seen.newest:
+            for attempt in filter(names.is_token, seen.pins):
+                with suppress(OSError):
+                    pins.pin(self._run.directory.control, attempt)
+        step = None if point is None else _best_step(point)
+        if step is None or (self._run.root / names.checkpoint(step)).exists():
+            return
+        best = next((c for c in seen.published if c.step == step and not c.problem), None)
+        if best is None:
+            return  # who loads it says that it is not here
+        try:
+            self._pull(best)
+        except (AbsentError, DamagedCheckpointError) as error:
+            self._log.warning(f"{names.checkpoint(step)}, the best so far, cannot be brought from the mirror: {error}")
+
+    def _tell(self, point: ResumePoint | None, seen: Seen) -> None:
+        run = self._run
+        host, url = f"{shown(seen.host)} had it" if seen.host else "it was", self._calls.url
+        if seen.owner is not None and self._was_empty:
+            from_where = f"step {point.manifest.step}" if point is not None and point.manifest else "zero"
+            self._log.info(f"took run {run.identity} over from {url}, where {host} last: going on from {from_where}")
+        elif point is not None and point.manifest is not None:
+            self._tell_of_what_is_left_out(point, seen)
+        if self._has_begun:
+            run.journal.write("fell_back", parent=run.parent)
+        else:
+            run.begin()
+        self._has_begun = True
+        while self._events:
+            run.journal.write("pulled", **self._events.pop(0))
+        run.journal.write("claimed", mirror=url, term=run.term, before=seen.newest)
+
+    def _tell_of_what_is_left_out(self, point: ResumePoint, seen: Seen) -> None:
+        """Names the newest checkpoint of this disk that is newer by its number, and older by its term."""
+        manifest = point.manifest
+        assert manifest is not None
+        for entry in choose.entries_in(self._run.root):
+            other = entry.manifest
+            if other is None or other.run != manifest.run or entry.path == point.path:
+                continue
+            if other.sequence > manifest.sequence:
+                self._log.warning(
+                    f"{entry.path.name} was saved here while {shown(seen.host) or 'another start'} had the run: it is"
+                    f" left out, and {point.path.name}, which that has mirrored, is gone on from"
+                )
+                return
+
+
+def _why_not_at_hand(entry: Entry) -> str:
+    return "made by plain transformers: name it to resume from it" if entry.foreign else entry.problem or "damaged"
+
+
+def _name_of(remote: Remote) -> str:
+    return f"commit {remote.key.sequence}" if remote.problem else names.checkpoint(remote.step)
+
+
+def _best_step(point: ResumePoint) -> int | None:
+    """Returns the step of the best checkpoint that a Trainer's state names; None where it names none."""
+    manifest = point.manifest
+    file = next((f for f in manifest.files if f.path == references.STATE), None) if manifest is not None else None
+    if file is None:
+        return None
+    data, problem = reading.read_small(point.folder, file, references.MOST_STATE_BYTES)
+    if problem is not None:
+        return None
+    with suppress(ValueError):
+        return references.best_step(data)
+    return None

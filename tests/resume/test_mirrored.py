@@ -1,0 +1,332 @@
+"""The start of a run that has a mirror, in this process, with the process that looks there and pulls."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from helpers.mirrors import DirectoryMirror
+from helpers.support import OTHER_RUN, RESUMABLE, commit_checkpoint
+from holdfast.errors import (
+    CheckpointError,
+    ConfigError,
+    DamagedCheckpointError,
+    HoldfastError,
+    MirrorTakenError,
+    NoCheckpointError,
+)
+from holdfast.layouts.layout import TRANSFORMERS
+from holdfast.log import RunLog
+from holdfast.mirror.calls import Calls
+from holdfast.remote.terms import Claimed
+from holdfast.resume.open_run import Resumption, Wish, open_run
+from holdfast.run import outcome
+from holdfast.run.directory import RunDirectory
+from holdfast.settings import DEFAULTS
+from holdfast.store import catalog, pins, terms
+
+BEST = b'{"best_model_checkpoint": "elsewhere/checkpoint-5"}'
+
+
+class Machine:
+    """A run directory in which trainings start, all with one mirror."""
+
+    def __init__(self, root: Path, mirror: DirectoryMirror) -> None:
+        self.root, self.mirror, self.said = root, mirror, list[str]()
+
+    def start(self, wanted: str | bool | None = "auto", *, ends: bool = True) -> Resumption:
+        """A start that ends at once."""
+        self.said.clear()
+        settings = DEFAULTS.model_copy(update={"mirror": self.mirror.url})
+        opened = open_run(None, Wish(self.root, wanted, TRANSFORMERS, RunLog(self.said.append), settings))
+        if ends:
+            self.end(opened)
+        return opened
+
+    def end(self, opened: Resumption) -> None:
+        opened.run.close("finished", 0)
+        opened.close()
+
+    def save(self, step: int, content: dict[str, bytes] | None = None) -> Path:
+        """What a training of the last start there would have saved."""
+        claimed = terms.claimed_in(self.root)
+        run = claimed[-1].run
+        present = catalog.entries(self.root)
+        term = catalog.term_to_write(present, claimed, run)
+        number = catalog.next_sequence(present, run, terms.first_number(claimed, run))
+        return commit_checkpoint(self.root, step, content or RESUMABLE, run=run, term=term, sequence=number)
+
+    def has(self, text: str) -> bool:
+        return any(text in line for line in self.said)
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> DirectoryMirror:
+    return DirectoryMirror(tmp_path / "mirror")
+
+
+@pytest.fixture
+def here(tmp_path: Path, mirror: DirectoryMirror) -> Machine:
+    return Machine(tmp_path / "here", mirror)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, mirror: DirectoryMirror) -> Machine:
+    return Machine(tmp_path / "elsewhere", mirror)
+
+
+def steps(opened: Resumption) -> int:
+    return 0 if opened.chosen is None or opened.chosen.manifest is None else opened.chosen.manifest.step
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_run_that_begins_takes_the_place_and_each_start_claims_the_next_term(
+    here: Machine, mirror: DirectoryMirror
+) -> None:
+    opened = here.start()
+    identity = opened.run.identity
+    assert opened.chosen is None and here.has("starting from zero") and opened.run.term == 1
+    assert mirror.owner == identity and mirror.listing.terms == (1,)
+    assert terms.claimed_in(here.root) == (terms.Term(identity, 1, 1, mirror.url),)
+    here.save(5)
+    opened = here.start()
+    assert (opened.run.identity, opened.run.term, steps(opened)) == (identity, 2, 5)
+    assert terms.claimed_in(here.root)[-1] == terms.Term(identity, 2, 2, mirror.url)
+    assert here.said == []
+
+
+def test_an_empty_directory_takes_the_run_over_and_says_so(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    identity = elsewhere.start().run.identity
+    for step in (5, 6, 7):
+        elsewhere.save(step)
+    mirror.send(elsewhere.root)
+    shutil.rmtree(elsewhere.root)
+    opened = here.start(ends=False)
+    assert (opened.run.identity, opened.run.term, steps(opened)) == (identity, 2, 7)
+    record = outcome.read(opened.run.directory)
+    assert record is not None and record.run == identity and opened.chosen is not None
+    assert opened.chosen.manifest is not None and record.parent == opened.chosen.manifest.attempt
+    assert opened.run.status.now.run == identity
+    here.end(opened)
+    assert here.has(
+        f"took run {identity} over from {mirror.url}, where {os.uname().nodename} had it last"
+    ) and here.has("pulled checkpoint-7")
+    assert sorted(path.name for path in here.root.iterdir()) == [".holdfast", "checkpoint-7", "events.jsonl"]
+    assert (here.root / "checkpoint-7" / "model.safetensors").read_bytes() == RESUMABLE["model.safetensors"]
+    first = terms.claimed_in(here.root)[-1].first
+    assert first == 4 and terms.is_required(terms.claimed_in(here.root), identity, 2), "numbers go on from those there"
+
+
+def test_another_run_and_one_that_begins_anew_are_refused_with_both_names(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    identity = elsewhere.start().run.identity
+    here.root.mkdir()
+    commit_checkpoint(here.root, 5, run=OTHER_RUN)
+    with pytest.raises(MirrorTakenError, match=f"of run {identity}, and .*here those of run {OTHER_RUN}") as raised:
+        here.start()
+    assert raised.value.exit_code == 2 and mirror.listing.terms == (1,)
+    record = outcome.read(RunDirectory.open(here.root))
+    assert record is not None and record.code == 2 and record.outcome == "failed: MirrorTakenError"
+    with pytest.raises(MirrorTakenError, match=f"of run {identity}, and this start begins run [0-9a-f]+ anew"):
+        here.start(None)
+    with pytest.raises(MirrorTakenError, match="anew"):
+        elsewhere.start(False)
+    assert here.start("local").chosen is not None and mirror.listing.terms == (1,)
+
+
+def test_a_machine_that_comes_back_goes_on_from_what_another_has_mirrored_and_names_what_it_leaves_out(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    here.start()
+    here.save(5)
+    mirror.send(here.root)
+    assert steps(elsewhere.start()) == 5
+    elsewhere.save(6)
+    for step in (6, 7, 8):
+        here.save(step)  # it does not know that it was taken over
+    with pytest.raises(MirrorTakenError, match=r"\(term 2\) has had this run .*, and has mirrored nothing yet: .*-8"):
+        here.start()
+    assert steps(here.start(str(here.root / "checkpoint-5"))) == 5, "the same that the other one has gone on from"
+
+
+def test_of_what_is_here_and_there_the_greatest_term_wins_and_the_name_is_given_up(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    here.start()
+    here.save(5)
+    mirror.send(here.root)
+    elsewhere.start()
+    elsewhere.save(6, {**RESUMABLE, "model.safetensors": b"elsewhere"})
+    mirror.send(elsewhere.root, 6)
+    for step in (6, 7):
+        here.save(step)
+    opened = here.start()
+    assert (steps(opened), opened.run.term) == (6, 3)
+    assert (here.root / "checkpoint-6" / "model.safetensors").read_bytes() == b"elsewhere"
+    assert len(list(here.root.glob("superseded-6-*"))) == 1
+    assert here.has("checkpoint-7 was saved here while") and here.has("left out")
+    assert [entry.step for entry in catalog.entries(here.root)] == [6, 7, 6, 5]
+    assert terms.claimed_in(here.root)[-1].first == 4
+
+
+def test_what_is_damaged_there_is_named_and_an_older_one_pulled(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    for step in (5, 6, 7):
+        elsewhere.save(step)
+    older, cut, altered = mirror.send(elsewhere.root)
+    flip_a_byte(mirror.file(altered, "optimizer.pt"))
+    flip_a_byte(mirror.file(cut, "MANIFEST.json"))
+    assert steps(here.start()) == 5
+    assert here.has("skipped checkpoint-7 in the mirror: optimizer.pt differs") and here.has("in the mirror: the manif")
+    assert mirror.listing.published[-1].key == older
+    shutil.rmtree(here.root)
+    assert steps(here.start()) == 5, "the start before went on from it, and has sent nothing"
+    flip_a_byte(mirror.file(older, "optimizer.pt"))
+    shutil.rmtree(here.root)
+    with pytest.raises(NoCheckpointError, match=r"none of the 0 checkpoints in .* and the 3 in .* can be resumed from"):
+        here.start()
+
+
+def test_what_is_damaged_here_and_good_there_is_brought_again(here: Machine, mirror: DirectoryMirror) -> None:
+    here.start()
+    path = here.save(5)
+    mirror.send(here.root)
+    flip_a_byte(path / "model.safetensors")
+    opened = here.start()
+    assert steps(opened) == 5 and here.has("skipped checkpoint-5: ") and here.has("pulled checkpoint-5")
+    assert (path / "model.safetensors").read_bytes() == RESUMABLE["model.safetensors"]
+
+
+def test_what_turns_out_to_be_damaged_as_it_is_read_gives_way_to_an_older_one_and_is_not_pulled_for_ever(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5)
+    elsewhere.save(6)
+    mirror.send(elsewhere.root)
+    opened = here.start(ends=False)
+    assert opened.chosen is not None and steps(opened) == 6
+    older = opened.fall_back(DamagedCheckpointError("a disk that lies", ["model.safetensors: changed"]))
+    assert older.manifest is not None and older.manifest.step == 5 and opened.run.parent == older.manifest.attempt
+    assert mirror.listing.terms == (1, 2, 3) and opened.run.term == 3, "the claim says what it goes on from"
+    with pytest.raises(NoCheckpointError):
+        opened.fall_back(DamagedCheckpointError("again", ["model.safetensors: changed"]))
+    here.end(opened)
+
+
+def test_what_is_mirrored_between_the_look_and_the_claim_is_gone_on_from(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5)
+    mirror.send(elsewhere.root)
+    claim = Calls.claim
+
+    def claim_late(calls: Calls, *arguments: object) -> Claimed:
+        if len(mirror.listing.published) == 1:
+            elsewhere.save(6)
+            mirror.send(elsewhere.root, 6)
+        return claim(calls, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Calls, "claim", claim_late)
+    opened = here.start()
+    assert steps(opened) == 6 and opened.run.term == 3 and mirror.listing.terms == (1, 2, 3)
+    assert [term.number for term in terms.claimed_in(here.root)] == [2, 3]
+
+
+def test_the_best_checkpoint_of_a_trainer_comes_too_and_the_pins(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    for step in (5, 6, 7):
+        elsewhere.save(step, {**RESUMABLE, "trainer_state.json": BEST})
+    best, _, newest = mirror.send(elsewhere.root)
+    pinned = mirror.path / newest.run / "pins" / newest.attempt
+    pinned.parent.mkdir(parents=True)
+    pinned.touch()
+    opened = here.start()
+    assert steps(opened) == 7
+    assert sorted(path.name for path in here.root.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-7"]
+    assert pins.pinned(here.root / ".holdfast") == {newest.attempt}
+    assert catalog.read(here.root / "checkpoint-5").manifest is not None and best.sequence == 1
+
+
+def test_local_leaves_the_mirror_alone_and_says_what_that_means(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5)
+    mirror.send(elsewhere.root)
+    before = mirror.listing
+    with pytest.raises(NoCheckpointError, match="there is no checkpoint in"):
+        here.start("local")
+    here.start()
+    here.save(6)
+    opened = here.start("local")
+    assert steps(opened) == 6 and opened.run.term == 0
+    assert here.has("is left alone by this start") and here.has("holdfast push")
+    assert mirror.listing.terms == (*before.terms, 2)
+    saved = here.save(7)
+    assert catalog.read(saved).manifest is not None and catalog.entries(here.root)[0].term == 2
+
+
+def test_a_mirror_that_is_given_anew_goes_on_above_the_terms_of_the_one_before(
+    here: Machine, mirror: DirectoryMirror, tmp_path: Path
+) -> None:
+    for step in (5, 6, 7):
+        here.start()
+        here.save(step)
+    here.mirror = DirectoryMirror(tmp_path / "another")
+    opened = here.start()
+    assert steps(opened) == 7 and opened.run.term == 4
+    here.save(8)
+    assert [entry.step for entry in catalog.entries(here.root)] == [8, 7, 6, 5]
+
+
+def test_true_wants_one_here_or_there(here: Machine, elsewhere: Machine, mirror: DirectoryMirror) -> None:
+    with pytest.raises(NoCheckpointError, match=r"there is no checkpoint in .*here or in file://"):
+        here.start(True)
+    elsewhere.start()
+    elsewhere.save(5)
+    mirror.send(elsewhere.root)
+    assert steps(here.start(True)) == 5
+
+
+def test_a_disk_without_room_is_told_before_anything_is_pulled(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5)
+    mirror.send(elsewhere.root)
+    monkeypatch.setattr("holdfast.store.files.free_space", lambda folder: (1 << 20, 1000))
+    with pytest.raises(CheckpointError, match=r"checkpoint-5 of file:.* has [0-9,]+ bytes, and .* has 1,048,576 free"):
+        here.start()
+    assert not list(here.root.glob("*-5*"))
+
+
+@pytest.mark.parametrize("url", ["s3:/bucket", "ftp://host/run", "s3://key:secret@bucket/run", "file:///"])
+def test_an_address_that_is_none_is_refused_before_anything_is_made(here: Machine, url: str) -> None:
+    settings = DEFAULTS.model_copy(update={"mirror": url})
+    with pytest.raises(ConfigError) as raised:
+        open_run(None, Wish(here.root, "auto", TRANSFORMERS, RunLog(here.said.append), settings))
+    assert not here.root.exists() and "secret" not in str(raised.value)
+
+
+def test_the_start_leaves_no_process_behind(here: Machine) -> None:
+    children = Path("/proc/self/task") / str(os.getpid()) / "children"
+    before = children.read_text()
+    here.start()
+    with pytest.raises(HoldfastError):
+        here.start(None)
+    assert children.read_text() == before
