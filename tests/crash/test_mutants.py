@@ -96,7 +96,7 @@ ORDERED: list[tuple[Any, str, str]] = [
     (pins, "pin", "a pin"),
 ]
 # Steps that may come in any order: the first by themselves, the second where nothing before is undone yet.
-EITHER_WAY = {("pin", 1), ("delete", 0)}
+EITHER_WAY = {("pin", 1), ("delete", 0), ("publish", 1)}
 
 
 def pairs() -> Iterator[Any]:

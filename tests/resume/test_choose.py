@@ -129,7 +129,7 @@ def test_a_path_that_is_no_directory_is_refused(tmp_path: Path, told: Told, name
     (tmp_path / "file").touch()
     with pytest.raises(NoCheckpointError, match="is not a checkpoint: there is no such directory") as refused:
         select_checkpoint(tmp_path, str(tmp_path / (name or "nothing")), TRANSFORMERS, told)
-    assert "True for the newest good one, or 'auto'" in str(refused.value.hint)
+    assert "True for the newest good one, 'auto'" in str(refused.value.hint)
 
 
 def test_a_directory_that_is_no_checkpoint_is_refused(tmp_path: Path, told: Told) -> None:

@@ -194,7 +194,18 @@ def test_what_is_damaged_there_is_named_and_an_older_one_pulled(
     assert steps(here.start()) == 5, "the start before went on from it, and has sent nothing"
     flip_a_byte(mirror.file(older, "optimizer.pt"))
     shutil.rmtree(here.root)
-    with pytest.raises(NoCheckpointError, match=r"none of the 0 checkpoints in .* and the 3 in .* can be resumed from"):
+    with pytest.raises(MirrorTakenError, match="would go on from checkpoint-7 in the mirror"):
+        here.start()
+
+
+def test_where_all_that_is_mirrored_is_damaged_nothing_begins_at_zero(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5)
+    (key,) = mirror.send(elsewhere.root)
+    flip_a_byte(mirror.file(key, "optimizer.pt"))
+    with pytest.raises(NoCheckpointError, match=r"none of the 0 checkpoints in .* and the 1 in .* can be resumed from"):
         here.start()
 
 
