@@ -1,0 +1,59 @@
+"""Several ranks whose run has a mirror: rank 0 alone looks there, claims and pulls, and the others wait for it."""
+
+import shutil
+import threading
+import time
+
+import pytest
+
+from helpers.mirrors import DirectoryMirror
+from holdfast.errors import RanksError
+from holdfast.ranks.channel import Channel
+from holdfast.resume import open_run
+from ranks.conftest import Ranks
+from ranks.real_store import RealStore
+
+
+def test_two_ranks_go_on_from_the_mirror_when_their_disk_is_gone_and_one_after_them(ranks: Ranks) -> None:
+    mirror = DirectoryMirror(ranks.folder / "mirror")
+    settings = {"mirror": mirror.url, "save_steps": 4}
+    expected = Ranks(ranks.folder / "whole", ranks.launcher)
+    expected.folder.mkdir()
+    whole = expected.start(until=12).digests()
+    ranks.start(until=8, settings=settings).digests()
+    mirror.send(ranks.run)
+    shutil.rmtree(ranks.run)
+    job = ranks.start(until=12, settings=settings)
+    assert job.digests() == whole, job.output
+    assert job.output.count("pulled checkpoint-8 of") == 1 and job.output.count("took run ") == 1
+    assert mirror.listing.terms == (1, 2)
+    mirror.send(ranks.run)
+    shutil.rmtree(ranks.run)
+    alone = ranks.start(1, kind="alone", until=14, settings=settings)
+    assert alone.wait() == [0], alone.output
+    assert "checkpoint-12: step 12" in alone.output and len(mirror.listing.terms) == 3
+    shutil.rmtree(ranks.run)
+    refused = ranks.start(until=12, settings={**settings, "resume": False})
+    assert 0 not in refused.wait()
+    assert all("and this start begins run" in process.output for process in refused.processes), refused.output
+
+
+def test_the_others_wait_as_long_as_rank_0_is_at_it_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_run, "_LONGEST_SECONDS", 1.0)
+    monkeypatch.setattr(open_run, "_LOOK_SECONDS", 0.05)
+    with RealStore() as store:
+        first, second = (Channel(store.client(), rank, 2, 30.0) for rank in range(2))
+        second._store = first._store  # of the same training
+
+        def pull() -> None:
+            for number in range(8):
+                first.put(open_run._ALIVE, number)
+                time.sleep(0.25)
+            first.put("start", "chosen")
+
+        pulling = threading.Thread(target=pull)
+        pulling.start()
+        assert open_run._from_rank0(second, "start") == "chosen"
+        pulling.join()
+        with pytest.raises(RanksError, match="waited 0 s for 'instead/0', in vain"):
+            open_run._from_rank0(second, "instead/0")
