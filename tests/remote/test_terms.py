@@ -4,7 +4,7 @@ from helpers.memory_store import MemoryStore
 from helpers.remote import a_claim, start
 from helpers.support import OTHER_RUN, RUN
 from holdfast.errors import MirrorAccessError, MirrorTakenError
-from holdfast.remote import keys, terms
+from holdfast.remote import keys, pins, terms
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import listing_of
 from holdfast.remote.terms import Claimed
@@ -25,7 +25,9 @@ def test_a_place_belongs_to_one_run(store: MemoryStore) -> None:
         terms.take_place(store, OTHER_RUN)
 
 
-@pytest.mark.parametrize("content", [b"", b"nothing of ours\x1b[2J", bytes(70 << 10)])
+@pytest.mark.parametrize(
+    "content", [b"", b"nothing of ours\x1b[2J", bytes(70 << 10)], ids=["nothing", "text", "too large"]
+)
 def test_an_owner_that_is_none_is_told(store: MemoryStore, content: bytes) -> None:
     store.put_absent(keys.OWNER, content)
     with pytest.raises(MirrorAccessError, match=f"{keys.OWNER} that is none of Holdfast's") as raised:
@@ -72,6 +74,14 @@ def test_a_claim_by_another_since_then_too(store: MemoryStore) -> None:
     assert terms.claim(busy, a_claim(), listing_of(busy, RUN)) == Claimed(1, is_current=False)
 
 
+def test_a_choice_that_is_deleted_since_then_is_to_be_made_again(store: MemoryStore) -> None:
+    store.put_absent(CheckpointKey(RUN, 0, 1, "a" * 32).manifest, b"")
+    seen = listing_of(store, RUN)
+    pins.doom(store, RUN, "a" * 32)
+    assert terms.claim(store, a_claim("a" * 32), seen) == Claimed(1, is_current=False)
+    assert terms.claim(store, a_claim("a" * 32), listing_of(store, RUN)) == Claimed(2, is_current=True)
+
+
 def test_a_number_that_somebody_made_up_is_told(store: MemoryStore) -> None:
     store.put_absent(keys.term(RUN, names.NUMBERS_END - 1), b"")
     with pytest.raises(MirrorAccessError, match="no greater one is left"):
@@ -79,7 +89,9 @@ def test_a_number_that_somebody_made_up_is_told(store: MemoryStore) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[]", b"{}", a_claim().encode().replace(RUN.encode(), OTHER_RUN.encode()), bytes(70 << 10)]
+    "content",
+    [b"", b"[]", b"{}", a_claim().encode().replace(RUN.encode(), OTHER_RUN.encode()), bytes(70 << 10)],
+    ids=["nothing", "a list", "no fields", "another run", "too large"],
 )
 def test_a_claim_that_is_none_says_nothing(store: MemoryStore, content: bytes) -> None:
     store.put_absent(keys.term(RUN, 1), content)

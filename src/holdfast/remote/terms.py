@@ -3,7 +3,8 @@
 A start claims the number after the greatest, with the one verb that decides among several. No clock, and nothing that
 runs out: a machine that was thought lost and comes back writes under a smaller number, and is never the newest. A start
 chooses first what it goes on from, since its claim says that. So it looks once more when it has the number, and chooses
-again where anything is new: what was told to be mirrored before its claim it goes on from, or from something newer.
+again where anything is new, or its choice is being deleted. What was told to be mirrored before its claim it goes on
+from, or from something newer; and what it goes on from is deleted by no start before it (`remote/retention.py`).
 """
 
 import json
@@ -110,7 +111,8 @@ def claim(store: ObjectStore, claim: Claim, seen: Listing, least: int = 1) -> Cl
     now = listing_of(store, claim.run)
     is_newest = now.terms == (*seen.terms, number)
     published_since = {each.key for each in now.published} - {each.key for each in seen.published}
-    return Claimed(number, is_current=is_newest and not published_since)
+    deleted_since = now.doomed - seen.doomed
+    return Claimed(number, is_newest and not published_since and claim.parent not in deleted_since)
 
 
 def claim_of(store: ObjectStore, run: str, number: int) -> Claim | None:

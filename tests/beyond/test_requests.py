@@ -1,0 +1,66 @@
+"""Every request of a training that mirrors is broken, in every way; then another machine goes on."""
+
+import pytest
+
+from beyond.conftest import Disks
+from beyond.machines import Machine, recovered
+from beyond.place import Client, Fate, Kind, Place
+from beyond.promises import Promises
+from helpers.full import FULL
+
+
+def mirrored(disks: Disks, fates: dict[int, Fate], *, is_strict: bool = True) -> tuple[Machine, list[str]]:
+    """A training that starts and mirrors, and a machine that goes on; gives the first, and what was broken."""
+    place = Place()
+    promises = Promises(place, disks.first.saved | disks.second.saved, is_strict=is_strict)
+    first = Machine(Client(place, fates), disks.first, promises)
+    with first.story():
+        first.start()
+        first.train(0, 1, 2, 3)
+    second = Machine(Client(place), disks.second, promises)
+    recovered(second)
+    place.pass_time(10_000)
+    return first, promises.problems
+
+
+def test_undisturbed_all_is_said_and_what_no_rule_speaks_for_is_deleted(disks: Disks) -> None:
+    first, problems = mirrored(disks, {})
+    assert problems == [] and first.ended == ""
+    assert [key.sequence for key in first.promises.mirrored] == [1, 2, 3, 4, 10, 11, 12]
+    assert [key.sequence for key in first.promises.whole()] == [12, 11, 4]
+
+
+@pytest.mark.parametrize("kind", ["cut before", "cut after", "failed", "lost"])
+def test_every_request_that_is_cut_or_fails(disks: Disks, kind: Kind) -> None:
+    whole, _ = mirrored(disks, {})
+    for number in range(1, whole.store.requests + 1):
+        machine, problems = mirrored(disks, {number: Fate(kind)})
+        assert problems == [], f"request {number} {kind}"
+        assert bool(machine.ended) is kind.startswith("cut")
+        assert machine.ended or len(machine.promises.mirrored) == 7, f"request {number} {kind}: not all was mirrored"
+
+
+@pytest.mark.parametrize("kind", ["cut before", "cut after"])
+def test_what_a_killed_process_has_sent_is_gone_on_with(disks: Disks, kind: Kind) -> None:
+    for number in range(1, 60, 2):
+        place = Place()
+        promises = Promises(place, disks.first.saved)
+        first, again = (Machine(Client(place, fates), disks.first, promises) for fates in ({number: Fate(kind)}, {}))
+        with first.story():
+            first.start()
+            first.train(0, 1)
+        again.start()
+        arrived = [each for each in place.objects if f"-{disks.first.attempts[1]}/" in each]
+        term = first.term or again.term
+        again.send(1, term=term)
+        assert max(promises.mirrored).attempt == disks.first.attempts[1] and promises.problems == []
+        assert again.store.sent.isdisjoint(arrived), f"sent again after request {number}"
+
+
+@pytest.mark.parametrize("kind", ["late", "twice"])
+def test_every_change_that_comes_late_or_once_more(disks: Disks, kind: Kind) -> None:
+    whole, _ = mirrored(disks, {})
+    for number in whole.store.changes[:: 1 if FULL else 7]:
+        for after in range(1, 2 * whole.store.requests, 3 if FULL else 11):
+            _, problems = mirrored(disks, {number: Fate(kind, after)}, is_strict=False)
+            assert problems == [], f"request {number} {kind} after {after} others"
