@@ -53,6 +53,7 @@ class _State:
     rules: list[Rule] = field(default_factory=list)
     log: list[str] = field(default_factory=list)
     late: list[Callable[[], None]] = field(default_factory=list)
+    page_size: int = 0
     delay_seconds: float = 0.0
     bytes_per_second: float = 0.0
     sent_until: float = 0.0
@@ -154,13 +155,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if rule and do == "cut":
             self.rfile.read(min(size, rule.argument))
             return self._close()
-        body = b""
-        while len(body) < size:
-            part = self.rfile.read(min(64 << 10, size - len(body)))
+        received = bytearray()
+        while len(received) < size:
+            part = self.rfile.read(min(64 << 10, size - len(received)))
             if not part:
                 return self._close()
             self.state.pass_bytes(len(part))
-            body += part
+            received += part
+        body = bytes(received)
         if self.state.delay_seconds:
             self.state.closing.wait(self.state.delay_seconds)
         if do == "hang":
@@ -186,9 +188,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers["Host"] = self.headers.get("host", "localhost")
         if self.gcs and headers.pop("x-goog-if-generation-match", None) == "0":
             headers["If-None-Match"] = "*"
+        path = self.path
+        if self.state.page_size and "list-type=2" in path:
+            path += f"&max-keys={self.state.page_size}"
         connection = http.client.HTTPConnection("127.0.0.1", self.upstream, timeout=60)
         try:
-            connection.request(self.command, self.path, body, headers)
+            connection.request(self.command, path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
             given = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}

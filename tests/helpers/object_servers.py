@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,23 +67,28 @@ def serving(command: list[str], port: int) -> Iterator[int]:
     """Runs a server until the context ends, and gives its port when it answers there."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_CLOUD_VARIABLES)}
     variables |= {"NANIO_ACCESS_KEY": "test", "NANIO_SECRET_KEY": "test-secret"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=variables, start_new_session=True
-    )
-    try:
-        end = time.monotonic() + _LIMIT_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert process.poll() is None and process.stderr, f"{command} ended: {process.communicate()[1]}"
+    # A file and no pipe: servers log each request, and one that nobody reads from stands still once a pipe is full.
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)
+        try:
+            end = time.monotonic() + _LIMIT_SECONDS
+            while not _answers(port):
+                log.seek(0)
+                assert process.poll() is None, f"{command} ended: {log.read()!r}"
                 assert time.monotonic() < end, f"{command} does not answer"
                 time.sleep(0.05)
-        yield port
-    finally:
-        process.kill()
-        process.communicate()
+            yield port
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

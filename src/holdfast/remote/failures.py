@@ -14,6 +14,7 @@ _STATUS = re.compile(r"(?:status code: |\(code: )([0-9]{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,80})</Code>")
 _MESSAGE = re.compile(r"<Message>(.{1,400}?)(?:</Message>|\n|$)", re.DOTALL)
 _CAUSE = re.compile(r'(?:message|error): "([^"\n]{1,200})"')
+_FRAME = re.compile(r"(?:Generic \w+ error: |Error performing .* - )", re.DOTALL)
 _QUERY = re.compile(r"\?\S*")
 _USER = re.compile(r"//[^/@\s]*@")
 _DEBUG = "\n\nDebug source"
@@ -62,7 +63,7 @@ def answer_in(text: str) -> Answer:
         words = " ".join(filter(None, (status[1], code and code[1], message and f"({_public(message[1])})")))
         return Answer(int(status[1]), code[1] if code else "", words, status[1] == "416")
     causes = _CAUSE.findall(debug)
-    first = plain.splitlines()[0] if plain else "no reason was given"
+    first = _FRAME.sub("", plain) or "no reason was given"
     return Answer(None, "", _public(causes[-1] if causes else first), _BEYOND in plain)
 
 
