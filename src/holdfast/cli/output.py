@@ -65,3 +65,8 @@ def ago(then: float) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
+
+
+def clock(moment: float) -> str:
+    """Returns a moment as the clock here shows it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

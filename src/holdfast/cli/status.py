@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from holdfast.cli.output import ago, as_json, size, tell
+from holdfast.cli.output import ago, as_json, clock, size, tell
 from holdfast.errors import DID_NOT_END, STILL_TRAINING, STOPPED_AFTER_SAVE
 from holdfast.run import asking, lease, outcome
 from holdfast.run.directory import RunDirectory
@@ -19,6 +19,7 @@ from holdfast.text import one_line, shown
 
 # Of more ranks than these, those alone are shown that lag behind.
 _MOST_RANKS = 16
+_MOST_STEPS = 10
 _SILENT_SECONDS = 5.0
 _HANGS_SECONDS = 10.0
 _TO_GO_ON = "holdfast train CONFIG --resume auto, or the script as it is"
@@ -106,6 +107,7 @@ def _lines(root: Path, known: dict[str, Any], *, alive: bool) -> list[str]:
     if more := known.get("more_pending"):
         lines.append(f"pending     and {more:,} more")
     lines += _failures(known, alive=alive)
+    lines += _mirror(known, alive=alive)
     if alive and known.get("written_at"):
         hangs = time.time() - known["written_at"] > _HANGS_SECONDS
         silence = ": it writes its status every second, so its storage or its host may hang" if hangs else ""
@@ -149,13 +151,43 @@ def _failures(known: dict[str, Any], *, alive: bool) -> list[str]:
     count = known.get("failed_saves", 0)
     if not (since := known.get("failing_since")):
         return [f"failed      {count} saves; the last: {reason}"] if count else []
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
-    line = f"failing     no checkpoint since {when} ({ago(since)}): {reason}"
+    line = f"failing     no checkpoint since {clock(since)} ({ago(since)}): {reason}"
     if alive:
         again = known.get("next_try_at")
         wait = f"in {max(0.0, again - time.time()):.0f} s" if again else "when the next save is due or asked for"
         line += f"; next try {wait}"
     return [line, f"failed      {count} saves"] if count else [line]
+
+
+def _mirror(known: dict[str, Any], *, alive: bool) -> list[str]:
+    """Returns lines for the run's mirror: what is there, what waits, and since when and why it does not come."""
+    mirror = known.get("mirror")
+    if not mirror:
+        return []
+    there = mirror.get("mirrored")
+    upto = f"up to step {there['step']}, {ago(there['at'])}" if there else "nothing yet"
+    if doing := mirror.get("doing"):  # of a start, which has not claimed the run yet
+        pulled = f" of step {mirror['step']}, {size(mirror['bytes'])} of {size(mirror['of'])}" if mirror["of"] else ""
+        upto = f"{doing}{pulled}"
+    lines = [f"mirror      {upto} ({mirror['url']})"]
+    if uploading := mirror.get("uploading") if alive else None:
+        done = f"{size(uploading['bytes'])} of {size(uploading['of'])}"
+        lines.append(f"mirror      sending step {uploading['step']}: {done}")
+    if waiting := mirror.get("waiting"):
+        steps = ", ".join(str(each["step"]) for each in waiting[:_MOST_STEPS])
+        more = ", ..." if len(waiting) > _MOST_STEPS else ""
+        lines.append(
+            f"mirror      on this disk only: step {steps}{more} ({size(sum(each['bytes'] for each in waiting))})"
+        )
+    if since := mirror.get("failing_since"):
+        again = mirror.get("next_try_at")
+        wait = f"; next try in {max(0.0, again - time.time()):.0f} s" if again and alive else ""
+        lines.append(f"mirror      failing since {clock(since)} ({ago(since)}): {one_line(str(mirror['why']))}{wait}")
+    if taken_over := mirror.get("taken_over"):
+        lines.append(f"mirror      {one_line(str(taken_over))}: nothing is sent any more")
+    if not_deleted := mirror.get("not_deleted"):
+        lines.append(f"mirror      what should go from it could not: {one_line(str(not_deleted))}")
+    return lines
 
 
 def _ranks(known: dict[str, Any]) -> list[str]:

@@ -3,20 +3,19 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
-from holdfast.engine import save
+from holdfast.engine import mirroring, save
 from holdfast.engine.peers import Peers
 from holdfast.engine.session import Session
 from holdfast.errors import SaveError, ended_by_signal
 from holdfast.ranks.launcher import stopped_after_save
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Answer, Request
-from holdfast.run.run import Run
 from holdfast.store import catalog, digest, files, pins, retention
 from holdfast.store.folder import Folder
 from holdfast.store.manifest import File, Manifest
@@ -60,11 +59,13 @@ def outcomes(
     # Its slot may have been given to a newer one since.
     new = [request for request in asked if request.slot or (request.label and request.label not in labels)]
     same = [request for request in asked if request not in new]
-    keep_as_asked_for(session.run, answer, same)
+    keep_as_asked_for(session, answer, same)
     save.answer_all(session.run, answer, same)
     answered = [(answer, same)]
     if new:
-        answered.append((save.save(session.run, copy_of(chosen, chosen.manifest), new, policy), new))
+        answered.append(
+            (save.save(session.run, copy_of(chosen, chosen.manifest), new, policy, (), session.mirror), new)
+        )
     return answered
 
 
@@ -83,13 +84,19 @@ def stop(session: Session, peers: Peers, requests: Sequence[Request]) -> None:
     peers.end_unsaved(answer, ids, code, f"{asked}: {why}; ending", at_once=at_once)
 
 
-def keep_as_asked_for(run: Run, answer: Answer, requests: Iterable[Request]) -> None:
-    """Notes that somebody has asked for a checkpoint that is there already: retention counts it so from now on."""
-    if all(request.door == retention.SCHEDULE or request.stop or request.slot for request in requests):
-        return
+def keep_as_asked_for(session: Session, answer: Answer, requests: Sequence[Request]) -> None:
+    """Notes that somebody has asked for a checkpoint that is there already: retention counts it so from now on.
+
+    A mirror is sent it whatever comes after it.
+    """
+    run, asked = session.run, [request for request in requests if request.door != retention.SCHEDULE]
     path = Path(answer.path)
-    manifest = catalog.read(path).manifest if path.parent.resolve() == run.root.resolve() else None
+    manifest = catalog.read(path).manifest if asked and path.parent.resolve() == run.root.resolve() else None
     if manifest is None:
+        return
+    if session.mirror is not None:
+        mirroring.ask_for(session.mirror, manifest, asked)
+    if all(request.stop or request.slot for request in asked):
         return
     try:
         pins.mark_as_asked_for(run.directory.control, manifest.attempt)

@@ -15,13 +15,14 @@ from holdfast.capture.subject import Subject
 from holdfast.doors.request_queue import RequestIntake, RequestQueue
 from holdfast.doors.schedule import Minutes
 from holdfast.doors.signals import ends_training
-from holdfast.engine import cost
+from holdfast.engine import cost, mirroring
 from holdfast.engine.bodies import Bodies
 from holdfast.engine.capturing import Capturing
 from holdfast.engine.failure import Failure
 from holdfast.engine.follower import Follower
 from holdfast.engine.hints import hints
 from holdfast.engine.losses import Losses
+from holdfast.engine.mirror_wait import MirrorWait
 from holdfast.engine.on_published import Hook, OnPublished
 from holdfast.engine.own_requests import OwnRequests
 from holdfast.engine.peers import Alone, Peers, RankZero
@@ -38,7 +39,7 @@ from holdfast.ranks.channel import Channel, joined
 from holdfast.ranks.heartbeat import Heartbeat
 from holdfast.ranks.launcher import stopped_after_save
 from holdfast.resume.open_run import Wish, open_run
-from holdfast.run import rehearsal
+from holdfast.run.rehearsal import output_dir_for
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
 from holdfast.settings import Settings
@@ -78,20 +79,20 @@ class Engine:
         if self._rehearsing is not None:
             resume, settings = AUTO, settings.model_copy(update={"mirror": None})
         self.settings = settings
-        wish = Wish(rehearsal.output_dir_for(output_dir), resume, layout, self.log, settings)
-        self.origin = open_run(self.channel, wish)
+        self.origin = open_run(self.channel, Wish(output_dir_for(output_dir), resume, layout, self.log, settings))
         self.run = self.origin.run
         self._wake = wake = threading.Event()
         self.gate = Gate(wake)
         self._status: StatusFile = self.run.status
         self.losses = Losses(self._status, self._rehearsing)
         self._stop = Stop(settings.stop_grace_seconds, self.run.status)
-        self._hooks = OnPublished(self.log)
-        self._outcomes = Outcomes(self._hooks, self.log)
-        session = Session(self.run, self.gate, wake, self._stop, self._outcomes, self.log, self.origin)
+        self._outcomes = Outcomes(OnPublished(self.log), self.log)
+        self._mirror = mirroring.mirror_of(self.run, settings, policy, self.log)
+        session = Session(self.run, self.gate, wake, self._stop, self._outcomes, self.log, self.origin, self._mirror)
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
         self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
+        self._mirror_wait = MirrorWait(session, self._intake, self._saver, self._shutdown)
         self._failure = Failure(session, self._intake, is_saved=settings.save_on_exception)
         self.bodies = Bodies(session, self._saver)
         """Takes in where in an epoch's body a loop is."""
@@ -111,6 +112,7 @@ class Engine:
         self._intake.start()
         self._saver.listen()
         self._shutdown.start()
+        mirroring.begin(self.run, self._mirror, self.origin.chosen)
         return self
 
     @ends_training
@@ -136,6 +138,7 @@ class Engine:
             if isinstance(error, Exception) and not is_stop:
                 self._failure.tell_of_loss(error, self._snapshots)
             self._run_last_hooks(error)
+            self._mirror_wait.wait(failed=isinstance(error, Exception) and not is_stop)
             self._shutdown.call_handlers()
         except BaseException as late:
             if self._shutdown.is_end_by_signal(late) and not self.finished:
@@ -248,9 +251,9 @@ class Engine:
         self._number += 1
         kept = self._own.reach(self._number, ends_body=stage == "epoch_end")
         boundary = self._record(step, stage)
-        if self._hooks.wait:
+        if self._outcomes.on_published.wait:
             self.gate.reach(boundary, shut=False)  # whatever a hook does, it finds a whole boundary
-            self._hooks.run()
+            self._outcomes.on_published.run()
             here = self.gate.boundary or boundary  # a hook may have asked for a save of it
             boundary = replace(self._record(step, stage), asked=here.asked, revision=here.revision + 1)
         if scheduled or kept:
@@ -313,7 +316,7 @@ class Engine:
             raises: True where an error of it is the training's own. That of another hook is logged, and stops neither
                 training nor the next hook.
         """
-        self._hooks.add(hook, raises=raises)
+        self._outcomes.on_published.add(hook, raises=raises)
 
     def save_at_end(self) -> None:
         """Saves the last boundary if it has no checkpoint yet: training has come to its end by itself."""
@@ -326,7 +329,7 @@ class Engine:
 
     def run_hooks(self) -> None:
         """Runs the hooks for what was published since; `reach` does so as well."""
-        self._hooks.run()
+        self._outcomes.on_published.run()
 
     def settle(self) -> None:
         """Returns when everything that was asked for so far is answered. Training is blocked meanwhile."""
@@ -358,6 +361,7 @@ class Engine:
                 self._capturing.end()
             self._write_end(error)
         finally:
+            self._mirror_wait.close()
             self._shutdown.over()
             self.origin.close()
             if not self._saver.hangs:  # a save that comes back yet writes through what the run holds
@@ -373,9 +377,9 @@ class Engine:
 
     def _run_last_hooks(self, error: BaseException | None) -> None:
         if error is None:
-            self._hooks.run()
+            self._outcomes.on_published.run()
         else:
-            self._hooks.run_at_the_end()
+            self._outcomes.on_published.run_at_the_end()
 
     def _end_schedule(self) -> None:
         if self._minutes is not None:

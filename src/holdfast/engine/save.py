@@ -8,7 +8,9 @@ from pathlib import Path
 
 from holdfast.capture.boundary import Boundary
 from holdfast.capture.snapshot import Snapshot
+from holdfast.engine import mirroring
 from holdfast.errors import LateError, NoSpaceError, SaveError, TornError
+from holdfast.mirror.supervisor import Supervisor
 from holdfast.run.inbox import Inbox
 from holdfast.run.journal import Journal
 from holdfast.run.request import Answer, Request
@@ -31,6 +33,7 @@ def save(
     requests: Sequence[Request],
     policy: retention.RetentionPolicy,
     patient: Sequence[Request] = (),
+    mirror: Supervisor | None = None,
 ) -> Answer:
     """Saves a snapshot and answers everybody who asked for it. Training outlives a save that fails.
 
@@ -40,6 +43,7 @@ def save(
         requests: Those that it is saved for; at least one.
         policy: The rules by which checkpoints stay.
         patient: Those of the requests that stay open when it fails, because it will be tried again for them.
+        mirror: The mirror that it is sent to.
 
     Raises:
         LateError: A rank did not come to the boundary in time. Nothing is answered: a mark is to be saved.
@@ -53,7 +57,10 @@ def save(
     attempt = None
     try:
         sequence, term = _place_in_order(run, step)
-        _preflight(run, snapshot.estimated_bytes)
+        needed = int(snapshot.estimated_bytes * 1.1) + _RESERVE_BYTES
+        if mirror is not None and files.free_space(run.folder)[0] < needed:
+            _retain(run, policy, snapshot.protected, mirror, needed)
+        _preflight(run, needed)
         attempt = commit.Attempt(run.folder, run.identity, step)
         known = snapshot.write(attempt.folder)
         sealed = attempt.seal(digest.of_descriptor, known)
@@ -89,10 +96,12 @@ def save(
             slots=tuple(sorted({request.slot for request in requests if request.slot})),
             attempt=attempt.token,
         )
+        if mirror is not None:
+            mirroring.put(run, mirror, manifest, snapshot.protected)  # whoever has the answer finds it there
     status.update(phase=phase)
     report(run, answer, requests, patient)
     if answer.saved:
-        _retain(run, policy, snapshot.protected)
+        _retain(run, policy, snapshot.protected, mirror)
     return answer
 
 
@@ -117,10 +126,9 @@ def _place_in_order(run: Run, step: int) -> tuple[int, int]:
     return catalog.next_sequence(present, identity, terms.first_number(claimed, identity)), term
 
 
-def _preflight(run: Run, estimate: int) -> None:
+def _preflight(run: Run, needed: int) -> None:
     run.require_in_place()
     root, (space, inodes) = run.root, files.free_space(run.folder)
-    needed = int(estimate * 1.1) + _RESERVE_BYTES
     if space < needed:
         raise NoSpaceError(f"the checkpoint needs {needed:,} bytes and {root} has {space:,} free")
     if 0 <= inodes < _RESERVE_INODES:
@@ -210,21 +218,41 @@ def report(run: Run, answer: Answer, requests: Sequence[Request], patient: Seque
     answer_all(run, answer, requests if answer.saved else [request for request in requests if request not in patient])
 
 
-def _retain(run: Run, policy: retention.RetentionPolicy, protected: Iterable[Path]) -> None:
-    try:
-        surplus = retention.surplus(
-            run.folder, run.directory.control, run.catalog.entries(), run.identity, policy, protected
-        )
-    except OSError as error:
-        run.journal.write("not deleted", path=str(run.root), problem=str(error))
-        return
-    for path in surplus:
+def _retain(
+    run: Run,
+    policy: retention.RetentionPolicy,
+    protected: Iterable[Path],
+    mirror: Supervisor | None,
+    needed: int = 0,
+) -> None:
+    """Deletes what no rule keeps; on a full disk also what waits for the mirror alone: one, or as much as is needed."""
+    gives_way = mirror is not None
+    while True:
         try:
-            retention.delete(run.folder, run.directory.control, path)
+            verdicts = _judge(run, policy, protected)
+            if gives_way := mirror is not None and gives_way and mirroring.make_room(run, verdicts, mirror, needed):
+                verdicts = _judge(run, policy, protected)
         except OSError as error:
-            run.journal.write("not deleted", path=str(path), problem=str(error))
-        else:
-            run.journal.write("deleted", path=str(path))
+            run.journal.write("not deleted", path=str(run.root), problem=str(error))
+            return
+        for verdict in reversed(verdicts):
+            if verdict.kept is None:
+                _delete(run, verdict.entry.path)
+        if not (needed and gives_way):
+            return
+
+
+def _judge(run: Run, policy: retention.RetentionPolicy, protected: Iterable[Path]) -> list[retention.Verdict]:
+    return retention.judge(run.folder, run.directory.control, run.catalog.entries(), run.identity, policy, protected)
+
+
+def _delete(run: Run, path: Path) -> None:
+    try:
+        retention.delete(run.folder, run.directory.control, path)
+    except OSError as error:
+        run.journal.write("not deleted", path=str(path), problem=str(error))
+    else:
+        run.journal.write("deleted", path=str(path))
 
 
 def _cause(run: Run, error: Exception) -> str:

@@ -288,7 +288,7 @@ class Saver:
         else:
             try:
                 with self._watchdog.watch(lambda seconds: self._let_go(boundary, seconds, hung)):
-                    answer = save.save(run, snapshot, requests, self._policy, stops)
+                    answer = save.save(run, snapshot, requests, self._policy, stops, self._session.mirror)
             except TornError as torn:
                 self._try_again(torn, boundary)
                 return
@@ -356,7 +356,7 @@ class Saver:
     def _repeat(self, answer: Answer, requests: Sequence[Request]) -> None:
         """Gives requests an answer without a save of their own. A checkpoint that is there counts as asked for now."""
         if answer.saved:
-            beginning.keep_as_asked_for(self._session.run, answer, requests)
+            beginning.keep_as_asked_for(self._session, answer, requests)
         save.answer_all(self._session.run, answer, requests)
         self._conclude(answer, requests)
 

@@ -12,6 +12,7 @@ from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.stop import Stop
 from holdfast.errors import LeaseLostError
 from holdfast.log import RunLog
+from holdfast.mirror.supervisor import Supervisor
 from holdfast.resume.open_run import Resumption
 from holdfast.run.request import Answer
 from holdfast.run.run import Run
@@ -94,6 +95,7 @@ class Session:
         outcomes: The outcomes of its saves.
         log: Takes lines for the user.
         origin: The checkpoint that it was resumed from.
+        mirror: Its mirror, in rank 0 of a training that has one.
     """
 
     run: Run
@@ -103,6 +105,7 @@ class Session:
     outcomes: Outcomes
     log: RunLog
     origin: Resumption
+    mirror: Supervisor | None = None
 
     @property
     def step(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 from holdfast.capture.gate import Gate
 from holdfast.doors.request_queue import RequestIntake
 from holdfast.doors.signals import Signals
+from holdfast.engine import mirroring
 from holdfast.engine.follower import Follower
 from holdfast.engine.pending_save import PendingSave
 from holdfast.engine.saver import Saver
@@ -72,6 +73,7 @@ class Shutdown:
         self._worker_deaths = WorkerDeaths()
         self._number: int | None = None
         self._is_ending = threading.Event()
+        self._ends_wait: threading.Event | None = None
         self.has_left = False
         """True when the process would have ended, had it not been a notebook's: nothing is waited for any more."""
         self.interrupted_at: float | None = None
@@ -86,6 +88,11 @@ class Shutdown:
             self._listener.start()
         else:
             self._log.warning("not in the main thread: signals do not ask for saves here; the other doors are open")
+
+    def only_end_a_wait(self) -> threading.Event:
+        """Has signals ask for no more saves: Ctrl+C sets the event that this returns, and a stop begins its grace."""
+        self._ends_wait = self._ends_wait or threading.Event()
+        return self._ends_wait
 
     def end(self) -> None:
         """Listens to signals no more: the loop has come back. The deadline stands until the run is closed."""
@@ -176,6 +183,8 @@ class Shutdown:
         last_resort.start()
         try:
             self._log.log(level, why)
+            if self._session.mirror is not None:
+                self._log.info(mirroring.last_line(self._session.run, self._session.mirror))
             self._intake.close()
             self._saver.refuse(why)
             self._session.run.close(f"left: {why}", code)
@@ -195,7 +204,10 @@ class Shutdown:
     def _listen(self) -> None:
         for number in self._signals.received():
             try:
-                self._on_signal(number)
+                if self._ends_wait is None:
+                    self._on_signal(number)
+                else:
+                    self._end_the_wait(number, self._ends_wait)
             except BaseException:  # noqa: BLE001 - without this thread no signal could end the process any more
                 threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
@@ -222,6 +234,15 @@ class Shutdown:
             self._stop.begin_grace()
         # The request goes to the disk first, and that may hang: the next signal is to be heard all the same.
         self._start(self._take_in, number, name, stop)
+
+    def _end_the_wait(self, number: int, ends_wait: threading.Event) -> None:
+        """Takes in a signal of which no save can come any more: training is over, and waits for something else."""
+        if number == signal.SIGINT:
+            # One Ctrl+C has ended the training: two in a row are one.
+            if self.interrupted_at is None or time.monotonic() - self.interrupted_at >= _SECOND_PRESS_SECONDS:
+                ends_wait.set()
+        elif self._signals.asks_to_stop(number):
+            self._stop.begin_grace()
 
     def _start(self, work: Callable[..., None], *args: Any) -> None:
         thread = threading.Thread(target=work, args=args, name="holdfast-signal", daemon=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _RATE_SECONDS = 15.0
 
-Phase = Literal["starting", "training", "saving", "stopping", "ended"]
+Phase = Literal["starting", "training", "saving", "stopping", "mirroring", "ended"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Status:
     """The way in which files are written: `direct`, past the page cache, or `buffered`; empty before the first save."""
     held_seconds: float = 0.0
     """The time that training has waited at the gate in all."""
-    mirror: dict[str, Any] | None = None
-    """The mirror as of now; None for a run without one."""
     ranks: tuple[dict[str, Any], ...] = ()
     """The states of the other ranks, in a training of several processes."""
+    mirror: dict[str, Any] | None = None
+    """The state of its mirror, as `mirror/state.py` has it, and what waits for it; None without one."""
     outcome: str = ""
     """The way in which it ended, as `outcome.json` has it; empty while it has not."""
     code: int | None = None

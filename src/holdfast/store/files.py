@@ -356,3 +356,9 @@ def free_space(directory: Directory) -> tuple[int, int]:
     """Returns the bytes and inodes that an ordinary user may still take; -1 inodes where nobody counts them."""
     system = os.statvfs(directory.fd if isinstance(directory, Folder) else directory)
     return system.f_bavail * system.f_frsize, system.f_favail if system.f_files else -1
+
+
+def free_share(directory: Directory) -> float:
+    """Returns the part of a file system's space that an ordinary user may still take, between 0 and 1."""
+    system = os.statvfs(directory.fd if isinstance(directory, Folder) else directory)
+    return system.f_bavail / system.f_blocks if system.f_blocks else 1.0

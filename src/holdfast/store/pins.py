@@ -1,4 +1,4 @@
-"""Pins: the checkpoints that are never to be deleted. Beside them: those that were asked for when they were there.
+"""Pins: the checkpoints that are never to be deleted; those that were asked for when they were there; those queued.
 
 A published checkpoint is never opened for writing, so a pin is an empty file in the run's private directory. Its name
 is the checkpoint's attempt, which stays when the checkpoint is renamed. Standard library alone.
@@ -8,6 +8,9 @@ from contextlib import suppress
 
 from holdfast.store import files, names
 from holdfast.store.folder import Directory, Folder
+
+QUEUE = "mirror-queue"
+"""The directory of what waits for the mirror: a file for each checkpoint, whose name is its attempt."""
 
 _PINS = "pins"
 _ASKED = "asked"
@@ -42,6 +45,15 @@ def asked_for(control: Directory) -> frozenset[str]:
 def mark_as_asked_for(control: Directory, attempt: str) -> bool:
     """Notes, durably, that somebody has asked for a checkpoint that was there. False where that was noted already."""
     return _mark(control, _ASKED, attempt)
+
+
+def queued(control: Directory) -> frozenset[str]:
+    """Returns the attempts that wait for the mirror: they are held as if they were pinned, until they are there.
+
+    Raises:
+        OSError: They cannot be read. Whoever wants to delete something then may not.
+    """
+    return _marked(control, QUEUE)
 
 
 def unpin(control: Directory, attempt: str) -> bool:

@@ -18,6 +18,8 @@ SCHEDULE = "schedule"
 # The doors of what nobody asked for.
 _UNASKED = (SCHEDULE, "exception")
 NEEDED = "still needed"
+WAITS = "waits for the mirror"
+"""The verdict on a checkpoint that nothing else keeps."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def judge(
     left_alone = {entry.path: why for entry in entries if (why := _why_left_alone(root, entry, run)) is not None}
     asked = frozenset() if control is None else pins.asked_for(control)
     needed = frozenset(entry.path for entry in entries if entry.path.resolve() in safe)
-    return judged(entries, left_alone, policy, Marks(_pinned(control), asked, needed))
+    return judged(entries, left_alone, policy, Marks(_pinned(control), asked, needed, _queued(control)))
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,13 @@ class Marks:
         pinned: The attempts that are pinned.
         asked: The attempts that somebody asked for after they had been saved for another reason.
         needed: The checkpoints that something still needs.
+        queued: The attempts that wait for the mirror.
     """
 
     pinned: frozenset[str]
     asked: frozenset[str]
     needed: frozenset[Path]
+    queued: frozenset[str] = frozenset()
 
 
 def judged(
@@ -139,6 +143,8 @@ def judged(
             kept[entry.path] = NEEDED
         elif entry.path in by_rule:
             kept[entry.path] = by_rule[entry.path]
+        elif entry.manifest is not None and entry.manifest.attempt in marks.queued:
+            kept[entry.path] = WAITS
     return [Verdict(entry, kept.get(entry.path)) for entry in entries]
 
 
@@ -180,7 +186,7 @@ def delete(root: Directory, control: Directory | None, path: Path, attempt: str 
         attempt: The attempt of the checkpoint that is meant, where another may have its name by now.
 
     Raises:
-        StillWantedError: It is pinned, or is another one than was meant.
+        StillWantedError: It is pinned, waits for the mirror, or is another one than was meant.
         FileNotFoundError: It has gone already.
     """
     checkpoint, doomed = root / path.name, root / names.trash(uuid.uuid4().hex)
@@ -245,7 +251,7 @@ def _sweep_folder(root: Directory, control: Directory | None, name: str) -> bool
     if not is_folder(left):
         return False
     with Folder.open(left) as folder:
-        if names.is_trash(name) and _is_pinned(control, folder):
+        if names.is_trash(name) and _is_held(control, folder):
             _give_back(root, left, root / names.checkpoint(catalog.read(folder).step))
             return False
         files.remove_open(folder, left)
@@ -256,10 +262,15 @@ def _pinned(control: Directory | None) -> frozenset[str]:
     return frozenset() if control is None else pins.pinned(control)
 
 
-def _is_pinned(control: Directory | None, doomed: Folder) -> bool:
-    """Tells whether somebody pinned a checkpoint between the two looks of a `delete` that crashed there."""
+def _queued(control: Directory | None) -> frozenset[str]:
+    return frozenset() if control is None else pins.queued(control)
+
+
+def _is_held(control: Directory | None, doomed: Folder) -> bool:
+    """Tells whether somebody pinned or queued a checkpoint between the two looks of a `delete` that crashed there."""
     manifest = catalog.read(doomed).manifest
-    return manifest is not None and manifest.attempt in _pinned(control) and verify(doomed, full=False).good
+    wanted = _pinned(control) | _queued(control)
+    return manifest is not None and manifest.attempt in wanted and verify(doomed, full=False).good
 
 
 def _is_finite(entry: Entry) -> bool:
@@ -359,6 +370,8 @@ def _require_unwanted(control: Directory | None, checkpoint: Folder, attempt: st
         raise StillWantedError("it is not the checkpoint that was to be deleted")
     if manifest.attempt in _pinned(control):
         raise StillWantedError("it was pinned")
+    if manifest.attempt in _queued(control):
+        raise StillWantedError(f"it {WAITS}")
 
 
 def _give_back(root: Directory, doomed: Where, checkpoint: Where) -> None:

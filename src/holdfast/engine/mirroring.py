@@ -1,0 +1,134 @@
+"""A mirror in a training's saves: what is queued, what gives way where the disk fills up, and what is said of it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from holdfast.log import RunLog
+from holdfast.mirror.destination import Destination
+from holdfast.mirror.queue import Kind, Queue, Queued
+from holdfast.mirror.supervisor import Supervisor
+from holdfast.resume.choose import ResumePoint
+from holdfast.run.request import Request
+from holdfast.run.run import Run
+from holdfast.settings import SaveSettings
+from holdfast.store import files, retention
+from holdfast.store.manifest import Manifest
+
+# With less of a disk free what waits for the mirror gives way.
+_LEAST_FREE = 0.1
+
+
+def mirror_of(run: Run, settings: SaveSettings, policy: retention.RetentionPolicy, log: RunLog) -> Supervisor | None:
+    """Returns the mirror of a start; None in a rank that does not publish, and where the start has claimed none.
+
+    Args:
+        run: The open run.
+        settings: The settings of its saves.
+        policy: The rules by which its checkpoints stay on this disk.
+        log: Takes lines for the user.
+    """
+    if run.rank or not run.term or settings.mirror is None:
+        return None
+    destination = Destination(
+        settings.mirror,
+        run.term,
+        settings.mirror_keep,
+        policy.on_demand,
+        policy.every,
+        settings.mirror_endpoint,
+        settings.mirror_region,
+    )
+    return Supervisor(run, destination, log)
+
+
+def begin(run: Run, mirror: Supervisor | None, resumed_from: ResumePoint | None) -> None:
+    """Begins to send: first the checkpoint that was resumed from, if it is not there. Without a mirror nothing waits.
+
+    Args:
+        run: The open run.
+        mirror: Its mirror.
+        resumed_from: That checkpoint, if there is one.
+    """
+    if mirror is None:
+        if not run.rank:
+            Queue(run.directory).give_up("the run was started without this mirror")
+        return
+    mirror.start()
+    manifest = None if resumed_from is None else resumed_from.manifest
+    if resumed_from is not None and manifest is not None and resumed_from.continues(run.root) == run.identity:
+        mirror.put(_queued(manifest, "scheduled", ()))
+
+
+def put(run: Run, mirror: Supervisor, manifest: Manifest, protected: Iterable[Path]) -> None:
+    """Queues a checkpoint that was just committed, before anything is deleted.
+
+    Args:
+        run: The open run.
+        mirror: Its mirror.
+        manifest: The checkpoint's manifest.
+        protected: Checkpoints that something still needs: the one this run resumed from, the best one.
+    """
+    names = {path.resolve() for path in protected}
+    needed = [
+        entry.manifest.attempt
+        for entry in run.catalog.entries()
+        if entry.manifest is not None and names and entry.path.resolve() in names
+    ]
+    mirror.put(_queued(manifest, _kind_of(manifest), needed))
+
+
+def ask_for(mirror: Supervisor, manifest: Manifest, requests: Iterable[Request]) -> None:
+    """Has a checkpoint sent that is there already, and that somebody has asked for now: it is not skipped any more."""
+    answer = mirror.queue.answer_to(manifest.attempt)
+    if answer is not None and answer.mirrored:
+        return
+    kind: Kind = "stop" if any(request.stop for request in requests) else "requested"
+    queued = next((each for each in mirror.waiting if each.attempt == manifest.attempt), None)
+    mirror.put(_queued(manifest, kind, ()) if queued is None else replace(queued, kind=kind))
+
+
+def make_room(run: Run, verdicts: Sequence[retention.Verdict], mirror: Supervisor, needed: int = 0) -> bool:
+    """Has the oldest checkpoint that only the mirror keeps on a full disk give way; False where none does.
+
+    Args:
+        run: The open run.
+        verdicts: The decisions on its checkpoints, newest first.
+        mirror: Its mirror.
+        needed: The bytes that the next checkpoint takes.
+    """
+    if files.free_share(run.folder) >= _LEAST_FREE and files.free_space(run.folder)[0] >= needed:
+        return False
+    waiting = mirror.waiting
+    for verdict in reversed(verdicts):
+        manifest = verdict.entry.manifest
+        if manifest is None or verdict.kept != retention.WAITS:
+            continue
+        for queued in waiting[:-1]:
+            if queued.attempt == manifest.attempt:
+                return mirror.queue.refuse(queued, "the disk was nearly full, and it gave way")
+    return False
+
+
+def last_line(run: Run, mirror: Supervisor) -> str:
+    """Returns the last line of a training: up to where the mirror has it, and what is on this disk only."""
+    newest = next(
+        (each for each in run.catalog.entries() if each.manifest is not None and each.manifest.run == run.identity),
+        None,
+    )
+    there = mirror.mirrored
+    upto = f"mirrored up to step {there['step']}" if there else "nothing is mirrored"
+    if newest is None or newest.manifest is None or (there and there["attempt"] == newest.manifest.attempt):
+        return f"{upto} ({mirror.destination.url})"
+    return f"{upto}; {newest.step} is on this disk only: holdfast push {run.root} sends it"
+
+
+def _queued(manifest: Manifest, kind: Kind, needed: Iterable[str]) -> Queued:
+    return Queued(manifest.attempt, manifest.step, manifest.sequence, manifest.size, kind, tuple(needed))
+
+
+def _kind_of(manifest: Manifest) -> Kind:
+    if any(reason.get("stop") is True or reason.get("door") == "exception" for reason in manifest.reasons):
+        return "stop"
+    wanted = any(reason.get("slot") or retention.wants_checkpoint(reason) for reason in manifest.reasons)
+    return "requested" if wanted else "scheduled"

@@ -1,0 +1,56 @@
+"""The mirror's process: started by training, alone in using the store's library, and gone when training is.
+
+It hears of what is to be done through a pipe from training: a first line with its settings, then a line whenever
+something waits. The end of the pipe is the end of training, and so is another parent.
+"""
+
+import os
+import select
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from holdfast.mirror.destination import Assignment
+from holdfast.mirror.sending import Sender
+from holdfast.remote.opening import open_store
+from holdfast.run.directory import RunDirectory
+
+# What a launcher or a scheduler sends to all processes of a job is for training, which has its grace by it.
+_FOR_TRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_LOOK_SECONDS = 1.0
+_MOST_BYTES = 64 << 10
+
+
+def main() -> None:
+    """Serves one training, until it ends."""
+    for number in _FOR_TRAINING:
+        signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()
+    if not (line := sys.stdin.buffer.readline(_MOST_BYTES)):
+        return
+    assignment = Assignment.decode(line)
+    wake = threading.Event()
+    threading.Thread(target=_listen, args=(sys.stdin.fileno(), parent, wake), name="holdfast-pipe", daemon=True).start()
+    there = assignment.destination
+    Sender(
+        RunDirectory.open(Path(assignment.root)),
+        assignment,
+        lambda: open_store(there.url, there.endpoint, there.region),
+        wake,
+    ).serve()
+
+
+def _listen(pipe: int, parent: int, wake: threading.Event) -> None:
+    """Ends the process, whatever it does, when training has ended. What is under way is sent again by the next start.
+
+    A data worker that was forked holds the pipe open as well, and may outlive a training that is killed.
+    """
+    with suppress(OSError):
+        while os.getppid() == parent:
+            if select.select([pipe], [], [], _LOOK_SECONDS)[0]:
+                if not os.read(pipe, _MOST_BYTES):
+                    break
+                wake.set()
+    os._exit(0)

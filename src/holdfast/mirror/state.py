@@ -1,0 +1,60 @@
+"""The state of a mirror, as its process writes it down for the training and for `holdfast status`."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from holdfast.run.directory import RunDirectory
+from holdfast.store import files
+from holdfast.store.folder import Place
+
+
+@dataclass(frozen=True)
+class State:
+    """One look at a mirror. Times are seconds since the epoch.
+
+    Args:
+        url: The address of the place.
+        term: The term of the start.
+        mirrored: The newest checkpoint that is there: its `term`, `sequence`, `step`, `attempt`, and since when (`at`);
+            None as long as there is none.
+        uploading: The one that is on its way: `step`, `bytes` that are there by now, `of` how many.
+        failing_since: The time of the first try that failed and that no good one has followed.
+        why: The reason of the last failure.
+        next_try_at: The time of the next try.
+        taken_over: The words of the refusal, once another start has the run: nothing is sent any more.
+        not_deleted: The reason why what should go from the mirror could not; empty while it can.
+    """
+
+    url: str
+    term: int
+    mirrored: dict[str, Any] | None = None
+    uploading: dict[str, Any] | None = None
+    failing_since: float | None = None
+    why: str = ""
+    next_try_at: float | None = None
+    taken_over: str = ""
+    not_deleted: str = ""
+    written_at: float = 0.0
+
+
+def write(directory: RunDirectory, state: State) -> None:
+    """Writes it down. Not synced: after a power cut nobody asks what a dead process was doing.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    content = asdict(replace(state, written_at=time.time()))
+    files.replace(_place(directory), json.dumps(content).encode(), durable=False)
+
+
+def read(directory: RunDirectory) -> dict[str, Any]:
+    """Returns what the mirror's process last said; nothing where that cannot be read."""
+    content = directory.read_json(_place(directory))
+    known = {each.name for each in fields(State)}
+    return content if isinstance(content, dict) and set(content) == known else {}
+
+
+def _place(directory: RunDirectory) -> Place:
+    return directory.control / "mirror.json"

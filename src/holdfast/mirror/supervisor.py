@@ -1,0 +1,213 @@
+"""The mirror, as the training sees it: it keeps the mirror's process alive, and says what becomes of checkpoints."""
+
+import logging
+import os
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+from holdfast.log import RunLog
+from holdfast.mirror import state
+from holdfast.mirror.child import command
+from holdfast.mirror.destination import Assignment, Destination
+from holdfast.mirror.queue import Queue, Queued
+from holdfast.run.run import Run
+from holdfast.text import one_line
+
+_LOOK_SECONDS = 1.0
+_LOOK_SECONDS_AT_END = 0.1
+# A process that dies again and again is started less and less often.
+_LONGEST_PAUSE_SECONDS = 60.0
+# It ends at the end of its pipe; one that is deep in the kernel, at a disk that hangs, does not.
+_ENDING_SECONDS = 2.0
+
+
+class Supervisor:
+    """Has the mirror's process run as long as a training does.
+
+    Args:
+        run: The open run, in rank 0.
+        destination: The mirror.
+        log: Takes lines for the user.
+    """
+
+    def __init__(self, run: Run, destination: Destination, log: RunLog) -> None:
+        self._run = run
+        self.destination = destination
+        self._log = log
+        self.queue = Queue(run.directory)
+        self.process: subprocess.Popen[bytes] | None = None
+        """The mirror's process; None where none is there."""
+        self._pipe = threading.Lock()
+        self._restart_at = self._pause = 0.0
+        self._deaths = 0
+        self._closing = threading.Event()
+        self._looking = threading.Lock()
+        self._awaited: dict[str, Queued] = {}
+        self._is_failing = False
+        self._is_taken_over = False
+        self._thread = threading.Thread(target=self._watch, name="holdfast-mirror", daemon=True)
+
+    def start(self) -> None:
+        """Starts the process, and begins to watch it."""
+        self.queue.forget_old_answers()
+        with suppress(OSError):
+            self._awaited = {queued.attempt: queued for queued in self.queue.waiting()}
+        self._thread.start()
+
+    def put(self, queued: Queued) -> None:
+        """Queues a checkpoint. What the disk does not take is said, and is on this disk only.
+
+        A later checkpoint that is mirrored makes up for it.
+        """
+        try:
+            self.queue.put(queued)
+        except OSError as error:
+            self._run.journal.write("not mirrored", step=queued.step, why=f"it could not be queued: {error}")
+            return
+        self._awaited[queued.attempt] = queued
+        self.poke()
+
+    def poke(self) -> None:
+        """Has the process look at once, and try again what has failed."""
+        with self._pipe, suppress(OSError, ValueError):
+            if self.process is not None and self.process.stdin is not None:
+                self.process.stdin.write(b"\n")
+
+    def look(self) -> None:
+        """Takes in what the process has said since: into status, journal and lines for the user."""
+        with self._looking:
+            self._keep_alive()
+            for attempt in list(self._awaited):
+                if (answer := self.queue.answer_to(attempt)) is not None:
+                    self._awaited.pop(attempt, None)
+                    event: dict[str, Any] = {"step": answer.step, "sequence": answer.sequence}
+                    if answer.mirrored:
+                        event |= {"term": answer.term, "bytes": answer.bytes, "seconds": answer.seconds}
+                        self._run.journal.write("mirrored", **event)
+                    else:
+                        self._run.journal.write("not mirrored", **event, why=answer.why)
+            self._show()
+
+    @property
+    def waiting(self) -> list[Queued]:
+        """The checkpoints that wait, in the order of commits."""
+        return sorted(self._awaited.values(), key=lambda queued: queued.sequence)
+
+    @property
+    def mirrored(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is in the mirror, as its process says; None where it has said of none."""
+        known = self._known()
+        return known.get("mirrored")
+
+    def progress(self) -> str:
+        """Returns what waits, and how far the one is that is being sent, in words."""
+        known, waiting = self._known(), self.waiting
+        steps = ", ".join(str(queued.step) for queued in waiting[:5]) + (", ..." if len(waiting) > 5 else "")
+        text = f"waiting for the mirror: step {steps}"
+        if uploading := known.get("uploading"):
+            text += f", {uploading['bytes'] / 1e6:,.0f} of {uploading['of'] / 1e6:,.0f} MB of step {uploading['step']}"
+        if known.get("failing_since") is not None:
+            text += f"; it fails: {one_line(known['why'])}"
+        return text
+
+    def close(self) -> None:
+        """Ends the process, whatever it is doing, and watches no more."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join(_ENDING_SECONDS)
+        if (process := self._let_go()) is None:
+            return
+        try:
+            process.wait(_ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDING_SECONDS)
+
+    def _watch(self) -> None:
+        while True:
+            with suppress(OSError):
+                self.look()
+            if self._closing.wait(_LOOK_SECONDS):
+                return
+
+    def _keep_alive(self) -> None:
+        """Starts the process where none is there."""
+        if self._closing.is_set() or (self.process is not None and self.process.poll() is None):
+            return
+        now = time.monotonic()
+        if self.process is not None:
+            code = self.process.returncode
+            self._let_go()
+            self._deaths += 1
+            self._run.journal.write("mirror process ended", code=code, deaths=self._deaths)
+            self._pause = min(2 * self._pause or _LOOK_SECONDS, _LONGEST_PAUSE_SECONDS)
+            self._restart_at = now + self._pause - _LOOK_SECONDS
+            if self._deaths == 1:
+                self._log.warning(f"the mirror's process has ended ({code}), and is started again; training goes on")
+        if now >= self._restart_at:
+            self._start_process()
+
+    def _let_go(self) -> "subprocess.Popen[bytes] | None":
+        """Closes the pipe of the process, by which it ends, and returns the process."""
+        with self._pipe, suppress(OSError):
+            process, self.process = self.process, None
+            if process is not None and process.stdin is not None:
+                process.stdin.close()
+        return process
+
+    def _start_process(self) -> None:
+        holder = self._run.lease.holder
+        assignment = Assignment(str(self._run.root.absolute()), holder.run, holder.token, self.destination)
+        try:
+            process = subprocess.Popen(
+                command("holdfast.mirror.process"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                bufsize=0,
+                start_new_session=True,  # what a terminal sends to training is not for it
+            )
+            assert process.stdin is not None
+            self.process = process
+            process.stdin.write(assignment.encode())
+            os.set_blocking(process.stdin.fileno(), False)  # nothing of training ever waits for it
+        except OSError as error:
+            self._run.journal.write("mirror process ended", problem=str(error))
+            self._restart_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
+
+    def _known(self) -> dict[str, Any]:
+        """Returns what the process has said; nothing where it has said nothing, and an earlier start's has."""
+        known = state.read(self._run.directory)
+        ours = known and (known["url"], known["term"]) == (self.destination.url, self.destination.term)
+        return known if ours else {}
+
+    def _show(self) -> None:
+        known = self._known() or {"url": self.destination.url, "term": self.destination.term}
+        waiting = self.waiting
+        shown: dict[str, Any] = {
+            **known,
+            "waiting": [{"step": queued.step, "kind": queued.kind, "bytes": queued.bytes} for queued in waiting],
+        }
+        self._run.status.update(mirror=shown)
+        self._tell(shown)
+
+    def _tell(self, shown: dict[str, Any]) -> None:
+        """Says once that the mirror does not take checkpoints, and once that it does again."""
+        if (why := shown.get("taken_over")) and not self._is_taken_over:
+            self._is_taken_over = True
+            self._run.journal.write("mirror taken over", why=why)
+            self._log.warning(f"{one_line(why)}: what this training saves from now on is on this disk only")
+        failing = shown.get("failing_since") is not None
+        if failing and not self._is_failing:
+            self._run.journal.write("mirror failing", why=shown["why"])
+            self._log.warning(
+                f"nothing can be sent to {self.destination.url}: {one_line(shown['why'])}; it is tried again and again,"
+                " and training goes on"
+            )
+        elif self._is_failing and not failing and shown.get("mirrored"):
+            self._run.journal.write("mirror works again")
+            self._log.log(logging.INFO, f"{self.destination.url} takes checkpoints again")
+        self._is_failing = failing

@@ -1,0 +1,32 @@
+"""Whose turn it is: which of the checkpoints that wait for a mirror is sent next, and which need not be sent at all."""
+
+from collections.abc import Sequence
+
+from holdfast.mirror.queue import Queued
+
+
+def overtaken(waiting: Sequence[Queued]) -> list[Queued]:
+    """Returns those that need not be sent: scheduled ones behind which a later one waits that does not need them.
+
+    Args:
+        waiting: What waits, in the order of commits.
+    """
+    if not waiting:
+        return []
+    *earlier, newest = waiting
+    return [each for each in earlier if each.kind == "scheduled" and each.attempt not in newest.protected]
+
+
+def next_of(waiting: Sequence[Queued], *, newest_was_last: bool) -> Queued:
+    """Returns the one whose turn it is: that of a stop at once, otherwise the newest and the oldest in turns.
+
+    The newest loses the least when the machine goes; the oldest would never come, where saves are quicker than the
+    mirror, if it were always the newest.
+
+    Args:
+        waiting: What waits, in the order of commits; at least one.
+        newest_was_last: True where the last one that was sent had the turn of the newest.
+    """
+    if stops := [each for each in waiting if each.kind == "stop"]:
+        return stops[-1]
+    return waiting[0] if newest_was_last else waiting[-1]

@@ -1,0 +1,210 @@
+"""The work of the mirror's process, over a store in memory that fails as it is told to."""
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.memory_store import MemoryStore
+from helpers.remote import start
+from helpers.support import RUN, commit_checkpoint, content_of
+from holdfast.errors import MirrorAccessError, MirrorUnavailableError
+from holdfast.mirror import state
+from holdfast.mirror.destination import Assignment, Destination
+from holdfast.mirror.queue import Answer, Kind, Queue, Queued
+from holdfast.mirror.sending import Sender
+from holdfast.remote.download import download
+from holdfast.remote.listing import listing_of
+from holdfast.remote.object_store import ObjectStore
+from holdfast.run.directory import RunDirectory
+from holdfast.store import terms
+from holdfast.store.catalog import Catalog
+from holdfast.store.terms import Term
+
+
+class Failing(MemoryStore):
+    """Raises what it is told to, once for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[Exception] = []
+
+    def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+        super().put_file(key, size, blocks)
+
+
+class Mirrored:
+    """A run directory with a mirror, as its process sees it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.directory = RunDirectory.create(root)
+        self.queue = Queue(self.directory)
+        self.store = Failing()
+        self.opened = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A start: claims the run, and gets a process."""
+        term = start(self.store)
+        terms.note(self.directory.control, Term(RUN, term, 1, "memory://"))
+        destination = Destination("memory://", term, 3)
+        assignment = Assignment(str(self.root), RUN, "e" * 32, destination)
+        self.sender = Sender(self.directory, assignment, self.opening, threading.Event())
+
+    def opening(self) -> ObjectStore:
+        self.opened += 1
+        return self.store
+
+    def save(self, step: int, kind: Kind = "scheduled", *protected: str) -> str:
+        """Makes a checkpoint and queues it; gives its attempt."""
+        numbers = [term.number for term in terms.claimed(self.directory.control)]
+        commit_checkpoint(self.root, step, term=numbers[-1])
+        entry = next(entry for entry in Catalog(self.directory.folder).entries() if entry.step == step)
+        manifest = entry.manifest
+        assert manifest is not None
+        self.queue.put(Queued(manifest.attempt, step, manifest.sequence, manifest.size, kind, protected))
+        return manifest.attempt
+
+    def serve(self) -> None:
+        while self.queue.waiting() and self.sender.serve_one():
+            pass
+
+    def answer(self, attempt: str) -> Answer:
+        answer = self.queue.answer_to(attempt)
+        assert answer is not None
+        return answer
+
+    def state(self) -> dict[str, object]:
+        return state.read(self.directory)
+
+    def there(self) -> list[int]:
+        return [each.key.sequence for each in listing_of(self.store, RUN).published]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Mirrored:
+    return Mirrored(tmp_path / "run")
+
+
+def test_what_waits_is_sent_answered_and_shown(run: Mirrored, tmp_path: Path) -> None:
+    attempt = run.save(7, "requested")
+    run.serve()
+    answer = run.answer(attempt)
+    assert (answer.mirrored, answer.term, answer.step, answer.why) == (True, 1, 7, "")
+    mirrored = run.state()["mirrored"]
+    assert isinstance(mirrored, dict) and (mirrored["step"], mirrored["term"], mirrored["attempt"]) == (7, 1, attempt)
+    assert run.state()["uploading"] is None and run.state()["failing_since"] is None
+    (key,) = [each.key for each in listing_of(run.store, RUN).published]
+    (tmp_path / "fresh").mkdir()
+    assert content_of(download(run.store, key, tmp_path / "fresh")) == content_of(run.root / "checkpoint-7")
+
+
+def test_of_scheduled_ones_the_newest_alone_is_sent_and_what_it_needs(run: Mirrored) -> None:
+    best, skipped = run.save(1), run.save(2)
+    newest = run.save(3, "scheduled", best)
+    run.serve()
+    assert run.answer(best).mirrored and run.answer(newest).mirrored
+    assert not run.answer(skipped).mirrored and run.answer(skipped).why == "step 3 came before it was sent"
+
+
+def test_what_fails_is_tried_again_after_a_pause_and_says_since_when_and_why(run: Mirrored) -> None:
+    attempt = run.save(1)
+    run.store.failures = [MirrorUnavailableError("the store is busy")] * 2
+    assert run.sender.serve_one()  # it looks around
+    pauses = []
+    for _ in range(2):
+        assert not run.sender.serve_one() and run.queue.answer_to(attempt) is None
+        shown = run.state()
+        failing, again = shown["failing_since"], shown["next_try_at"]
+        assert isinstance(failing, float) and isinstance(again, float) and shown["why"] == "the store is busy"
+        pauses.append(again - failing)
+    assert 0.9 < pauses[0] < pauses[1]
+    assert run.sender.serve_one() and run.answer(attempt).mirrored
+    assert (run.state()["failing_since"], run.state()["why"], run.state()["next_try_at"]) == (None, "", None)
+
+
+def test_a_refusal_has_the_store_opened_anew_once_at_once_and_then_after_pauses(run: Mirrored) -> None:
+    attempt = run.save(1)
+    run.sender.serve_one()
+    assert run.opened == 1
+    run.store.failures = [MirrorAccessError("the token has expired")] * 3
+    assert run.sender.serve_one() and run.state()["failing_since"] is None, "new credentials may be there"
+    assert not run.sender.serve_one() and not run.sender.serve_one()
+    assert run.opened == 3 and run.state()["why"] == "the token has expired"
+    assert run.sender.serve_one() and run.answer(attempt).mirrored and run.opened == 4
+
+
+def test_a_run_that_another_start_has_taken_over_is_sent_no_more(run: Mirrored) -> None:
+    first = run.save(1)
+    run.serve()
+    start(run.store, host="another machine")
+    attempts = [run.save(2, "requested"), run.save(3, "stop")]
+    for _ in range(3):
+        run.sender.serve_one()
+    assert run.queue.waiting() == [] and run.answer(first).mirrored
+    for attempt in attempts:
+        assert not run.answer(attempt).mirrored and "another machine" in run.answer(attempt).why
+    assert "another machine" in str(run.state()["taken_over"]) and run.there() == [1]
+
+
+def test_what_an_earlier_start_of_this_directory_has_left_is_sent_under_its_own_term(run: Mirrored) -> None:
+    left, run.store.failures = run.save(1, "stop"), [MirrorUnavailableError("cut")]
+    run.serve()
+    run.begin()
+    newer = run.save(2)
+    run.serve()
+    assert (run.answer(left).term, run.answer(newer).term) == (1, 2)
+    assert run.there() == [2, 1]
+    mirrored = run.state()["mirrored"]
+    assert isinstance(mirrored, dict) and mirrored["step"] == 2
+
+
+def test_a_process_that_is_started_again_knows_what_is_there(run: Mirrored) -> None:
+    run.save(1)
+    run.serve()
+    run.begin()
+    assert run.sender.serve_one() is False
+    mirrored = run.state()["mirrored"]
+    assert isinstance(mirrored, dict) and (mirrored["step"], mirrored["term"]) == (1, 1)
+
+
+def test_one_that_is_gone_or_damaged_is_answered_and_holds_nobody_up(run: Mirrored) -> None:
+    gone, damaged, good = run.save(1, "requested"), run.save(2, "requested"), run.save(3)
+    shutil.rmtree(run.root / "checkpoint-1")
+    (run.root / "checkpoint-2" / "optimizer.pt").write_bytes(b"MOMENTS")
+    run.serve()
+    assert run.answer(gone).why == "it is no longer on this disk"
+    assert not run.answer(damaged).mirrored and "damaged" in run.answer(damaged).why
+    assert run.answer(good).mirrored and run.there() == [3]
+
+
+def test_one_that_has_another_name_by_now_is_found_by_its_attempt(run: Mirrored) -> None:
+    attempt = run.save(5, "requested")
+    (run.root / "checkpoint-5").rename(run.root / f"superseded-5-{attempt}")
+    run.serve()
+    assert run.answer(attempt).mirrored
+
+
+def test_an_error_that_nobody_thought_of_is_tried_again_with_a_new_store(run: Mirrored) -> None:
+    attempt = run.save(1)
+    run.store.failures = [RuntimeError()]
+    run.serve()
+    assert run.state()["why"] == "RuntimeError" and run.opened == 1
+    run.serve()
+    assert run.answer(attempt).mirrored and run.opened == 2
+
+
+def test_a_place_that_has_no_sign_of_this_start_is_not_taken_for_the_mirror(run: Mirrored) -> None:
+    attempt = run.save(1)
+    objects, run.store.objects = run.store.objects, {}
+    run.serve()
+    assert run.queue.answer_to(attempt) is None and run.store.objects == {}
+    assert "no sign of this run's start (term 1)" in str(run.state()["why"])
+    run.store.objects = objects
+    run.serve()
+    assert run.answer(attempt).mirrored

@@ -1,0 +1,120 @@
+"""The mirror's real process, and the thread of training that keeps it."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from helpers.mirrored_run import MirroredRun, mirrored_run
+from helpers.support import line_of, process
+from helpers.waiting import wait_until
+from holdfast.store import names
+
+
+def events(run: MirroredRun) -> list[dict[str, Any]]:
+    lines = (run.root / names.JOURNAL).read_text().splitlines()
+    return [event for event in map(json.loads, lines) if "mirror" in event["event"]]
+
+
+def process_of(run: MirroredRun) -> psutil.Process:
+    """The mirror's process, once it listens."""
+
+    def listening() -> list[psutil.Process]:
+        started = run.supervisor.process
+        return [psutil.Process(started.pid)] if started is not None and started.poll() is None else []
+
+    return wait_until(listening)[0]
+
+
+def test_what_is_queued_comes_into_the_mirror_and_is_journalled_and_shown(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(7)
+        wait_until(lambda: not run.supervisor.waiting)
+        run.supervisor.look()
+        assert run.there() == [1]
+        (event,) = events(run)
+        assert (event["event"], event["step"], event["term"]) == ("mirrored", 7, 1) and event["bytes"] > 0
+        shown = run.run.status.now.mirror
+        assert shown is not None and (shown["mirrored"]["step"], shown["waiting"]) == (7, [])
+        assert run.said == [] and not {"obstore", "boto3"} & set(sys.modules), "training never loads them"
+
+
+def test_a_process_that_dies_is_started_again_and_goes_on(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        first = process_of(run)
+        away = run.place.rename(tmp_path / "away")
+        run.save(1)
+        wait_until(lambda: any("nothing can be sent" in line for line in run.said), limit=60)
+        first.kill()
+        away.rename(run.place)
+        wait_until(lambda: run.there() == [1], limit=60)
+        assert process_of(run).pid != first.pid
+        assert [event["event"] for event in events(run)][:2] == ["mirror failing", "mirror process ended"]
+        assert f"the mirror's process has ended ({-signal.SIGKILL}), and is started again; training goes on" in run.said
+
+
+def test_signals_to_all_processes_of_a_job_are_not_for_it(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(1)
+        wait_until(lambda: run.there() == [1], limit=60)
+        started = process_of(run)
+        assert os.getsid(started.pid) != os.getsid(0), "a terminal's Ctrl+C does not reach it"
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            started.send_signal(number)
+        run.save(2)
+        wait_until(lambda: run.there() == [2, 1], limit=60)
+        assert process_of(run).pid == started.pid
+    assert not started.is_running()
+
+
+_KILLED = """
+import os, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from helpers.mirrored_run import MirroredRun
+from helpers.waiting import wait_until
+
+run = MirroredRun(Path(sys.argv[1]))
+run.supervisor.start()
+started = wait_until(lambda: run.supervisor.process)
+run.save(1)
+wait_until(lambda: run.there() == [1])
+worker = os.fork()  # as a data worker is, which has the pipe as well
+if not worker:
+    time.sleep(100)
+print(started.pid, worker)
+time.sleep(100)
+"""
+
+
+def test_it_ends_with_a_training_that_is_killed_also_where_a_forked_worker_lives_on(tmp_path: Path) -> None:
+    with process(_KILLED, tmp_path / "run", Path(__file__).parents[1]) as training:
+        pid, worker = map(int, line_of(training, 60).split())
+        mirror = psutil.Process(pid)
+        training.kill()
+        training.wait()
+        try:
+            wait_until(lambda: not mirror.is_running() or mirror.status() == psutil.STATUS_ZOMBIE)
+            assert psutil.pid_exists(worker)
+        finally:
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_queue_that_cannot_be_written_costs_the_training_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+
+        def full(queued: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(run.supervisor.queue, "put", full)
+        run.save(1)
+        assert run.supervisor.waiting == []
+        (event,) = events(run)
+        assert event["event"] == "not mirrored" and "could not be queued" in event["why"]
