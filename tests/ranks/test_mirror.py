@@ -10,6 +10,7 @@ from helpers.mirrors import DirectoryMirror
 from holdfast.errors import RanksError
 from holdfast.ranks.channel import Channel
 from holdfast.resume import open_run
+from holdfast.resume.waiting import ALIVE
 from ranks.conftest import Ranks
 from ranks.real_store import RealStore
 
@@ -47,7 +48,7 @@ def test_the_others_wait_as_long_as_rank_0_is_at_it_and_no_longer(monkeypatch: p
 
         def pull() -> None:
             for number in range(8):
-                first.put(open_run._ALIVE, number)
+                first.put(ALIVE, number)
                 time.sleep(0.25)
             first.put("start", "chosen")
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from holdfast.errors import MirrorTakenError
 from holdfast.mirror.seen import Remote, Seen
 from holdfast.store.catalog import Entry
+from holdfast.text import shown
 
 _WITHOUT = "to go on with what is on this disk, and leave the mirror alone: --resume local (in Python, resume='local')"
 
@@ -139,4 +140,4 @@ def _not_the_same(start: Start, seen: Seen) -> MirrorTakenError:
 
 
 def _last_start(seen: Seen) -> str:
-    return f"{seen.host or 'another start'} (term {seen.newest})"
+    return f"{shown(seen.host) or 'another start'} (term {seen.newest})"

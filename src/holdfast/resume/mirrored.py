@@ -25,7 +25,7 @@ from holdfast.resume.choose import ResumePoint
 from holdfast.run.run import Run
 from holdfast.store import catalog, files, names, pins, reading, references, terms
 from holdfast.store.catalog import Entry
-from holdfast.text import shown
+from holdfast.text import quoted, shown
 
 # What is left free beside what is pulled, as beside what is saved.
 _RESERVE_BYTES = 16 << 20
@@ -54,7 +54,6 @@ class MirroredStart:
         self._damaged_there: set[str] = set()
         self._pulled: set[str] = set()
         self._events: list[dict[str, object]] = []
-        self._has_begun = False
 
     def go_on(self) -> ResumePoint | None:
         """Chooses what the training goes on from, claims the run, and returns the choice; None where it begins anew.
@@ -80,6 +79,9 @@ class MirroredStart:
     def go_on_from_older(self, damaged: ResumePoint, problems: Sequence[str]) -> ResumePoint:
         """Chooses again, after the chosen one turned out to be damaged while it was read.
 
+        The claim stands, and names the damaged one: that is what a start elsewhere may go on from, if it has it whole,
+        until this one has sent something.
+
         Raises:
             NoCheckpointError: There is no other.
             DamagedCheckpointError: It was named, so that no other will do.
@@ -90,17 +92,19 @@ class MirroredStart:
         choose.tell_of_skipped(damaged.path, problems, self._log)
         if damaged.manifest is not None:
             self._pass_over(damaged.manifest.attempt, here=True)
-        older = self.go_on()
-        if older is None:
-            raise NoCheckpointError(f"there is no other checkpoint in {self._run.root} or {self._calls.url}")
+        with self._calls:
+            seen = self._calls.look(self._run.identity, self._run.lease.holder.token)
+            older = self._choose(seen)
+            if older is None:
+                raise NoCheckpointError(f"there is no other checkpoint in {self._run.root} or {self._calls.url}")
+            self._require_allowed(older, seen)
+            self._bring_what_belongs_to(older, seen)
         return older
 
     def _claim(self, point: ResumePoint | None, seen: Seen) -> bool:
         """Claims the run; False where what was seen, and so the choice, may not be the newest any more."""
         run, token = self._run, self._run.lease.holder.token
-        parent = point.manifest.attempt if point is not None and point.manifest is not None else None
-        identity = self._identity(point, seen)
-        require_allowed(self._start(identity, parent, point.path.name if point is not None else ""), seen)
+        identity, parent = self._require_allowed(point, seen)
         run.settle(identity, parent)
         present = choose.entries_in(run.root)
         least = catalog.term_to_write(present, run.catalog.claimed, identity) + 1
@@ -110,6 +114,13 @@ class MirroredStart:
             first = catalog.next_sequence(present, identity, greatest + 1)
             run.claim(terms.Term(identity, claimed.term, first, self._calls.url))
         return claimed.is_current
+
+    def _require_allowed(self, point: ResumePoint | None, seen: Seen) -> tuple[str, str | None]:
+        """Refuses a choice that may not be gone on from; returns the identity of the run, and of the checkpoint."""
+        attempt = point.manifest.attempt if point is not None and point.manifest is not None else None
+        identity = self._identity(point, seen)
+        require_allowed(self._start(identity, attempt, point.path.name if point is not None else ""), seen)
+        return identity, attempt
 
     def _choose(self, seen: Seen) -> ResumePoint | None:
         if not choose.takes_newest(self._wanted):
@@ -175,7 +186,7 @@ class MirroredStart:
     def _why_not_brought(self, remote: Remote) -> str:
         if remote.problem or remote.layout == self._layout.name:
             return remote.problem
-        return f"its layout is {remote.layout!r}, and this training reads {self._layout.name!r}"
+        return f"its layout is {quoted(remote.layout)}, and this training reads {self._layout.name!r}"
 
     def _pull(self, remote: Remote) -> Path:
         """Brings a checkpoint into the run directory.
@@ -268,11 +279,7 @@ class MirroredStart:
             self._log.info(f"took run {run.identity} over from {url}, where {host} last: going on from {from_where}")
         elif point is not None and point.manifest is not None:
             self._tell_of_what_is_left_out(point, seen)
-        if self._has_begun:
-            run.journal.write("fell_back", parent=run.parent)
-        else:
-            run.begin()
-        self._has_begun = True
+        run.begin()
         while self._events:
             run.journal.write("pulled", **self._events.pop(0))
         run.journal.write("claimed", mirror=url, term=run.term, before=seen.newest)

@@ -4,7 +4,6 @@ To be read from top to bottom: a run is opened; its checkpoint is read elsewhere
 damaged, all fall back to the same older one.
 """
 
-import itertools
 import os
 import socket
 import time
@@ -16,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.arguments import LOCAL
-from holdfast.errors import FAILED, DamagedCheckpointError, HoldfastError, RanksError
+from holdfast.errors import FAILED, DamagedCheckpointError, HoldfastError, RanksError, exit_code_of
 from holdfast.layouts.layout import Layout
-from holdfast.mirror.calls import Calls, Doing
+from holdfast.mirror.calls import Calls
 from holdfast.ranks.channel import Channel
 from holdfast.remote.location import location_of
 from holdfast.resume.choose import ResumePoint, opening, select_checkpoint, select_older
 from holdfast.resume.mirrored import MirroredStart
+from holdfast.resume.waiting import ALIVE, Waiting
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
 from holdfast.settings import SaveSettings
@@ -30,8 +30,6 @@ from holdfast.store import catalog
 
 # Verifying the checkpoint that is resumed from, and reading it, takes as long as it is large.
 _LONGEST_SECONDS = 3600.0
-# Under this key rank 0 tells again and again that it is at it, while it asks the mirror and pulls.
-_ALIVE = "choosing"
 _LOOK_SECONDS = 1.0
 
 SelectOlder = Callable[[ResumePoint, Sequence[str]], ResumePoint]
@@ -100,22 +98,14 @@ def _open_mirrored(wish: Wish, url: str, channel: Channel | None) -> "Resumption
     root, wanted, layout, log, settings = wish
     url, endpoint = location_of(url).url, settings.mirror_endpoint
     run = Run.enter(root, log=log)
-    alive = itertools.count()
-
-    def show(doing: Doing) -> None:
-        run.status.update(mirror=asdict(doing))
-        with suppress(OSError):
-            run.status.write()
-        if channel is not None:
-            channel.put(_ALIVE, next(alive))
-
     try:
-        calls = Calls(url, endpoint, settings.mirror_region, run.folder, show)
+        waiting = Waiting(run, channel, log)
+        calls = Calls(url, endpoint, settings.mirror_region, run.folder, waiting.show)
         start = MirroredStart(run, calls, wanted, layout, log)
         point = start.go_on()
+        waiting.end()
     except BaseException as error:
-        code = error.exit_code if isinstance(error, HoldfastError) else FAILED
-        run.close(f"failed: {type(error).__name__}", code)
+        run.close(f"failed: {type(error).__name__}", _code_of(error))
         run.let_go()
         raise
     return Resumption(run, point, channel, start.go_on_from_older)
@@ -269,7 +259,7 @@ def _from_rank0(channel: Channel, key: str) -> Any:
         nonlocal seen, since, looked
         if (now := time.monotonic()) - looked < _LOOK_SECONDS:
             return
-        looked, alive = now, channel.all([_ALIVE]) if channel.all_there([_ALIVE]) else None
+        looked, alive = now, channel.all([ALIVE]) if channel.all_there([ALIVE]) else None
         if alive != seen:
             seen, since = alive, now
         if now - since > _LONGEST_SECONDS:
@@ -342,6 +332,12 @@ def _point_message(point: ResumePoint | None) -> dict[str, Any]:
         "inode": point.folder.status().st_ino,
         "doubt": catalog.doubt_of(point.folder),
     }
+
+
+def _code_of(error: BaseException) -> int:
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        return exit_code_of(error)
+    return error.exit_code if isinstance(error, HoldfastError) else FAILED
 
 
 def _error_message(error: HoldfastError) -> dict[str, Any]:
