@@ -1,23 +1,27 @@
 """A checkpoint from a mirror to this disk: every block is checked as it arrives, and the name comes last."""
 
 import os
-from collections.abc import Callable
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.errors import DamagedCheckpointError
+from holdfast.errors import DamagedCheckpointError, NoSpaceError
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import manifest_of
-from holdfast.remote.object_store import ObjectStore
-from holdfast.store import commit, digest, files, names
-from holdfast.store.folder import Directory, Folder
-from holdfast.store.manifest import File
+from holdfast.remote.object_store import ObjectStore, Progress, unheard
+from holdfast.store import commit, digest, files, names, reading
+from holdfast.store.folder import Directory, Folder, path_of, walk
+from holdfast.store.manifest import File, Manifest
 
-Progress = Callable[[int], None]
-"""Called with the number of bytes that have arrived since."""
+# As many blocks are in memory: 32 MiB.
+_FETCHERS = 8
+# As many are asked for, so that none of these waits for what comes next.
+_UNDER_WAY = 2 * _FETCHERS
 
 
-def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: Progress = lambda size: None) -> Path:
+def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: Progress = unheard) -> Path:
     """Brings a checkpoint from a mirror into a run directory, under the name that its step has there.
 
     One that has the name already makes way, as it does for a commit.
@@ -26,7 +30,7 @@ def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: 
         store: The place.
         key: The checkpoint.
         root: The run directory.
-        progress: Hears of the bytes as they arrive.
+        progress: Hears of the bytes as they arrive, in the thread that calls this.
 
     Returns:
         Its path.
@@ -34,46 +38,104 @@ def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: 
     Raises:
         AbsentError: It is not there (any more).
         DamagedCheckpointError: Something there is not what was sent.
+        MirrorUnavailableError: It is to be tried again.
+        NoSpaceError: The disk has no room for it.
         OSError: The disk does not take it.
     """
     data, manifest = manifest_of(store, key)
-    place = root / names.staging(key.run, manifest.step, key.attempt)
+    space, _ = files.free_space(root)
+    if space < manifest.size:
+        raise NoSpaceError(
+            f"{names.checkpoint(manifest.step)} of {store.url} has {manifest.size:,} bytes, and {root} has"
+            f" {space:,} free"
+        )
+    place, target = root / names.staging(key.run, manifest.step, key.attempt), root / names.checkpoint(manifest.step)
     with suppress(FileNotFoundError):
         files.remove_tree(place)
-    folder = commit.make_new(place)
-    try:
-        for file in manifest.files:
-            _fetch(store, key, file, folder, progress)
-        files.write_new(folder / names.MANIFEST, data)
-        files.sync_directory(folder)
-        target = root / names.checkpoint(manifest.step)
-        commit.make_way(root, manifest.step)
-        files.rename_new(place, target)
-        files.sync_directory(root)
-    except BaseException:
-        files.remove_open(folder, place)
-        raise
-    finally:
-        folder.close()
-    return Path(str(target))
-
-
-def _fetch(store: ObjectStore, key: CheckpointKey, file: File, folder: Folder, progress: Progress) -> None:
-    above, _, name = file.path.rpartition("/")
-    with files.below(folder, above, make=True) as inside:
-        fd = files.open_new(inside / name)
+    with commit.make_new(place) as folder:
         try:
-            for offset in range(0, file.size, digest.BLOCK_BYTES):
-                end = min(file.size, offset + digest.BLOCK_BYTES)
-                block = store.get_range(key.of(file.path), offset, end)
-                if len(block) != end - offset or digest.of([block]) != digest.at(file.digests, offset):
-                    raise DamagedCheckpointError(
-                        f"{store.url}/{key.of(file.path)} is not what was sent: the block at {offset:,} differs",
-                        [f"{file.path} differs at {offset:,}"],
-                    )
-                files.write_all(fd, block)
-                progress(len(block))
-            os.fsync(fd)
-        finally:
+            _fetch(store, key, manifest, folder, progress)
+            files.write_new(folder / names.MANIFEST, data)
+            for level in walk(folder):
+                files.sync_directory(level.folder)
+            commit.make_way(root, manifest.step)
+            files.rename_new(place, target)
+        except BaseException:
+            files.remove_open(folder, place)
+            raise
+    files.sync_directory(root)
+    return path_of(target)
+
+
+class _Arriving:
+    """A file that is being written, by any number of threads. The last of them makes it durable.
+
+    Args:
+        folder: The directory that it is below.
+        file: The manifest's entry for it.
+    """
+
+    def __init__(self, folder: Folder, file: File) -> None:
+        self.file = file
+        self.offsets = range(0, file.size or 1, digest.BLOCK_BYTES)
+        self._left = len(self.offsets)
+        self._lock = threading.Lock()
+        above, _, name = file.path.rpartition("/")
+        with files.below(folder, above, make=True) as inside:
+            self.fd = files.open_new(inside / name)
+
+    def leave(self) -> None:
+        """Notes that one of its blocks is there."""
+        with self._lock:
+            self._left -= 1
+            is_last = not self._left
+        if is_last:
+            os.fsync(self.fd)
+            self.close()
+
+    def close(self) -> None:
+        """Lets go of it."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
             os.close(fd)
-        files.sync_directory(inside)
+
+
+def _fetch(store: ObjectStore, key: CheckpointKey, manifest: Manifest, folder: Folder, progress: Progress) -> None:
+    """Fetches all files into a directory, several blocks at once, and makes each durable."""
+    opened: deque[_Arriving] = deque(maxlen=_UNDER_WAY + 1)  # no more than that can be open
+    under_way: deque[Future[int]] = deque()
+    try:
+        with ThreadPoolExecutor(_FETCHERS, "holdfast-pull") as pool:
+            try:
+                for file in manifest.files:
+                    opened.append(arriving := _Arriving(folder, file))
+                    for offset in arriving.offsets:
+                        under_way.append(pool.submit(_fetch_block, store, key, arriving, offset))
+                        if len(under_way) == _UNDER_WAY:
+                            progress(under_way.popleft().result())
+                while under_way:
+                    progress(under_way.popleft().result())
+            finally:
+                for block in under_way:
+                    block.cancel()
+    finally:
+        for arriving in opened:
+            arriving.close()
+
+
+def _fetch_block(store: ObjectStore, key: CheckpointKey, arriving: _Arriving, offset: int) -> int:
+    """Fetches one block of a file to its place, and proves it. Returns its size."""
+    file = arriving.file
+    end = min(file.size, offset + digest.BLOCK_BYTES)
+    block = store.get_range(key.of(file.path), offset, end) if end else b""
+    if len(block) != end - offset or digest.of([block]) != digest.at(file.digests, offset):
+        raise DamagedCheckpointError(
+            f"{store.url}/{key.of(file.path)} is not what was sent: the block at {offset:,} differs",
+            [reading.changed(file)],
+        )
+    view = memoryview(block)
+    while view:
+        offset += (written := os.pwrite(arriving.fd, view, offset))
+        view = view[written:]
+    arriving.leave()
+    return len(block)
