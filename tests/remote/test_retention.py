@@ -1,3 +1,4 @@
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def store() -> MemoryStore:
 
 
 def sent(store: MemoryStore, root: Path, step: int, term: int = 1, **fields: Any) -> CheckpointKey:
-    checkpoint = commit_checkpoint(root, step, {"a": b"a", "b/c": b"c"}, **fields)
+    checkpoint = commit_checkpoint(root, step, **{"content": {"a": b"a", "b/c": b"c"}, **fields})
     with Folder.open(checkpoint) as folder:
         return upload(store, folder, term, None)
 
@@ -77,6 +78,18 @@ def test_the_rules_are_those_of_the_disk(
         why,
     ]
     assert retained(store, policy, **spoken) == [3, 2, *([fields.get("step", 1)] if why else [])]
+
+
+def test_what_the_newest_one_there_refers_to_stays(tmp_path: Path, store: MemoryStore) -> None:
+    def state(best: str) -> dict[str, bytes]:
+        return {"trainer_state.json": json.dumps({"best_model_checkpoint": best}).encode()}
+
+    for step in range(1, 5):
+        sent(store, tmp_path, step, attempt=f"{step}" * 32)
+    sent(store, tmp_path, 5, content=state("elsewhere/checkpoint-2"), parent="3" * 32)
+    assert retained(store, RetentionPolicy(1, 1)) == [5, 3, 2]
+    sent(store, tmp_path, 6, content=state("../checkpoint-3\n"))
+    assert retained(store, RetentionPolicy(1, 1)) == [6]
 
 
 def test_the_newest_good_one_and_the_newest_finite_one_never_go(tmp_path: Path, store: MemoryStore) -> None:
@@ -212,8 +225,8 @@ def test_a_manifest_is_read_once(tmp_path: Path) -> None:
 
     store = Counting()
     for step in (1, 2, 3):
-        sent(store, tmp_path, step)
+        sent(store, tmp_path, step, content={"trainer_state.json": b"{}"})
     catalog = RemoteCatalog(store)
     for _ in range(3):
         retention.retain(store, catalog, RUN, 1, KEEP_TWO)
-    assert store.reads == 3
+    assert store.reads == 3 + 1

@@ -10,7 +10,7 @@ from holdfast.errors import DamagedCheckpointError, MirrorError, MirrorTakenErro
 from holdfast.remote import keys, terms
 from holdfast.remote.download import download
 from holdfast.remote.keys import CheckpointKey
-from holdfast.remote.listing import listing_of
+from holdfast.remote.listing import listing_of, manifest_of
 from holdfast.remote.upload import upload
 from holdfast.store import catalog, names
 from holdfast.store.folder import Folder
@@ -55,6 +55,16 @@ def test_an_earlier_start_sends_nothing_once_a_later_one_has_the_run(tmp_path: P
     assert listing_of(store, RUN).checkpoints == ()
     assert sent(store, checkpoint, second, term=first).term == first  # what an earlier start has left on this disk
     assert sent(store, checkpoint, claimed=None, term=0).term == 0
+
+
+def test_what_is_sent_by_hand_may_count_for_less_than_its_manifest_says_and_never_for_more(
+    tmp_path: Path, store: MemoryStore
+) -> None:
+    checkpoint = commit_checkpoint(tmp_path, 7, term=2)
+    for term in (0, 1, 2):
+        assert manifest_of(store, sent(store, checkpoint, None, term))[1].term == 2
+    with pytest.raises(DamagedCheckpointError, match="that of another checkpoint"):
+        manifest_of(store, sent(store, checkpoint, None, 3))
 
 
 def test_bytes_that_changed_on_the_disk_are_never_there(tmp_path: Path, store: MemoryStore) -> None:

@@ -20,7 +20,7 @@ from holdfast.mirror.seen import Remote, Seen
 from holdfast.remote import terms
 from holdfast.remote.download import download
 from holdfast.remote.keys import CheckpointKey
-from holdfast.remote.listing import Listing, listing_of, manifest_of
+from holdfast.remote.listing import Listing, RemoteCheckpoint, listing_of, manifest_of
 from holdfast.remote.object_store import ObjectStore
 from holdfast.remote.opening import open_store, require_usable
 from holdfast.store.folder import Folder
@@ -83,7 +83,7 @@ class StartCalls:
             if claim is None or claim.token != token:  # its own claims stand in nobody's way
                 newest = number
                 break
-        published = [each for listed in listing.published if (each := _described(store, listed.key)) is not None]
+        published = [each for listed in listing.published if (each := _described(store, listed)) is not None]
         seen = Seen(
             owner=owner,
             newest=newest,
@@ -120,15 +120,16 @@ class StartCalls:
         return self._store
 
 
-def _described(store: ObjectStore, key: CheckpointKey) -> Remote | None:
+def _described(store: ObjectStore, listed: RemoteCheckpoint) -> Remote | None:
     """Returns a checkpoint with what its manifest says; None where it has none any more."""
+    key = listed.key
     try:
         _, manifest = manifest_of(store, key)
     except AbsentError:
         return None
     except DamagedCheckpointError as error:
         return Remote(key, problem="; ".join(error.problems))
-    return Remote(key, manifest.step, manifest.size, manifest.layout)
+    return Remote(key, manifest.step, manifest.size, manifest.layout, problem=listed.problem_of(manifest) or "")
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:

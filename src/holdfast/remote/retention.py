@@ -30,8 +30,7 @@ def judge(
         pinned: The attempts that are pinned there.
         policy: The rules.
         asked: The attempts that somebody asked for after they had been saved for another reason.
-        protected: The attempts that something still needs: those that the newest one there refers to, and that those
-            do which are to be sent. The best one, and the one that was resumed from.
+        protected: The attempts that something still needs: the best one, and the one that was resumed from.
     """
     listed = list(entries)
     needed = frozenset(protected)
@@ -62,7 +61,8 @@ def retain(
         claimed: The term that this start has claimed.
         policy: The rules.
         asked: As `judge` has it.
-        protected: As `judge` has it.
+        protected: The attempts that something still needs, beside those that the newest one there refers to: what is
+            to be sent next may refer to others.
 
     Returns:
         Those that were deleted.
@@ -75,7 +75,7 @@ def retain(
     entries = catalog.entries(listing)
     whole = {each.key for each in entries if each.entry.manifest is not None}
     going = [each.key for each in listing.checkpoints if each.key.attempt in listing.doomed and each.key not in whole]
-    verdicts = judge(entries, listing.pins, policy, asked, protected)
+    verdicts = judge(entries, listing.pins, policy, asked, {*protected, *catalog.references(entries)})
     going += [key for key, verdict in reversed(verdicts) if verdict.kept is None]
     return [key for key in going if delete(store, key, lambda: require_claim(store, run, claimed))]
 

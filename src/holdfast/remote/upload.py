@@ -27,7 +27,7 @@ def upload(
     Args:
         store: The place.
         folder: The checkpoint's directory, held open; nothing in it is changed.
-        term: The term that it counts for where its manifest names none.
+        term: The term that it is sent under: the one that it counts for in its run directory.
         claimed: The term that this start has claimed: nothing is sent once a later one has. None sends what counts for
             an earlier term as well: it is never the newest there.
         progress: Hears of the bytes as they are read here, or are there already.
@@ -45,7 +45,7 @@ def upload(
         manifest = decode(data)
     except ManifestError as error:
         raise _damaged(folder, str(error)) from error
-    key = CheckpointKey(manifest.run, manifest.term or term, manifest.sequence, manifest.attempt)
+    key = CheckpointKey(manifest.run, term, manifest.sequence, manifest.attempt)
     there = _looked_at(store, key, claimed)
     for file in manifest.files:
         if there.sizes.get(file.path) == file.size:
