@@ -25,6 +25,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "bucket"
+NANIO_SECRET = "test-secret"
 _LIMIT_SECONDS = 60.0
 
 _ACCOUNT = "devstoreaccount1"
@@ -66,7 +67,7 @@ def free_port() -> int:
 def serving(command: list[str], port: int) -> Iterator[int]:
     """Runs a server until the context ends, and gives its port when it answers there."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_CLOUD_VARIABLES)}
-    variables |= {"NANIO_ACCESS_KEY": "test", "NANIO_SECRET_KEY": "test-secret"}
+    variables |= {"NANIO_ACCESS_KEY": "test", "NANIO_SECRET_KEY": NANIO_SECRET}
     # A file and no pipe: servers log each request, and one that nobody reads from stands still once a pipe is full.
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=variables, start_new_session=True)

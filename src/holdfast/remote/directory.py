@@ -168,14 +168,15 @@ class DirectoryStore:
     @contextmanager
     def _root(self, *, make: bool = False) -> Iterator[Folder]:
         """Opens the directory, each time anew: it may be gone, and what was put into a deleted one would be, too."""
-        if make and not self._was_there and self._path.parent.is_dir():
+        was_there = self._was_there  # as of now: another thread may be about to make it
+        if make and not was_there and self._path.parent.is_dir():
             with suppress(FileExistsError):
                 files.make_directory(self._path)
                 files.sync_directory(self._path.parent)
         try:
             root = Folder.open(self._path, follow=True)
         except FileNotFoundError:
-            if self._was_there:
+            if was_there:
                 raise MirrorUnavailableError(f"{self._path} was there, and is not any more") from None
             if not self._path.parent.is_dir():
                 raise MirrorAccessError(

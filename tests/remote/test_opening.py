@@ -1,0 +1,93 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers import object_servers
+from helpers.breaking_proxy import BreakingProxy, Rule
+from helpers.memory_store import MemoryStore
+from helpers.object_servers import BUCKET, S3_ENVIRONMENT, needs
+from holdfast.errors import ConfigError, MirrorAccessError, MirrorUnavailableError
+from holdfast.remote.object_store import Item
+from holdfast.remote.opening import open_store, require_usable
+
+
+@needs("obstore", "botocore", "nanio")
+def test_a_store_that_ignores_put_if_absent_is_refused(tmp_path: Path) -> None:
+    variables = S3_ENVIRONMENT | {"AWS_SECRET_ACCESS_KEY": object_servers.NANIO_SECRET}
+    with object_servers.nanio(tmp_path) as port, object_servers.environment(variables, tmp_path):
+        endpoint = f"http://127.0.0.1:{port}"
+        store = open_store(f"s3://{BUCKET}/x", endpoint)
+        with pytest.raises(MirrorAccessError, match="where there is one already"):
+            require_usable(store)
+        assert [*store.listed()] == [], "what it was tried with is gone"
+        with object_servers.environment(S3_ENVIRONMENT, tmp_path):
+            with pytest.raises(MirrorAccessError, match="403 SignatureDoesNotMatch") as caught:
+                require_usable(open_store(f"s3://{BUCKET}/x", endpoint))
+            assert "look at the credentials" in str(caught.value.hint)
+
+
+class Ignoring(MemoryStore):
+    def put_absent(self, key: str, data: bytes) -> bool:
+        self.objects[key] = data
+        return True
+
+
+class Forgetting(MemoryStore):
+    def listed(self, prefix: str = "") -> Iterator[Item]:
+        yield from ()
+
+
+class Keeping(MemoryStore):
+    def delete(self, key: str) -> None:
+        """Deletes nothing."""
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "words"),
+    [
+        (Ignoring(), MirrorAccessError, "conditional writes"),
+        (Forgetting(), MirrorUnavailableError, "is not listed"),
+        (Keeping(), MirrorUnavailableError, "is still there"),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_store_that_does_not_do_what_it_says_is_refused(store: MemoryStore, error: type, words: str) -> None:
+    with pytest.raises(error) as caught:
+        require_usable(store)
+    assert words in f"{caught.value} {getattr(caught.value, 'hint', None)}"
+
+
+@needs("obstore", "botocore", "moto", "flask", "flask_cors")
+def test_a_bucket_that_lets_itself_be_written_and_not_deleted_from_is_refused_at_once(tmp_path: Path) -> None:
+    with object_servers.moto() as port, BreakingProxy(port) as proxy:
+        with object_servers.environment(S3_ENVIRONMENT, tmp_path):
+            proxy.break_on(Rule("DELETE", "error", "AccessDenied", 100))
+            with pytest.raises(MirrorAccessError, match=r"deleting .* AccessDenied"):
+                require_usable(open_store(f"s3://{BUCKET}/x", proxy.url))
+            with pytest.raises(MirrorAccessError, match="no such bucket"):
+                require_usable(open_store("s3://another/x", proxy.url))
+        # The environment has the endpoint as well; what is given counts for more.
+        with object_servers.environment(S3_ENVIRONMENT | {"AWS_ENDPOINT_URL_S3": proxy.url}, tmp_path):
+            proxy.break_on()
+            require_usable(open_store(f"s3://{BUCKET}/x"))
+            with pytest.raises(MirrorUnavailableError):
+                open_store(f"s3://{BUCKET}/x", f"http://127.0.0.1:{object_servers.free_port()}").delete("a")
+
+
+def test_a_bad_address_or_endpoint_is_refused() -> None:
+    for url, endpoint in (("bucket/x", None), (f"s3://{BUCKET}/x", "bucket"), (f"s3://{BUCKET}/x", "ftp://host")):
+        with pytest.raises(ConfigError):
+            open_store(url, endpoint)
+
+
+def test_a_directory_needs_neither_obstore_nor_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from holdfast.remote.opening import open_store, require_usable\n"
+        f"require_usable(open_store({(tmp_path / 'mirror').as_uri()!r}))\n"
+        "print(*{name.partition('.')[0] for name in sys.modules} & {'obstore', 'botocore', 'torch', 'numpy'})"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output.split() == []
