@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -112,18 +113,21 @@ def test_of_scheduled_ones_the_newest_alone_is_sent_and_what_it_needs(run: Mirro
     assert not run.answer(skipped).mirrored and run.answer(skipped).why == "step 3 came before it was sent"
 
 
-def test_what_fails_is_tried_again_after_a_pause_and_says_since_when_and_why(run: Mirrored) -> None:
+def test_what_fails_is_tried_again_after_pauses_that_grow_and_says_since_when_and_why(
+    run: Mirrored, monkeypatch: pytest.MonkeyPatch
+) -> None:
     attempt = run.save(1)
-    run.store.failures = [MirrorUnavailableError("the store is busy")] * 2
+    run.store.failures = [MirrorUnavailableError("the store is busy")] * 4
     assert run.sender.serve_one()  # it looks around
     pauses = []
-    for _ in range(2):
+    for now in (1000.0, 1000.5, 1020.0, 9000.0):
+        monkeypatch.setattr("holdfast.mirror.sending.time.time", partial(float, now))
         assert not run.sender.serve_one() and run.queue.answer_to(attempt) is None
         shown = run.state()
-        failing, again = shown["failing_since"], shown["next_try_at"]
-        assert isinstance(failing, float) and isinstance(again, float) and shown["why"] == "the store is busy"
-        pauses.append(again - failing)
-    assert 0.9 < pauses[0] < pauses[1]
+        again = shown["next_try_at"]
+        assert (shown["failing_since"], shown["why"]) == (1000.0, "the store is busy") and isinstance(again, float)
+        pauses.append(again - now)
+    assert pauses == [1.0, 1.0, 20.0, 300.0]
     assert run.sender.serve_one() and run.answer(attempt).mirrored
     assert (run.state()["failing_since"], run.state()["why"], run.state()["next_try_at"]) == (None, "", None)
 

@@ -361,8 +361,8 @@ class Engine:
                 self._capturing.end()
             self._write_end(error)
         finally:
-            self._mirror_wait.close()
             self._shutdown.over()
+            self._mirror_wait.close()
             self.origin.close()
             if not self._saver.hangs:  # a save that comes back yet writes through what the run holds
                 self.run.let_go()

@@ -11,11 +11,14 @@ from holdfast.engine.shutdown import Shutdown
 from holdfast.mirror.supervisor import Supervisor
 
 _LOOK_SECONDS = 0.1
+# The process would rest for longer, while nobody waits.
+_POKED_EVERY_SECONDS = 5.0
 # Somebody who sits there hears how far it is.
 _TOLD_AFTER_SECONDS = 2.0
 _TOLD_EVERY_SECONDS = 30.0
-# What is left of a grace for the rest of the end.
+# What is left of a grace for the rest of the end: at least, and as a part of it.
 _KEPT_SECONDS = 0.5
+_KEPT_PART = 0.1
 
 
 class MirrorWait:
@@ -50,15 +53,17 @@ class MirrorWait:
         self._session.run.status.update(phase="mirroring")
         ends_wait = self._shutdown.only_end_a_wait()
         stop = self._session.stop
-        begun = time.monotonic()
-        self._mirror.poke()
+        begun, poked = time.monotonic(), 0.0
         while True:
+            if (now := time.monotonic()) - poked >= _POKED_EVERY_SECONDS:
+                self._mirror.poke()
+                poked = now
             self._mirror.look()
             self._refuse_requests()
             left = stop.seconds_left
             if failed:
                 left = min(begun + stop.grace - time.monotonic(), stop.grace if left is None else left)
-            is_over = left is not None and left <= _KEPT_SECONDS
+            is_over = left is not None and left <= max(_KEPT_SECONDS, _KEPT_PART * stop.grace)
             if not self._mirror.waiting or ends_wait.is_set() or is_over:
                 break
             self._tell(begun, left)

@@ -232,11 +232,11 @@ class Sender:
         return replace(self._state, mirrored=place) if newer else self._state
 
     def _fail(self, error: Exception) -> None:
-        """Takes in that something is to be tried again."""
+        """Takes in that something is to be tried again: after as long as it has failed by now, within limits."""
         why = str(error) or type(error).__name__
-        self._pause = min(max(2 * self._pause, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
         now = time.time()
         since = self._state.failing_since or now
+        self._pause = min(max(now - since, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
         self._show(uploading=None, failing_since=since, why=why, next_try_at=now + self._pause)
 
     def _show(self, *, force: bool = True, **changes: Any) -> None:

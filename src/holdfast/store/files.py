@@ -359,6 +359,7 @@ def free_space(directory: Directory) -> tuple[int, int]:
 
 
 def free_share(directory: Directory) -> float:
-    """Returns the part of a file system's space that an ordinary user may still take, between 0 and 1."""
+    """Returns the part that is free of the space that ordinary users have on a file system, as `df` counts it."""
     system = os.statvfs(directory.fd if isinstance(directory, Folder) else directory)
-    return system.f_bavail / system.f_blocks if system.f_blocks else 1.0
+    theirs = system.f_blocks - system.f_bfree + system.f_bavail
+    return system.f_bavail / theirs if theirs else 1.0

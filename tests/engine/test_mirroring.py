@@ -1,0 +1,53 @@
+"""What gives way on a full disk, and what is queued."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.mirrored_run import MirroredRun
+from helpers.support import fill, tiny_disk
+from holdfast.engine import mirroring
+from holdfast.store import retention
+from holdfast.store.retention import RetentionPolicy, Verdict
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[MirroredRun]:
+    """A run on a small disk, whose mirror's process does not run."""
+    with tiny_disk(tmp_path / "disk", options="size=4m") as disk:
+        mirrored = MirroredRun(disk / "run")
+        yield mirrored
+        mirrored.run.close("finished", 0)
+        mirrored.run.let_go()
+
+
+def verdicts(run: MirroredRun, scheduled: int = 1) -> list[Verdict]:
+    policy = RetentionPolicy(scheduled, None)
+    folder, control = run.run.folder, run.run.directory.control
+    return retention.judge(folder, control, run.run.catalog.entries(), run.run.identity, policy)
+
+
+def test_on_a_full_disk_the_oldest_that_the_mirror_alone_keeps_gives_way_and_the_newest_never(run: MirroredRun) -> None:
+    oldest, middle, newest = (run.save(step) for step in (1, 2, 3))
+    assert not mirroring.make_room(run.run, verdicts(run), run.supervisor), "there is room"
+    assert not mirroring.make_room(run.run, verdicts(run, 3), run.supervisor, needed=1 << 40), "by a rule they all stay"
+    fill(run.root.parent)
+    with (run.root.parent / "filler").open("r+b") as filler:
+        filler.truncate(filler.seek(0, 2) - (64 << 10))  # what is written down needs a little
+    for gone, left in ((oldest, [3, 2]), (middle, [3])):
+        assert mirroring.make_room(run.run, verdicts(run), run.supervisor)
+        answer = run.supervisor.queue.answer_to(gone.attempt)
+        assert answer is not None and answer.why == "the disk was nearly full, and it gave way"
+        for verdict in verdicts(run):
+            if verdict.kept is None:
+                retention.delete(run.run.folder, run.run.directory.control, verdict.entry.path)
+        assert [entry.step for entry in run.run.catalog.entries()] == left
+    assert not mirroring.make_room(run.run, verdicts(run), run.supervisor)
+    assert run.supervisor.queue.answer_to(newest.attempt) is None
+
+
+def test_what_the_next_checkpoint_needs_is_made_room_for_also_where_a_tenth_is_free(run: MirroredRun) -> None:
+    for step in (1, 2):
+        run.save(step)
+    assert mirroring.make_room(run.run, verdicts(run), run.supervisor, needed=1 << 40)
