@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 _HOP_BY_HOP = ("connection", "host", "transfer-encoding", "content-length", "date", "server", "expect")
 _ERRORS = {
@@ -33,7 +34,7 @@ class Rule:
     """What becomes of the next requests that match.
 
     Args:
-        match: A pattern in `METHOD /path?query`.
+        match: A pattern in `METHOD /path?query`, as people read it: clients escape in several ways.
         do: `error` (a code of `_ERRORS` is answered, nothing is done), `cut` (the connection is closed after so many
             bytes of the request), `hang` (nothing is answered until the proxy ends), `lost` (it is done, and the answer
             is lost), `twice` (it is done twice; the second answer is given), `late` (the connection is closed, and it
@@ -149,7 +150,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True  # the client has left
 
     def _any(self) -> None:
-        rule = self.state.rule_for(f"{self.command} {self.path}")
+        rule = self.state.rule_for(unquote(f"{self.command} {self.path}"))
         size = int(self.headers.get("content-length") or 0)
         do = rule.do if rule else ""
         if rule and do == "cut":
@@ -184,7 +185,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
+        # Azure's clients sign the date that they give.
+        dropped = {*_HOP_BY_HOP} - {"date"}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
         headers["Host"] = self.headers.get("host", "localhost")
         if self.gcs and headers.pop("x-goog-if-generation-match", None) == "0":
             headers["If-None-Match"] = "*"
