@@ -7,6 +7,7 @@ import time
 import pytest
 
 from helpers.mirrors import DirectoryMirror
+from helpers.waiting import wait_until
 from holdfast.errors import RanksError
 from holdfast.ranks.channel import Channel
 from holdfast.resume import open_run
@@ -58,3 +59,16 @@ def test_the_others_wait_as_long_as_rank_0_is_at_it_and_no_longer(monkeypatch: p
         pulling.join()
         with pytest.raises(RanksError, match="waited 0 s for 'instead/0', in vain"):
             open_run._from_rank0(second, "instead/0")
+
+
+def test_at_the_end_the_others_wait_until_rank_0_no_longer_waits_for_the_mirror(ranks: Ranks) -> None:
+    mirror = DirectoryMirror(ranks.folder / "mirror")
+    away = ranks.folder / "away"
+    job = ranks.start(until=8, pause=0.2, settings={"mirror": mirror.url, "save_steps": 4})
+    wait_until(lambda: "checkpoint saved step=4" in job.output)
+    mirror.path.rename(away)
+    wait_until(lambda: "waiting for the mirror: step" in job.output, limit=60)
+    assert [process.code for process in job.processes] == [None, None], job.output
+    away.rename(mirror.path)
+    assert job.wait() == [0, 0], job.output
+    assert f"mirrored up to step 8 ({mirror.url})" in job.output and "not heard of" not in job.output

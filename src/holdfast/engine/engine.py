@@ -92,7 +92,7 @@ class Engine:
         self._minutes = Minutes(settings.save_minutes) if settings.save_minutes else None
         self._intake, self._saver = _saver_of_rank(session, settings, policy, self._minutes, self.channel)
         self._shutdown = Shutdown(session, self._intake, self._saver, self.origin, among_ranks=self.channel is not None)
-        self._mirror_wait = MirrorWait(session, self._intake, self._saver, self._shutdown)
+        self._mirror_wait = MirrorWait(session, self._intake, self._saver, self._shutdown, self.channel)
         self._failure = Failure(session, self._intake, is_saved=settings.save_on_exception)
         self.bodies = Bodies(session, self._saver)
         """Takes in where in an epoch's body a loop is."""

@@ -120,7 +120,8 @@ def open_rank0(channel: Channel, wish: Wish) -> "Resumption":
         _wait_until_heard(channel)
         raise
     holder = asdict(opened.run.lease.holder)
-    channel.put("start", {"holder": holder, "parent": opened.run.parent, **_point_message(opened.chosen)})
+    words = {"holder": holder, "parent": opened.run.parent, "term": opened.run.term}
+    channel.put("start", {**words, **_point_message(opened.chosen)})
     answers = [channel.get(f"ready/{rank}", _LONGEST_SECONDS) for rank in channel.others]
     problems = [answer for answer in answers if answer]
     channel.put("go", problems)
@@ -141,6 +142,7 @@ def open_follower(channel: Channel, root: Path, log: Logger) -> "Resumption":
     opened = None
     try:
         run = Run.join(root, Holder(**start["holder"]), start["parent"], channel.rank, log)
+        run.term = start["term"]
         point = None if start["checkpoint"] is None else _seen_here(channel.rank, start)
         opened = Resumption(run, point, channel)
     except HoldfastError as error:
