@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-_HOP_BY_HOP = ("connection", "host", "transfer-encoding", "content-length", "date", "server", "expect")
+_OF_REQUESTS = ("connection", "host", "transfer-encoding", "content-length", "expect")
+_OF_ANSWERS = ("connection", "transfer-encoding", "content-length", "date", "server")
 _ERRORS = {
     "SlowDown": 503,
     "InternalError": 500,
@@ -185,9 +186,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _any
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        # Azure's clients sign the date that they give.
-        dropped = {*_HOP_BY_HOP} - {"date"}
-        headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_REQUESTS}
         headers["Host"] = self.headers.get("host", "localhost")
         if self.gcs and headers.pop("x-goog-if-generation-match", None) == "0":
             headers["If-None-Match"] = "*"
@@ -199,7 +198,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             connection.request(self.command, path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
-            given = {name: value for name, value in answer.getheaders() if name.lower() not in _HOP_BY_HOP}
+            given = {name: value for name, value in answer.getheaders() if name.lower() not in _OF_ANSWERS}
             if self.command == "HEAD" and (length := answer.getheader("content-length")):
                 given["Content-Length"] = length
             if self.gcs and answer.status < 300:

@@ -212,3 +212,61 @@ def test_parts_are_so_large_that_no_file_has_too_many() -> None:
 def test_a_bucket_is_a_store() -> None:
     store: type[ObjectStore] = Bucket
     assert store is Bucket
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("azure", marks=[needs("obstore"), object_servers.needs_azurite()]),
+        pytest.param("gcs", marks=needs("obstore", "localbucket")),
+    ],
+)
+def other_cloud(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[BreakingProxy, ObjectStore]]:
+    folder, is_azure = tmp_path_factory.mktemp(request.param), request.param == "azure"
+    with ExitStack() as held:
+        server = (object_servers.azurite if is_azure else object_servers.localbucket)(folder)
+        proxy = held.enter_context(BreakingProxy(held.enter_context(server), gcs=not is_azure))
+        variables = object_servers.AZURE_ENVIRONMENT if is_azure else object_servers.GCS_ENVIRONMENT
+        held.enter_context(object_servers.environment(variables, folder))
+        endpoint = object_servers.azure_endpoint(proxy.port) if is_azure else proxy.url
+        yield proxy, open_store(f"{'az' if is_azure else 'gs'}://{BUCKET}/x", endpoint)
+
+
+@pytest.mark.parametrize("do", ["error", "cut", "lost", "twice"])
+@pytest.mark.parametrize("last", [False, True], ids=["part", "last"])
+def test_on_other_clouds_a_file_is_there_whole_or_is_sent_again(
+    other_cloud: tuple[BreakingProxy, ObjectStore], do: str, last: bool
+) -> None:
+    proxy, store = other_cloud
+    match = r"(comp=blocklist|POST .*uploadId)" if last else r"(comp=block&|partNumber=)"
+    proxy.break_on(Rule(match, do, {"error": "SlowDown", "cut": 100}.get(do)))
+    try:
+        send(store)
+    except MirrorUnavailableError:  # an answer that is lost may be of what was done
+        assert {item.size for item in store.listed("a/")} <= {SIZE}
+        send(store)
+    assert sum(rule.times for rule in proxy.state.rules) == 0
+    store.delete("a/large")
+
+
+@pytest.mark.parametrize("do", ["error", "cut", "lost", "twice", "late"])
+def test_on_other_clouds_what_is_ours_is_told_from_what_is_not(
+    other_cloud: tuple[BreakingProxy, ObjectStore], do: str
+) -> None:
+    proxy, store = other_cloud
+    proxy.break_on(Rule("PUT", do, {"error": "SlowDown", "cut": 0}.get(do)))
+    assert store.put_absent(f"claims/{do}", b"mine")
+    assert sum(rule.times for rule in proxy.state.rules) == 0
+    proxy.do_the_late_ones()
+    assert not store.put_absent(f"claims/{do}", b"yours")
+    assert store.get_range(f"claims/{do}", 0, 10) == b"mine"
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "SlowDown", "NoSuchBucket"])
+def test_on_other_clouds_a_refusal_is_no_absence(other_cloud: tuple[BreakingProxy, ObjectStore], code: str) -> None:
+    proxy, store = other_cloud
+    for do in (look, fetch, remove, send, claim):
+        said(proxy, store, do, code)
+    proxy.break_on()

@@ -86,7 +86,7 @@ class Bucket:
 
         if end <= start:
             return b""
-        with self._translated(f"reading {key}"):
+        with self._translated(f"reading {key}", of_object=True):
             try:
                 return bytes(obstore.get_range(self._store, key, start=start, end=end))
             except GenericError as error:
@@ -108,7 +108,7 @@ class Bucket:
         """Deletes an object. One that is not there is no error."""
         import obstore
 
-        with suppress(AbsentError), self._translated(f"deleting {key}"):
+        with suppress(AbsentError), self._translated(f"deleting {key}", of_object=True):
             obstore.delete(self._store, key)
 
     def _has(self, key: str, data: bytes) -> bool:
@@ -120,14 +120,14 @@ class Bucket:
             raise MirrorUnavailableError(f"{self.url}: {key} was refused as one that is there, and is not") from error
 
     @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def _translated(self, what: str, *, of_object: bool = False) -> Iterator[None]:
         """Raises our errors for obstore's, which are not kept as their causes: their text may hold a signature."""
         from obstore.exceptions import BaseError
 
         try:
             yield
         except (BaseError, FileNotFoundError, ValueError) as error:
-            raise self._problem() or failure_of(self.url, what, str(error)) from None
+            raise self._problem() or failure_of(self.url, what, str(error), of_object=of_object) from None
 
 
 class _Source:

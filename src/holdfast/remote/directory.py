@@ -172,7 +172,8 @@ class DirectoryStore:
         if make and not was_there and self._path.parent.is_dir():
             with suppress(FileExistsError):
                 files.make_directory(self._path)
-                files.sync_directory(self._path.parent)
+                with suppress(PermissionError):  # who may make something in a directory need not be allowed to read it
+                    files.sync_directory(self._path.parent)
         try:
             root = Folder.open(self._path, follow=True)
         except FileNotFoundError:

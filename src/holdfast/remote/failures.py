@@ -67,17 +67,18 @@ def answer_in(text: str) -> Answer:
     return Answer(None, "", _public(causes[-1] if causes else first), _BEYOND in plain)
 
 
-def failure_of(url: str, what: str, text: str) -> MirrorError:
+def failure_of(url: str, what: str, text: str, *, of_object: bool) -> MirrorError:
     """Returns the error that an error of obstore's is.
 
     Args:
         url: The place.
         what: What was to be done, such as `listing a/`.
         text: The error's text.
+        of_object: One object was asked for: that it is absent is an answer. What is sent cannot be absent.
     """
     answer = answer_in(text)
     line = f"{url}: {what} failed: {answer.words}"
-    if answer.is_absent:
+    if of_object and answer.is_absent:
         return AbsentError(line)
     if answer.code in _NO_BUCKET:
         return MirrorAccessError(f"{url}: there is no such bucket", hint="make it, or correct the name")
