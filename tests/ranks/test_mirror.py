@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from helpers.full import in_full
 from helpers.mirrors import DirectoryMirror
 from helpers.waiting import wait_until
 from holdfast.errors import RanksError
@@ -16,24 +17,29 @@ from ranks.conftest import Ranks
 from ranks.real_store import RealStore
 
 
-def test_two_ranks_go_on_from_the_mirror_when_their_disk_is_gone_and_one_after_them(ranks: Ranks) -> None:
+def test_two_ranks_go_on_from_the_mirror_when_their_disk_is_gone(ranks: Ranks) -> None:
     mirror = DirectoryMirror(ranks.folder / "mirror")
     settings = {"mirror": mirror.url, "save_steps": 4}
     expected = Ranks(ranks.folder / "whole", ranks.launcher)
     expected.folder.mkdir()
     whole = expected.start(until=12).digests()
     ranks.start(until=8, settings=settings).digests()
-    mirror.send(ranks.run)
     shutil.rmtree(ranks.run)
     job = ranks.start(until=12, settings=settings)
     assert job.digests() == whole, job.output
     assert job.output.count("pulled checkpoint-8 of") == 1 and job.output.count("took run ") == 1
     assert mirror.listing.terms == (1, 2)
-    mirror.send(ranks.run)
+
+
+@in_full("two ranks after two stay, and a start of one process that is refused")
+def test_one_goes_on_after_two_ranks_and_two_that_are_refused_all_say_why(ranks: Ranks) -> None:
+    mirror = DirectoryMirror(ranks.folder / "mirror")
+    settings = {"mirror": mirror.url, "save_steps": 4}
+    ranks.start(until=12, settings=settings).digests()
     shutil.rmtree(ranks.run)
     alone = ranks.start(1, kind="alone", until=14, settings=settings)
     assert alone.wait() == [0], alone.output
-    assert "checkpoint-12: step 12" in alone.output and len(mirror.listing.terms) == 3
+    assert "checkpoint-12: step 12" in alone.output and mirror.listing.terms == (1, 2)
     shutil.rmtree(ranks.run)
     refused = ranks.start(until=12, settings={**settings, "resume": False})
     assert 0 not in refused.wait()
