@@ -137,6 +137,18 @@ def test_a_stop_waits_for_what_is_left_of_its_grace(tmp_path: Path) -> None:
     assert waiting.endswith(" s more")
 
 
+def test_a_second_ctrl_c_ends_the_wait_of_a_stop_and_the_last_line_is_said(tmp_path: Path) -> None:
+    mirrored = Mirrored(tmp_path, stop_grace_seconds=60.0)
+    with pytest.raises(Stopped) as stopped, mirrored.meanwhile(interrupt), mirrored.loop.ckpt:
+        mirrored.loop.ckpt.resume()
+        mirrored.goes_away()
+        mirrored.steps(1, asked=True)
+        interrupt()
+        mirrored.steps(10**6)
+    assert stopped.value.code == 75
+    assert mirrored.said[-1].startswith("nothing is mirrored; ")
+
+
 def test_an_error_is_not_kept_for_longer_than_a_grace(tmp_path: Path) -> None:
     mirrored = Mirrored(tmp_path, stop_grace_seconds=1.0)
     with pytest.raises(ZeroDivisionError), mirrored.loop.ckpt:

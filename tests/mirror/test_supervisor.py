@@ -72,6 +72,23 @@ def test_signals_to_all_processes_of_a_job_are_not_for_it(tmp_path: Path) -> Non
     assert not started.is_running()
 
 
+def test_it_ends_at_once_also_where_a_data_worker_has_the_pipe(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        started = process_of(run)
+        worker = os.fork()
+        if not worker:
+            signal.pause()
+            os._exit(0)
+        try:
+            popen = run.supervisor.process
+            run.supervisor.close()
+            assert popen is not None and popen.returncode == 0, "it was not killed"
+            assert not started.is_running()
+        finally:
+            os.kill(worker, signal.SIGKILL)
+            os.waitpid(worker, 0)
+
+
 _KILLED = """
 import os, sys, time
 from pathlib import Path

@@ -3,6 +3,9 @@
 import json
 from dataclasses import asdict, dataclass
 
+END = b"end\n"
+"""The line by which a training that ends has the mirror's process end: data workers may hold the pipe open."""
+
 
 @dataclass(frozen=True)
 class Destination:

@@ -1,9 +1,10 @@
 """The mirror's process: started by training, alone in using the store's library, and gone when training is.
 
 It hears of what is to be done through a pipe from training: a first line with its settings, then a line whenever
-something waits. The end of the pipe is the end of training, and so is another parent.
+something waits. A last line, the end of the pipe, and another parent are the end of training.
 """
 
+import io
 import os
 import select
 import signal
@@ -12,7 +13,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.mirror.destination import Assignment
+from holdfast.mirror.destination import END, Assignment
 from holdfast.mirror.sending import Sender
 from holdfast.remote.opening import open_store
 from holdfast.run.directory import RunDirectory
@@ -28,11 +29,12 @@ def main() -> None:
     for number in _FOR_TRAINING:
         signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
-    if not (line := sys.stdin.buffer.readline(_MOST_BYTES)):
+    pipe = io.FileIO(sys.stdin.fileno(), closefd=False)  # no buffer, in which later lines would wait unseen
+    if not (line := pipe.readline(_MOST_BYTES)):
         return
     assignment = Assignment.decode(line)
     wake = threading.Event()
-    threading.Thread(target=_listen, args=(sys.stdin.fileno(), parent, wake), name="holdfast-pipe", daemon=True).start()
+    threading.Thread(target=_listen, args=(pipe.fileno(), parent, wake), name="holdfast-pipe", daemon=True).start()
     there = assignment.destination
     Sender(
         RunDirectory.open(Path(assignment.root)),
@@ -50,7 +52,8 @@ def _listen(pipe: int, parent: int, wake: threading.Event) -> None:
     with suppress(OSError):
         while os.getppid() == parent:
             if select.select([pipe], [], [], _LOOK_SECONDS)[0]:
-                if not os.read(pipe, _MOST_BYTES):
+                data = os.read(pipe, _MOST_BYTES)
+                if not data or END in data:
                     break
                 wake.set()
     os._exit(0)

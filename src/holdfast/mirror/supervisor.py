@@ -11,7 +11,7 @@ from typing import Any
 from holdfast.log import RunLog
 from holdfast.mirror import state
 from holdfast.mirror.child import command
-from holdfast.mirror.destination import Assignment, Destination
+from holdfast.mirror.destination import END, Assignment, Destination
 from holdfast.mirror.queue import Queue, Queued
 from holdfast.run.run import Run
 from holdfast.text import one_line
@@ -156,6 +156,8 @@ class Supervisor:
         with self._pipe, suppress(OSError):
             process, self.process = self.process, None
             if process is not None and process.stdin is not None:
+                with suppress(OSError):
+                    process.stdin.write(END)
                 process.stdin.close()
         return process
 
