@@ -13,7 +13,7 @@ import pytest
 from helpers.mirrored_run import MirroredRun, mirrored_run
 from helpers.support import line_of, process
 from helpers.waiting import wait_until
-from holdfast.store import names
+from holdfast.store import names, pins
 
 
 def events(run: MirroredRun) -> list[dict[str, Any]]:
@@ -56,6 +56,21 @@ def test_a_process_that_dies_is_started_again_and_goes_on(tmp_path: Path) -> Non
         assert process_of(run).pid != first.pid
         assert [event["event"] for event in events(run)][:2] == ["mirror failing", "mirror process ended"]
         assert f"the mirror's process has ended ({-signal.SIGKILL}), and is started again; training goes on" in run.said
+
+
+def test_it_follows_a_control_directory_that_was_made_anew(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(1)
+        wait_until(lambda: run.there() == [1], limit=60)
+        away = run.place.rename(tmp_path / "away")
+        waiting = run.save(2, "requested")
+        (run.root / names.CONTROL).rename(tmp_path / "elsewhere")
+        run.run.keep_control()
+        assert pins.queued(run.run.directory.control) == {waiting.attempt}, "what waits is held there too"
+        away.rename(run.place)
+        run.save(3, "requested")
+        wait_until(lambda: run.there() == [3, 2, 1], limit=60)
+        wait_until(lambda: not pins.queued(run.run.directory.control), limit=60)
 
 
 def test_signals_to_all_processes_of_a_job_are_not_for_it(tmp_path: Path) -> None:
