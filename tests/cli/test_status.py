@@ -3,6 +3,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -237,3 +238,47 @@ def test_large_buffers_that_are_copied_at_every_boundary_are_shown_with_what_tha
     assert line.startswith("buffers     2.4 MB copied at every boundary, because they change: model.memory.keys, ")
     assert "\x1b" not in line
     assert json.loads(holdfast("status", tmp_path, "--json").stdout)["copied_buffers"] == copied
+
+
+def test_the_mirror_has_lines_for_what_is_there_and_what_keeps_the_rest(tmp_path: Path) -> None:
+    run = Run.open(tmp_path)
+    url, now = "s3://bucket/run", time.time()
+    there = {"term": 1, "sequence": 3, "step": 300, "attempt": "a" * 32, "at": now - 120}
+    state = {"url": url, "term": 1, "mirrored": there, "why": "the store is busy\n", "failing_since": now - 60}
+    waiting = [{"step": step, "kind": "requested", "bytes": 10**6} for step in range(301, 313)]
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({"url": url, "term": 1, "waiting": []}, [f"nothing yet ({url})"]),
+        (
+            {**state, "failing_since": None, "uploading": {"step": 400, "bytes": 5 * 10**8, "of": 10**9}},
+            [f"up to step 300, 2 min ago ({url})", "sending step 400: 500.0 MB of 1.0 GB"],
+        ),
+        (
+            {**state, "waiting": waiting, "next_try_at": now + 100},
+            [
+                f"up to step 300, 2 min ago ({url})",
+                "on this disk only: step 301, 302, 303, 304, 305, 306, 307, 308, 309, 310, ... (12.0 MB)",
+                r"failing since \d{4}-\d\d-\d\d [\d:]{8} \(1 min ago\): the store is busy; next try in \d+ s",
+            ],
+        ),
+        (
+            {**state, "failing_since": None, "taken_over": "another host has it", "not_deleted": "denied"},
+            [
+                f"up to step 300, 2 min ago ({url})",
+                "another host has it: nothing is sent any more",
+                "what should go from it could not: denied",
+            ],
+        ),
+        (
+            {"url": url, "doing": "pulling", "step": 7, "bytes": 10**6, "of": 4 * 10**6},
+            [f"pulling of step 7, 1.0 MB of 4.0 MB ({url})"],
+        ),
+    ]
+    for mirror, lines in cases:
+        run.status.update(mirror=mirror)
+        run.status.write()
+        said = holdfast("status", tmp_path).stdout.splitlines()
+        shown = [line.removeprefix("mirror").strip() for line in said if line.startswith("mirror ")]
+        assert len(shown) == len(lines), said
+        for line, expected in zip(shown, lines, strict=True):
+            assert line == expected or re.fullmatch(expected, line), line
+    run.close("finished", 0)

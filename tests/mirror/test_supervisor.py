@@ -11,8 +11,10 @@ import psutil
 import pytest
 
 from helpers.mirrored_run import MirroredRun, mirrored_run
+from helpers.remote import start
 from helpers.support import line_of, process
 from helpers.waiting import wait_until
+from holdfast.engine import mirroring
 from holdfast.store import names, pins
 
 
@@ -135,6 +137,30 @@ def test_it_ends_with_a_training_that_is_killed_also_where_a_forked_worker_lives
             assert psutil.pid_exists(worker)
         finally:
             os.kill(worker, signal.SIGKILL)
+
+
+def test_once_another_start_has_the_run_it_is_said_once_and_nothing_waits(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(1)
+        wait_until(lambda: not run.supervisor.waiting, limit=60)
+        start(run.store, host="another machine")
+        for step in (2, 3):
+            run.save(step, "requested")
+            wait_until(lambda: not run.supervisor.waiting, limit=60)
+        run.supervisor.look()
+        assert run.there() == [1]
+        (line,) = run.said
+        assert "another machine" in line and line.endswith("what this training saves from now on is on this disk only")
+        assert [event["event"] for event in events(run)] == [
+            "mirrored",
+            "not mirrored",
+            "mirror taken over",
+            "not mirrored",
+        ]
+        shown = run.run.status.now.mirror
+        assert shown is not None and "another machine" in shown["taken_over"]
+        last = mirroring.last_line(run.run, run.supervisor)
+        assert last == f"mirrored up to step 1; 3 is on this disk only: holdfast push {run.root} sends it"
 
 
 def test_a_queue_that_cannot_be_written_costs_the_training_nothing(
