@@ -117,7 +117,9 @@ def test_a_file_that_is_there_may_be_sent_again(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 3 * PART_BYTES])
-@pytest.mark.parametrize("error", [OSError(5, "the disk"), DamagedCheckpointError("changed")], ids=["disk", "damaged"])
+@pytest.mark.parametrize(
+    "error", [OSError(5, "the disk"), FileNotFoundError(2, "gone"), DamagedCheckpointError("changed")], ids=repr
+)
 def test_what_goes_wrong_in_reading_a_file_is_raised_and_leaves_nothing(
     store: ObjectStore, size: int, error: Exception
 ) -> None:

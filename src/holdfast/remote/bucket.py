@@ -100,8 +100,8 @@ class Bucket:
 
         above = prefix.rpartition("/")[0]
         with self._translated(f"listing {prefix}" if prefix else "listing it"):
-            pages = obstore.list(self._store, f"{above}/" if above else None, chunk_size=1000)
-            items = [Item(each["path"], each["size"]) for page in pages for each in page]
+            listing = obstore.list(self._store, f"{above}/" if above else None).collect()
+            items = [Item(each["path"], each["size"]) for each in listing]
         yield from sorted(item for item in items if item.key.startswith(prefix))
 
     def delete(self, key: str) -> None:
