@@ -51,3 +51,12 @@ def test_what_the_next_checkpoint_needs_is_made_room_for_also_where_a_tenth_is_f
     for step in (1, 2):
         run.save(step)
     assert mirroring.make_room(run.run, verdicts(run), run.supervisor, needed=1 << 40)
+
+
+def test_on_a_disk_that_is_full_to_the_last_byte_it_gives_way_without_an_answer(run: MirroredRun) -> None:
+    oldest, _ = run.save(1), run.save(2)
+    fill(run.root.parent)
+    assert mirroring.make_room(run.run, verdicts(run), run.supervisor)
+    assert [verdict.kept for verdict in verdicts(run)][-1] is None
+    assert run.supervisor.queue.answer_to(oldest.attempt) is None
+    assert [queued.step for queued in run.supervisor.queue.waiting()] == [2]

@@ -1,6 +1,7 @@
 """A mirror in a training's saves: what is queued, what gives way where the disk fills up, and what is said of it."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,8 +52,9 @@ def begin(run: Run, mirror: Supervisor | None, resumed_from: ResumePoint | None)
         resumed_from: That checkpoint, if there is one.
     """
     if mirror is None:
-        if not run.rank:
-            Queue(run.directory).give_up("the run was started without this mirror")
+        with suppress(OSError):
+            if not run.rank:
+                Queue(run.directory).give_up("the run was started without this mirror")
         return
     mirror.start()
     manifest = None if resumed_from is None else resumed_from.manifest
@@ -69,12 +71,11 @@ def put(run: Run, mirror: Supervisor, manifest: Manifest, protected: Iterable[Pa
         manifest: The checkpoint's manifest.
         protected: Checkpoints that something still needs: the one this run resumed from, the best one.
     """
-    names = {path.resolve() for path in protected}
-    needed = [
-        entry.manifest.attempt
-        for entry in run.catalog.entries()
-        if entry.manifest is not None and names and entry.path.resolve() in names
-    ]
+    paths = {path.resolve() for path in protected}
+    needed: list[str] = []
+    with suppress(OSError):  # the checkpoint is committed, whatever the disk does now
+        manifests = [entry.manifest for entry in run.catalog.entries() if entry.path.resolve() in paths]
+        needed = [each.attempt for each in manifests if each is not None]
     mirror.put(_queued(manifest, _kind_of(manifest), needed))
 
 
@@ -106,19 +107,20 @@ def make_room(run: Run, verdicts: Sequence[retention.Verdict], mirror: Superviso
             continue
         for queued in waiting[:-1]:
             if queued.attempt == manifest.attempt:
-                return mirror.queue.refuse(queued, "the disk was nearly full, and it gave way")
+                mirror.queue.drop(queued, "the disk was nearly full, and it gave way")
+                return True
     return False
 
 
 def last_line(run: Run, mirror: Supervisor) -> str:
     """Returns the last line of a training: up to where the mirror has it, and what is on this disk only."""
-    newest = next(
-        (each for each in run.catalog.entries() if each.manifest is not None and each.manifest.run == run.identity),
-        None,
-    )
+    newest = None
+    with suppress(OSError):
+        ours = (each.manifest for each in run.catalog.entries() if each.manifest is not None)
+        newest = next((manifest for manifest in ours if manifest.run == run.identity), None)
     there = mirror.mirrored
     upto = f"mirrored up to step {there['step']}" if there else "nothing is mirrored"
-    if newest is None or newest.manifest is None or (there and there["attempt"] == newest.manifest.attempt):
+    if newest is None or (there and there["attempt"] == newest.attempt):
         return f"{upto} ({mirror.destination.url})"
     return f"{upto}; {newest.step} is on this disk only: holdfast push {run.root} sends it"
 

@@ -134,6 +134,13 @@ class Queue:
             Answer(queued.attempt, queued.step, queued.sequence, mirrored=False, why=why, bytes=queued.bytes)
         )
 
+    def drop(self, queued: Queued, why: str) -> None:
+        """Takes a checkpoint out for want of room, with an answer where there is room for one."""
+        try:
+            self.refuse(queued, why)
+        except OSError:
+            self._take_out(queued.attempt)
+
     def answer_to(self, attempt: str) -> Answer | None:
         """Returns the answer to a checkpoint; None where there is none (yet)."""
         try:

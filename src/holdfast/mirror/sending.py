@@ -99,8 +99,10 @@ class Sender:
                 self._show(force=False)
                 return False
             queued = turns.next_of(waiting, newest_was_last=self._newest_was_last)
+            if not self._try(lambda: self._send(queued)):
+                return False
             self._newest_was_last = queued is waiting[-1] and len(waiting) > 1
-            return self._try(lambda: self._send(queued))
+            return True
         except OSError as error:
             self._fail(error)  # the run directory, which may be there again
             return False

@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -12,8 +13,9 @@ from holdfast.log import RunLog
 from holdfast.mirror import state
 from holdfast.mirror.child import command
 from holdfast.mirror.destination import END, Assignment, Destination
-from holdfast.mirror.queue import Queue, Queued
+from holdfast.mirror.queue import Answer, Queue, Queued
 from holdfast.run.run import Run
+from holdfast.store import pins
 from holdfast.text import one_line
 
 _LOOK_SECONDS = 1.0
@@ -80,16 +82,21 @@ class Supervisor:
         """Takes in what the process has said since: into status, journal and lines for the user."""
         with self._looking:
             self._keep_alive()
-            for attempt in list(self._awaited):
-                if (answer := self.queue.answer_to(attempt)) is not None:
-                    self._awaited.pop(attempt, None)
-                    event: dict[str, Any] = {"step": answer.step, "sequence": answer.sequence}
-                    if answer.mirrored:
-                        event |= {"term": answer.term, "bytes": answer.bytes, "seconds": answer.seconds}
-                        self._run.journal.write("mirrored", **event)
-                    else:
-                        self._run.journal.write("not mirrored", **event, why=answer.why)
+            with suppress(OSError):
+                waiting = pins.queued(self._run.directory.control)  # before the answers, which come first
+                for attempt, queued in list(self._awaited.items()):
+                    if (answer := self.queue.answer_to(attempt)) is not None or attempt not in waiting:
+                        self._awaited.pop(attempt, None)
+                        self._journal(queued, answer)
             self._show()
+
+    def _journal(self, queued: Queued, answer: Answer | None) -> None:
+        event: dict[str, Any] = {"step": queued.step, "sequence": queued.sequence}
+        if answer is not None and answer.mirrored:
+            event |= {"term": answer.term, "bytes": answer.bytes, "seconds": answer.seconds}
+            self._run.journal.write("mirrored", **event)
+        else:
+            self._run.journal.write("not mirrored", **event, why=answer.why if answer else "the disk was full")
 
     @property
     def waiting(self) -> list[Queued]:
@@ -129,8 +136,10 @@ class Supervisor:
 
     def _watch(self) -> None:
         while True:
-            with suppress(OSError):
+            try:
                 self.look()
+            except Exception:  # noqa: BLE001 - without this thread nobody would start the process again
+                threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
             if self._closing.wait(_LOOK_SECONDS):
                 return
 
