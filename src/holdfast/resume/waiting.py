@@ -15,6 +15,7 @@ from holdfast.text import shown
 ALIVE = "choosing"
 """Under this key rank 0 tells the others again and again that it is at it."""
 _LINE_SECONDS = 10.0
+_FAILING_SECONDS = 60.0
 
 
 class Waiting:
@@ -31,7 +32,7 @@ class Waiting:
         self._channel = channel
         self._log = log
         self._looks = itertools.count()
-        self._why = ""
+        self._failing_since: float | None = None
         self._told_at = time.monotonic()
 
     def show(self, doing: Doing) -> None:
@@ -48,15 +49,15 @@ class Waiting:
         self._run.status.update(mirror=None)
 
     def _tell(self, doing: Doing) -> None:
-        now = time.monotonic()
-        if doing.why != self._why:
-            if doing.why:
-                self._log.warning(
-                    f"{doing.url}: {shown(doing.why)}; it is asked again until nothing has come for"
-                    f" {PATIENCE_SECONDS / 60:g} minutes"
-                )
-            self._why, self._told_at = doing.why, now
-        elif now - self._told_at >= _LINE_SECONDS and doing.of:
+        now, since = time.monotonic(), doing.failing_since
+        silent = now - self._told_at
+        if since is not None and (since != self._failing_since or silent >= _FAILING_SECONDS):
+            self._log.warning(
+                f"mirror: {shown(doing.why)}; it is asked again until nothing has come for"
+                f" {PATIENCE_SECONDS / 60:g} minutes"
+            )
+            self._failing_since, self._told_at = since, now
+        elif since is None and doing.of and silent >= _LINE_SECONDS:
             what = names.checkpoint(doing.step or 0)
             self._log.info(f"pulling {what}: {doing.bytes:,} of {doing.of:,} bytes")
             self._told_at = now

@@ -242,6 +242,7 @@ READ_AS: list[tuple[str, str, Any]] = [
     ("gradient_checkpointing: true", "gradient_checkpointing", True),
     ("resume_from_checkpoint: true", "resume_from_checkpoint", True),
     ("resume_from_checkpoint: false", "resume_from_checkpoint", False),
+    ("resume_from_checkpoint: local", "resume_from_checkpoint", "local"),
     ("special_tokens:", "special_tokens", SpecialTokens()),
     ("special_tokens: {pad_token: }", "special_tokens", SpecialTokens()),
     ("dynamic_checkpoint: {check_interval: , enabled: }", "dynamic_checkpoint", DynamicCheckpoint()),

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import pytest
+
+from holdfast.log import RunLog
+from holdfast.mirror.calls import Doing
+from holdfast.resume import waiting
+from holdfast.resume.waiting import Waiting
+from holdfast.run import asking
+from holdfast.run.run import Run
+
+PULLING = Doing("s3://bucket/run", "pulling", 7, 4, 9)
+FAILING = Doing("s3://bucket/run", "looking", failing_since=1.0, why="refused", next_try_at=2.0)
+
+
+def test_what_is_waited_for_is_shown_in_the_status_and_said_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    run = Run.open(tmp_path)
+    shown = Waiting(run, None, RunLog(said.append))
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    shown._told_at = now
+    shown.show(PULLING)
+    assert asking.status(tmp_path)["mirror"]["bytes"] == 4 and said == []
+    now += waiting._LINE_SECONDS
+    shown.show(PULLING)
+    assert said.pop() == "pulling checkpoint-7: 4 of 9 bytes"
+    for _ in range(3):
+        shown.show(FAILING)
+    assert len(said) == 1 and "refused; it is asked again until nothing has come for 10 minutes" in said.pop()
+    now += waiting._FAILING_SECONDS
+    shown.show(FAILING)
+    assert len(said) == 1
+    shown.end()
+    assert run.status.now.mirror is None
+    run.close("finished", 0)
