@@ -5,6 +5,7 @@ from typing import NamedTuple
 import pytest
 
 from beyond.machines import Disk, written
+from holdfast.remote import download
 
 
 class Disks(NamedTuple):
@@ -18,3 +19,9 @@ class Disks(NamedTuple):
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Disks:
     root = tmp_path_factory.mktemp("disks")
     return Disks(written(root / "first", 1, 4), written(root / "second", 10, 3))
+
+
+@pytest.fixture(autouse=True)
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process makes one request after another, so that what two of them do can be done again."""
+    monkeypatch.setattr(download, "_FETCHERS", 1)

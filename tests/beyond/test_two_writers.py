@@ -171,7 +171,7 @@ def plans(pair: Callable[[Pair], list[str]], disks: Disks, every: int = 1) -> It
         lengths.append(alone.machines[number].store.requests)
         yield from (Plan(number, at, parts) for at in range(0, lengths[number], every) for parts in (1, 2))
     chosen = random.Random(1)
-    for _ in range(1000 if FULL else 5):
+    for _ in range(200 if FULL else 5):
         i, j = (chosen.randrange(length) for length in lengths)
         yield Plan(turns=((0, i), (1, j), (0, 10_000)))
         yield Plan(turns=tuple((number % 2, chosen.randint(0, 9)) for number in range(30)))
