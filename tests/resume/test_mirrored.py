@@ -23,6 +23,7 @@ from holdfast.remote.terms import Claimed
 from holdfast.resume.open_run import Resumption, Wish, open_run
 from holdfast.run import outcome
 from holdfast.run.directory import RunDirectory
+from holdfast.run.run import Run
 from holdfast.settings import DEFAULTS
 from holdfast.store import catalog, pins, terms
 
@@ -343,3 +344,23 @@ def test_the_start_leaves_no_process_behind(here: Machine) -> None:
     with pytest.raises(HoldfastError):
         here.start(None)
     assert children.read_text() == before
+
+
+def test_a_start_that_dies_between_its_claim_and_its_note_of_that_stands_in_nobodys_way(
+    here: Machine, mirror: DirectoryMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.start()
+    here.save(5)
+
+    def dies(run: Run, term: terms.Term) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "claim", dies)
+        with pytest.raises(KeyboardInterrupt):
+            here.start()
+    record = outcome.read(RunDirectory.open(here.root))
+    assert record is not None and record.code == 130
+    opened = here.start()
+    assert steps(opened) == 5 and opened.run.term == 3 and mirror.listing.terms == (1, 2, 3)
+    assert terms.is_required(terms.claimed_in(here.root), opened.run.identity, 3)

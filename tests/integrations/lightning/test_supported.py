@@ -11,6 +11,7 @@ import holdfast
 from helpers.small_lightning import trainer
 from holdfast.errors import ConfigError, UnsupportedError
 from holdfast.integrations.lightning import contract
+from holdfast.integrations.lightning.supported import is_ours
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -20,6 +21,11 @@ def test_a_trainer_that_is_attached_already_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="this Trainer is attached already") as caught:
         holdfast.attach(training)
     assert "every fit()" in str(caught.value.hint)
+
+
+def test_the_words_of_a_resume_are_ours_and_the_others_are_lightnings(tmp_path: Path) -> None:
+    assert [is_ours(path) for path in ("auto", "local")] == [True, True]
+    assert not any(is_ours(path) for path in (None, "last", "best", "hpc", tmp_path, "./local"))
 
 
 def test_a_strategy_that_keeps_its_state_elsewhere_is_refused_by_name(tmp_path: Path) -> None:
