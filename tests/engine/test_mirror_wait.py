@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from helpers.full import in_full
 from helpers.loops import Loop
 from helpers.mirrors import DirectoryMirror
 from helpers.support import holdfast, holdfast_begun
@@ -121,6 +122,7 @@ def test_a_stop_by_command_ends_the_wait_within_the_grace_and_other_requests_are
     assert [(end["outcome"], end["code"]) for end in events(mirrored.run, "end")] == [("finished", 0)]
 
 
+@in_full("one whose wait a second Ctrl+C ends stays")
 def test_a_stop_waits_for_what_is_left_of_its_grace(tmp_path: Path) -> None:
     mirrored = Mirrored(tmp_path, stop_grace_seconds=6.0)
     begun = 0.0
@@ -146,6 +148,7 @@ def test_a_second_ctrl_c_ends_the_wait_of_a_stop_and_the_last_line_is_said(tmp_p
         interrupt()
         mirrored.steps(10**6)
     assert stopped.value.code == 75
+    assert any(line.startswith("waiting for the mirror: step 1") and line.endswith(" s more") for line in mirrored.said)
     assert mirrored.said[-1].startswith("nothing is mirrored; ")
 
 

@@ -15,12 +15,12 @@ from holdfast.ranks.channel import Channel
 
 _LOOK_SECONDS = 0.1
 # The process would rest for longer, while nobody waits.
-_POKED_EVERY_SECONDS = 5.0
+_POKED_EVERY_SECONDS = 2.0
 # Somebody who sits there hears how far it is.
-_TOLD_AFTER_SECONDS = 2.0
+_TOLD_AFTER_SECONDS = 1.0
 _TOLD_EVERY_SECONDS = 30.0
 # What is left of a grace for the rest of the end: at least, and as a part of it.
-_KEPT_SECONDS = 0.5
+_KEPT_SECONDS = 1.0
 _KEPT_PART = 0.1
 # Rank 0 puts a number under this key again and again while it waits, and this one at the end.
 _WAITS = "waits-for-mirror"
@@ -94,6 +94,8 @@ class MirrorWait:
                 break
             self._tell(mirror, begun, left)
             ends_wait.wait(_LOOK_SECONDS)
+        if not stop.requested:
+            stop.over()  # training has come to its end: what is left to do is what it is without a signal
         self._session.log.announce(mirroring.last_line(self._session.run, mirror))
 
     def _wait_for_rank0(self) -> None:
