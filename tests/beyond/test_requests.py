@@ -61,6 +61,6 @@ def test_what_a_killed_process_has_sent_is_gone_on_with(disks: Disks, kind: Kind
 def test_every_change_that_comes_late_or_once_more(disks: Disks, kind: Kind) -> None:
     whole, _ = mirrored(disks, {})
     for number in whole.store.changes[:: 1 if FULL else 7]:
-        for after in range(1, 2 * whole.store.requests, 3 if FULL else 11):
+        for after in range(1, 2 * whole.store.requests, 5 if FULL else 11):
             _, problems = mirrored(disks, {number: Fate(kind, after)}, is_strict=False)
             assert problems == [], f"request {number} {kind} after {after} others"
