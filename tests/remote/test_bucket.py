@@ -1,6 +1,9 @@
 """Buckets on servers that break: some is tried again, the rest is said, and no error is taken for an absence."""
 
 import os
+import signal
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +14,7 @@ import pytest
 from helpers import object_servers
 from helpers.breaking_proxy import BreakingProxy, Rule
 from helpers.object_servers import BUCKET, needs
+from helpers.waiting import wait_until
 from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorUnavailableError
 from holdfast.remote.bucket import PART_BYTES, Bucket, part_bytes
 from holdfast.remote.object_store import ObjectStore
@@ -186,6 +190,34 @@ def test_a_file_of_which_reading_fails_leaves_no_parts(store: ObjectStore, proxy
     with pytest.raises(OSError, match="the disk"):
         store.put_file("a/large", SIZE + MIB, broken())
     assert any(line.startswith("DELETE") and "uploadId" in line for line in proxy.log), "the upload was aborted"
+
+
+@of_s3
+@pytest.mark.parametrize("do", ["[*store.listed()]", "store.put_file('a', 12 << 20, iter([bytes(4 << 20)] * 3))"])
+def test_ctrl_c_ends_the_wait_for_a_store_that_hangs(proxy: BreakingProxy, do: str) -> None:
+    proxy.break_on(Rule("", "hang", None, FOR_EVER))
+    program = (
+        "from holdfast.remote.opening import open_store\n"
+        f"store = open_store('s3://{BUCKET}/x', {proxy.url!r})\n"
+        f"try:\n    {do}\nexcept KeyboardInterrupt:\n    print('interrupted')\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: proxy.log, 60)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "interrupted\n"
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@of_s3
+def test_conditional_puts_cannot_be_switched_off(proxy: BreakingProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CONDITIONAL_PUT", "disabled")
+    proxy.break_on()
+    store = open_store(f"s3://{BUCKET}/conditional", proxy.url)
+    assert store.put_absent("a", b"1") and not store.put_absent("a", b"2")
 
 
 @needs("obstore")

@@ -4,10 +4,12 @@ obstore is imported here alone, inside of functions: once a process has used it,
 training never does; the mirror is a process of its own, and so is every verb of the command line.
 """
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.errors import AbsentError, MirrorError, MirrorUnavailableError
 from holdfast.remote.failures import answer_in, failure_of
@@ -15,6 +17,8 @@ from holdfast.remote.object_store import Item
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Store
+
+_T = TypeVar("_T")
 
 _MIB = 1 << 20
 PART_BYTES = 8 * _MIB
@@ -53,13 +57,15 @@ class Bucket:
         content: Any = iter(source) if several else b"".join(source)
         try:
             with self._translated(f"sending {key}"):
-                obstore.put(
-                    self._patient,
-                    key,
-                    content,
-                    use_multipart=several,
-                    chunk_size=part,
-                    max_concurrency=PARTS_AT_ONCE,
+                _interruptibly(
+                    lambda: obstore.put(
+                        self._patient,
+                        key,
+                        content,
+                        use_multipart=several,
+                        chunk_size=part,
+                        max_concurrency=PARTS_AT_ONCE,
+                    )
                 )
         except MirrorError:
             if source.problem is not None:
@@ -73,7 +79,7 @@ class Bucket:
 
         with self._translated(f"storing {key}"):
             try:
-                obstore.put(self._store, key, data, mode="create")
+                _interruptibly(lambda: obstore.put(self._store, key, data, mode="create"))
                 return True
             except (AlreadyExistsError, PreconditionError):
                 pass
@@ -88,7 +94,7 @@ class Bucket:
             return b""
         with self._translated(f"reading {key}", of_object=True):
             try:
-                return bytes(obstore.get_range(self._store, key, start=start, end=end))
+                return bytes(_interruptibly(lambda: obstore.get_range(self._store, key, start=start, end=end)))
             except GenericError as error:
                 if answer_in(str(error)).is_beyond_the_end:
                     return b""
@@ -100,7 +106,7 @@ class Bucket:
 
         above = prefix.rpartition("/")[0]
         with self._translated(f"listing {prefix}" if prefix else "listing it"):
-            listing = obstore.list(self._store, f"{above}/" if above else None).collect()
+            listing = _interruptibly(lambda: obstore.list(self._store, f"{above}/" if above else None).collect())
             items = [Item(each["path"], each["size"]) for each in listing]
         yield from sorted(item for item in items if item.key.startswith(prefix))
 
@@ -109,7 +115,7 @@ class Bucket:
         import obstore
 
         with suppress(AbsentError), self._translated(f"deleting {key}", of_object=True):
-            obstore.delete(self._store, key)
+            _interruptibly(lambda: obstore.delete(self._store, key))
 
     def _has(self, key: str, data: bytes) -> bool:
         """Tells whether an object that is said to be there has these bytes: our own answer may have been lost."""
@@ -143,6 +149,22 @@ class _Source:
         except Exception as error:
             self.problem = error
             raise
+
+
+def _interruptibly(ask: Callable[[], _T]) -> _T:
+    """Asks obstore so that Ctrl+C ends the wait: in the main thread no signal is looked at before it answers."""
+    if threading.current_thread() is not threading.main_thread():
+        return ask()
+    outcome: Future[_T] = Future()
+
+    def answer() -> None:
+        try:
+            outcome.set_result(ask())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+            outcome.set_exception(error)
+
+    threading.Thread(target=answer, name="holdfast-bucket", daemon=True).start()
+    return outcome.result()
 
 
 def part_bytes(size: int) -> int:

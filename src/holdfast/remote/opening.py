@@ -82,7 +82,8 @@ def _from_environment(scheme: str) -> str | None:
 def _s3(location: Location, server: str | None, region: str | None) -> Bucket:
     from obstore.store import S3Store
 
-    config: dict[str, Any] = {"disable_bulk_delete": True}  # not every server of the kind has it
+    # Bulk deletes are not what every server of the kind has. The environment could switch conditional puts off.
+    config: dict[str, Any] = {"disable_bulk_delete": True, "conditional_put": "etag"}
     if server:
         config["aws_endpoint_url_s3"] = server
     of_aws = credentials.AwsCredentials()
