@@ -12,9 +12,10 @@ import pytest
 
 from helpers.mirrored_run import MirroredRun, mirrored_run
 from helpers.remote import start
-from helpers.support import line_of, process
+from helpers.support import RUN, line_of, process
 from helpers.waiting import wait_until
 from holdfast.engine import mirroring
+from holdfast.remote import pins as remote_pins
 from holdfast.store import names, pins
 
 
@@ -58,6 +59,21 @@ def test_a_process_that_dies_is_started_again_and_goes_on(tmp_path: Path) -> Non
         assert process_of(run).pid != first.pid
         assert [event["event"] for event in events(run)][:2] == ["mirror failing", "mirror process ended"]
         assert f"the mirror's process has ended ({-signal.SIGKILL}), and is started again; training goes on" in run.said
+
+
+def test_a_pin_of_what_has_been_deleted_there_is_said_to_be_here_only(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        gone = run.save(1)
+        wait_until(lambda: not run.supervisor.waiting, limit=60)
+        remote_pins.doom(run.store, RUN, gone.attempt)
+        pins.pin(run.run.directory.control, gone.attempt)
+        for step in (2, 3):
+            run.save(step)
+            wait_until(lambda: not run.supervisor.waiting, limit=60)
+        run.supervisor.look()
+        assert run.said == [f"checkpoint-1 is pinned on this disk only: {run.url} had deleted it before"]
+        shown = run.run.status.now.mirror
+        assert shown is not None and shown["not_pinned"] == [1]
 
 
 def test_it_follows_a_control_directory_that_was_made_anew(tmp_path: Path) -> None:

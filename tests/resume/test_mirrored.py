@@ -49,14 +49,15 @@ class Machine:
         opened.run.close("finished", 0)
         opened.close()
 
-    def save(self, step: int, content: dict[str, bytes] | None = None) -> Path:
+    def save(self, step: int, content: dict[str, bytes] | None = None, reason: object = None) -> Path:
         """What a training of the last start there would have saved."""
         claimed = terms.claimed_in(self.root)
         run = claimed[-1].run
         present = catalog.entries(self.root)
         term = catalog.term_to_write(present, claimed, run)
         number = catalog.next_sequence(present, run, terms.first_number(claimed, run))
-        return commit_checkpoint(self.root, step, content or RESUMABLE, run=run, term=term, sequence=number)
+        fields = {"run": run, "term": term, "sequence": number, "reasons": (reason,) if reason else ()}
+        return commit_checkpoint(self.root, step, content or RESUMABLE, **fields)
 
     def has(self, text: str) -> bool:
         return any(text in line for line in self.said)
@@ -274,6 +275,36 @@ def test_the_best_checkpoint_of_a_trainer_comes_too_and_the_pins(
     assert sorted(path.name for path in here.root.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-7"]
     assert pins.pinned(here.root / ".holdfast") == {newest.attempt}
     assert catalog.read(here.root / "checkpoint-5").manifest is not None and best.sequence == 1
+
+
+def test_to_a_new_machine_come_what_has_a_label_the_slots_and_what_is_pinned_and_not_again_what_is_deleted_there(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    for step, reason in enumerate(({"label": "a"}, {"slot": "s"}, {"slot": "s"}, {}, {}, {"label": "b"}, {}), 1):
+        elsewhere.save(step, reason=reason)
+    keys = mirror.send(elsewhere.root)
+    pinned = mirror.path / keys[3].run / "pins" / keys[3].attempt
+    pinned.parent.mkdir(parents=True)
+    pinned.touch()
+    damaged = mirror.file(keys[5], "model.safetensors")
+    flip_a_byte(damaged)
+    assert steps(here.start()) == 7
+    assert present(here) == [1, 3, 4, 7], "the newest of a slot has it, and what is damaged is not brought"
+    assert here.has("checkpoint-6, which is to stay, cannot be brought from the mirror: ")
+    for step in (1, 3):
+        shutil.rmtree(here.root / f"checkpoint-{step}")
+    here.start()
+    assert present(here) == [1, 3, 4, 7], "as long as nothing was saved, a start may have been cut off"
+    here.save(8)
+    shutil.rmtree(here.root / "checkpoint-3")
+    flip_a_byte(damaged)
+    here.start()
+    assert present(here) == [1, 4, 7, 8] and here.said == []
+
+
+def present(machine: Machine) -> list[int]:
+    return sorted(int(path.name.partition("-")[2]) for path in machine.root.glob("checkpoint-*"))
 
 
 def test_local_leaves_the_mirror_alone_and_says_what_that_means(

@@ -187,6 +187,9 @@ def _mirror(known: dict[str, Any], *, alive: bool) -> list[str]:
         lines.append(f"mirror      {one_line(str(taken_over))}: nothing is sent any more")
     if not_deleted := mirror.get("not_deleted"):
         lines.append(f"mirror      what should go from it could not: {one_line(str(not_deleted))}")
+    if not_pinned := mirror.get("not_pinned"):
+        steps = ", ".join(map(str, not_pinned[:_MOST_STEPS]))
+        lines.append(f"mirror      pinned on this disk only, for it had been deleted there before: step {steps}")
     return lines
 
 

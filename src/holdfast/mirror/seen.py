@@ -16,6 +16,7 @@ class Remote(NamedTuple):
         size: The size of its files, in bytes.
         layout: Its layout.
         problem: The reason why its manifest is not to be believed; empty where it is.
+        is_named: True where it has a label or a slot.
     """
 
     key: CheckpointKey
@@ -23,6 +24,7 @@ class Remote(NamedTuple):
     size: int = 0
     layout: str = ""
     problem: str = ""
+    is_named: bool = False
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,10 @@ class Sender:
                 f"{store.url} has no sign of this run's start (term {self._destination.term}): it was emptied, or"
                 " another place has its name by now; is a disk not mounted?"
             )
-        pins.settle(store, listing, self._run, self._directory.control)
+        refused = pins.settle(store, listing, self._run, self._directory.control)
+        here = self._catalog.entries() if refused else ()
+        steps = {entry.step for entry in here if entry.manifest is not None and entry.manifest.attempt in refused}
+        self._state = replace(self._state, not_pinned=tuple(sorted(steps)))
         return listing
 
     def _send(self, queued: Queued) -> None:

@@ -15,15 +15,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from holdfast.errors import AbsentError, DamagedCheckpointError, HoldfastError
+from holdfast.errors import HoldfastError
 from holdfast.mirror.seen import Remote, Seen
 from holdfast.remote import terms
+from holdfast.remote.catalog import RemoteCatalog, RemoteEntry
 from holdfast.remote.download import download
 from holdfast.remote.keys import CheckpointKey
-from holdfast.remote.listing import Listing, RemoteCheckpoint, listing_of, manifest_of
+from holdfast.remote.listing import Listing, listing_of
 from holdfast.remote.object_store import ObjectStore
 from holdfast.remote.opening import open_store, require_usable
 from holdfast.store.folder import Folder
+from holdfast.store.retention import has_label, slots_held
 
 _GONE = 1
 # More lines than that are no progress to anybody.
@@ -60,6 +62,7 @@ class StartCalls:
     def __init__(self, progress: Callable[[int], None]) -> None:
         self._progress = progress
         self._store: ObjectStore | None = None
+        self._catalog: RemoteCatalog
         self._root: Folder | None = None
         self._listing: Listing | None = None
         self._arrived = 0
@@ -69,6 +72,7 @@ class StartCalls:
         """Opens the store and tries it, and takes the run directory, which this process was given open."""
         self._root = Folder(fd, Path(path))
         self._store = open_store(url, endpoint, region)
+        self._catalog = RemoteCatalog(self._store)
         require_usable(self._store)
 
     def look(self, run: str, token: str) -> dict[str, Any]:
@@ -83,7 +87,9 @@ class StartCalls:
             if claim is None or claim.token != token:  # its own claims stand in nobody's way
                 newest = number
                 break
-        published = [each for listed in listing.published if (each := _described(store, listed)) is not None]
+        entries = self._catalog.entries(listing)
+        slots = slots_held([each.entry for each in entries])
+        published = [_described(each, is_named=has_label(each.entry) or each.entry.path in slots) for each in entries]
         seen = Seen(
             owner=owner,
             newest=newest,
@@ -120,16 +126,11 @@ class StartCalls:
         return self._store
 
 
-def _described(store: ObjectStore, listed: RemoteCheckpoint) -> Remote | None:
-    """Returns a checkpoint with what its manifest says; None where it has none any more."""
-    key = listed.key
-    try:
-        _, manifest = manifest_of(store, key)
-    except AbsentError:
-        return None
-    except DamagedCheckpointError as error:
-        return Remote(key, problem="; ".join(error.problems))
-    return Remote(key, manifest.step, manifest.size, manifest.layout, problem=listed.problem_of(manifest) or "")
+def _described(listed: RemoteEntry, *, is_named: bool) -> Remote:
+    manifest = listed.entry.manifest
+    if manifest is None:
+        return Remote(listed.key, problem=listed.entry.problem or "damaged")
+    return Remote(listed.key, manifest.step, manifest.size, manifest.layout, is_named=is_named)
 
 
 def _read(requests: "queue.SimpleQueue[str]") -> None:

@@ -25,6 +25,7 @@ class State:
         next_try_at: The time of the next try.
         taken_over: The words of the refusal, once another start has the run: nothing is sent any more.
         not_deleted: The reason why what should go from the mirror could not; empty while it can.
+        not_pinned: The steps of those that are pinned here and cannot be there: they had been deleted there before.
     """
 
     url: str
@@ -36,6 +37,7 @@ class State:
     next_try_at: float | None = None
     taken_over: str = ""
     not_deleted: str = ""
+    not_pinned: tuple[int, ...] = ()
     written_at: float = 0.0
 
 

@@ -15,7 +15,7 @@ from holdfast.mirror.child import command
 from holdfast.mirror.destination import END, Assignment, Destination
 from holdfast.mirror.queue import Answer, Queue, Queued
 from holdfast.run.run import Run
-from holdfast.store import pins
+from holdfast.store import names, pins
 from holdfast.text import one_line
 
 _LOOK_SECONDS = 1.0
@@ -50,6 +50,7 @@ class Supervisor:
         self._awaited: dict[str, Queued] = {}
         self._is_failing = False
         self._is_taken_over = False
+        self._not_pinned: set[int] = set()
         self._thread = threading.Thread(target=self._watch, name="holdfast-mirror", daemon=True)
 
     def start(self) -> None:
@@ -211,6 +212,11 @@ class Supervisor:
             self._is_taken_over = True
             self._run.journal.write("mirror taken over", why=why)
             self._log.warning(f"{one_line(why)}: what this training saves from now on is on this disk only")
+        for step in shown.get("not_pinned", ()):
+            if step not in self._not_pinned:
+                self._not_pinned.add(step)
+                pinned = names.checkpoint(step)
+                self._log.warning(f"{pinned} is pinned on this disk only: {self.destination.url} had deleted it before")
         failing = shown.get("failing_since") is not None
         if failing and not self._is_failing:
             self._run.journal.write("mirror failing", why=shown["why"])

@@ -255,21 +255,41 @@ class MirroredStart:
             self._damaged_there.add(attempt)
 
     def _bring_what_belongs_to(self, point: ResumePoint | None, seen: Seen) -> None:
-        """Brings a Trainer's best checkpoint where it is not here, and the pins, where another start had the run."""
-        if terms.last(self._claimed_before, self._run.identity, self._calls.url) < seen.newest:
-            for attempt in filter(names.is_token, seen.pins):
-                with suppress(OSError):
-                    pins.pin(self._run.directory.control, attempt)
-        step = None if point is None else _best_step(point)
-        if step is None or (self._run.root / names.checkpoint(step)).exists():
+        """Brings what the next saves would not bring by themselves, as far as it is not here.
+
+        That is a Trainer's best checkpoint, and, to a directory in which the run has saved nothing since it was
+        elsewhere: the pins, and what is pinned, has a label or a slot. Whatever was deleted here later stays so.
+        """
+        if point is not None and (step := _best_step(point)) is not None:
+            best = next((c for c in seen.published if c.step == step and not c.problem), None)
+            if best is not None:  # else whoever loads it says that it is not here
+                self._bring(best, "the best so far")
+        if not self._was_elsewhere(seen):
             return
-        best = next((c for c in seen.published if c.step == step and not c.problem), None)
-        if best is None:
-            return  # who loads it says that it is not here
+        for attempt in filter(names.is_token, seen.pins):
+            with suppress(OSError):
+                pins.pin(self._run.directory.control, attempt)
+        for remote in seen.published:
+            if not remote.problem and (remote.is_named or remote.key.attempt in seen.pins):
+                self._bring(remote, "which is to stay")
+
+    def _was_elsewhere(self, seen: Seen) -> bool:
+        """Tells whether nothing was saved here since another directory had the run, by this start or one before it."""
+        identity = self._run.identity
+        mine = {term.number for term in self._claimed_before if term.run == identity}
+        if terms.last(self._claimed_before, identity, self._calls.url) < seen.newest:
+            return True
+        return not any(e.manifest is not None and e.term in mine for e in choose.entries_in(self._run.root))
+
+    def _bring(self, remote: Remote, why: str) -> None:
+        """Brings a checkpoint beside the one that is gone on from; where it cannot be, training goes on without it."""
+        name = names.checkpoint(remote.step)
+        if (self._run.root / name).exists():
+            return
         try:
-            self._pull(best)
-        except (AbsentError, DamagedCheckpointError) as error:
-            self._log.warning(f"{names.checkpoint(step)}, the best so far, cannot be brought from the mirror: {error}")
+            self._pull(remote)
+        except (AbsentError, CheckpointError) as error:
+            self._log.warning(f"{name}, {why}, cannot be brought from the mirror: {error}")
 
     def _tell(self, point: ResumePoint | None, seen: Seen) -> None:
         run = self._run

@@ -303,8 +303,7 @@ def _by_rule(
         why = f"its step is a multiple of {policy.every}"
         kept.update((entry.path, why) for entry in good if entry.step % policy.every == 0)
     if policy.labelled:
-        labelled = [entry for entry in good if any(reason.get("label") for reason in _lasting_reasons(entry))]
-        kept.update((entry.path, "it has a label") for entry in labelled)
+        kept.update((entry.path, "it has a label") for entry in good if has_label(entry))
     kept.update((entry.path, f"one of the last {policy.last}") for entry in good[: policy.last])
     return kept
 
@@ -313,6 +312,11 @@ def labels_of(entry: Entry) -> list[str]:
     """Returns the labels by which a checkpoint is known."""
     reasons = entry.manifest.reasons if entry.manifest is not None else ()
     return [str(reason["label"]) for reason in reasons if reason.get("label")]
+
+
+def has_label(entry: Entry) -> bool:
+    """Returns whether somebody gave a checkpoint a label, and not just together with a slot, with which it ends."""
+    return any(reason.get("label") for reason in _lasting_reasons(entry))
 
 
 def slots_held(entries: Sequence[Entry]) -> dict[Path, list[str]]:
