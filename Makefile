@@ -24,7 +24,7 @@ NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-faults test-versions test-remote test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
+.PHONY: help demo demo-mirror test test-full test-faults test-versions test-remote test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ $(AXOLOTL)/.installed: pyproject.toml versions/axolotl-whole.txt
 
 demo: $(STAMP) ## train, ask for a save, kill, resume, and compare with a run that was never interrupted
 	@$(BIN)/python examples/demo.py
+
+demo-mirror: $(STAMP) ## train with a mirror in a bucket, kill it and remove its disk, go on from the mirror, and compare
+	@$(BIN)/python examples/demo_mirror.py
 
 test: $(VERSIONS)/axolotl/.installed ## the tests (two cores: under 10 minutes); CONTRIBUTING.md has what is left to test-full
 	@$(BIN)/python -m pytest -n 2 --dist worksteal

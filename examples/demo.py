@@ -100,11 +100,14 @@ def main() -> None:
 
 def answer(run: Path) -> dict[str, Any] | None:
     """Returns the answer to whoever touched the trigger file, if there is one already."""
-    for line in reversed((run / "events.jsonl").read_text().splitlines()):
-        event: dict[str, Any] = json.loads(line)
-        if event["event"] == "saved" and "trigger_file" in event["doors"]:
-            return event
-    return None
+    saved = (event for event in events(run) if event["event"] == "saved" and "trigger_file" in event["doors"])
+    return next(saved, None)
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """Returns what the journal of a run has, the oldest first; nothing where there is none yet."""
+    journal = run / "events.jsonl"
+    return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
 def report(saved: dict[str, Any], answered: float, killed_at: int, seconds: float) -> int:

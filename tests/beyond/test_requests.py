@@ -1,5 +1,7 @@
 """Every request of a training that mirrors is broken, in every way; then another machine goes on."""
 
+from collections.abc import Callable
+
 import pytest
 
 from beyond.conftest import Disks
@@ -31,8 +33,12 @@ def test_undisturbed_all_is_said_and_what_no_rule_speaks_for_is_deleted(disks: D
 
 
 @pytest.mark.parametrize("kind", ["cut before", "cut after", "failed", "lost"])
-def test_every_request_that_is_cut_or_fails(disks: Disks, kind: Kind) -> None:
+def test_fault_49_after_every_request_that_is_cut_or_fails_another_machine_goes_on(
+    disks: Disks, kind: Kind, record_property: Callable[[str, object], None]
+) -> None:
+    """A model of a store cuts the process off at, or fails, each request of a training that mirrors."""
     whole, _ = mirrored(disks, {})
+    record_property("injected", whole.store.requests)
     for number in range(1, whole.store.requests + 1):
         machine, problems = mirrored(disks, {number: Fate(kind)})
         assert problems == [], f"request {number} {kind}"
@@ -41,7 +47,11 @@ def test_every_request_that_is_cut_or_fails(disks: Disks, kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cut before", "cut after"])
-def test_what_a_killed_process_has_sent_is_gone_on_with(disks: Disks, kind: Kind) -> None:
+def test_fault_49_what_a_killed_process_has_sent_is_gone_on_with(
+    disks: Disks, kind: Kind, record_property: Callable[[str, object], None]
+) -> None:
+    """A model of a store cuts the process off at every second request; the next one sends the same checkpoint."""
+    record_property("injected", 30)
     for number in range(1, 60, 2):
         place = Place()
         promises = Promises(place, disks.first.saved)
@@ -58,9 +68,15 @@ def test_what_a_killed_process_has_sent_is_gone_on_with(disks: Disks, kind: Kind
 
 
 @pytest.mark.parametrize("kind", ["late", "twice"])
-def test_every_change_that_comes_late_or_once_more(disks: Disks, kind: Kind) -> None:
+def test_fault_49_changes_that_come_late_or_once_more_break_no_promise(
+    disks: Disks, kind: Kind, record_property: Callable[[str, object], None]
+) -> None:
+    """A model of a store makes a change after up to twice as many others as there are, or makes it once more then."""
     whole, _ = mirrored(disks, {})
+    injected = 0
     for number in whole.store.changes[:: 1 if FULL else 7]:
         for after in range(1, 2 * whole.store.requests, 5 if FULL else 11):
             _, problems = mirrored(disks, {number: Fate(kind, after)}, is_strict=False)
             assert problems == [], f"request {number} {kind} after {after} others"
+            injected += 1
+    record_property("injected", injected)

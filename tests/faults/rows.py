@@ -125,6 +125,14 @@ ROWS: dict[str, Row] = {
     "46": Row("Tensors that were loaded from a path that is overwritten later"),
     "47": Row("A save while an evaluation has other weights swapped in, or in the middle of an accumulation"),
     "48": Row("Process 1 of a container; a home that cannot be written to; no shared memory; no /proc"),
+    "49": Row("A request to a mirror is cut off, fails, loses its answer, or is done late or once more"),
+    "50": Row("Two use one mirror at once: two trainings, a copied directory, a start, a pin, a deletion by hand"),
+    "51": Row("The machine goes with its disk"),
+    "52": Row("The mirror takes nothing for a while, and its process or the training is killed meanwhile"),
+    "53": Row(
+        "A mirror's store is busy, full, slow or refuses, its credentials run out, what it has was tampered with",
+        "`make test-remote` has these, on servers of S3, Azure and GCS; no real cloud was run (docs/mirror.md).",
+    ),
     "S01": Row("Pickle: a file of weights that runs code when it is loaded"),
     "S02": Row(
         "The .metadata of torch.distributed.checkpoint, which is a pickle",

@@ -10,7 +10,7 @@ PAGE = TESTS.parent / "docs" / "faults.md"
 
 
 def test_all_faults_and_threats_are_counted() -> None:
-    numbers = [*(f"{number:02}" for number in range(1, 49)), *(f"S{number:02}" for number in range(1, 21))]
+    numbers = [*(f"{number:02}" for number in range(1, 54)), *(f"S{number:02}" for number in range(1, 21))]
     assert list(ROWS)[: len(numbers)] == numbers and list(ROWS)[len(numbers) :] == sorted(set(ROWS) - set(numbers))
 
 

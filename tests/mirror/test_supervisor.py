@@ -47,7 +47,8 @@ def test_what_is_queued_comes_into_the_mirror_and_is_journalled_and_shown(tmp_pa
         assert run.said == [] and not {"obstore", "boto3"} & set(sys.modules), "training never loads them"
 
 
-def test_a_process_that_dies_is_started_again_and_goes_on(tmp_path: Path) -> None:
+def test_fault_52_a_mirrors_process_that_dies_is_started_again_and_goes_on(tmp_path: Path) -> None:
+    """SIGKILL to the mirror's process while the directory of the mirror is moved away."""
     with mirrored_run(tmp_path / "run") as run:
         first = process_of(run)
         away = run.place.rename(tmp_path / "away")

@@ -17,29 +17,30 @@ from ranks.conftest import Ranks
 from ranks.real_store import RealStore
 
 
-def test_two_ranks_go_on_from_the_mirror_when_their_disk_is_gone(ranks: Ranks) -> None:
+def test_two_ranks_go_on_from_the_mirror_when_their_disk_is_gone_and_one_after_them(ranks: Ranks) -> None:
     mirror = DirectoryMirror(ranks.folder / "mirror")
     settings = {"mirror": mirror.url, "save_steps": 4}
     expected = Ranks(ranks.folder / "whole", ranks.launcher)
     expected.folder.mkdir()
     whole = expected.start(until=12).digests()
+    shutil.rmtree(expected.run)
     ranks.start(until=8, settings=settings).digests()
     shutil.rmtree(ranks.run)
     job = ranks.start(until=12, settings=settings)
     assert job.digests() == whole, job.output
     assert job.output.count("pulled checkpoint-8 of") == 1 and job.output.count("took run ") == 1
     assert mirror.listing.terms == (1, 2)
+    ranks.run.rename(expected.run)
+    from_disk = expected.start(1, kind="alone", until=14).digests()
+    alone = ranks.start(1, kind="alone", until=14, settings=settings)
+    assert alone.digests() == from_disk and "checkpoint-12: step 12" in alone.output, alone.output
 
 
-@in_full("two ranks after two stay, and a start of one process that is refused")
-def test_one_goes_on_after_two_ranks_and_two_that_are_refused_all_say_why(ranks: Ranks) -> None:
+@in_full("two ranks after two, and one after them, stay, and a start of one process that is refused")
+def test_two_that_are_refused_all_say_why(ranks: Ranks) -> None:
     mirror = DirectoryMirror(ranks.folder / "mirror")
     settings = {"mirror": mirror.url, "save_steps": 4}
-    ranks.start(until=12, settings=settings).digests()
-    shutil.rmtree(ranks.run)
-    alone = ranks.start(1, kind="alone", until=14, settings=settings)
-    assert alone.wait() == [0], alone.output
-    assert "checkpoint-12: step 12" in alone.output and mirror.listing.terms == (1, 2)
+    ranks.start(until=4, settings=settings).digests()
     shutil.rmtree(ranks.run)
     refused = ranks.start(until=12, settings={**settings, "resume": False})
     assert 0 not in refused.wait()

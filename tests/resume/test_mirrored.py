@@ -360,6 +360,19 @@ def test_a_disk_without_room_is_told_before_anything_is_pulled(
     assert not list(here.root.glob("*-5*"))
 
 
+def test_what_is_to_stay_is_not_brought_into_the_room_of_the_next_checkpoint(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5, reason={"label": "a"})
+    elsewhere.save(6)
+    mirror.send(elsewhere.root)
+    size = catalog.read(elsewhere.root / "checkpoint-6").manifest.size  # type: ignore[union-attr]
+    monkeypatch.setattr("holdfast.store.files.free_space", lambda folder: ((16 << 20) + 3 * size // 2, 1000))
+    assert steps(here.start()) == 6 and present(here) == [6]
+    assert here.has(f"of which the next checkpoint takes {size:,}")
+
+
 @pytest.mark.parametrize("url", ["s3:/bucket", "ftp://host/run", "s3://key:secret@bucket/run", "file:///"])
 def test_an_address_that_is_none_is_refused_before_anything_is_made(here: Machine, url: str) -> None:
     settings = DEFAULTS.model_copy(update={"mirror": url})

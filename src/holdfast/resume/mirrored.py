@@ -188,8 +188,8 @@ class MirroredStart:
             return remote.problem
         return f"its layout is {quoted(remote.layout)}, and this training reads {self._layout.name!r}"
 
-    def _pull(self, remote: Remote) -> Path:
-        """Brings a checkpoint into the run directory.
+    def _pull(self, remote: Remote, beside: int = 0) -> Path:
+        """Brings a checkpoint into the run directory, if `beside` bytes are free there after that.
 
         Raises:
             CheckpointError: The disk does not take it.
@@ -198,9 +198,10 @@ class MirroredStart:
         """
         root, what = self._run.root, f"{names.checkpoint(remote.step)} of {self._calls.url}"
         free, _ = files.free_space(self._run.folder)
-        if free < remote.size + _RESERVE_BYTES:
+        if free < remote.size + beside + _RESERVE_BYTES:
+            more = f", of which the next checkpoint takes {beside:,}" if beside else ""
             raise CheckpointError(
-                f"{what} has {remote.size:,} bytes, and {root} has {free:,} free",
+                f"{what} has {remote.size:,} bytes, and {root} has {free:,} free{more}",
                 hint="make room there, or choose another output_dir",
             )
         begun = time.monotonic()
@@ -263,15 +264,16 @@ class MirroredStart:
         if point is not None and (step := _best_step(point)) is not None:
             best = next((c for c in seen.published if c.step == step and not c.problem), None)
             if best is not None:  # else whoever loads it says that it is not here
-                self._bring(best, "the best so far")
+                self._bring(best, "the best so far", 0)
         if not self._was_elsewhere(seen):
             return
         for attempt in filter(names.is_token, seen.pins):
             with suppress(OSError):
                 pins.pin(self._run.directory.control, attempt)
+        next_size = point.manifest.size if point is not None and point.manifest is not None else 0
         for remote in seen.published:
             if not remote.problem and (remote.is_named or remote.key.attempt in seen.pins):
-                self._bring(remote, "which is to stay")
+                self._bring(remote, "which is to stay", next_size)
 
     def _was_elsewhere(self, seen: Seen) -> bool:
         """Tells whether nothing was saved here since another directory had the run, by this start or one before it."""
@@ -281,13 +283,13 @@ class MirroredStart:
             return True
         return not any(e.manifest is not None and e.term in mine for e in choose.entries_in(self._run.root))
 
-    def _bring(self, remote: Remote, why: str) -> None:
+    def _bring(self, remote: Remote, why: str, beside: int) -> None:
         """Brings a checkpoint beside the one that is gone on from; where it cannot be, training goes on without it."""
         name = names.checkpoint(remote.step)
-        if (self._run.root / name).exists():
+        if remote.key.attempt in self._damaged_there or (self._run.root / name).exists():
             return
         try:
-            self._pull(remote)
+            self._pull(remote, beside)
         except (AbsentError, CheckpointError) as error:
             self._log.warning(f"{name}, {why}, cannot be brought from the mirror: {error}")
 

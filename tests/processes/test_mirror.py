@@ -1,0 +1,174 @@
+"""A machine that goes with its disk: real trainings with a mirror, killed, their directory removed, started again."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.mirrors import DirectoryMirror
+from helpers.object_servers import BUCKET, S3_ENVIRONMENT, moto, needs
+from helpers.trainings import Launcher, Process, events
+from helpers.waiting import wait_until
+
+# A plain loop that saves every fourth step, and one with a label after the third; stands still after the step in argv.
+LOOP = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, TESTS)
+from helpers.loops import Loop
+
+stop, settings = int(sys.argv[1]), json.loads(sys.argv[2])
+loop = Loop(Path("run"), save_steps=4, say=print, **settings)
+with loop.ckpt:
+    for batch in loop.ckpt.batches(until=22):
+        loop.update(batch)
+        if loop.ckpt.step_count == 3:
+            loop.ckpt.save("three")
+        if loop.ckpt.step_count == stop:
+            print("stands still", flush=True)
+            time.sleep(600)
+print("ends with", loop.digest(), "after the loss", loop.losses[-1])
+"""
+
+# A Trainer with dropout that is best at its second step; stands still in the evaluation at the step in argv.
+TRAINER = """
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, TESTS)
+import torch
+from helpers import small_trainer
+from transformers import Trainer
+
+class Fit(small_trainer.Fit):
+    def forward(self, x, labels):
+        return super().forward(torch.nn.functional.dropout(x, 0.2, self.training), labels)
+
+class Worsening(Trainer):
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        metrics["eval_loss"] = 1.0 if self.state.global_step == 2 else 2.0
+        if self.state.global_step == stop:
+            print("stands still", flush=True)
+            time.sleep(600)
+        return metrics
+
+small_trainer.Fit = Fit
+stop, settings = int(sys.argv[1]), json.loads(sys.argv[2])
+trainer = small_trainer.train(Path("run"), kind=Worsening, eval_strategy="steps", eval_steps=2, save_steps=2,
+    save_total_limit=2, load_best_model_at_end=True, max_steps=12, **settings)
+trainer.save_model("run")
+print("ends with", small_trainer.weights(trainer), Path(trainer.state.best_model_checkpoint).name)
+"""
+
+
+def mirrored_up_to(run: Path, step: int) -> bool:
+    return any(event["step"] >= step for event in events(run, "mirrored"))
+
+
+class Machine:
+    """A place where a training runs."""
+
+    def __init__(self, folder: Path, launcher: Launcher, program: str, **settings: Any) -> None:
+        folder.mkdir()
+        self.folder, self.launcher, self.settings = folder, launcher, settings
+        self.program = program.replace("TESTS", repr(str(Path(__file__).parents[1])))
+        self.env: dict[str, str] = {}
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def start(self, stop: int = -1) -> Process:
+        arguments = (str(stop), json.dumps(self.settings))
+        return self.launcher.start(*arguments, cwd=self.folder, program=self.program, **self.env)
+
+    def end(self) -> str:
+        """Trains to the end; gives the last line."""
+        process = self.start()
+        assert process.wait(120) == 0, process.output
+        (line,) = (line for line in process.output.splitlines() if line.startswith("ends with"))
+        return line
+
+    def train_and_go(self, stop: int, mirrored: int) -> None:
+        """Trains until a step, and until one is in the mirror; then the process is killed, and the disk is gone."""
+        process = self.start(stop)
+        process.wait_for("stands still")
+        wait_until(lambda: mirrored_up_to(self.run, mirrored), 60, process.output)
+        process.send(signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(self.folder)
+
+
+@pytest.fixture(params=["file", pytest.param("s3", marks=needs("moto", "obstore"))])
+def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The settings of a mirror."""
+    if request.param == "file":
+        yield {"mirror": DirectoryMirror(tmp_path / "mirror").url}
+        return
+    with moto() as port:
+        yield {"mirror": f"s3://{BUCKET}/run", "mirror_endpoint": f"http://127.0.0.1:{port}"}
+
+
+def test_fault_51_a_loop_whose_disk_is_gone_goes_on_from_the_mirror_and_ends_with_the_same_bits(
+    launcher: Launcher, tmp_path: Path, mirror: dict[str, str], record_property: Callable[[str, object], None]
+) -> None:
+    """SIGKILL to a loop with a mirror, in a directory and in a bucket, and its run directory is removed; twice."""
+    record_property("injected", 2)
+    whole = Machine(tmp_path / "whole", launcher, LOOP).end()
+    first = Machine(tmp_path / "first", launcher, LOOP, **mirror)
+    second = Machine(tmp_path / "second", launcher, LOOP, **mirror)
+    first.env = second.env = S3_ENVIRONMENT
+    first.train_and_go(stop=14, mirrored=12)
+    process = second.start(stop=17)
+    process.wait_for("stands still")
+    assert "going on from step 12" in process.output and "took run" in process.output
+    labelled = second.run / "checkpoint-3"
+    assert json.loads((labelled / "MANIFEST.json").read_text())["reasons"][0]["label"] == "three"
+    wait_until(lambda: mirrored_up_to(second.run, 16), 60, process.output)
+    process.send(signal.SIGKILL)
+    process.wait()
+    third = Machine(tmp_path / "third", launcher, LOOP, **mirror)
+    third.env = S3_ENVIRONMENT
+    assert third.end() == whole
+    assert {path.name for path in third.run.glob("checkpoint-*")} >= {"checkpoint-3", "checkpoint-16", "checkpoint-20"}
+    back = second.start()  # a machine that was given up comes back with its disk: nothing is trained twice
+    assert back.wait() == 0 and "pulled checkpoint-20" in back.output and whole in back.output, back.output
+
+
+def test_fault_51_a_trainer_whose_disk_is_gone_ends_with_the_same_model_and_loads_the_same_best(
+    launcher: Launcher, tmp_path: Path, mirror: dict[str, str]
+) -> None:
+    """SIGKILL to a Trainer with a mirror, in a directory and in a bucket, and its output_dir is removed."""
+    whole = Machine(tmp_path / "whole", launcher, TRAINER)
+    expected = whole.end()
+    assert expected.endswith("checkpoint-2")
+    first = Machine(tmp_path / "first", launcher, TRAINER, **mirror)
+    second = Machine(tmp_path / "second", launcher, TRAINER, **mirror)
+    first.env = second.env = S3_ENVIRONMENT
+    first.train_and_go(stop=10, mirrored=8)
+    assert second.end() == expected
+    for name in ("model.safetensors", "checkpoint-2/model.safetensors", "checkpoint-12/model.safetensors"):
+        assert (second.run / name).read_bytes() == (whole.run / name).read_bytes(), name
+
+
+def test_fault_52_what_a_killed_training_had_queued_is_sent_by_the_next(launcher: Launcher, tmp_path: Path) -> None:
+    """The directory of the mirror is moved away; SIGKILL to the training while nothing can be sent."""
+    mirror = DirectoryMirror(tmp_path / "mirror")
+    machine = Machine(tmp_path / "machine", launcher, LOOP, mirror=mirror.url)
+    process = machine.start(stop=14)
+    wait_until(lambda: mirror.owner is not None and mirror.listing.terms, 60)
+    away = mirror.path.rename(tmp_path / "away")
+    process.wait_for("stands still")
+    process.wait_for("nothing can be sent")
+    process.send(signal.SIGKILL)
+    process.wait()
+    away.rename(mirror.path)
+    process = machine.start()
+    assert process.wait(120) == 0, process.output
+    steps = [event["step"] for event in events(machine.run, "mirrored")]
+    assert {3, 12, 20} <= {*steps} and f"mirrored up to step 20 ({mirror.url})" in process.output
+    assert len(steps) == len({*steps})
