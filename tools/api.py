@@ -19,7 +19,7 @@ _SOURCE = ROOT / "src"
 PUBLIC = {
     "Checkpointer": "holdfast.loop.checkpointer",
     "attach": "holdfast.integrations.attach",
-    "save": "holdfast.run.asking",
+    "save": "holdfast.mirror.asking",
     "status": "holdfast.run.asking",
     "evaluation": "holdfast.state.rng.evaluation",
     "DynamicCheckpoint": "holdfast.settings",

@@ -3,6 +3,7 @@
 import inspect
 import math
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,17 +14,32 @@ AUTO, LOCAL = "auto", "local"
 """The words for the newest good checkpoint that is here or in the mirror, and for the newest good one that is here."""
 
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_address(text: str) -> bool:
+    """Tells whether a text is meant as an address, be it a good one, and not as a path."""
+    return _SCHEME.match(text) is not None
+
+
 def checked_directory(name: str, value: object) -> Path:
     """Returns the path of a directory.
 
     Raises:
-        ConfigError: It is no path, or an empty one, which would be whichever directory the process is in.
+        ConfigError: It is no path, an address, or an empty one, which would be whichever directory the process is in.
     """
     path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
     if not isinstance(path, str):
         raise ConfigError([f"{name}: {quoted(value)} is no path of a directory"])
     if not path:
         raise ConfigError([f"{name}: is empty; name a directory, or '.' for the one that this process is in"])
+    if is_address(path):
+        scheme = path.partition("://")[0]  # and no more of it: there may be a secret in it
+        raise ConfigError(
+            [f"{name}: an address ({scheme}://...) is given, and a directory of this machine is meant"],
+            hint=f"train in a directory, and have its checkpoints sent there: mirror='{scheme}://...' (YAML: mirror:);"
+            " a start in an empty directory goes on from what is there",
+        )
     return Path(path)
 
 

@@ -20,19 +20,34 @@ from holdfast.errors import HoldfastError
 
 ROOT = Path(__file__).parents[2]
 
+OF_A_PLACE = ["--endpoint", "--json", "--region"]
 # An interface: whoever changes it changes docs/cli.md and the CHANGELOG too.
 VERBS: dict[str, list[str]] = {
     "train": ["CONFIG", "--keep-settings", "--nproc", "--resume", "--set"],
-    "save": ["RUN", "--json", "--label", "--stop", "--timeout", "--wait"],
-    "stop": ["RUN", "--json", "--label", "--timeout", "--wait"],
+    "save": ["RUN", "--json", "--label", "--mirrored", "--stop", "--timeout", "--wait"],
+    "stop": ["RUN", "--json", "--label", "--mirrored", "--timeout", "--wait"],
     "status": ["RUN", "--json", "--outcome"],
-    "list": ["RUN", "--json"],
-    "verify": ["RUN|CHECKPOINT", "--json"],
-    "inspect": ["CHECKPOINT", "--json"],
+    "list": ["RUN|URL", *OF_A_PLACE],
+    "verify": ["RUN|CHECKPOINT|URL", *OF_A_PLACE],
+    "inspect": ["CHECKPOINT|URL", *OF_A_PLACE],
     "diff": ["A", "B", "--json"],
     "pin": ["CHECKPOINT...", "--json"],
     "unpin": ["CHECKPOINT...", "--json"],
-    "prune": ["RUN", "--dry-run", "--json", "--keep-every", "--keep-last", "--labelled", "--yes"],
+    "prune": [
+        "RUN",
+        "--dry-run",
+        "--endpoint",
+        "--json",
+        "--keep-every",
+        "--keep-last",
+        "--labelled",
+        "--mirror",
+        "--region",
+        "--yes",
+    ],
+    "push": ["RUN", *OF_A_PLACE, "--to"],
+    "pull": ["URL", "DIR", *OF_A_PLACE],
+    "mirror check": ["URL", *OF_A_PLACE],
     "export": ["CHECKPOINT", "DIR", "--json"],
     "drill": ["-- COMMAND", "--grace", "--json", "--kill-at", "--steps"],
 }
@@ -57,13 +72,19 @@ CODES = {
     "CheckpointError": 1,
     "DamagedCheckpointError": 3,
     "NoCheckpointError": 1,
+    "MirrorError": 1,
+    "MirrorAccessError": 2,
+    "MirrorUnavailableError": 1,
+    "MirrorTakenError": 2,
+    "AbsentError": 1,
 }
 
 
 def test_the_verbs_and_their_options_are_these() -> None:
-    group = typer.main.get_command(app)
+    commands = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    commands |= {f"mirror {name}": command for name, command in commands.pop("mirror").commands.items()}
     found = {}
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
+    for name, command in commands.items():
         arguments = [one.metavar for one in command.params if one.param_type_name == "argument"]
         options = [text for one in command.params if one.param_type_name == "option" for text in one.opts]
         found[name] = [*arguments, *sorted(options)]
@@ -75,7 +96,7 @@ def test_every_verb_and_option_is_documented() -> None:
     for verb, options in VERBS.items():
         assert f"`holdfast {verb} " in page
         for option in options:
-            assert f"`{option}" in page or option.strip("-. ").isupper() or option == "RUN|CHECKPOINT"
+            assert f"`{option}" in page or option.strip("-. ").isupper() or option == "RUN|CHECKPOINT|URL"
 
 
 def subclasses(kind: type[HoldfastError]) -> list[type[HoldfastError]]:
@@ -86,7 +107,7 @@ def test_every_error_has_its_exit_code() -> None:
     assert {kind.__name__: kind.exit_code for kind in subclasses(HoldfastError)} == CODES
     tree = re.findall(r"^ +(\w+) +(?:exit code )?(\d+)(?:   .*)?$", errors.__doc__ or "", re.MULTILINE)
     assert {name: int(code) for name, code in tree} == {name: CODES[name] for name, _ in tree}
-    assert CODES.keys() - {"RunError", "CheckpointError"} <= {name for name, _ in tree}
+    assert CODES.keys() - {"RunError", "CheckpointError", "MirrorError"} <= {name for name, _ in tree}
 
 
 def test_the_page_has_the_exit_codes_of_errors_and_no_others() -> None:
@@ -137,6 +158,8 @@ def test_exit_code_130_is_ctrl_c(tmp_path: Path) -> None:
         ["diff", "."],
         ["prune", ".", "--yes"],
         ["prune", ".", "--yes", "--keep-last", "0"],
+        ["pull", "s3://bucket/run"],
+        ["mirror", "look"],
         [],
     ],
     ids=" ".join,
@@ -150,7 +173,7 @@ def test_a_command_line_that_is_wrong_is_exit_code_2_and_asks_nobody(arguments: 
 MORE_ARGUMENTS = {"diff": ["."], "export": ["exported"], "prune": ["--keep-last", "1", "--yes"]}
 
 
-@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train", "drill"}))
+@pytest.mark.parametrize("verb", sorted(set(VERBS) - {"train", "drill", "pull", "mirror check"}))
 def test_an_error_is_one_line_and_a_hint_or_one_json_object(tmp_path: Path, verb: str) -> None:
     given = [verb, str(tmp_path / "missing"), *MORE_ARGUMENTS.get(verb, [])]
     words, as_json = holdfast(*given), holdfast(*given, "--json")
@@ -221,6 +244,9 @@ except SystemExit as end:
         (["pin", "RUN/checkpoint-7"], 0),
         (["unpin", "RUN/checkpoint-7"], 0),
         (["prune", "RUN", "--keep-last", "1", "--yes"], 0),
+        (["push", "RUN", "--to", "file://RUN/mirror"], 4),
+        (["mirror", "check", "file://RUN/mirror"], 0),
+        (["list", "file://RUN/mirror"], 4),
     ],
     ids=lambda value: "-".join(value).replace("/", "-") if isinstance(value, list) else "",
 )

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from helpers.mirrored_run import MirroredRun, mirrored_run
+from helpers.mirrors import DirectoryMirror
+from helpers.remote import start
 from helpers.serving import training
 from helpers.support import (
     ASKED,
@@ -25,8 +28,9 @@ from helpers.support import (
     tell,
 )
 from helpers.trainings import events
+from holdfast.remote import keys
 from holdfast.run.run import Run
-from holdfast.store import catalog
+from holdfast.store import catalog, terms
 
 
 @pytest.fixture
@@ -240,3 +244,43 @@ def test_a_run_without_checkpoints_is_no_error_and_one_that_is_not_there_is_4(tm
     for wrong in (tmp_path / "missing", Path(__file__)):
         found = holdfast("prune", wrong, "--keep-last", "1", "--yes")
         assert found.returncode == 4 and f"there is no directory {wrong}" in found.stderr
+
+
+def mirrored_with(root: Path, *steps: int) -> MirroredRun:
+    """A run that nobody trains any more, with these checkpoints here and in its mirror."""
+    with mirrored_run(root) as mirrored:
+        mirrored.run.claim(terms.Term(RUN, mirrored.term, 1, mirrored.url))
+        for step in steps:
+            commit_checkpoint(root, step, term=mirrored.term)
+    mirror = DirectoryMirror(mirrored.place)
+    assert mirror.store.put_absent(keys.OWNER, RUN.encode() + b"\n")
+    mirror.send(root)
+    return mirrored
+
+
+def test_the_mirror_is_left_alone_unless_it_is_named(tmp_path: Path) -> None:
+    mirrored = mirrored_with(tmp_path / "run", 1, 2, 3, 4)
+    assert holdfast("prune", mirrored.root, "--keep-last", "2", "--yes").returncode == 0
+    assert mirrored.there() == [4, 3, 2, 1]
+    shown = holdfast("prune", mirrored.root, "--keep-last", "2", "--mirror", "--dry-run")
+    assert "2 of 4 go" in shown.stdout and mirrored.there() == [4, 3, 2, 1]
+    pruned = holdfast("prune", mirrored.root, "--keep-last", "2", "--mirror", "--yes")
+    assert pruned.returncode == 0 and "deleted 2 of 2 in the mirror" in pruned.stdout, pruned.stderr
+    assert mirrored.there() == [4, 3]
+
+
+def test_the_mirror_of_a_run_that_another_start_has_is_not_pruned(tmp_path: Path) -> None:
+    mirrored = mirrored_with(tmp_path / "run", 1, 2, 3)
+    start(mirrored.store, host="elsewhere")
+    refused = holdfast("prune", mirrored.root, "--keep-last", "1", "--mirror", "--yes")
+    assert refused.returncode == 2 and "taken over by a later start on 'elsewhere'" in refused.stderr
+    assert mirrored.there() == [3, 2, 1] and len(list(mirrored.root.glob("checkpoint-*"))) == 3
+
+
+def test_a_run_that_has_had_no_mirror_has_none_to_prune(tmp_path: Path) -> None:
+    (tmp_path / ".holdfast" / "requests").mkdir(parents=True, mode=0o700)
+    (tmp_path / ".holdfast" / "answers").mkdir(mode=0o700)
+    (tmp_path / ".holdfast").chmod(0o700)
+    commit_checkpoint(tmp_path, 1)
+    refused = holdfast("prune", tmp_path, "--keep-last", "1", "--mirror", "--yes")
+    assert refused.returncode == 2 and "has had no mirror" in refused.stderr

@@ -91,6 +91,7 @@ def test_a_setting_that_is_none_is_refused_by_its_name(setting: dict[str, Any], 
         (5, "5 is no path of a directory"),
         (b"run", "b'run' is no path of a directory"),
         ("", "is empty; name a directory, or '.' for"),
+        ("s3://bucket/run", r"an address \(s3://...\) is given, and a directory of this machine is meant"),
     ],
 )
 def test_what_is_no_directory_is_refused_and_an_empty_one_is_not_the_one_that_one_is_in(

@@ -1,7 +1,8 @@
 import pytest
 
+from holdfast.arguments import is_address
 from holdfast.errors import ConfigError
-from holdfast.remote.location import Location, endpoint_of, is_address, location_of
+from holdfast.remote.location import Location, endpoint_of, location_of
 
 SECRET = "hunter2"
 

@@ -11,7 +11,24 @@ import typer
 from typer.core import TyperGroup
 
 from holdfast import __version__
-from holdfast.cli import diff, drill, export, inspect, list, pin, prune, save, status, stop, train, unpin, verify
+from holdfast.cli import (
+    diff,
+    drill,
+    export,
+    inspect,
+    list,
+    mirror,
+    pin,
+    prune,
+    pull,
+    push,
+    save,
+    status,
+    stop,
+    train,
+    unpin,
+    verify,
+)
 from holdfast.cli.output import as_json, tell
 from holdfast.errors import ConfigError, HoldfastError, ended_by_signal
 from holdfast.text import lines_shown
@@ -90,11 +107,24 @@ _VERBS: dict[str, Callable[..., None]] = {
     "pin": pin.pin,
     "unpin": unpin.unpin,
     "prune": prune.prune,
+    "push": push.push,
+    "pull": pull.pull_checkpoints,
     "export": export.export,
     "drill": drill.drill,
 }
 for _name, _verb in _VERBS.items():
     app.command(_name)(_guarded(_verb))
+
+_of_mirrors = typer.Typer(help="Look at a mirror.", no_args_is_help=True)
+_of_mirrors.command("check")(_guarded(mirror.check))
+
+
+@_of_mirrors.callback()
+def _of_mirrors_alone() -> None:
+    """Has `check` be a word of its own, although it is the only one."""
+
+
+app.add_typer(_of_mirrors, name="mirror")
 
 
 def _version(wanted: bool) -> None:

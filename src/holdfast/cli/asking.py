@@ -7,13 +7,10 @@ from pathlib import Path
 
 from holdfast.cli.output import as_json, tell
 from holdfast.errors import ConfigError, MirrorError, SaveError
-from holdfast.mirror.queue import Answer, Queue
+from holdfast.mirror.asking import not_mirrored, require_mirror, wait_for_mirror
 from holdfast.run import asking
 from holdfast.run.asking import AskedSave
-from holdfast.run.directory import RunDirectory
 from holdfast.run.request import IN_NO_FILE, MOST_LABEL_BYTES
-from holdfast.run.request import Answer as SaveAnswer
-from holdfast.store import catalog
 
 
 def ask(
@@ -35,7 +32,9 @@ def ask(
     if timeout is not None and not wait:
         raise ConfigError(["--timeout: has no meaning without --wait"])
     if mirrored:
-        _require_mirror(root, wait=wait)
+        if not wait:
+            raise ConfigError(["--mirrored: has no meaning without --wait"])
+        require_mirror(root, "--mirrored")
     deadline = None if timeout is None else time.monotonic() + timeout
     asked = asking.ask(root, text, stop=stop, why=why)
     if not wait:
@@ -47,8 +46,7 @@ def ask(
     if answer.saved and not json:
         tell(answer.line(f"request:{asked.id}"))
     if mirrored and not problem:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
-        sent = _wait_for_mirror(root, answer, left)
+        sent = wait_for_mirror(root, answer, deadline)
     if json:
         fields = {name: value for name, value in vars(answer).items() if name not in IN_NO_FILE}
         as_json({"request": asked.id, **fields, **({} if sent is None else {"mirror": asdict(sent)})})
@@ -57,46 +55,7 @@ def ask(
     if problem:
         raise SaveError(problem) if not json else SystemExit(SaveError.exit_code)
     if sent is not None and not sent.mirrored:
-        raise _not_mirrored(root, sent.step, sent.why) if not json else SystemExit(MirrorError.exit_code)
-
-
-def _require_mirror(root: Path, *, wait: bool) -> None:
-    if not wait:
-        raise ConfigError(["--mirrored: has no meaning without --wait"])
-    directory = RunDirectory.open(root)
-    if asking.living(directory) is not None and not asking.said_by(directory).get("mirror"):
-        raise ConfigError(
-            [f"--mirrored: the run in {root} has no mirror"],
-            hint="start it with mirror: s3://BUCKET/PREFIX, or leave --mirrored out",
-        )
-
-
-def _wait_for_mirror(root: Path, answer: SaveAnswer, timeout: float | None) -> Answer:
-    """Waits until the mirror's process has answered a checkpoint.
-
-    Raises:
-        WaitTimeoutError: The time is up.
-        MirrorError: Nobody will answer.
-    """
-    directory = RunDirectory.open(root)
-    queue = Queue(directory)
-    manifests = [entry.manifest for entry in catalog.entries(root) if entry.manifest is not None]
-    attempt = next((manifest.attempt for manifest in manifests if manifest.sha256 == answer.digest), "")
-
-    def require_alive() -> None:
-        if asking.living(directory) is None and queue.answer_to(attempt) is None:
-            raise _not_mirrored(root, answer.step, "the training ended before")
-
-    sent = queue.wait(attempt, timeout, require_alive)
-    if sent is None:
-        raise _not_mirrored(root, answer.step, "it does not wait for the mirror")
-    return sent
-
-
-def _not_mirrored(root: Path, step: int, why: str) -> MirrorError:
-    return MirrorError(
-        f"step {step} is saved, and is on this disk only: {why}", hint=f"to send it: holdfast push {root}"
-    )
+        raise not_mirrored(root, sent.step, sent.why) if not json else SystemExit(MirrorError.exit_code)
 
 
 def _print_asked(root: Path, asked: AskedSave, json: bool, *, stop: bool) -> None:

@@ -1,12 +1,15 @@
-"""`holdfast list RUN`: the checkpoints of a run, newest commit first."""
+"""`holdfast list RUN|URL`: the checkpoints of a run, newest commit first."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from holdfast.arguments import is_address
 from holdfast.cli.naming import asked_by, pinned_in, require_run
 from holdfast.cli.output import as_json, columns, size, tell
+from holdfast.cli.there import Endpoint, Region, require_no_address_options
+from holdfast.mirror.run_there import look
 from holdfast.store import catalog
 from holdfast.store.catalog import Entry
 from holdfast.store.retention import labels_of, slots_held
@@ -15,24 +18,33 @@ _HEAD = ("CHECKPOINT", "STEP", "COMMIT", "WRITTEN (UTC)", "SIZE", "PINNED", "SLO
 
 
 def list_checkpoints(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
+    run: Annotated[str, typer.Argument(metavar="RUN|URL", help="The output_dir of a training, or its mirror.")],
+    endpoint: Endpoint = None,
+    region: Region = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List a run's checkpoints: step, when, size, who asked. Reads manifests alone; `verify` reads every byte."""
-    require_run(run)
-    entries = catalog.entries(run)
-    pinned, slots = pinned_in(run), slots_held(entries)
+    pinned: frozenset[str] | None
+    if is_address(run):
+        there = look(run, endpoint, region)
+        run, entries, pinned = there.store.url, there.entries, there.listing.pins
+    else:
+        require_no_address_options(endpoint, region)
+        require_run(root := Path(run))
+        entries, pinned = catalog.entries(root), pinned_in(root)
+    slots = slots_held(entries)
     if json:
-        described = [_described(entry, pinned, slots.get(entry.path, [])) for entry in entries]
-        as_json({"run": str(run), "checkpoints": described})
+        described = [_described(entry, run, pinned, slots.get(entry.path, [])) for entry in entries]
+        as_json({"run": run, "checkpoints": described})
     elif not entries:
         tell(f"no checkpoint in {run} yet")
     else:
         columns(_HEAD, [_row(entry, pinned, slots.get(entry.path, [])) for entry in entries])
 
 
-def _described(entry: Entry, pinned: frozenset[str] | None, slots: list[str]) -> dict[str, Any]:
-    described: dict[str, Any] = {"path": str(entry.path), "step": entry.step, "problem": entry.problem}
+def _described(entry: Entry, run: str, pinned: frozenset[str] | None, slots: list[str]) -> dict[str, Any]:
+    path = f"{run}/{entry.path}" if is_address(run) else str(entry.path)
+    described: dict[str, Any] = {"path": path, "step": entry.step, "problem": entry.problem}
     if (manifest := entry.manifest) is not None:
         described |= {
             "sequence": manifest.sequence,

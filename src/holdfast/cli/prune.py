@@ -10,7 +10,9 @@ import typer
 
 from holdfast.cli.naming import asked_by, require_run
 from holdfast.cli.output import as_json, columns, size, tell
-from holdfast.errors import ConfigError, HoldfastError, RunNotFoundError
+from holdfast.cli.there import Endpoint, Region, require_no_address_options
+from holdfast.errors import ConfigError, HoldfastError, MirrorError, RunNotFoundError
+from holdfast.mirror.pruning import MirrorPruning
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of, needed
@@ -27,34 +29,63 @@ def prune(
         int | None, typer.Option(metavar="K", min=1, help="Keep those too whose step is a multiple of K.")
     ] = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Delete those that have a label, too.")] = False,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Delete from the mirror too, by the same rule.")] = False,
+    endpoint: Endpoint = None,
+    region: Region = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and delete nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Delete without asking.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object; with --yes or --dry-run.")] = False,
 ) -> None:
     """Delete a run's older checkpoints. What is labelled, pinned, needed, damaged or of another run stays."""
     require_run(run)
+    if not mirror:
+        require_no_address_options(endpoint, region)
     if not (dry_run or yes) and (json or not sys.stdin.isatty()):
         raise ConfigError(["prune asks before it deletes, and nobody is here to answer: add --yes, or --dry-run"])
     policy = RetentionPolicy(0, 0, every=keep_every, last=keep_last, labelled=not labelled)
+    there = MirrorPruning(RunDirectory.open(run), policy, endpoint, region) if mirror else None
     verdicts = _judge(*_opened(run), policy)
-    going = [verdict.entry for verdict in verdicts if verdict.kept is None]
+    verdicts_there = [] if there is None else [verdict for _, verdict in there.judge()]
+    going, going_there = _going(verdicts), _going(verdicts_there)
     if not json:
-        _show(run, verdicts, going)
+        _show(str(run), verdicts, going)
+    if not json and there is not None:
+        _show(there.there.store.url, verdicts_there, going_there)
     deleted: list[str] = []
+    deleted_there: list[str] = []
     problems: list[str] = []
-    if going and not dry_run:
+    if (going or going_there) and not dry_run:
         if not yes and not _agreed():
             raise HoldfastError("nothing was deleted")
         deleted, problems = _delete(run, policy, {_attempt(entry) for entry in going})
+        if there is not None:
+            problems += _delete_there(there, {_attempt(entry) for entry in going_there}, deleted_there)
     if json:
+        in_mirror = {} if there is None else {"mirror": [_described(each, deleted_there) for each in verdicts_there]}
         described = [_described(verdict, deleted) for verdict in verdicts]
-        as_json({"run": str(run), "dry_run": dry_run, "checkpoints": described, "problems": problems})
-    elif going and not dry_run:
-        tell(f"deleted {len(deleted)} of {len(going)}")
+        as_json({"run": str(run), "dry_run": dry_run, "checkpoints": described, **in_mirror, "problems": problems})
+    elif not dry_run:
+        if going:
+            tell(f"deleted {len(deleted)} of {len(going)}")
+        if going_there:
+            tell(f"deleted {len(deleted_there)} of {len(going_there)} in the mirror")
     if problems and json:
         raise typer.Exit(HoldfastError.exit_code)
     if problems:
         raise HoldfastError("; ".join(problems), hint="the others are deleted; to go on, do the same again")
+
+
+def _going(verdicts: list[Verdict]) -> list[Entry]:
+    return [verdict.entry for verdict in verdicts if verdict.kept is None]
+
+
+def _delete_there(there: MirrorPruning, agreed: set[str], deleted: list[str]) -> list[str]:
+    """Deletes from the mirror, and notes the attempts in `deleted`. Returns the problem, to be said with the others."""
+    try:
+        deleted.extend(there.delete(agreed))
+    except MirrorError as error:
+        return [f"the mirror: {error}"]
+    return []
 
 
 def _judge(root: Folder, directory: RunDirectory | None, policy: RetentionPolicy) -> list[Verdict]:
@@ -107,7 +138,7 @@ def _agreed() -> bool:
     return answer.strip().lower() in ("y", "yes")
 
 
-def _show(run: Path, verdicts: list[Verdict], going: list[Entry]) -> None:
+def _show(run: str, verdicts: list[Verdict], going: list[Entry]) -> None:
     if not verdicts:
         tell(f"no checkpoint in {run} yet")
         return

@@ -1,4 +1,4 @@
-"""`holdfast verify RUN|CHECKPOINT`: read every byte and compare."""
+"""`holdfast verify RUN|CHECKPOINT|URL`: read every byte and compare."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,16 @@ from typing import Annotated
 
 import typer
 
+from holdfast.arguments import is_address
 from holdfast.cli.naming import is_checkpoint
 from holdfast.cli.output import as_json, tell
+from holdfast.cli.there import Endpoint, Moving, Region, require_no_address_options
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.layouts.contents import problems_of_json
 from holdfast.layouts.layout import BY_NAME
+from holdfast.mirror.run_there import RunThere, look, split
+from holdfast.remote.catalog import RemoteEntry
+from holdfast.remote.checking import problems_of
 from holdfast.store import catalog
 from holdfast.store.folder import opened
 from holdfast.store.manifest import in_short
@@ -20,21 +25,28 @@ from holdfast.text import shown
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run directory, or one checkpoint.")],
+    path: Annotated[
+        str, typer.Argument(metavar="RUN|CHECKPOINT|URL", help="A run directory, a mirror, or one checkpoint of it.")
+    ],
+    endpoint: Endpoint = None,
+    region: Region = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check that checkpoints are what was written. Exit code 3 when one is not."""
-    if not path.is_dir():
-        raise RunNotFoundError(
-            f"there is no directory {shown(str(path))}", hint="give an output_dir, or a checkpoint in one"
-        )
-    path = path.resolve()  # a link to a checkpoint, or `.` in one, has not its name
-    paths = [path] if is_checkpoint(path) else [entry.path for entry in catalog.entries(path)]
-    if not paths:
-        raise RunNotFoundError(f"there is no checkpoint in {path}", hint=f"see what there is: ls -a {path}")
-    reports = [_say(_checked(each), quiet=json) for each in paths]
+    if is_address(path):
+        place, name = split(path)
+        there = look(place, endpoint, region)
+        listed = there.checkpoints if name is None else [there.named(name)]
+        if not listed:
+            raise RunNotFoundError(f"there is no checkpoint in {there.store.url} yet", hint="give one that has some")
+        reports = [_say(_checked_there(there, each, quiet=json), quiet=json) for each in listed]
+        base = f"{there.store.url}/"
+    else:
+        require_no_address_options(endpoint, region)
+        reports = [_say(_checked(each), quiet=json) for each in _paths(Path(path))]
+        base = ""
     if json:
-        as_json({"checkpoints": [_described(report) for report in reports]})
+        as_json({"checkpoints": [_described(report, base) for report in reports]})
     damaged = [report.entry.path.name for report in reports if _problems(report) and not report.entry.foreign]
     if damaged and json:
         raise typer.Exit(DamagedCheckpointError.exit_code)
@@ -43,6 +55,33 @@ def verify(
             f"{len(damaged)} of {len(reports)} checkpoints cannot be trusted: {', '.join(damaged)}",
             hint="resume_from_checkpoint: auto skips them",
         )
+
+
+def _paths(path: Path) -> list[Path]:
+    """Returns the checkpoints that a path means.
+
+    Raises:
+        RunNotFoundError: There is none.
+    """
+    if not path.is_dir():
+        raise RunNotFoundError(
+            f"there is no directory {shown(str(path))}", hint="give an output_dir, or a checkpoint in one"
+        )
+    path = path.resolve()  # a link to a checkpoint, or `.` in one, has not its name
+    paths = [path] if is_checkpoint(path) else [entry.path for entry in catalog.entries(path)]
+    if not paths:
+        raise RunNotFoundError(f"there is no checkpoint in {path}", hint=f"see what there is: ls -a {path}")
+    return paths
+
+
+def _checked_there(there: RunThere, checkpoint: RemoteEntry, *, quiet: bool) -> Report:
+    """Fetches all of a checkpoint of a mirror, and compares it."""
+    entry = checkpoint.entry
+    if (manifest := entry.manifest) is None:
+        return Report(entry, (entry.problem or "it has no manifest",), (), ())
+    moving = Moving(entry.path.name, manifest.size, quiet=quiet)
+    problems = problems_of(there.store, there.listed(checkpoint.key), manifest, moving)
+    return Report(entry, tuple(problems), (), ())
 
 
 def _checked(path: Path) -> Report:
@@ -88,9 +127,9 @@ def _say(report: Report, *, quiet: bool) -> Report:
     return report
 
 
-def _described(report: Report) -> dict[str, object]:
+def _described(report: Report, base: str) -> dict[str, object]:
     return {
-        "path": str(report.entry.path),
+        "path": f"{base}{report.entry.path}",
         "step": report.entry.step,
         "good": not _problems(report),
         "problems": _problems(report),

@@ -67,7 +67,7 @@ class Sender:
         self._store: ObjectStore | None = None
         self._remote: RemoteCatalog
         self._is_renewed = False
-        self._state = State(destination.url, destination.term)
+        self._state = State(destination.url, destination.term, endpoint=destination.endpoint, region=destination.region)
         self._written = 0.0
         self._pause = 0.0
         self._newest_was_last = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from holdfast.arguments import is_address
 from holdfast.errors import ConfigError
 from holdfast.text import quoted
 
@@ -19,7 +20,6 @@ SCHEMES = ("s3", "gs", "az", DIRECTORY)
 # What S3, GCS and Azure allow between them; each refuses by itself what it does not.
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,220}[A-Za-z0-9]")
 _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]{0,99}")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _ENDPOINT_PATH = re.compile(r"(/[A-Za-z0-9._-]+)*/?")
 _MOST_CHARACTERS = 512
 
@@ -46,11 +46,6 @@ class Location:
         if self.scheme == DIRECTORY:
             return Path(self.path).as_uri()
         return f"{self.scheme}://{self.bucket}/{self.path}".rstrip("/")
-
-
-def is_address(text: str) -> bool:
-    """Tells whether a text is meant as an address, be it a good one, and not as a path."""
-    return _SCHEME.match(text) is not None
 
 
 def location_of(text: str) -> Location:

@@ -1,16 +1,16 @@
-"""A run, seen from another process: `save` asks it for a checkpoint, `status` says how it is. Neither loads torch."""
+"""A run, seen from another process: it is asked for a checkpoint, and `status` says how it is. Torch is not loaded."""
 
 import threading
 from pathlib import Path
 from typing import Any
 
 from holdfast.arguments import checked_directory, require_seconds
-from holdfast.errors import ConfigError, HoldfastError, RunNotAliveError, SaveError
+from holdfast.errors import HoldfastError, RunNotAliveError, SaveError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.lease import Holder
-from holdfast.run.request import Answer, Request, checked_label, clean_label
+from holdfast.run.request import Answer, Request, clean_label
 from holdfast.text import one_line
 
 _MOST_BYTES = 8 << 20  # a hundred requests wait, each with the longest label
@@ -81,38 +81,6 @@ class AskedSave:
                     f"the run in {root} ended before it answered; the request is served when it is resumed",
                     hint=f"see what it left with: holdfast list {root}",
                 ) from None
-
-
-def save(
-    run: str | Path, label: str = "", *, wait: bool = False, stop: bool = False, timeout: float | None = None
-) -> AskedSave:
-    """Asks a training in another process for a checkpoint, as `holdfast save` does.
-
-    Args:
-        run: The `output_dir` of the training.
-        label: A text by which the checkpoint is to be known; at most 4 KiB.
-        wait: Returns only when it is durable.
-        stop: Has training end after it.
-        timeout: With `wait`: the seconds to wait at most.
-
-    Returns:
-        The save that was asked for: its `answer`, which is None until it is there, and `wait()`.
-
-    Raises:
-        ConfigError: An argument is of another kind, the label is too long, or `timeout` is given without `wait`.
-        RunNotFoundError: There is no run in that directory.
-        RunNotAliveError: No process trains it, or its process ended before it answered.
-        WaitTimeoutError: There was no answer in time. The request stands.
-        SaveError: With `wait`: the save failed.
-    """
-    root, text = checked_directory("run", run), checked_label(label)
-    require_seconds("timeout", timeout)
-    if timeout is not None and not wait:
-        raise ConfigError(["timeout: has no meaning without wait=True"])
-    asked = ask(root, text, stop=stop, why="holdfast.save")
-    if wait:
-        asked.wait(timeout)
-    return asked
 
 
 def status(run: str | Path) -> dict[str, Any]:

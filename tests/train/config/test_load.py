@@ -626,6 +626,11 @@ adapter: lora
     ]
 
 
+def test_a_run_directory_is_no_address() -> None:
+    (said,) = problems(ENOUGH, "output_dir=s3://bucket/run")
+    assert said.startswith("--set output_dir: an address is given") and said.endswith("the address as mirror:")
+
+
 def test_a_model_is_a_directory() -> None:
     assert problems(ENOUGH, "base_model=./config.yml") == ["--set base_model: not a directory: './config.yml'"]
 

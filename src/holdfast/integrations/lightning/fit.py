@@ -8,12 +8,12 @@ import importlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from holdfast.arguments import checked_directory
 from holdfast.doors.signals import ends_training
 from holdfast.engine.engine import Engine
 from holdfast.engine.on_published import Hook
@@ -117,7 +117,7 @@ class Fit:
     def open(self) -> None:
         """Opens the run: the processes of the fit are there, and nothing is loaded yet."""
         trainer, attachment = self._trainer, self._attachment
-        root = Path(trainer.default_root_dir)
+        root = checked_directory("default_root_dir", trainer.default_root_dir)
         self.engine = engine = Engine(root, attachment.settings, attachment.policy, self._wanted, NATIVE)
         engine.__enter__()
         for line in attachment.lines:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.arguments import AUTO, LOCAL
+from holdfast.arguments import AUTO, LOCAL, is_address
 from holdfast.train.config.types import home_expanded
 from holdfast.wording import Loc, shown
 
@@ -28,7 +28,13 @@ def problems(values: Mapping[str, Any]) -> Iterator[tuple[Loc, str]]:
     if isinstance(checkpoint, str) and checkpoint not in ("", AUTO, LOCAL):
         yield from _directory(("resume_from_checkpoint",), checkpoint)
     output = values.get("output_dir")
-    if isinstance(output, str) and _exists(output) and not _is_directory(output):
+    if isinstance(output, str) and is_address(output):
+        yield (
+            ("output_dir",),
+            "an address is given, and a directory of this machine is meant; give a directory here, and the address as"
+            " mirror:",
+        )
+    elif isinstance(output, str) and _exists(output) and not _is_directory(output):
         yield ("output_dir",), f"there is a file of that name: {shown(output)}"
 
 

@@ -1,0 +1,56 @@
+"""The options of the verbs that open a mirror, and lines while bytes are on their way."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from holdfast.arguments import is_address
+from holdfast.cli.output import size, tell
+from holdfast.errors import ConfigError
+
+Endpoint = Annotated[
+    str | None, typer.Option("--endpoint", metavar="URL", help="The server of a mirror: its mirror_endpoint.")
+]
+Region = Annotated[
+    str | None, typer.Option("--region", metavar="NAME", help="The region of a mirror's bucket: its mirror_region.")
+]
+
+_TELL_SECONDS = 5.0
+
+
+def require_address(text: str) -> None:
+    """Checks that a mirror is meant, and no path."""
+    if not is_address(text):
+        raise ConfigError(
+            [f"{text} is no address of a mirror"],
+            hint="such as s3://bucket/run1, gs://bucket/run1, az://container/run1 or file:///other/disk/run1",
+        )
+
+
+def require_no_address_options(endpoint: str | None, region: str | None) -> None:
+    """Refuses the options of a mirror where a directory is given."""
+    if endpoint is not None or region is not None:
+        raise ConfigError(["--endpoint, --region: have no meaning without a mirror"])
+
+
+class Moving:
+    """Bytes of one checkpoint on their way: a line each few seconds, on the error output.
+
+    Args:
+        name: The checkpoint.
+        of: The number of its bytes.
+        quiet: Says nothing.
+    """
+
+    def __init__(self, name: str, of: int, *, quiet: bool) -> None:
+        self._name, self._of, self._quiet = name, of, quiet
+        self._moved = 0
+        self._told_at = time.monotonic()
+
+    def __call__(self, count: int) -> None:
+        """Takes in that so many more have moved."""
+        self._moved = min(self._moved + count, self._of)
+        if not self._quiet and (now := time.monotonic()) - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            tell(f"{self._name}: {size(self._moved)} of {size(self._of)}", as_error=True)

@@ -1,0 +1,116 @@
+"""A save that is to be in the run's mirror, asked for by another process."""
+
+import time
+from pathlib import Path
+
+from holdfast.arguments import checked_directory, require_seconds
+from holdfast.errors import ConfigError, MirrorError
+from holdfast.mirror.queue import Answer, Queue
+from holdfast.run import asking
+from holdfast.run.asking import AskedSave
+from holdfast.run.directory import RunDirectory
+from holdfast.run.request import Answer as SaveAnswer
+from holdfast.run.request import checked_label
+from holdfast.store import catalog
+
+
+def save(
+    run: str | Path,
+    label: str = "",
+    *,
+    wait: bool = False,
+    mirrored: bool = False,
+    stop: bool = False,
+    timeout: float | None = None,
+) -> AskedSave:
+    """Asks a training in another process for a checkpoint, as `holdfast save` does.
+
+    Args:
+        run: The `output_dir` of the training.
+        label: A text by which the checkpoint is to be known; at most 4 KiB.
+        wait: Returns only when it is durable.
+        mirrored: With `wait`: returns only when it is in the run's mirror, too.
+        stop: Has training end after it.
+        timeout: With `wait`: the seconds to wait at most.
+
+    Returns:
+        The save that was asked for: its `answer`, which is None until it is there, and `wait()`.
+
+    Raises:
+        ConfigError: An argument is of another kind, the label is too long, `timeout` or `mirrored` is given without
+            `wait`, or the run has no mirror.
+        RunNotFoundError: There is no run in that directory.
+        RunNotAliveError: No process trains it, or its process ended before it answered.
+        WaitTimeoutError: There was no answer in time. The request stands.
+        SaveError: With `wait`: the save failed.
+        MirrorError: With `mirrored`: it was saved, and is on this disk only; the message says why.
+    """
+    root, text = checked_directory("run", run), checked_label(label)
+    require_seconds("timeout", timeout)
+    if timeout is not None and not wait:
+        raise ConfigError(["timeout: has no meaning without wait=True"])
+    if mirrored and not wait:
+        raise ConfigError(["mirrored: has no meaning without wait=True"])
+    if mirrored:
+        require_mirror(root, "mirrored")
+    deadline = None if timeout is None else time.monotonic() + timeout
+    asked = asking.ask(root, text, stop=stop, why="holdfast.save")
+    if wait:
+        answer = asked.wait(timeout)
+        if mirrored and not (sent := wait_for_mirror(root, answer, deadline)).mirrored:
+            raise not_mirrored(root, sent.step, sent.why)
+    return asked
+
+
+def require_mirror(root: Path, name: str) -> None:
+    """Refuses to wait for the mirror of a run that has none. Of one that nobody trains that is said elsewhere.
+
+    Args:
+        root: The run directory.
+        name: The name of the argument or option that asks for it.
+
+    Raises:
+        ConfigError: It has none.
+        RunNotFoundError: There is no run in `root`.
+    """
+    directory = RunDirectory.open(root)
+    if asking.living(directory) is not None and not asking.said_by(directory).get("mirror"):
+        raise ConfigError(
+            [f"{name}: the run in {root} has no mirror"],
+            hint=f"start it with mirror: s3://BUCKET/PREFIX, or leave {name} out",
+        )
+
+
+def wait_for_mirror(root: Path, answer: SaveAnswer, deadline: float | None) -> Answer:
+    """Waits until the mirror's process has answered a checkpoint.
+
+    Args:
+        root: The run directory.
+        answer: The answer to its save.
+        deadline: The end of the wait, by the monotonic clock; None waits as long as the run is alive.
+
+    Raises:
+        WaitTimeoutError: The time is up.
+        MirrorError: Nobody will answer.
+    """
+    directory = RunDirectory.open(root)
+    queue = Queue(directory)
+    manifests = [entry.manifest for entry in catalog.entries(root) if entry.manifest is not None]
+    attempt = next((manifest.attempt for manifest in manifests if manifest.sha256 == answer.digest), "")
+
+    def require_alive() -> None:
+        if asking.living(directory) is None and queue.answer_to(attempt) is None:
+            raise not_mirrored(root, answer.step, "the training ended before")
+
+    left = None if deadline is None else max(0.0, deadline - time.monotonic())
+    sent = queue.wait(attempt, left, require_alive)
+    if sent is None:
+        raise not_mirrored(root, answer.step, "it does not wait for the mirror")
+    return sent
+
+
+def not_mirrored(root: Path, step: int, why: str) -> MirrorError:
+    """Returns the error of a checkpoint that was saved, and is not in the mirror."""
+    return MirrorError(
+        f"step {step} is saved, and is on this disk only: {why}", hint=f"to send it: holdfast push {root}"
+    )

@@ -1,0 +1,123 @@
+"""`holdfast push`: sends what is on this disk only, without a claim, and so never past a later start."""
+
+import time
+from dataclasses import dataclass
+
+from holdfast.errors import DamagedCheckpointError
+from holdfast.mirror.queue import Answer, Queue
+from holdfast.remote import pins
+from holdfast.remote import terms as claims
+from holdfast.remote.keys import CheckpointKey
+from holdfast.remote.listing import Listing, listing_of
+from holdfast.remote.object_store import ObjectStore, Progress
+from holdfast.remote.upload import upload
+from holdfast.run.directory import RunDirectory
+from holdfast.run.needed import needed
+from holdfast.store import catalog, retention, terms
+from holdfast.store.catalog import Entry
+from holdfast.store.folder import Folder
+from holdfast.store.retention import RetentionPolicy
+from holdfast.store.verify import verify
+
+# What a person may want again: the newest, those that somebody asked for, and whatever retention would never delete.
+_WANTED = RetentionPolicy(0, None, labelled=True)
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """The outcome for one checkpoint.
+
+    Args:
+        entry: The checkpoint.
+        key: Its name in the mirror; None where it is not there.
+        seconds: The time that it took; 0 where it was there already.
+        why: The reason why it is not there; empty where it is.
+        is_damaged: True where that is that it is not what was saved.
+    """
+
+    entry: Entry
+    key: CheckpointKey | None
+    seconds: float = 0.0
+    why: str = ""
+    is_damaged: bool = False
+
+
+def to_send(directory: RunDirectory, run: str) -> list[Entry]:
+    """Returns the checkpoints that are sent where they are not there, the newest first."""
+    entries = catalog.entries(directory.folder)
+    protected = needed(directory, entries)
+    verdicts = retention.judge(directory.folder, directory.control, entries, run, _WANTED, protected)
+    kept = [verdict.entry for verdict in verdicts if verdict.kept is not None]
+    ours = [each for each in kept if each.manifest and each.manifest.run == run and each.doubt is None]
+    return [each for each in ours if verify(directory.folder / each.path.name, full=False).good]
+
+
+class Push:
+    """Brings checkpoints of a run directory to a mirror, beside whatever else sends or starts there.
+
+    Args:
+        store: The mirror; it is made the run's own where it is nobody's.
+        directory: The run directory.
+        run: The identity of the run.
+
+    Raises:
+        MirrorTakenError: It belongs to another run.
+        MirrorError: It cannot be used.
+    """
+
+    def __init__(self, store: ObjectStore, directory: RunDirectory, run: str) -> None:
+        claims.take_place(store, run)
+        self._store = store
+        self._directory = directory
+        self._queue = Queue(directory)
+        claimed = terms.claimed(directory.control)
+        self._claimed = [term.number for term in claimed if (term.run, term.mirror) == (run, store.url)]
+        self._listing = listing_of(store, run)
+        pins.settle(store, self._listing, run, directory.control)
+
+    def is_there(self, entry: Entry) -> bool:
+        """Tells whether a checkpoint is there already, whoever has sent it."""
+        return _key_of(entry, self._listing) is not None
+
+    def send(self, entry: Entry, progress: Progress) -> Pushed:
+        """Sends one checkpoint, unless it is there; it waits for the mirror no more then.
+
+        Raises:
+            MirrorError: The mirror does not take it; another try may go well.
+            OSError: The disk cannot be read.
+        """
+        manifest = entry.manifest
+        assert manifest is not None
+        if (key := _key_of(entry, self._listing)) is not None:
+            self._answer(entry, key, 0.0)
+            return Pushed(entry, key)
+        if manifest.attempt in self._listing.doomed:
+            return Pushed(entry, None, why="it was deleted there; the next start of the run lets it be sent again")
+        begun = time.monotonic()
+        # Under no term but one that was claimed here: the place may have had later ones since, that this is not of.
+        term = max((number for number in self._claimed if number <= entry.term), default=0)
+        try:
+            with Folder.open(self._directory.folder / entry.path.name) as folder:
+                key = upload(self._store, folder, term, None, progress)
+        except DamagedCheckpointError as error:
+            return Pushed(entry, None, why="; ".join(error.problems) or str(error), is_damaged=True)
+        except FileNotFoundError:
+            return Pushed(entry, None, why="it was deleted here meanwhile")
+        seconds = round(time.monotonic() - begun, 3)
+        self._answer(entry, key, seconds)
+        return Pushed(entry, key, seconds)
+
+    def _answer(self, entry: Entry, key: CheckpointKey, seconds: float) -> None:
+        manifest = entry.manifest
+        assert manifest is not None
+        self._queue.answer(
+            Answer(manifest.attempt, manifest.step, manifest.sequence, True, key.term, "", manifest.size, seconds)
+        )
+
+
+def _key_of(entry: Entry, listing: Listing) -> CheckpointKey | None:
+    """Returns the name that a checkpoint has there; None where it is not there, whole as far as sizes tell."""
+    manifest = entry.manifest
+    assert manifest is not None
+    same = (each for each in listing.published if each.key.attempt == manifest.attempt)
+    return next((each.key for each in same if each.problem_of(manifest) is None), None)
