@@ -82,6 +82,8 @@ def test_what_is_no_mirror_is_told(tmp_path: Path, mirror: DirectoryMirror) -> N
         (("inspect", mirror.url), 4, "the newest in it is"),
         (("inspect", "s3://user:secret@bucket/run"), 2, "has no user, password"),
         (("list", tmp_path / "run", "--region", "x"), 2, "no meaning without a mirror"),
+        (("save", "s3://bucket/run"), 2, "an address (s3://...) is given"),
+        (("pin", tmp_path / "run" / "checkpoint-9", "s3://bucket/secret"), 2, "an address (s3://...) is given"),
     ):
         told = holdfast(*arguments)
         assert told.returncode == code and words in told.stderr and "secret" not in told.stderr, arguments

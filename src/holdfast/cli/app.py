@@ -3,8 +3,10 @@
 import functools
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections import abc
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import typer
@@ -31,9 +33,14 @@ from holdfast.cli import (
 )
 from holdfast.cli.output import as_json, tell
 from holdfast.errors import ConfigError, HoldfastError, ended_by_signal
+from holdfast.remote.location import SCHEMES
 from holdfast.text import lines_shown
 
 _UsageError: Any = typer.BadParameter.__base__  # typer hands it on under no name of its own
+
+
+# The first part of an address that was read as a path.
+_ADDRESSES = [(f"{scheme}:",) for scheme in SCHEMES]
 
 
 class _Verbs(TyperGroup):
@@ -78,12 +85,24 @@ app = typer.Typer(
 )
 
 
+def _refuse_addresses(options: Mapping[str, Any]) -> None:
+    """Refuses the address of a mirror where a directory is meant, before anything is said of a path that it is not."""
+    for value in options.values():
+        for path in value if isinstance(value, abc.Sequence) else [value]:
+            if isinstance(path, Path) and path.parts[:1] in _ADDRESSES and not path.exists():
+                raise ConfigError(
+                    [f"an address ({path.parts[0]}//...) is given, and a directory of this machine is meant"],
+                    hint="list, verify, inspect, pull and mirror check take a mirror's address, and push takes --to",
+                )
+
+
 def _guarded(verb: Callable[..., None]) -> Callable[..., None]:
     """Ends a verb with 130 at Ctrl+C, as shells have it, and makes one line of a failing disk's error."""
 
     @functools.wraps(verb)
     def wrapped(**options: Any) -> None:
         try:
+            _refuse_addresses(options)
             verb(**options)
         except KeyboardInterrupt:
             raise typer.Exit(ended_by_signal(signal.SIGINT)) from None

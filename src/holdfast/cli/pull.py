@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.output import as_json, size, tell
-from holdfast.cli.there import Endpoint, Moving, Region, require_address
+from holdfast.cli.there import Endpoint, Moving, Region, moving_again, require_address
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.mirror.pulling import Pulled, directory_for, pull
 from holdfast.mirror.run_there import look, split
@@ -14,6 +14,7 @@ from holdfast.remote.catalog import RemoteEntry
 from holdfast.remote.object_store import Progress
 
 
+@moving_again()
 def pull_checkpoints(
     url: Annotated[str, typer.Argument(metavar="URL", help="A mirror, or URL/checkpoint-STEP for one checkpoint.")],
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A directory that is new or empty.")],

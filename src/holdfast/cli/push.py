@@ -7,7 +7,7 @@ import typer
 
 from holdfast.cli.naming import require_run
 from holdfast.cli.output import as_json, size, tell
-from holdfast.cli.there import Endpoint, Moving, Region
+from holdfast.cli.there import Endpoint, Moving, Region, moving_again
 from holdfast.errors import ConfigError, DamagedCheckpointError, RunNotFoundError
 from holdfast.mirror.address import Address, address_of
 from holdfast.mirror.pushing import Push, Pushed, to_send
@@ -19,6 +19,7 @@ from holdfast.store import catalog
 from holdfast.store.folder import exists
 
 
+@moving_again()
 def push(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The output_dir of a training.")],
     to: Annotated[str | None, typer.Option(metavar="URL", help="The mirror, where the run has had none here.")] = None,

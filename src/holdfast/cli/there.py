@@ -1,13 +1,15 @@
 """The options of the verbs that open a mirror, and lines while bytes are on their way."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 from holdfast.arguments import is_address
 from holdfast.cli.output import size, tell
-from holdfast.errors import ConfigError
+from holdfast.errors import ConfigError, MirrorUnavailableError
 
 Endpoint = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="The server of a mirror: its mirror_endpoint.")
@@ -32,6 +34,17 @@ def require_no_address_options(endpoint: str | None, region: str | None) -> None
     """Refuses the options of a mirror where a directory is given."""
     if endpoint is not None or region is not None:
         raise ConfigError(["--endpoint, --region: have no meaning without a mirror"])
+
+
+@contextmanager
+def moving_again() -> Iterator[None]:
+    """Has a mirror that does not answer end what is moved there or here with what to do."""
+    try:
+        yield
+    except MirrorUnavailableError as error:
+        raise MirrorUnavailableError(
+            str(error), hint=error.hint or "do the same again when it answers: what is there already is not moved again"
+        ) from error
 
 
 class Moving:
