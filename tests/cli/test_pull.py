@@ -57,6 +57,14 @@ def test_what_is_damaged_there_is_left_out_and_the_newest_good_one_comes(
     assert holdfast("verify", f"{mirror.url}/checkpoint-7").returncode == 0
 
 
+def test_where_the_newest_ones_are_damaged_the_one_before_them_comes(tmp_path: Path, mirror: DirectoryMirror) -> None:
+    mirror.send(tmp_path / "run", 5)
+    for there in mirror.listing.published[:2]:
+        flip_bit(mirror.file(there.key, "optimizer.pt"))
+    assert holdfast("pull", mirror.url, tmp_path / "got").returncode == 3
+    assert steps_in(tmp_path / "got") == [5]
+
+
 def test_a_directory_that_is_used_is_refused_and_nothing_in_it_changes(tmp_path: Path, mirror: DirectoryMirror) -> None:
     used = tmp_path / "used"
     used.mkdir()
