@@ -14,7 +14,8 @@ from helpers.object_servers import BUCKET, S3_ENVIRONMENT, moto, needs
 from helpers.trainings import Launcher, Process, events
 from helpers.waiting import wait_until
 
-# A plain loop that saves every fourth step, and one with a label after the third; stands still after the step in argv.
+# A plain loop that saves every fourth step, one with a label after the third and one in a slot after the sixth; stands
+# still after the step in argv.
 LOOP = """
 import json, sys, time
 from pathlib import Path
@@ -28,6 +29,8 @@ with loop.ckpt:
         loop.update(batch)
         if loop.ckpt.step_count == 3:
             loop.ckpt.save("three")
+        if loop.ckpt.step_count == 6:
+            loop.ckpt.save(slot="best")
         if loop.ckpt.step_count == stop:
             print("stands still", flush=True)
             time.sleep(600)
@@ -126,15 +129,16 @@ def test_fault_51_a_loop_whose_disk_is_gone_goes_on_from_the_mirror_and_ends_wit
     process = second.start(stop=17)
     process.wait_for("stands still")
     assert "going on from step 12" in process.output and "took run" in process.output
-    labelled = second.run / "checkpoint-3"
-    assert json.loads((labelled / "MANIFEST.json").read_text())["reasons"][0]["label"] == "three"
+    for step, key, name in ((3, "label", "three"), (6, "slot", "best")):
+        manifest = json.loads((second.run / f"checkpoint-{step}" / "MANIFEST.json").read_text())
+        assert manifest["reasons"][0][key] == name, process.output
     wait_until(lambda: mirrored_up_to(second.run, 16), 60, process.output)
     process.send(signal.SIGKILL)
     process.wait()
     third = Machine(tmp_path / "third", launcher, LOOP, **mirror)
     third.env = S3_ENVIRONMENT
     assert third.end() == whole
-    assert {path.name for path in third.run.glob("checkpoint-*")} >= {"checkpoint-3", "checkpoint-16", "checkpoint-20"}
+    assert {path.name for path in third.run.glob("checkpoint-*")} >= {f"checkpoint-{step}" for step in (3, 6, 16, 20)}
     back = second.start()  # a machine that was given up comes back with its disk: nothing is trained twice
     assert back.wait() == 0 and "pulled checkpoint-20" in back.output and whole in back.output, back.output
 
@@ -170,5 +174,5 @@ def test_fault_52_what_a_killed_training_had_queued_is_sent_by_the_next(launcher
     process = machine.start()
     assert process.wait(120) == 0, process.output
     steps = [event["step"] for event in events(machine.run, "mirrored")]
-    assert {3, 12, 20} <= {*steps} and f"mirrored up to step 20 ({mirror.url})" in process.output
+    assert {3, 6, 12, 20} <= {*steps} and f"mirrored up to step 20 ({mirror.url})" in process.output
     assert len(steps) == len({*steps})
