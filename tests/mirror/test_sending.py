@@ -18,9 +18,9 @@ from holdfast.mirror.queue import Answer, Kind, Queue, Queued
 from holdfast.mirror.sending import Sender
 from holdfast.remote.download import download
 from holdfast.remote.listing import listing_of
-from holdfast.remote.object_store import ObjectStore
+from holdfast.remote.object_store import Item, ObjectStore
 from holdfast.run.directory import RunDirectory
-from holdfast.store import terms
+from holdfast.store import pins, terms
 from holdfast.store.catalog import Catalog
 from holdfast.store.terms import Term
 
@@ -31,6 +31,11 @@ class Failing(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.failures: list[Exception] = []
+        self.looks = 0
+
+    def listed(self, prefix: str = "") -> Iterator[Item]:
+        self.looks += 1
+        return super().listed(prefix)
 
     def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
         if self.failures:
@@ -103,6 +108,17 @@ def test_what_waits_is_sent_answered_and_shown(run: Mirrored, tmp_path: Path) ->
     (key,) = [each.key for each in listing_of(run.store, RUN).published]
     (tmp_path / "fresh").mkdir()
     assert content_of(download(run.store, key, tmp_path / "fresh")) == content_of(run.root / "checkpoint-7")
+
+
+def test_pins_go_there_and_away_also_while_nothing_is_to_be_sent(run: Mirrored) -> None:
+    attempt = run.save(1)
+    run.serve()
+    for change, expected in ((pins.pin, {attempt}), (pins.unpin, set[str]())):
+        change(run.directory.control, attempt)
+        assert not run.sender.serve_one()
+        assert listing_of(run.store, RUN).pins == expected
+        looks = run.store.looks
+        assert not run.sender.serve_one() and run.store.looks == looks, "nothing is asked again and again"
 
 
 def test_of_scheduled_ones_the_newest_alone_is_sent_and_what_it_needs(run: Mirrored) -> None:

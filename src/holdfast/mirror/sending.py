@@ -73,6 +73,7 @@ class Sender:
         self._newest_was_last = False
         self._begun: dict[str, float] = {}
         self._looked = False
+        self._pinned: frozenset[str] = frozenset()
 
     def serve(self) -> None:
         """Serves for ever: whoever wants it to end ends the process."""
@@ -97,6 +98,9 @@ class Sender:
                 return self._try(self._look_around) and bool(waiting)
             if not waiting:
                 self._show(force=False)
+                # The machine may go before there is something to send again.
+                if local_pins.pinned(self._directory.control) != self._pinned:
+                    self._try(lambda: self._settle_pins(self._opened()))
                 return False
             queued = turns.next_of(waiting, newest_was_last=self._newest_was_last)
             if not self._try(lambda: self._send(queued)):
@@ -107,7 +111,7 @@ class Sender:
             self._fail(error)  # the run directory, which may be there again
             return False
 
-    def _try(self, work: Callable[[], None]) -> bool:
+    def _try(self, work: Callable[[], object]) -> bool:
         """Does some work with the store; False where it is to be done again, after a pause."""
         try:
             work()
@@ -159,6 +163,7 @@ class Sender:
         here = self._catalog.entries() if refused else ()
         steps = {entry.step for entry in here if entry.manifest is not None and entry.manifest.attempt in refused}
         self._state = replace(self._state, not_pinned=tuple(sorted(steps)))
+        self._pinned = local_pins.pinned(self._directory.control)
         return listing
 
     def _send(self, queued: Queued) -> None:
