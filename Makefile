@@ -104,7 +104,7 @@ test-versions: $(VERSIONS)/oldest/.installed $(VERSIONS)/axolotl/.installed ## t
 	done; exit $$failed
 
 test-remote: $(SERVERS) ## mirrors on servers of S3, Azure and GCS that it starts itself, some behind a proxy that breaks
-	@HOLDFAST_REMOTE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/remote
+	@HOLDFAST_REMOTE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/remote tests/mirror/test_process.py tests/cli/test_mirror.py
 
 test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
 	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field tests/integrations/trainer/test_stored_weights.py --trainers-page=docs/trainers.md

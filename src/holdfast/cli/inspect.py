@@ -12,7 +12,7 @@ import typer
 from holdfast.arguments import is_address
 from holdfast.cli import naming
 from holdfast.cli.output import as_json, columns, size, tell
-from holdfast.cli.there import Endpoint, Region, require_no_address_options
+from holdfast.cli.there import Endpoint, Region, local_path
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.layouts.safetensors import header
 from holdfast.layouts.safetensors.header import HeaderError, Tensor
@@ -37,8 +37,7 @@ def inspect(
     if is_address(checkpoint):
         path, manifest, pin, opening = _there(checkpoint, endpoint, region)
     else:
-        require_no_address_options(endpoint, region)
-        path, manifest, pin, opening = _here(Path(checkpoint))
+        path, manifest, pin, opening = _here(local_path(checkpoint, endpoint, region))
     headers, problems = _headers(manifest, opening)
     tensors: list[Whole] = []
     try:

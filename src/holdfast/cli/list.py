@@ -1,6 +1,5 @@
 """`holdfast list RUN|URL`: the checkpoints of a run, newest commit first."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +7,7 @@ import typer
 from holdfast.arguments import is_address
 from holdfast.cli.naming import asked_by, pinned_in, require_run
 from holdfast.cli.output import as_json, columns, size, tell
-from holdfast.cli.there import Endpoint, Region, require_no_address_options
+from holdfast.cli.there import Endpoint, Region, local_path
 from holdfast.mirror.run_there import look
 from holdfast.store import catalog
 from holdfast.store.catalog import Entry
@@ -29,8 +28,7 @@ def list_checkpoints(
         there = look(run, endpoint, region)
         run, entries, pinned = there.store.url, there.entries, there.listing.pins
     else:
-        require_no_address_options(endpoint, region)
-        require_run(root := Path(run))
+        require_run(root := local_path(run, endpoint, region))
         entries, pinned = catalog.entries(root), pinned_in(root)
     slots = slots_held(entries)
     if json:

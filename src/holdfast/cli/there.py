@@ -1,8 +1,10 @@
 """The options of the verbs that open a mirror, and lines while bytes are on their way."""
 
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,8 +32,17 @@ def require_address(text: str) -> None:
         )
 
 
+def local_path(text: str, endpoint: str | None, region: str | None) -> Path:
+    """Returns the path of a directory that was given where a mirror could have been."""
+    require_no_address_options(endpoint, region)
+    with suppress(OSError):  # one in a directory that may not be entered is not there, as far as anybody can tell
+        if Path(text).exists() and not os.access(text, os.R_OK):
+            raise typer.BadParameter(f"Path '{text}' is not readable.")  # as typer says of every other path
+    return Path(text)
+
+
 def require_no_address_options(endpoint: str | None, region: str | None) -> None:
-    """Refuses the options of a mirror where a directory is given."""
+    """Refuses the options of a mirror where none is meant."""
     if endpoint is not None or region is not None:
         raise ConfigError(["--endpoint, --region: have no meaning without a mirror"])
 

@@ -9,7 +9,7 @@ import typer
 from holdfast.arguments import is_address
 from holdfast.cli.naming import is_checkpoint
 from holdfast.cli.output import as_json, tell
-from holdfast.cli.there import Endpoint, Moving, Region, require_no_address_options
+from holdfast.cli.there import Endpoint, Moving, Region, local_path
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.layouts.contents import problems_of_json
 from holdfast.layouts.layout import BY_NAME
@@ -42,8 +42,7 @@ def verify(
         reports = [_say(_checked_there(there, each, quiet=json), quiet=json) for each in listed]
         base = f"{there.store.url}/"
     else:
-        require_no_address_options(endpoint, region)
-        reports = [_say(_checked(each), quiet=json) for each in _paths(Path(path))]
+        reports = [_say(_checked(each), quiet=json) for each in _paths(local_path(path, endpoint, region))]
         base = ""
     if json:
         as_json({"checkpoints": [_described(report, base) for report in reports]})
