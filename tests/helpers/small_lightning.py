@@ -15,7 +15,10 @@ import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
 
-__all__ = ["Ask", "Fit", "Points", "TwoOptimizers", "callbacks", "fit", "lightning", "loader", "trainer", "weights"]
+__all__ = [
+    "Ask", "Fit", "OfAnEpoch", "Points", "TwoOptimizers", "callbacks", "fit", "lightning", "loader", "trainer",
+    "weights",
+]  # fmt: skip
 
 
 class Points(Dataset[Any]):
@@ -121,6 +124,16 @@ class TwoOptimizers(Fit):
         ]
 
 
+class OfAnEpoch(lightning.LightningDataModule):  # type: ignore[misc]
+    """Other samples for each epoch that its loaders are made in."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader(seed=self.trainer.current_epoch)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Points(10, self.trainer.current_epoch), batch_size=4)
+
+
 def loader(workers: int = 0, **settings: Any) -> DataLoader[Any]:
     return DataLoader(Points(**settings), batch_size=4, shuffle=True, num_workers=workers)
 
@@ -156,7 +169,10 @@ def fit(
     training = trainer(out, **settings)
     if not plain:
         holdfast.attach(training, **{"on_stop": "return", **(ours or {})})
-    training.fit(module, data or loader(), val or DataLoader(Points(10, 2), batch_size=4), ckpt_path=resume)
+    if isinstance(data, lightning.LightningDataModule):
+        training.fit(module, datamodule=data, ckpt_path=resume)
+    else:
+        training.fit(module, data or loader(), val or DataLoader(Points(10, 2), batch_size=4), ckpt_path=resume)
     return training
 
 

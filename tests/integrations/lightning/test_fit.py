@@ -16,6 +16,7 @@ from helpers.full import in_full
 from helpers.small_lightning import (
     Ask,
     Fit,
+    OfAnEpoch,
     Points,
     TwoOptimizers,
     callbacks,
@@ -40,8 +41,12 @@ def _averaging() -> list[Any]:
     return [callbacks.StochasticWeightAveraging(swa_lrs=5e-3, swa_epoch_start=2)]
 
 
-def _stopping() -> list[Any]:
-    return [callbacks.EarlyStopping("train_epoch", patience=1, min_delta=0.5)]
+def _stopping(least: float = 0.5) -> list[Any]:
+    return [callbacks.EarlyStopping("train_epoch", patience=1, min_delta=least)]
+
+
+def _made_anew(workers: int) -> Any:
+    return OfAnEpoch()
 
 
 CASES: dict[str, tuple[Ask, dict[str, Any]]] = {
@@ -54,6 +59,19 @@ CASES: dict[str, tuple[Ask, dict[str, Any]]] = {
     "with epochs that are cut short": (Ask(5), {"limit_train_batches": 4}),
     "with two optimizers by hand": (Ask(18), {"module": TwoOptimizers}),
     "with a stop that goes by an epoch's mean": (Ask(9), {"callbacks": _stopping, "max_epochs": 6}),
+    "with a stop that may not be yet": (
+        Ask(15),
+        {"callbacks": lambda: _stopping(50), "min_epochs": 3, "max_epochs": 6},
+    ),
+    "with gradients that add up otherwise in each epoch": (
+        Ask(9),
+        {"callbacks": lambda: [callbacks.GradientAccumulationScheduler({0: 1, 1: 2, 2: 3})]},
+    ),
+    "with loaders that are made anew": (Ask(9), {"data": _made_anew, "reload_dataloaders_every_n_epochs": 2}),
+    "with loaders that are made anew, at an epoch's end": (
+        Ask(14),
+        {"data": _made_anew, "reload_dataloaders_every_n_epochs": 1},
+    ),
     "with an average of the weights": (Ask(9), {"callbacks": lambda: [callbacks.EMAWeightAveraging(decay=0.9)]}),
     "with SWA": (Ask(24), {"callbacks": _averaging, "norm": True, "max_epochs": 5}),
     "with SWA, in a validation": (Ask(14, "validation"), {"callbacks": _averaging, "max_epochs": 4}),
@@ -77,7 +95,9 @@ IN_FULL = {
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=in_full(IN_FULL[case]) if case in IN_FULL else ()) for case in CASES]
 )
-def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> None:
+def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ask, given = CASES[case]
     settings = dict(given)
     kind, norm = settings.pop("module", Fit), settings.pop("norm", False)
@@ -98,6 +118,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case: str, tmp_path: Pa
     assert len(first.noted) + len(second.noted) >= len(whole.noted) > len(second.noted)
     assert weights(second) == weights(whole)
     assert (resumed.global_step, resumed.current_epoch) == (alone.global_step, alone.current_epoch)
+    assert "after the resume differs" not in caplog.text
 
 
 def test_a_shorter_loader_that_was_begun_anew_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

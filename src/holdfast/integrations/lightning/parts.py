@@ -1,5 +1,6 @@
 """The parts of a Lightning training that are no model and no optimizer: progress, callbacks, and what hooks add."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,10 @@ class LightningProgress:
         self._metrics = Metrics(trainer, package) if with_metrics else None
         self.loss: torch.Tensor | None = None
         """The loss of the last batch."""
-        self.should_stop = False
-        """True where training was to stop early; set once what was pending then is done."""
+        # As given: a callback may change it from epoch to epoch.
+        self._accumulate_given = trainer.accumulate_grad_batches
+        # What a checkpoint has of the trainer itself, until it is set there.
+        self._to_come: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns it all, as of now."""
@@ -37,7 +40,7 @@ class LightningProgress:
         return {
             "epoch": trainer.current_epoch,
             "loops": {name: progress_of(getattr(trainer, name)) for name in _LOOPS},
-            "should_stop": trainer.should_stop,
+            **(self._of_trainer() if self._to_come is None else self._to_come),
             "loss": self.loss,
             "metrics": None if self._metrics is None else self._metrics.record(),
         }
@@ -45,13 +48,57 @@ class LightningProgress:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts the fit's progress and metrics back. What a training before its first batch had is made anew."""
         fit_loop, recorded = self._trainer.fit_loop, state["loops"]["fit_loop"]
-        self.should_stop, self.loss = state["should_stop"], state["loss"]
+        self.loss = state["loss"]
         if not recorded["epoch_loop.batch_progress"]["total"]["ready"]:
             return
+        # An older checkpoint has the first of them alone.
+        self._to_come = {name: state[name] for name in self._of_trainer() if name in state}
         fit_loop.load_state_dict(recorded)
         _forget_restart(fit_loop)
         if self._metrics is not None and state["metrics"] is not None:
             self._metrics.restore(state["metrics"])
+
+    @property
+    def should_stop(self) -> bool:
+        """True where training is to stop early, or was by the checkpoint that is to be gone on from."""
+        return bool((self._to_come or self._of_trainer())["should_stop"])
+
+    def make_loaders(self) -> None:
+        """Has Lightning make its loaders for the epochs of the saved ones, and make them anew when it did."""
+        trainer, loop = self._trainer, self._trainer.fit_loop
+        made_for = (self._to_come or {}).get("loaders_made_for", {})
+        at = loop.epoch_progress.current
+        now = at.completed  # which users and Lightning know as `current_epoch`
+        try:
+            at.completed = _epoch(made_for.get("train"), now)
+            loop.setup_data()
+            if trainer.enable_validation and _epoch(made_for.get("validation"), -1) >= 0:
+                at.completed = made_for["validation"]
+                trainer.validating = True
+                loop.epoch_loop.val_loop.setup_data()
+        finally:
+            at.completed = now
+            trainer.training = True
+
+    def arrive(self) -> None:
+        """Sets what a checkpoint has of the trainer itself. What its user gives otherwise now holds."""
+        trainer = self._trainer
+        to_come, self._to_come = self._to_come or {}, None
+        trainer.should_stop = to_come.get("should_stop", False)
+        accumulate = to_come.get("accumulate_grad_batches")
+        if accumulate is not None and accumulate["given"] == self._accumulate_given:
+            trainer.accumulate_grad_batches = accumulate["now"]
+
+    def _of_trainer(self) -> dict[str, Any]:
+        trainer, loop = self._trainer, self._trainer.fit_loop
+        return {
+            "should_stop": trainer.should_stop,
+            "accumulate_grad_batches": {"given": self._accumulate_given, "now": trainer.accumulate_grad_batches},
+            "loaders_made_for": {
+                "train": loop._last_train_dl_reload_epoch,
+                "validation": loop.epoch_loop.val_loop._last_val_dl_reload_epoch,
+            },
+        }
 
 
 class LightningCallbacks:
@@ -141,6 +188,11 @@ def progress_of(loop: Any, prefix: str = "") -> dict[str, Any]:
         elif type(value).__module__.endswith("loops.progress"):
             state[prefix + name] = value.state_dict()
     return state
+
+
+def _epoch(recorded: float | None, otherwise: int) -> int:
+    """Returns an epoch in which Lightning has made loaders, where it has: it begins with minus infinity."""
+    return otherwise if recorded is None or math.isinf(recorded) else int(recorded)
 
 
 def _forget_restart(loop: Any) -> None:

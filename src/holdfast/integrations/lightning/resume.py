@@ -107,7 +107,7 @@ class Resume:
         assert chosen is not None and chosen.manifest is not None
         stage = str(chosen.manifest.boundary.get("face", _UPDATE))
         loop, trainer = self._trainer.fit_loop, self._trainer
-        loop.setup_data()
+        self.progress.make_loaders()
         trainer.should_stop = self.progress.should_stop
         if stage == _EPOCH_END and loop.done:
             self._engine.log.announce(
@@ -118,7 +118,7 @@ class Resume:
         trainer.should_stop = False  # the end that it makes is not before what is pending
         loop.reset()
         loop.on_run_start()
-        trainer.should_stop = self.progress.should_stop
+        self.progress.arrive()
         if stage == _EPOCH_END:
             self._settle()
         else:
