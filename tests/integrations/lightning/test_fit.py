@@ -197,6 +197,22 @@ def test_a_training_that_has_ended_says_that_nothing_is_left(tmp_path: Path, cap
     assert weights(more) == weights(whole)
 
 
+def test_what_stopped_early_goes_on_where_its_user_gives_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moment, save = {"microseconds": 1}, {"save_steps": 50}
+    fit(tmp_path, Fit(), ours=save, max_time=moment)
+    again = fit(tmp_path, Fit(), resume="auto", ours=save, max_time=moment)
+    assert again.global_step == 1
+    assert "this training stopped early, at step 1; to go on, set max_time to more" in caplog.text
+    assert fit(tmp_path, Fit(), resume="auto", ours=save, max_time={"hours": 1}).global_step == 15
+    assert "after the resume differs" not in caplog.text
+    out = tmp_path / "by a mean"
+    settings: dict[str, Any] = {"ours": save, "callbacks": _stopping(50), "max_epochs": 6}
+    fit(out, Fit(), **settings)
+    assert fit(out, Fit(), resume="auto", **settings).global_step == 14
+    assert "this training stopped early, at step 14; to go on, set min_epochs or min_steps to more" in caplog.text
+    assert fit(out, Fit(), resume="auto", min_epochs=3, **settings).global_step == 21
+
+
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(tmp_path / "alone", whole := Fit(), plain=True)
     fit(tmp_path / "out", Fit(), ours={"save_steps": 5}, max_steps=11, max_epochs=-1)

@@ -60,8 +60,19 @@ class LightningProgress:
 
     @property
     def should_stop(self) -> bool:
-        """True where training is to stop early, or was by the checkpoint that is to be gone on from."""
-        return bool((self._to_come or self._of_trainer())["should_stop"])
+        """True where training is to stop early by the checkpoint that is to be gone on from.
+
+        Where its `max_time` was over, that of now decides: somebody may have given more.
+        """
+        to_come = self._to_come or {}
+        by_time = self.is_out_of_time if to_come.get("is_out_of_time") else to_come.get("should_stop", False)
+        return bool(self._trainer.strategy.broadcast(by_time))  # each process has a clock of its own
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """True where a timer of this training, such as that of `max_time`, has none left."""
+        left = [timer.time_remaining() for timer in self._trainer.callbacks if _is_timer(timer)]
+        return any(seconds is not None and seconds <= 0 for seconds in left)
 
     def make_loaders(self) -> None:
         """Has Lightning make its loaders for the epochs of the saved ones, and make them anew when it did."""
@@ -83,8 +94,8 @@ class LightningProgress:
     def arrive(self) -> None:
         """Sets what a checkpoint has of the trainer itself. What its user gives otherwise now holds."""
         trainer = self._trainer
+        trainer.should_stop = self.should_stop
         to_come, self._to_come = self._to_come or {}, None
-        trainer.should_stop = to_come.get("should_stop", False)
         accumulate = to_come.get("accumulate_grad_batches")
         if accumulate is not None and accumulate["given"] == self._accumulate_given:
             trainer.accumulate_grad_batches = accumulate["now"]
@@ -93,6 +104,7 @@ class LightningProgress:
         trainer, loop = self._trainer, self._trainer.fit_loop
         return {
             "should_stop": trainer.should_stop,
+            "is_out_of_time": self.is_out_of_time,
             "accumulate_grad_batches": {"given": self._accumulate_given, "now": trainer.accumulate_grad_batches},
             "loaders_made_for": {
                 "train": loop._last_train_dl_reload_epoch,
@@ -131,7 +143,7 @@ class LightningCallbacks:
                     callback.current_score = state["current_score"]  # which a ModelCheckpoint forgets
 
     def _states(self) -> list[tuple[str, Any]]:
-        states = [(callback.state_key, callback.state_dict()) for callback in self._trainer.callbacks]
+        states = [(callback.state_key, _state_of(callback)) for callback in self._trainer.callbacks]
         return [(key, state) for key, state in states if state]
 
 
@@ -188,6 +200,19 @@ def progress_of(loop: Any, prefix: str = "") -> dict[str, Any]:
         elif type(value).__module__.endswith("loops.progress"):
             state[prefix + name] = value.state_dict()
     return state
+
+
+def _state_of(callback: Any) -> dict[str, Any]:
+    """Returns a callback's state; of a timer, the time that it takes back, which is that of training."""
+    state: dict[str, Any] = callback.state_dict()
+    if _is_timer(callback):
+        return {"time_elapsed": {"train": state["time_elapsed"]["train"]}}
+    return state
+
+
+def _is_timer(callback: Any) -> bool:
+    """Tells whether a callback is Lightning's `Timer`, which a trainer makes of its `max_time`."""
+    return any(kind.__name__ == "Timer" for kind in type(callback).__mro__) and hasattr(callback, "time_remaining")
 
 
 def _epoch(recorded: float | None, otherwise: int) -> int:

@@ -110,10 +110,7 @@ class Resume:
         self.progress.make_loaders()
         trainer.should_stop = self.progress.should_stop
         if stage == _EPOCH_END and loop.done:
-            self._engine.log.announce(
-                f"nothing to do: {chosen.path} is where this training ends, at step {step}; to go on, set max_epochs or"
-                " max_steps to more"
-            )
+            self._tell_of_the_end(step)
             return
         trainer.should_stop = False  # the end that it makes is not before what is pending
         loop.reset()
@@ -149,6 +146,17 @@ class Resume:
                 state.protect(engine.origin.fall_back(error).path)
         torch.set_grad_enabled(True)
         return step
+
+    def _tell_of_the_end(self, step: int) -> None:
+        trainer, chosen = self._trainer, self._engine.origin.chosen
+        assert chosen is not None
+        trainer.should_stop, was_early = False, bool(trainer.should_stop)
+        ends, more = "ends", "max_epochs or max_steps"
+        if was_early and not trainer.fit_loop.done:
+            ends, more = "stopped early", "max_time" if self.progress.is_out_of_time else "min_epochs or min_steps"
+        self._engine.log.announce(
+            f"nothing to do: {chosen.path} is where this training {ends}, at step {step}; to go on, set {more} to more"
+        )
 
     def _settle(self) -> None:
         """Takes the position between two epochs."""
