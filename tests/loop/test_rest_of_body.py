@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,52 @@ def status_of(run: Path) -> dict[str, Any]:
     """What `holdfast status` shows."""
     status: dict[str, Any] = json.loads((run / ".holdfast" / "status.json").read_text())
     return status
+
+
+@pytest.mark.parametrize(("place", "ends"), [("top", 13), ("top", 10), ("rest", 15), ("rest", 10)])
+def test_an_optimizer_that_begins_anew_with_each_epoch_is_saved_as_it_is(tmp_path: Path, place: str, ends: int) -> None:
+    """Its moments are other tensors from then on. Until the next boundary the last one has the old ones."""
+
+    def begin(here: str, loop: ByEpochs) -> None:
+        steps = loop.step if loop.ckpt is None else loop.ckpt.step_count
+        if here == place and (place == "rest" or steps == loop.epoch * STEPS):
+            loop.optimizer.state.clear()
+
+    def end(here: str, loop: ByEpochs) -> None:
+        begin(here, loop)
+        if here == ("step" if ends == 13 else place) and loop.step == ends:
+            raise Killed
+
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        ByEpochs(run, at=end, save_on_exception=True, save_at_end=False).train()
+    assert ByEpochs(run, at=begin).train().digest() == ByEpochs(None, at=begin).train().digest()
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_an_error_that_leaves_the_batches_is_not_taken_for_a_break(
+    tmp_path: Path, alone: ByEpochs, monkeypatch: pytest.MonkeyPatch, *, block: bool
+) -> None:
+    """The rest of the epoch's batches are to come. Nobody has them by a name, so the error lets them go at once."""
+
+    def fail(here: str, loop: ByEpochs) -> None:
+        if here == "step" and loop.step == 7:
+            raise Killed
+
+    loop = ByEpochs(tmp_path / "run", at=fail, save_on_exception=True)
+    if block:
+        with pytest.raises(Killed):
+            loop.train()
+    else:
+        monkeypatch.setattr(sys, "excepthook", lambda *error: None)
+        try:
+            loop.through()
+        except Killed as error:
+            sys.excepthook(Killed, error, error.__traceback__)
+    assert not any("the loop left epoch" in line for line in loop.said)
+    assert [event["step"] for event in events(tmp_path / "run", "saved")] == [7]
+    resumed = ByEpochs(tmp_path / "run").train()
+    assert resumed.digest() == alone.digest() and resumed.validated == alone.validated[1:]
 
 
 def test_a_name_that_only_a_batch_gives_is_explained_in_a_body_without_batches(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ class Epochs:
         self._state = state
         self._data = data
         self._batches: object | None = None
+        self._cut_after = 0
         self._is_told_of_cut = self._is_told_of_memory = False
         self.in_body = False
         """True while the body of an epoch is run."""
@@ -80,7 +81,7 @@ class Epochs:
 
     def enter(self) -> int:
         """Takes in that the body of an epoch begins, and returns the epoch."""
-        self.in_body, self.are_past, self._batches = True, False, None
+        self.in_body, self.are_past, self._batches, self._cut_after = True, False, None, 0
         self._bodies.enter()
         return self.epoch
 
@@ -122,14 +123,8 @@ class Epochs:
             return False
         self.are_past = True
         self._engine.run.status.update(body=self._place)
-        cut = 0 if self._data.epoch > self.epoch else self._data.end_epoch()
-        if cut and not self._is_told_of_cut:
-            self._is_told_of_cut = True
-            self._engine.log.announce(
-                f"the loop left epoch {self.epoch} after {cut} batches: the next one begins the data anew, and a"
-                " checkpoint of that very step goes on with the next batch"
-            )
-        self._keep(is_cut=bool(cut))
+        self._cut_after = 0 if self._data.epoch > self.epoch else self._data.end_epoch()
+        self._keep(is_cut=bool(self._cut_after))
         return True
 
     def keep_again(self) -> None:
@@ -149,6 +144,12 @@ class Epochs:
                 hint="take the batches of the epoch from checkpointer.batches(), or do without epochs()",
             )
         self.end_batches(self._batches, may_leave=False)
+        if self._cut_after and not self._is_told_of_cut:  # not before: an error may have left the batches
+            self._is_told_of_cut = True
+            self._engine.log.announce(
+                f"the loop left epoch {self.epoch} after {self._cut_after} batches: the next one begins the data anew,"
+                " and a checkpoint of that very step goes on with the next batch"
+            )
         self._state.epoch = self.epoch + 1
         self.in_body = self.are_past = self.has_none_left = False
 
