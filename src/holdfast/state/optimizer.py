@@ -124,9 +124,7 @@ class OptimizerPart:
         ]
 
     def look(self) -> None:
-        """Looks for state and parameters that are other objects by now: the user may have put them there, or had all
-        made anew.
-        """
+        """Looks for state and parameters that are other objects by now: the user may have put them there."""
         self._current()
 
     def structure(self) -> Hashable:
