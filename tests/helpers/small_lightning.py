@@ -3,21 +3,22 @@
 import hashlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch import callbacks
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
 
 __all__ = [
-    "Ask", "Fit", "OfAnEpoch", "Points", "TwoOptimizers", "callbacks", "fit", "lightning", "loader", "trainer",
-    "weights",
+    "Ask", "Fit", "OfAnEpoch", "Points", "Stream", "TwoOptimizers", "callbacks", "fit", "lightning", "loader",
+    "trainer", "weights",
 ]  # fmt: skip
 
 
@@ -33,6 +34,14 @@ class Points(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         noise = 0.01 * torch.rand(4) if torch.utils.data.get_worker_info() is None else 0
         return self._x[number] + noise, self._x[number].sum()
+
+
+class Stream(IterableDataset[Any]):
+    """The same without a length, in an order that is drawn as it begins: Lightning fetches one batch ahead."""
+
+    def __iter__(self) -> Iterator[Any]:
+        points = Points()
+        return (points[number] for number in torch.randperm(len(points)).tolist())
 
 
 class Ask:
@@ -172,7 +181,9 @@ def fit(
     if isinstance(data, lightning.LightningDataModule):
         training.fit(module, datamodule=data, ckpt_path=resume)
     else:
-        training.fit(module, data or loader(), val or DataLoader(Points(10, 2), batch_size=4), ckpt_path=resume)
+        training.fit(
+            module, loader() if data is None else data, val or DataLoader(Points(10, 2), batch_size=4), ckpt_path=resume
+        )
     return training
 
 

@@ -18,6 +18,7 @@ from helpers.small_lightning import (
     Fit,
     OfAnEpoch,
     Points,
+    Stream,
     TwoOptimizers,
     callbacks,
     fit,
@@ -43,6 +44,10 @@ def _averaging() -> list[Any]:
 
 def _stopping(least: float = 0.5) -> list[Any]:
     return [callbacks.EarlyStopping("train_epoch", patience=1, min_delta=least)]
+
+
+def _stream(workers: int) -> Any:
+    return DataLoader(Stream(), batch_size=4)
 
 
 def _made_anew(workers: int) -> Any:
@@ -76,6 +81,8 @@ CASES: dict[str, tuple[Ask, dict[str, Any]]] = {
     "with SWA": (Ask(24), {"callbacks": _averaging, "norm": True, "max_epochs": 5}),
     "with SWA, in a validation": (Ask(14, "validation"), {"callbacks": _averaging, "max_epochs": 4}),
     "with several loaders": (Ask(9), {"data": _several}),
+    "with data without a length": (Ask(9), {"data": _stream}),
+    "with data without a length, in a validation at an epoch's end": (Ask(7, "validation"), {"data": _stream}),
     "with workers": (Ask(10), {"workers": 2}),
     "with workers, in the first epoch": (Ask(3), {"workers": 2}),
     "with bf16": (Ask(9), {"precision": "bf16-mixed"}),

@@ -6,11 +6,13 @@ is restored. Read against Lightning 2.6.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from holdfast.state.data import loader
 from holdfast.state.data.followed import FollowedCursor
 from holdfast.state.data.position import Position
+from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
 _FOLLOWER = "_holdfast_data"
@@ -163,6 +165,8 @@ class LightningData:
         self._waits = False
         self._fetcher = fetcher
         iter(fetcher)
+        if self._restoring is not None and self._restoring.encoded.get("ahead") is not None:
+            self._restoring.after_skip()  # now that the batch that is ahead has drawn what it drew
 
     def settle(self) -> None:
         """Takes a position between two epochs at once: what draws the next epoch's order is set, and goes on."""
@@ -228,9 +232,10 @@ class LightningData:
         if self._cursor is None or self._restoring is None or not self._waits:
             return
         restoring = self._restoring
+        ahead = restoring.encoded.get("ahead")
         self.notices += self._cursor.restore(
             restoring.encoded,
-            after_skip=restoring.after_skip,
+            after_skip=restoring.after_skip if ahead is None else partial(rng_state.restore, ahead),
             replay=restoring.replay,
             saved_by=restoring.saved_by,
             processes=restoring.processes,
@@ -254,7 +259,7 @@ class LightningData:
         assert cursor is not None
         while True:
             if hasattr(self._fetcher, "batches") and self._fetcher.length is None:
-                self._before_ahead = cursor.record() if cursor.consumed else None
+                self._before_ahead = cursor.record()._replace(ahead=rng_state.record()) if cursor.consumed else None
             try:
                 batch = next(batches)
             except StopIteration:

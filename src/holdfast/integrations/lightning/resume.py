@@ -178,9 +178,12 @@ class Resume:
 
     def _finish_batches(self, stage: str) -> None:
         epoch_loop, fetcher = self._trainer.fit_loop.epoch_loop, self._trainer.fit_loop._data_fetcher
-        self._data.arrive(fetcher)
-        self._tell_notices()
-        fetcher.fetched += epoch_loop.batch_progress.current.ready
+        if self._data.is_between_epochs:
+            self._settle()  # without a length data is fetched ahead: it was at its end, with the last batch to finish
+        else:
+            self._data.arrive(fetcher)
+            self._tell_notices()
+            fetcher.fetched += epoch_loop.batch_progress.current.ready
         self._begin(is_pending=stage == _UPDATE)
         if stage == _UPDATE:
             epoch_loop.on_advance_end(fetcher)
