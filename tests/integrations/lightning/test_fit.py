@@ -142,6 +142,23 @@ def test_a_stop_ends_with_the_code_for_come_back_later(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("data", [loader, _stream])
+def test_a_save_before_the_first_update_has_the_first_batch_to_come(
+    data: Callable[[int], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaks(Fit):
+        def on_before_zero_grad(self, optimizer: Any) -> None:
+            raise RuntimeError("it broke")
+
+    with pytest.raises(RuntimeError, match="it broke"):
+        fit(tmp_path / "out", Breaks(ask=Ask(0, number=signal.SIGUSR1)), data(0))
+    assert [entry.step for entry in catalog.entries(tmp_path / "out")] == [0]
+    fit(tmp_path / "alone", whole := Fit(), data(0), plain=True)
+    fit(tmp_path / "out", second := Fit(), data(0), resume="auto")
+    assert weights(second) == weights(whole) and second.noted == whole.noted
+    assert "after the resume differs" not in caplog.text
+
+
 def test_an_exception_is_preceded_by_a_save_and_comes_to_whoever_waits_for_it(tmp_path: Path) -> None:
     heard: list[Any] = []
 

@@ -31,25 +31,26 @@ class LightningProgress:
         """The loss of the last batch."""
         # As given: a callback may change it from epoch to epoch.
         self._accumulate_given = trainer.accumulate_grad_batches
-        # What a checkpoint has of the trainer itself, until it is set there.
+        # What a checkpoint has, above all of the trainer itself, until it is set there.
         self._to_come: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns it all, as of now."""
         trainer = self._trainer
-        return {
+        now = {
             "epoch": trainer.current_epoch,
             "loops": {name: progress_of(getattr(trainer, name)) for name in _LOOPS},
-            **(self._of_trainer() if self._to_come is None else self._to_come),
             "loss": self.loss,
             "metrics": None if self._metrics is None else self._metrics.record(),
         }
+        return {**now, **self._of_trainer(), **(self._to_come or {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts the fit's progress and metrics back. What a training before its first batch had is made anew."""
         fit_loop, recorded = self._trainer.fit_loop, state["loops"]["fit_loop"]
         self.loss = state["loss"]
         if not recorded["epoch_loop.batch_progress"]["total"]["ready"]:
+            self._to_come = state
             return
         # An older checkpoint has the first of them alone.
         self._to_come = {name: state[name] for name in self._of_trainer() if name in state}
@@ -90,6 +91,10 @@ class LightningProgress:
         finally:
             at.completed = now
             trainer.training = True
+
+    def begin_anew(self) -> None:
+        """Takes in that the fit begins as one without a checkpoint: that is of before the first batch."""
+        self._to_come = None
 
     def arrive(self) -> None:
         """Sets what a checkpoint has of the trainer itself. What its user gives otherwise now holds."""

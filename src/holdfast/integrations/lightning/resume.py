@@ -101,6 +101,7 @@ class Resume:
         step = self._load()
         if self._data.is_between_epochs and not self._trainer.fit_loop.epoch_loop.batch_progress.total.ready:
             self._settle()
+            self.progress.begin_anew()
             own()
             return
         chosen = self._engine.origin.chosen
