@@ -2,8 +2,11 @@
 
 import json
 import os
+import queue
 import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from helpers.epochs import STEPS, ByEpochs
 from helpers.trainings import events
 from helpers.waiting import wait_until
+from holdfast import Stopped
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
@@ -243,3 +247,44 @@ def test_status_says_of_which_body_training_is_in_the_rest(tmp_path: Path) -> No
     rest = ["in the rest of epoch 0's body", "in the rest of epoch 1's body"]
     assert list(dict.fromkeys(shown)) == ["", *rest] and shown.count(rest[0]) == 2
     assert not loop.ckpt._engine.run.status.now.body
+
+
+def test_batches_that_a_thread_loads_ahead_are_left_at_a_stop(tmp_path: Path) -> None:
+    """The thread ends by itself, and the loop leaves where its body ends: what is there is no end of the epoch."""
+    loop = ByEpochs(tmp_path / "run", stop_grace_seconds=60)
+
+    def ahead() -> Iterator[Any]:
+        batches: queue.Queue[Any] = queue.Queue(1)
+
+        def load() -> None:
+            for batch in loop.ckpt.batches():
+                batches.put(batch)
+            batches.put(None)
+
+        threading.Thread(target=load, daemon=True).start()
+        while (batch := batches.get(timeout=30)) is not None:
+            yield batch
+
+    def stop(here: str, loop: ByEpochs) -> None:
+        if here == "step" and loop.step == 7:
+            loop.ckpt.save(stop=True)
+
+    loop.at = stop
+    with pytest.raises(Stopped) as stopped, loop.ckpt:
+        loop._through(loop.ckpt.epochs(loop.epochs), ahead)
+    assert stopped.value.code == 75 and [event["step"] for event in events(tmp_path / "run", "saved")] == [7]
+    assert not any("the loop left epoch" in line for line in loop.said) and loop.epoch == 1
+
+
+def test_a_break_that_something_hides_is_named(tmp_path: Path) -> None:
+    loop = ByEpochs(tmp_path / "run", 2, ended_by=lambda loop: loop.step == 3 and loop.epoch == 0)
+    held: list[Any] = []
+
+    def batches() -> Any:
+        held.append(loop.ckpt.batches())
+        return held[-1]
+
+    with loop.ckpt:
+        loop._through(loop.ckpt.epochs(2), batches)
+    assert sum("batches() was still held" in line for line in loop.said) == 1
+    assert loop.ckpt.step_count == 3 + STEPS

@@ -29,7 +29,7 @@ class Epochs:
         self._data = data
         self._batches: object | None = None
         self._cut_after = 0
-        self._is_told_of_cut = self._is_told_of_memory = False
+        self._is_told_of_cut = self._is_told_of_held = self._is_told_of_memory = False
         self.in_body = False
         """True while the body of an epoch is run."""
         self.are_past = False
@@ -143,7 +143,16 @@ class Epochs:
                 f"the body of epoch {self.epoch} took nothing from batches()",
                 hint="take the batches of the epoch from checkpointer.batches(), or do without epochs()",
             )
+        is_held = not self.are_past
         self.end_batches(self._batches, may_leave=False)
+        if self._cut_after and is_held and not self._is_told_of_held:
+            self._is_told_of_held = True
+            self._engine.log.announce(
+                f"the loop left epoch {self.epoch}, and batches() was still held (by a progress bar with a name?): that"
+                " was noticed at the end of the body alone, and a save before is of the middle of the epoch, with what"
+                " the body had changed; close it after the break",
+                logging.WARNING,
+            )
         if self._cut_after and not self._is_told_of_cut:  # not before: an error may have left the batches
             self._is_told_of_cut = True
             self._engine.log.announce(

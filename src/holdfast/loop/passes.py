@@ -77,6 +77,8 @@ class Passes:
             while self._epochs.epoch < epochs:
                 self._leave_at_stop()
                 yield self._epochs.enter()
+                if not self._epochs.are_past:
+                    self._leave_at_stop()
                 self._end_body()
         finally:
             self._epochs.leave()
@@ -143,6 +145,8 @@ class Passes:
                     body.end_batches(batches, may_leave=False)
                 raise
             self._data.drain()
+        if self._engine.stop_requested and not self._engine.gate.is_training_thread:
+            return  # a thread that loads ahead has nobody to take `Stopped`: the loop itself leaves where its body ends
         if not body.end_batches(batches):
             self._leave_at_stop()
 
