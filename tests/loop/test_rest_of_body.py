@@ -215,6 +215,34 @@ def test_an_error_that_leaves_the_batches_is_not_taken_for_a_break(
     assert resumed.digest() == alone.digest() and resumed.validated == alone.validated[1:]
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_save_in_the_handler_of_an_error_has_the_rest_of_the_batches_to_come(
+    tmp_path: Path, alone: ByEpochs, *, again: bool
+) -> None:
+    def fail(here: str, loop: ByEpochs) -> None:
+        if here == "step" and loop.step == 7:
+            raise Killed
+
+    def train() -> None:
+        loop = ByEpochs(tmp_path / "run", at=fail, save_on_exception=False, save_at_end=False)
+        with pytest.raises(Killed), loop.ckpt:
+            try:
+                loop.through()
+            except Killed:
+                assert loop.ckpt.save(wait=True).answer.step == 7
+                raise
+
+    if again:  # inside the handler of another
+        try:
+            raise ValueError
+        except ValueError:
+            train()
+    else:
+        train()
+    resumed = ByEpochs(tmp_path / "run").train()
+    assert resumed.digest() == alone.digest() and resumed.validated == alone.validated[1:]
+
+
 def test_a_name_that_only_a_batch_gives_is_explained_in_a_body_without_batches(tmp_path: Path) -> None:
     def through(loop: ByEpochs, *, fails: bool) -> None:
         with loop.ckpt:
