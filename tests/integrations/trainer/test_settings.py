@@ -150,7 +150,13 @@ def test_hyperparameters_hold_and_are_recorded_as_they_are(tmp_path: Path, caplo
     assert not {"hub_token", "output_dir", "run_name"} & manifest.settings["arguments"].keys()
 
 
-@pytest.mark.parametrize(("before", "now"), [("reduce_lr_on_plateau", "linear"), ("linear", "reduce_lr_on_plateau")])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("reduce_lr_on_plateau", "linear"),
+        pytest.param("linear", "reduce_lr_on_plateau", marks=in_full("the other way round")),
+    ],
+)
 def test_a_schedule_of_another_class_takes_the_place_of_the_old(before: str, now: str, tmp_path: Path) -> None:
     every: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
     whole = train(tmp_path / "whole", lr_scheduler_type=now, **every)
