@@ -139,6 +139,7 @@ def test_a_saver_whose_blocks_take_long_has_fewer(way: str, tmp_path: Path, monk
     assert len(blocks.plain) == 2 and len(blocks.saving) == 1 and len(blocks.lost()) == 1
 
 
+@in_full("it is a measurement, which nothing decides by")
 def test_a_new_process_says_what_the_time_until_its_first_step_was_spent_on(tmp_path: Path) -> None:
     state = small()
     paths = first_step.saved(state, tmp_path)
@@ -162,6 +163,7 @@ def test_a_new_process_says_what_the_time_until_its_first_step_was_spent_on(tmp_
     )  # what it had before it resumed
 
 
+@in_full("it is a measurement, which nothing decides by")
 def test_what_a_run_has_measured_survives_its_interruption(tmp_path: Path) -> None:
     said: list[str] = []
 

@@ -180,12 +180,19 @@ class Story:
         assert commands[0].returncode == 0, said
 
     def _saved_by(self, process: "subprocess.Popen[str]", step: int, door: str, ask: Callable[[], object]) -> None:
-        """Asks at a step, has training go on once that was noticed, and waits for the checkpoint."""
+        """Asks at a step, has training go on once that was noticed, and waits for the checkpoint.
+
+        Ranks that went on before they agree could agree on a step behind the next one at which they are held.
+        """
         self._hold(process, step)
+        agreed = len(events(self.run, "agreed"))
         request = self._noticed(door, ask)
+        if self.ranks > 1:
+            wait_until(lambda: len(events(self.run, "agreed")) > agreed, 60, f"an agreement:\n{self._printed()}")
         self._mark(f"go-{step}").touch()
         answer = wait_until(lambda: self._answer(request), _LIMIT_SECONDS, f"an answer:\n{self._printed()}") or {}
-        assert answer["saved"] and answer["step"] in self._steps_from(step), f"asked after step {step}: {answer}"
+        is_good = answer["saved"] and answer["step"] in self._steps_from(step)
+        assert is_good, f"asked after step {step}: {answer}\n{self._printed()}"
         self._asked_for.append(answer["digest"])
 
     def _noticed(self, door: str, ask: Callable[[], object]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from field.story import Story
 from holdfast.errors import UnsupportedError
 
 ALL = bool(os.environ.get("HOLDFAST_TRAINERS"))
-# What `make test` has of it: each of the others takes half a minute and more.
-QUICK = ("transformers `Trainer`",)
 
 
 @pytest.mark.timeout(900)
@@ -21,7 +19,7 @@ QUICK = ("transformers `Trainer`",)
 def test_asked_signalled_killed_and_resumed_it_ends_as_if_never_interrupted(
     row: Row, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    if not ALL and row.name not in QUICK:
+    if not ALL:
         pytest.skip("make test-trainers runs it")
     if row.missing:
         pytest.skip(f"SKIPPED, NOT PASSED: {', '.join(row.missing)} not installed")

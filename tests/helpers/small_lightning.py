@@ -3,19 +3,23 @@
 import hashlib
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch import callbacks
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import holdfast
 from helpers.trainings import events
 from helpers.waiting import wait_until
 
-__all__ = ["Ask", "Fit", "Points", "TwoOptimizers", "callbacks", "fit", "lightning", "loader", "trainer", "weights"]
+__all__ = [
+    "Ask", "Fit", "OfAnEpoch", "Points", "Stream", "TwoOptimizers", "callbacks", "fit", "lightning", "loader",
+    "trainer", "weights",
+]  # fmt: skip
 
 
 class Points(Dataset[Any]):
@@ -30,6 +34,14 @@ class Points(Dataset[Any]):
     def __getitem__(self, number: int) -> Any:
         noise = 0.01 * torch.rand(4) if torch.utils.data.get_worker_info() is None else 0
         return self._x[number] + noise, self._x[number].sum()
+
+
+class Stream(IterableDataset[Any]):
+    """The same without a length, in an order that is drawn as it begins: Lightning fetches one batch ahead."""
+
+    def __iter__(self) -> Iterator[Any]:
+        points = Points()
+        return (points[number] for number in torch.randperm(len(points)).tolist())
 
 
 class Ask:
@@ -121,6 +133,16 @@ class TwoOptimizers(Fit):
         ]
 
 
+class OfAnEpoch(lightning.LightningDataModule):  # type: ignore[misc]
+    """Other samples for each epoch that its loaders are made in."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return loader(seed=self.trainer.current_epoch)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(Points(10, self.trainer.current_epoch), batch_size=4)
+
+
 def loader(workers: int = 0, **settings: Any) -> DataLoader[Any]:
     return DataLoader(Points(**settings), batch_size=4, shuffle=True, num_workers=workers)
 
@@ -156,7 +178,12 @@ def fit(
     training = trainer(out, **settings)
     if not plain:
         holdfast.attach(training, **{"on_stop": "return", **(ours or {})})
-    training.fit(module, data or loader(), val or DataLoader(Points(10, 2), batch_size=4), ckpt_path=resume)
+    if isinstance(data, lightning.LightningDataModule):
+        training.fit(module, datamodule=data, ckpt_path=resume)
+    else:
+        training.fit(
+            module, loader() if data is None else data, val or DataLoader(Points(10, 2), batch_size=4), ckpt_path=resume
+        )
     return training
 
 

@@ -2,7 +2,11 @@
 
 import json
 import os
+import queue
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from helpers.epochs import STEPS, ByEpochs
 from helpers.trainings import events
 from helpers.waiting import wait_until
+from holdfast import Stopped
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Answer, Request
@@ -164,6 +169,80 @@ def status_of(run: Path) -> dict[str, Any]:
     return status
 
 
+@pytest.mark.parametrize(("place", "ends"), [("top", 13), ("top", 10), ("rest", 15), ("rest", 10)])
+def test_an_optimizer_that_begins_anew_with_each_epoch_is_saved_as_it_is(tmp_path: Path, place: str, ends: int) -> None:
+    """Its moments are other tensors from then on. Until the next boundary the last one has the old ones."""
+
+    def begin(here: str, loop: ByEpochs) -> None:
+        steps = loop.step if loop.ckpt is None else loop.ckpt.step_count
+        if here == place and (place == "rest" or steps == loop.epoch * STEPS):
+            loop.optimizer.state.clear()
+
+    def end(here: str, loop: ByEpochs) -> None:
+        begin(here, loop)
+        if here == ("step" if ends == 13 else place) and loop.step == ends:
+            raise Killed
+
+    run = tmp_path / "run"
+    with pytest.raises(Killed):
+        ByEpochs(run, at=end, save_on_exception=True, save_at_end=False).train()
+    assert ByEpochs(run, at=begin).train().digest() == ByEpochs(None, at=begin).train().digest()
+
+
+@pytest.mark.parametrize("block", [True, False])
+def test_an_error_that_leaves_the_batches_is_not_taken_for_a_break(
+    tmp_path: Path, alone: ByEpochs, monkeypatch: pytest.MonkeyPatch, *, block: bool
+) -> None:
+    """The rest of the epoch's batches are to come. Nobody has them by a name, so the error lets them go at once."""
+
+    def fail(here: str, loop: ByEpochs) -> None:
+        if here == "step" and loop.step == 7:
+            raise Killed
+
+    loop = ByEpochs(tmp_path / "run", at=fail, save_on_exception=True)
+    if block:
+        with pytest.raises(Killed):
+            loop.train()
+    else:
+        monkeypatch.setattr(sys, "excepthook", lambda *error: None)
+        try:
+            loop.through()
+        except Killed as error:
+            sys.excepthook(Killed, error, error.__traceback__)
+    assert not any("the loop left epoch" in line for line in loop.said)
+    assert [event["step"] for event in events(tmp_path / "run", "saved")] == [7]
+    resumed = ByEpochs(tmp_path / "run").train()
+    assert resumed.digest() == alone.digest() and resumed.validated == alone.validated[1:]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_save_in_the_handler_of_an_error_has_the_rest_of_the_batches_to_come(
+    tmp_path: Path, alone: ByEpochs, *, again: bool
+) -> None:
+    def fail(here: str, loop: ByEpochs) -> None:
+        if here == "step" and loop.step == 7:
+            raise Killed
+
+    def train() -> None:
+        loop = ByEpochs(tmp_path / "run", at=fail, save_on_exception=False, save_at_end=False)
+        with pytest.raises(Killed), loop.ckpt:
+            try:
+                loop.through()
+            except Killed:
+                assert loop.ckpt.save(wait=True).answer.step == 7
+                raise
+
+    if again:  # inside the handler of another
+        try:
+            raise ValueError
+        except ValueError:
+            train()
+    else:
+        train()
+    resumed = ByEpochs(tmp_path / "run").train()
+    assert resumed.digest() == alone.digest() and resumed.validated == alone.validated[1:]
+
+
 def test_a_name_that_only_a_batch_gives_is_explained_in_a_body_without_batches(tmp_path: Path) -> None:
     def through(loop: ByEpochs, *, fails: bool) -> None:
         with loop.ckpt:
@@ -196,3 +275,44 @@ def test_status_says_of_which_body_training_is_in_the_rest(tmp_path: Path) -> No
     rest = ["in the rest of epoch 0's body", "in the rest of epoch 1's body"]
     assert list(dict.fromkeys(shown)) == ["", *rest] and shown.count(rest[0]) == 2
     assert not loop.ckpt._engine.run.status.now.body
+
+
+def test_batches_that_a_thread_loads_ahead_are_left_at_a_stop(tmp_path: Path) -> None:
+    """The thread ends by itself, and the loop leaves where its body ends: what is there is no end of the epoch."""
+    loop = ByEpochs(tmp_path / "run", stop_grace_seconds=60)
+
+    def ahead() -> Iterator[Any]:
+        batches: queue.Queue[Any] = queue.Queue(1)
+
+        def load() -> None:
+            for batch in loop.ckpt.batches():
+                batches.put(batch)
+            batches.put(None)
+
+        threading.Thread(target=load, daemon=True).start()
+        while (batch := batches.get(timeout=30)) is not None:
+            yield batch
+
+    def stop(here: str, loop: ByEpochs) -> None:
+        if here == "step" and loop.step == 7:
+            loop.ckpt.save(stop=True)
+
+    loop.at = stop
+    with pytest.raises(Stopped) as stopped, loop.ckpt:
+        loop._through(loop.ckpt.epochs(loop.epochs), ahead)
+    assert stopped.value.code == 75 and [event["step"] for event in events(tmp_path / "run", "saved")] == [7]
+    assert not any("the loop left epoch" in line for line in loop.said) and loop.epoch == 1
+
+
+def test_a_break_that_something_hides_is_named(tmp_path: Path) -> None:
+    loop = ByEpochs(tmp_path / "run", 2, ended_by=lambda loop: loop.step == 3 and loop.epoch == 0)
+    held: list[Any] = []
+
+    def batches() -> Any:
+        held.append(loop.ckpt.batches())
+        return held[-1]
+
+    with loop.ckpt:
+        loop._through(loop.ckpt.epochs(2), batches)
+    assert sum("batches() was still held" in line for line in loop.said) == 1
+    assert loop.ckpt.step_count == 3 + STEPS

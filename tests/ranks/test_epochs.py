@@ -6,6 +6,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from helpers.full import in_full
 from helpers.trainings import events
 from ranks.conftest import Job, Ranks
 
@@ -69,6 +72,23 @@ def test_a_stop_leaves_all_ranks_at_one_place_of_the_body_and_comes_to_the_same_
     assert len(ends[0]) == 2 and ends[0] == ends[1]
     assert validated(last) == validated(alone)[-2:]
     assert Path(ranks.saved()[-1]["path"]).name == "checkpoint-20"
+
+
+@in_full("a stop in each of these places stays")
+@pytest.mark.parametrize("place", ["last", "moved"])
+def test_killed_in_a_body_after_a_save_there_they_come_to_the_same_end(ranks: Ranks, place: str) -> None:
+    job = ranks.start(program=PROGRAM, stand={"0": [place, 1], "1": [place, 1]})
+    for rank in (0, 1):
+        job.processes[rank].wait_for(f"rank {rank} stands at {place}")
+    job.processes[0].send(signal.SIGUSR1)
+    ranks.wait_for_events("saved", 1)
+    job.kill()
+    assert [event["step"] for event in ranks.saved()] == [8]
+    resumed, alone = ranks.start(program=PROGRAM), ranks.start(program=PROGRAM, plain=True)
+    assert resumed.wait() == alone.wait() == [0, 0], resumed.output
+    ends = [re.findall(r"rank \d ends \d+ (\w+)", each.output) for each in (alone, resumed)]
+    assert len(ends[0]) == 2 and ends[0] == ends[1]
+    assert validated(resumed) == validated(alone)[2:]
 
 
 def test_what_all_ranks_ask_for_in_the_rest_of_a_body_is_of_its_end(ranks: Ranks) -> None:

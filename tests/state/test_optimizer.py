@@ -1,5 +1,5 @@
 import json
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,7 @@ def test_a_capture_of_a_boundary_finds_all_state_that_there_is(kind: str) -> Non
     _, part = registered(model, optimizer)
     before, there = part.structure(), bool(part.live())
     train(model, optimizer, 1)
+    part.look()
     if optimizer.state and not there:
         assert part.structure() != before
     kept = {id(tensor) for tensor in part.live().values()}
@@ -154,6 +155,7 @@ def test_a_capture_of_a_boundary_finds_all_state_that_there_is(kind: str) -> Non
         tensors += [tensor for state in optimizer.state.values() for tensor in state["queue"]]
         in_state = part.structure()[0]
         train(model, optimizer, 1)
+        part.look()
         assert part.structure()[0] != in_state
     assert kept >= {id(tensor) for tensor in tensors}
 
@@ -163,9 +165,39 @@ def test_state_that_is_updated_in_place_keeps_the_structure() -> None:
     optimizer = optim.AdamW(model.parameters())
     _, part = registered(model, optimizer)
     train(model, optimizer, 1)
+    part.look()
     before = part.structure()
     train(model, optimizer, 1)
-    assert part.structure() == before
+    part.look()
+    assert part.structure() is before
+
+
+@pytest.mark.parametrize("what", ["all of it", "one tensor", "a parameter", "none of it"])
+def test_state_that_the_user_replaces_is_the_state_from_the_next_look_on(what: str) -> None:
+    """The optimizer is torch's, which never does so itself."""
+    model = net()
+    optimizer = optim.AdamW(model.parameters())
+    _, part = registered(model, optimizer)
+    train(model, optimizer, 1)
+    part.look()
+    before, first = part.structure(), next(iter(optimizer.state))
+    if what == "all of it":
+        optimizer.state.clear()
+        train(model, optimizer, 1)
+    elif what == "one tensor":
+        optimizer.state[first]["exp_avg"] = torch.zeros_like(first)
+    elif what == "a parameter":
+        name = next(name for name, parameter in model.named_parameters() if parameter is first)
+        new = torch.nn.Parameter(torch.zeros_like(first))
+        module, _, last = name.rpartition(".")
+        setattr(model.get_submodule(module), last, new)
+        optimizer.param_groups[0]["params"][0] = new
+        optimizer.state = defaultdict(dict, {new if key is first else key: v for key, v in optimizer.state.items()})
+    assert part.structure() is before
+    there = {id(tensor) for state in optimizer.state.values() for tensor in state.values()}
+    part.look()
+    assert (part.structure() == before) == (what == "none of it")
+    assert {id(tensor) for tensor in part.live().values()} == there
 
 
 def test_state_that_is_replaced_changes_the_structure() -> None:

@@ -108,6 +108,16 @@ def test_samples_code_and_what_a_forward_left_are_no_state() -> None:
     assert walk.objects < 10
 
 
+def test_what_a_metric_has_computed_of_its_state_is_passed_over() -> None:
+    torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    metric = torchmetrics.MeanSquaredError()
+    metric(torch.ones(3), torch.zeros(3))
+    metric.compute()
+    assert metric._forward_cache is not None and metric._computed is not None
+    made = ["error._defaults[sum_squared_error]", "error._defaults[total]"]
+    assert sorted(Walk({"error": metric}, {}).places) == [*made, "error.sum_squared_error", "error.total"]
+
+
 def test_a_walk_has_an_end_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reachable, "MOST_OBJECTS", 100)
     assert Walk({"model": [Box(n) for n in range(40)]}, {}).complete

@@ -26,6 +26,7 @@ class Bodies:
         self._gate: Gate = session.gate
         self._saver = saver
         self._capturing: Capturing | None = None
+        self._before_cut: Boundary | None = None
 
     def begin(self, capturing: Capturing) -> None:
         """Takes in how the state is read, when training begins."""
@@ -75,6 +76,17 @@ class Bodies:
     def exchange(self, here: Boundary, recorded: Any) -> None:
         """Gives the last boundary another record, and the fingerprint of the state as it is read from now on."""
         assert self._capturing is not None
+        if recorded is not here.recorded:
+            self._before_cut = here
         revision = here.revision + (recorded is not here.recorded)
         fingerprint = self._capturing.snapshots.fingerprint(self._capturing.hook.lanes())
         self._gate.exchange(replace(here, recorded=recorded, fingerprint=fingerprint, revision=revision))
+
+    def take_back_cut(self) -> None:
+        """Gives the last boundary its own record back, if it is still the last: an error ends training.
+
+        Batches that an error leaves look like those that the loop leaves itself: the rest of the epoch is to come.
+        """
+        here, before = self._gate.boundary, self._before_cut
+        if here is not None and before is not None and here.number == before.number:
+            self._gate.exchange(replace(here, recorded=before.recorded, revision=here.revision + 1))

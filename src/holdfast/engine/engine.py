@@ -121,6 +121,8 @@ class Engine:
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
         self._shutdown.keep_handlers()
+        if error is not None:
+            self.bodies.take_back_cut()
         self._own.ask_now()
         self._end_schedule()
         self._leave_rehearsal(error)

@@ -374,7 +374,8 @@ class Saver:
         elif not answer.saved:
             given_up = self._closing or self._session.is_taken_over()
             pause = None if given_up else self._retry.schedule(requests, answer.seconds)
-            self._log.warning("training goes on; earlier checkpoints are intact" + next_try(pause, self._status))
+            training = "training is at its end" if self._closing else "training goes on"
+            self._log.warning(f"{training}; earlier checkpoints are intact" + next_try(pause, self._status))
         self._outcomes.resolve(answer, ids)
 
     def _is_tried_again(self, answer: Answer, stops: Sequence[Request]) -> bool:

@@ -366,6 +366,8 @@ class Checkpointer:
                 hint="take the data from batches(), or call resume() before",
             )
         slot, text = checked_slot(slot, stop=stop), clean_label(checked_label(label))
+        if self._passes is not None:
+            self._passes.heed_error()
         request = Request("python", stop=stop, label=text, why="Checkpointer.save", slot=slot)
         pending = self._engine.ask(request, at_once=wait)
         if wait:

@@ -28,7 +28,8 @@ class Epochs:
         self._state = state
         self._data = data
         self._batches: object | None = None
-        self._is_told_of_cut = self._is_told_of_memory = False
+        self._cut_after = 0
+        self._is_told_of_cut = self._is_told_of_held = self._is_told_of_memory = False
         self.in_body = False
         """True while the body of an epoch is run."""
         self.are_past = False
@@ -80,7 +81,7 @@ class Epochs:
 
     def enter(self) -> int:
         """Takes in that the body of an epoch begins, and returns the epoch."""
-        self.in_body, self.are_past, self._batches = True, False, None
+        self.in_body, self.are_past, self._batches, self._cut_after = True, False, None, 0
         self._bodies.enter()
         return self.epoch
 
@@ -122,14 +123,8 @@ class Epochs:
             return False
         self.are_past = True
         self._engine.run.status.update(body=self._place)
-        cut = 0 if self._data.epoch > self.epoch else self._data.end_epoch()
-        if cut and not self._is_told_of_cut:
-            self._is_told_of_cut = True
-            self._engine.log.announce(
-                f"the loop left epoch {self.epoch} after {cut} batches: the next one begins the data anew, and a"
-                " checkpoint of that very step goes on with the next batch"
-            )
-        self._keep(is_cut=bool(cut))
+        self._cut_after = 0 if self._data.epoch > self.epoch else self._data.end_epoch()
+        self._keep(is_cut=bool(self._cut_after))
         return True
 
     def keep_again(self) -> None:
@@ -148,7 +143,22 @@ class Epochs:
                 f"the body of epoch {self.epoch} took nothing from batches()",
                 hint="take the batches of the epoch from checkpointer.batches(), or do without epochs()",
             )
+        is_held = not self.are_past
         self.end_batches(self._batches, may_leave=False)
+        if self._cut_after and is_held and not self._is_told_of_held:
+            self._is_told_of_held = True
+            self._engine.log.announce(
+                f"the loop left epoch {self.epoch}, and batches() was still held (by a progress bar with a name?): that"
+                " was noticed at the end of the body alone, and a save before is of the middle of the epoch, with what"
+                " the body had changed; close it after the break",
+                logging.WARNING,
+            )
+        if self._cut_after and not self._is_told_of_cut:  # not before: an error may have left the batches
+            self._is_told_of_cut = True
+            self._engine.log.announce(
+                f"the loop left epoch {self.epoch} after {self._cut_after} batches: the next one begins the data anew,"
+                " and a checkpoint of that very step goes on with the next batch"
+            )
         self._state.epoch = self.epoch + 1
         self.in_body = self.are_past = self.has_none_left = False
 

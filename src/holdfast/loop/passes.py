@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,6 +41,7 @@ class Passes:
         self._ending = ending
         self._save_at_end = save_at_end
         self._epochs = Epochs(engine, state, data)
+        self._handled: BaseException | None = None  # training may be a second try, inside the handler of an error
         self._looks_left = _LATE_LOOKS
         self._without_step: int | None = 0
         """The batches so far, as long as no step was marked; None once one was, or its lack was told."""
@@ -77,6 +79,8 @@ class Passes:
             while self._epochs.epoch < epochs:
                 self._leave_at_stop()
                 yield self._epochs.enter()
+                if not self._epochs.are_past:
+                    self._leave_at_stop()
                 self._end_body()
         finally:
             self._epochs.leave()
@@ -131,6 +135,11 @@ class Passes:
         if self._epochs.are_past:
             self._epochs.keep_again()
 
+    def heed_error(self) -> None:
+        """Takes in the error that whoever asks for a save is handling: batches that it has left are to come again."""
+        if sys.exception() is not self._handled and self._engine.gate.is_training_thread:
+            self._engine.bodies.take_back_cut()
+
     def _batches_of_epoch(self, accumulate: int | None) -> Iterator[Any]:
         """Goes through the rest of the epoch whose body is run."""
         body, batches = self._epochs, object()
@@ -143,11 +152,14 @@ class Passes:
                     body.end_batches(batches, may_leave=False)
                 raise
             self._data.drain()
+        if self._engine.stop_requested and not self._engine.gate.is_training_thread:
+            return  # a thread that loads ahead has nobody to take `Stopped`: the loop itself leaves where its body ends
         if not body.end_batches(batches):
             self._leave_at_stop()
 
     def _begin_batches(self, until: int | None, epochs: int | None, accumulate: int | None) -> None:
         assert self._state.given is not None
+        self._handled = sys.exception()
         arguments = {"until": until, "epochs": epochs, "accumulate": accumulate}
         changed_settings.announce(self._engine.log, self._state.given.begin_batches(arguments))
         self._data.begin_loop(1 if accumulate else None)

@@ -80,6 +80,12 @@ class LayeredOptimizerPart:
         parts = (part for part in self._layers.values() if isinstance(part, AttributesPart))
         return [name for part in parts for name in part.record()]
 
+    def look(self) -> None:
+        """Looks for tensors that are others by now."""
+        for part in self._layers.values():
+            if isinstance(part, OptimizerPart):
+                part.look()
+
     def structure(self) -> Hashable:
         """Returns a value that differs when `live` would give other tensors."""
         return tuple([part.structure() for part in self._layers.values()])

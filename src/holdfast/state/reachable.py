@@ -49,6 +49,8 @@ _FOREIGN_CLASSES = frozenset(("PreTrainedTokenizerBase", "ProcessorMixin", "Base
 _OF_A_MODULE = ("_parameters", "_buffers", "_modules")
 # The first two are its state, which is saved; the others what it is made with.
 _OF_AN_OPTIMIZER = ("state", "param_groups", "defaults", "_zero_grad_profile_name")
+# What torchmetrics' metrics keep of their last calls: it follows from their states, and there is none before a call.
+_OF_A_METRIC = (*_OF_A_MODULE, "_forward_cache", "_computed", "_cache")
 _leaf_kinds: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 # A table of numbers or text is told by its first item.
 _SHORT = 1000
@@ -147,7 +149,7 @@ class Walk:
                     # Wrappers come and go from run to run, and names must not.
                     label = name if key in ("_orig_mod", "module") and _is_wrapper(value) else f"{dot}{key}"
                     yield label, ((True, kind), (False, key)), item, value.__dict__[kind]
-        passed_over = _OF_AN_OPTIMIZER if isinstance(value, optim.Optimizer) else _OF_A_MODULE
+        passed_over = _passed_over(value)
         for key, item in list(getattr(value, "__dict__", {}).items()):
             if key not in passed_over:
                 yield f"{dot}{key}", ((True, key),), item, value.__dict__
@@ -162,6 +164,16 @@ class Walk:
         if isinstance(key, torch.Tensor):
             return self._known.get(identity(key))
         return str(key) if type(key) in (str, int) else None
+
+
+def _passed_over(value: Any) -> tuple[str, ...]:
+    """Returns the attributes of an object that are looked through otherwise, or follow from the others."""
+    if isinstance(value, optim.Optimizer):
+        return _OF_AN_OPTIMIZER
+    is_metric = isinstance(value, nn.Module) and any(
+        kind.__name__ == "Metric" and kind.__module__.startswith("torchmetrics.") for kind in type(value).__mro__
+    )
+    return _OF_A_METRIC if is_metric else _OF_A_MODULE
 
 
 class _Slots:

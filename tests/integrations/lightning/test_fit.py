@@ -16,7 +16,9 @@ from helpers.full import in_full
 from helpers.small_lightning import (
     Ask,
     Fit,
+    OfAnEpoch,
     Points,
+    Stream,
     TwoOptimizers,
     callbacks,
     fit,
@@ -40,8 +42,16 @@ def _averaging() -> list[Any]:
     return [callbacks.StochasticWeightAveraging(swa_lrs=5e-3, swa_epoch_start=2)]
 
 
-def _stopping() -> list[Any]:
-    return [callbacks.EarlyStopping("train_epoch", patience=1, min_delta=0.5)]
+def _stopping(least: float = 0.5) -> list[Any]:
+    return [callbacks.EarlyStopping("train_epoch", patience=1, min_delta=least)]
+
+
+def _stream(workers: int) -> Any:
+    return DataLoader(Stream(), batch_size=4)
+
+
+def _made_anew(workers: int) -> Any:
+    return OfAnEpoch()
 
 
 CASES: dict[str, tuple[Ask, dict[str, Any]]] = {
@@ -54,10 +64,25 @@ CASES: dict[str, tuple[Ask, dict[str, Any]]] = {
     "with epochs that are cut short": (Ask(5), {"limit_train_batches": 4}),
     "with two optimizers by hand": (Ask(18), {"module": TwoOptimizers}),
     "with a stop that goes by an epoch's mean": (Ask(9), {"callbacks": _stopping, "max_epochs": 6}),
+    "with a stop that may not be yet": (
+        Ask(15),
+        {"callbacks": lambda: _stopping(50), "min_epochs": 3, "max_epochs": 6},
+    ),
+    "with gradients that add up otherwise in each epoch": (
+        Ask(9),
+        {"callbacks": lambda: [callbacks.GradientAccumulationScheduler({0: 1, 1: 2, 2: 3})]},
+    ),
+    "with loaders that are made anew": (Ask(9), {"data": _made_anew, "reload_dataloaders_every_n_epochs": 2}),
+    "with loaders that are made anew, at an epoch's end": (
+        Ask(14),
+        {"data": _made_anew, "reload_dataloaders_every_n_epochs": 1},
+    ),
     "with an average of the weights": (Ask(9), {"callbacks": lambda: [callbacks.EMAWeightAveraging(decay=0.9)]}),
     "with SWA": (Ask(24), {"callbacks": _averaging, "norm": True, "max_epochs": 5}),
     "with SWA, in a validation": (Ask(14, "validation"), {"callbacks": _averaging, "max_epochs": 4}),
     "with several loaders": (Ask(9), {"data": _several}),
+    "with data without a length": (Ask(9), {"data": _stream}),
+    "with data without a length, in a validation at an epoch's end": (Ask(7, "validation"), {"data": _stream}),
     "with workers": (Ask(10), {"workers": 2}),
     "with workers, in the first epoch": (Ask(3), {"workers": 2}),
     "with bf16": (Ask(9), {"precision": "bf16-mixed"}),
@@ -77,7 +102,9 @@ IN_FULL = {
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=in_full(IN_FULL[case]) if case in IN_FULL else ()) for case in CASES]
 )
-def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case: str, tmp_path: Path) -> None:
+def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(
+    case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     ask, given = CASES[case]
     settings = dict(given)
     kind, norm = settings.pop("module", Fit), settings.pop("norm", False)
@@ -98,6 +125,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case: str, tmp_path: Pa
     assert len(first.noted) + len(second.noted) >= len(whole.noted) > len(second.noted)
     assert weights(second) == weights(whole)
     assert (resumed.global_step, resumed.current_epoch) == (alone.global_step, alone.current_epoch)
+    assert "after the resume differs" not in caplog.text
 
 
 def test_a_shorter_loader_that_was_begun_anew_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,6 +140,23 @@ def test_a_stop_ends_with_the_code_for_come_back_later(tmp_path: Path) -> None:
     assert caught.value.code == 75
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("data", [loader, _stream])
+def test_a_save_before_the_first_update_has_the_first_batch_to_come(
+    data: Callable[[int], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Breaks(Fit):
+        def on_before_zero_grad(self, optimizer: Any) -> None:
+            raise RuntimeError("it broke")
+
+    with pytest.raises(RuntimeError, match="it broke"):
+        fit(tmp_path / "out", Breaks(ask=Ask(0, number=signal.SIGUSR1)), data(0))
+    assert [entry.step for entry in catalog.entries(tmp_path / "out")] == [0]
+    fit(tmp_path / "alone", whole := Fit(), data(0), plain=True)
+    fit(tmp_path / "out", second := Fit(), data(0), resume="auto")
+    assert weights(second) == weights(whole) and second.noted == whole.noted
+    assert "after the resume differs" not in caplog.text
 
 
 def test_an_exception_is_preceded_by_a_save_and_comes_to_whoever_waits_for_it(tmp_path: Path) -> None:
@@ -174,6 +219,22 @@ def test_a_training_that_has_ended_says_that_nothing_is_left(tmp_path: Path, cap
     fit(tmp_path, more := Fit(), resume="auto", max_epochs=2)
     fit(tmp_path / "alone", whole := Fit(), plain=True, max_epochs=2)
     assert weights(more) == weights(whole)
+
+
+def test_what_stopped_early_goes_on_where_its_user_gives_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moment, save = {"microseconds": 1}, {"save_steps": 50}
+    fit(tmp_path, Fit(), ours=save, max_time=moment)
+    again = fit(tmp_path, Fit(), resume="auto", ours=save, max_time=moment)
+    assert again.global_step == 1
+    assert "this training stopped early, at step 1; to go on, set max_time to more" in caplog.text
+    assert fit(tmp_path, Fit(), resume="auto", ours=save, max_time={"hours": 1}).global_step == 15
+    assert "after the resume differs" not in caplog.text
+    out = tmp_path / "by a mean"
+    settings: dict[str, Any] = {"ours": save, "callbacks": _stopping(50), "max_epochs": 6}
+    fit(out, Fit(), **settings)
+    assert fit(out, Fit(), resume="auto", **settings).global_step == 14
+    assert "this training stopped early, at step 14; to go on, set min_epochs or min_steps to more" in caplog.text
+    assert fit(out, Fit(), resume="auto", min_epochs=3, **settings).global_step == 21
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

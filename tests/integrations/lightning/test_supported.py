@@ -8,10 +8,11 @@ pytest.importorskip("lightning", reason="Lightning is not installed")
 import lightning.pytorch.strategies as strategies
 
 import holdfast
-from helpers.small_lightning import trainer
-from holdfast.errors import ConfigError, UnsupportedError
+from helpers.small_lightning import Fit, fit, trainer
+from holdfast.errors import CheckpointError, ConfigError, UnsupportedError
 from holdfast.integrations.lightning import contract
 from holdfast.integrations.lightning.supported import is_ours
+from holdfast.store import names
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -39,6 +40,23 @@ def test_a_strategy_that_keeps_its_state_elsewhere_is_refused_by_name(tmp_path: 
 def test_processes_that_start_inside_of_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="starts its processes inside of fit"):
         holdfast.attach(trainer(tmp_path, strategy="ddp_spawn", devices=2))
+
+
+def test_an_address_is_no_run_directory() -> None:
+    with pytest.raises(UnsupportedError, match=r"default_root_dir='memory://run' is an address") as caught:
+        holdfast.attach(trainer(Path(), default_root_dir="memory://run"))
+    assert "a local default_root_dir" in str(caught.value.hint)
+
+
+def test_a_run_directory_in_place_of_a_checkpoint_is_refused_with_what_to_give(tmp_path: Path) -> None:
+    fit(tmp_path, Fit(), ours={"save_steps": 21})
+    (tmp_path / "checkpoint-21" / names.MANIFEST).unlink()
+    for wrong in (tmp_path, tmp_path / "checkpoint-21"):
+        with pytest.raises(CheckpointError, match=f"{wrong} cannot be resumed from") as caught:
+            fit(tmp_path, Fit(), resume=str(wrong))
+        assert "'auto'" in str(caught.value.hint)
+    with pytest.raises(FileNotFoundError):  # any other is Lightning's
+        fit(tmp_path, Fit(), resume=str(tmp_path / "last.ckpt"))
 
 
 def test_a_lightning_that_is_made_otherwise_is_refused_before_training(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
+from helpers.full import in_full
 from helpers.small_trainer import Stop, checkpoints, small_trainer, train, weights
 from helpers.tampering import with_intent
 from helpers.trainings import events
@@ -77,7 +78,8 @@ class Breaks(Worsening):
         return super().evaluate(*args, **kwargs)
 
 
-@pytest.mark.parametrize("steps", [6, 10])  # in the middle of an epoch, and where the last one ends
+# In the middle of an epoch, and where the last one ends.
+@pytest.mark.parametrize("steps", [pytest.param(6, marks=in_full("where the last epoch ends")), 10])
 def test_ended_by_an_error_in_its_last_evaluation_it_does_that_and_no_further_step(tmp_path: Path, steps: int) -> None:
     out, settings = tmp_path / "out", {**BEST, "max_steps": steps}
     breaks = type("Breaks", (Breaks,), {"at": steps})

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import holdfast
 from helpers import small_trainer as small
+from helpers.full import in_full
 from holdfast.errors import UnsupportedError
 
 SAMPLES = 20
@@ -120,13 +121,16 @@ def in_epochs(*runs: Run) -> list[Counter[int]]:
 EACH_ONCE = Counter(range(SAMPLES))
 
 
+ALONE = in_full("both together, and another seed, stay")
+
+
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
-        pytest.param({"per_device_train_batch_size": 2}, 3 + 4 + 20, id="smaller"),
-        pytest.param({"per_device_train_batch_size": 8}, 3 + 1 + 6, id="larger"),
-        pytest.param({"per_device_train_batch_size": 3}, 3 + 3 + 14, id="which does not divide"),
-        pytest.param({"gradient_accumulation_steps": 2}, 3 + 1 + 6, id="accumulated"),
+        pytest.param({"per_device_train_batch_size": 2}, 3 + 4 + 20, id="smaller", marks=ALONE),
+        pytest.param({"per_device_train_batch_size": 8}, 3 + 1 + 6, id="larger", marks=ALONE),
+        pytest.param({"per_device_train_batch_size": 3}, 3 + 3 + 14, id="which does not divide", marks=ALONE),
+        pytest.param({"gradient_accumulation_steps": 2}, 3 + 1 + 6, id="accumulated", marks=ALONE),
         pytest.param({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3}, 3 + 2 + 8, id="both"),
         pytest.param({"seed": 7}, 15, id="another seed"),
     ],
@@ -147,6 +151,7 @@ def test_an_epoch_goes_on_in_its_order_with_what_it_has_not_seen(
     assert "the 8 of 20 samples that are left of epoch 0 go on in their order" in said[0]
 
 
+@in_full("one change, and resumes after it, stay")
 def test_batches_may_change_again_and_again(tmp_path: Path) -> None:
     runs = [Run(tmp_path, stop=2)]
     for stop, size in ((4, 3), (5, 3), (7, 5), (9, 5), (12, 2)):

@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from helpers.full import in_full
 from helpers.small_trainer import Stop, checkpoints, train, weights
 from helpers.trainings import events
 from helpers.waiting import wait_until
@@ -57,7 +58,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 # In the middle of an epoch, at a step that logs, evaluates and saves, at an epoch's end, at that of the training.
-@pytest.mark.parametrize("step", [3, 4, 5, 15])
+INSIDE = in_full("a step that logs, evaluates and saves, and the last of all, stay")
+
+
+@pytest.mark.parametrize("step", [pytest.param(3, marks=INSIDE), 4, pytest.param(5, marks=INSIDE), 15])
 def test_a_callback_that_raises_after_an_update_costs_nothing_and_is_called_again(
     tmp_path: Path, whole: Any, step: int
 ) -> None:

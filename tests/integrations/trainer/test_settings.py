@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments
 
 import holdfast
+from helpers.full import in_full
 from holdfast.errors import CheckpointError
 from holdfast.store import catalog
 
@@ -95,30 +96,30 @@ def named(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-CHANGES: list[tuple[dict[str, Any], list[str]]] = [
-    ({}, []),
-    ({"learning_rate": 0.0005}, ["learning_rate: 0.01 -> 0.0005"]),
-    ({"num_train_epochs": 5}, ["num_train_epochs: 3 -> 5"]),
-    ({"max_steps": 8, "warmup_steps": 6}, ["warmup_steps: 2 -> 6", "max_steps: -1 -> 8"]),
-    ({"lr_scheduler_type": "linear"}, ["lr_scheduler_type: cosine -> linear"]),
-    (
+OTHERS = in_full("another rate, and another schedule with arguments, stay")
+CHANGES = [
+    pytest.param({}, [], marks=OTHERS),
+    pytest.param({"learning_rate": 0.0005}, ["learning_rate: 0.01 -> 0.0005"]),
+    pytest.param({"num_train_epochs": 5}, ["num_train_epochs: 3 -> 5"], marks=OTHERS),
+    pytest.param({"max_steps": 8, "warmup_steps": 6}, ["warmup_steps: 2 -> 6", "max_steps: -1 -> 8"], marks=OTHERS),
+    pytest.param({"lr_scheduler_type": "linear"}, ["lr_scheduler_type: cosine -> linear"], marks=OTHERS),
+    pytest.param(
         {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": 2.0}},
         ["lr_scheduler_type: cosine -> polynomial", 'lr_scheduler_kwargs: none -> {"power": 2.0}'],
     ),
 ]
 
 
+@pytest.mark.parametrize(("changes", "lines"), CHANGES)
 def test_the_learning_rate_is_what_a_training_with_the_new_settings_has(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], lines: list[str]
 ) -> None:
     train(tmp_path / "run", cut=True)
-    saved = tmp_path / "run" / f"checkpoint-{CUT}"
-    for number, (changes, lines) in enumerate(CHANGES):
-        whole = train(tmp_path / f"whole-{number}", **changes)
-        caplog.clear()
-        resumed = train(tmp_path / "run", resume=str(saved), **changes)
-        assert rates(resumed)[CUT:] == rates(whole)[CUT:], changes
-        assert named(caplog) == [f"{line}, from your configuration" for line in lines]
+    whole = train(tmp_path / "whole", **changes)
+    caplog.clear()
+    resumed = train(tmp_path / "run", resume=str(tmp_path / "run" / f"checkpoint-{CUT}"), **changes)
+    assert rates(resumed)[CUT:] == rates(whole)[CUT:]
+    assert named(caplog) == [f"{line}, from your configuration" for line in lines]
 
 
 def test_hyperparameters_hold_and_are_recorded_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -149,7 +150,13 @@ def test_hyperparameters_hold_and_are_recorded_as_they_are(tmp_path: Path, caplo
     assert not {"hub_token", "output_dir", "run_name"} & manifest.settings["arguments"].keys()
 
 
-@pytest.mark.parametrize(("before", "now"), [("reduce_lr_on_plateau", "linear"), ("linear", "reduce_lr_on_plateau")])
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ("reduce_lr_on_plateau", "linear"),
+        pytest.param("linear", "reduce_lr_on_plateau", marks=in_full("the other way round")),
+    ],
+)
 def test_a_schedule_of_another_class_takes_the_place_of_the_old(before: str, now: str, tmp_path: Path) -> None:
     every: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
     whole = train(tmp_path / "whole", lr_scheduler_type=now, **every)

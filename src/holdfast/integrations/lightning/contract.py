@@ -37,6 +37,8 @@ NAMES = (
     Name("fit_loop.done", "tells if there is more to train"),
     Name("fit_loop.setup_data", "the loaders, before anything is iterated"),
     Name("fit_loop.epoch_progress", "tells samplers their epoch"),
+    Name("fit_loop._last_train_dl_reload_epoch", "the epoch that the loaders were made for"),
+    Name("fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch", "the same, of a validation"),
     Name("fit_loop.load_state_dict", "the progress of the loops"),
     Name("fit_loop._combined_loader", "the loaders that are followed"),
     Name("fit_loop._load_combined_loader_states", "the moment before they are iterated"),

@@ -6,11 +6,13 @@ is restored. Read against Lightning 2.6.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from holdfast.state.data import loader
 from holdfast.state.data.followed import FollowedCursor
 from holdfast.state.data.position import Position
+from holdfast.state.rng import state as rng_state
 from holdfast.state.rng.state import RngRecord
 
 _FOLLOWER = "_holdfast_data"
@@ -163,6 +165,8 @@ class LightningData:
         self._waits = False
         self._fetcher = fetcher
         iter(fetcher)
+        if self._restoring is not None and self._restoring.encoded.get("ahead") is not None:
+            self._restoring.after_skip()  # now that the batch that is ahead has drawn what it drew
 
     def settle(self) -> None:
         """Takes a position between two epochs at once: what draws the next epoch's order is set, and goes on."""
@@ -187,19 +191,20 @@ class LightningData:
 
     def begun(self) -> RngRecord | None:
         """Returns the random state before the epoch's iterators were made, as long as no batch was fetched of it."""
-        begin = self._cursor.record().begin if self._cursor is not None and not self.consumed else None
+        ahead, cursor = self._ahead, self._cursor
+        consumed = self.consumed if ahead is None else ahead.consumed
+        begin = cursor.record().begin if cursor is not None and not consumed else None
         return None if begin is None else begin._replace(generators={})
 
     def record(self) -> Position:
         """Records the position. Called by training at every boundary."""
         assert self._cursor is not None
-        if self._before_ahead is not None and getattr(self._fetcher, "batches", None):
-            return self._before_ahead  # the batch that is ahead is fetched again
-        position = self._cursor.record()
-        if self.consumed or position.begin is None:
-            return position
-        inner = {**position.inner_begin, **position.begin.generators}
-        return position._replace(begin=None, order=None, inner=inner, inner_begin={})
+        return self._ahead or _before_the_first(self._cursor.record())
+
+    @property
+    def _ahead(self) -> Position | None:
+        """The position before the batch that Lightning has fetched ahead, which is fetched again; None without one."""
+        return self._before_ahead if getattr(self._fetcher, "batches", None) else None
 
     def encode(self, recorded: Position) -> dict[str, Any]:
         """Returns a position as JSON."""
@@ -228,9 +233,10 @@ class LightningData:
         if self._cursor is None or self._restoring is None or not self._waits:
             return
         restoring = self._restoring
+        ahead = restoring.encoded.get("ahead")
         self.notices += self._cursor.restore(
             restoring.encoded,
-            after_skip=restoring.after_skip,
+            after_skip=restoring.after_skip if ahead is None else partial(rng_state.restore, ahead),
             replay=restoring.replay,
             saved_by=restoring.saved_by,
             processes=restoring.processes,
@@ -253,8 +259,10 @@ class LightningData:
         cursor = self._cursor
         assert cursor is not None
         while True:
-            if hasattr(self._fetcher, "batches") and self._fetcher.length is None:
-                self._before_ahead = cursor.record() if cursor.consumed else None
+            if not cursor.consumed:  # whoever fetches it may not be known yet
+                self._before_ahead = _before_the_first(cursor.record())
+            elif hasattr(self._fetcher, "batches") and self._fetcher.length is None:
+                self._before_ahead = cursor.record()._replace(ahead=rng_state.record())
             try:
                 batch = next(batches)
             except StopIteration:
@@ -265,6 +273,14 @@ class LightningData:
         if self._restoring is not None and self._waits:
             return int(self._restoring.encoded.get(name, 0))
         return 0 if self._cursor is None else int(getattr(self._cursor, name))
+
+
+def _before_the_first(position: Position) -> Position:
+    """Returns the position between two epochs for one in an epoch of which no batch was taken; another as it is."""
+    if position.consumed or position.begin is None:
+        return position
+    inner = {**position.inner_begin, **position.begin.generators}
+    return position._replace(begin=None, order=None, inner=inner, inner_begin={})
 
 
 def _own_pass(combined: Any) -> Any:

@@ -1,5 +1,6 @@
 """The parts of a Lightning training that are no model and no optimizer: progress, callbacks, and what hooks add."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,30 +29,93 @@ class LightningProgress:
         self._metrics = Metrics(trainer, package) if with_metrics else None
         self.loss: torch.Tensor | None = None
         """The loss of the last batch."""
-        self.should_stop = False
-        """True where training was to stop early; set once what was pending then is done."""
+        # As given: a callback may change it from epoch to epoch.
+        self._accumulate_given = trainer.accumulate_grad_batches
+        # What a checkpoint has, above all of the trainer itself, until it is set there.
+        self._to_come: Mapping[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Returns it all, as of now."""
         trainer = self._trainer
-        return {
+        now = {
             "epoch": trainer.current_epoch,
             "loops": {name: progress_of(getattr(trainer, name)) for name in _LOOPS},
-            "should_stop": trainer.should_stop,
             "loss": self.loss,
             "metrics": None if self._metrics is None else self._metrics.record(),
         }
+        return {**now, **self._of_trainer(), **(self._to_come or {})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Puts the fit's progress and metrics back. What a training before its first batch had is made anew."""
         fit_loop, recorded = self._trainer.fit_loop, state["loops"]["fit_loop"]
-        self.should_stop, self.loss = state["should_stop"], state["loss"]
+        self.loss = state["loss"]
         if not recorded["epoch_loop.batch_progress"]["total"]["ready"]:
+            self._to_come = state
             return
+        # An older checkpoint has the first of them alone.
+        self._to_come = {name: state[name] for name in self._of_trainer() if name in state}
         fit_loop.load_state_dict(recorded)
         _forget_restart(fit_loop)
         if self._metrics is not None and state["metrics"] is not None:
             self._metrics.restore(state["metrics"])
+
+    @property
+    def should_stop(self) -> bool:
+        """True where training is to stop early by the checkpoint that is to be gone on from.
+
+        Where its `max_time` was over, that of now decides: somebody may have given more.
+        """
+        to_come = self._to_come or {}
+        by_time = self.is_out_of_time if to_come.get("is_out_of_time") else to_come.get("should_stop", False)
+        return bool(self._trainer.strategy.broadcast(by_time))  # each process has a clock of its own
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """True where a timer of this training, such as that of `max_time`, has none left."""
+        left = [timer.time_remaining() for timer in self._trainer.callbacks if _is_timer(timer)]
+        return any(seconds is not None and seconds <= 0 for seconds in left)
+
+    def make_loaders(self) -> None:
+        """Has Lightning make its loaders for the epochs of the saved ones, and make them anew when it did."""
+        trainer, loop = self._trainer, self._trainer.fit_loop
+        made_for = (self._to_come or {}).get("loaders_made_for", {})
+        at = loop.epoch_progress.current
+        now = at.completed  # which users and Lightning know as `current_epoch`
+        try:
+            at.completed = _epoch(made_for.get("train"), now)
+            loop.setup_data()
+            if trainer.enable_validation and _epoch(made_for.get("validation"), -1) >= 0:
+                at.completed = made_for["validation"]
+                trainer.validating = True
+                loop.epoch_loop.val_loop.setup_data()
+        finally:
+            at.completed = now
+            trainer.training = True
+
+    def begin_anew(self) -> None:
+        """Takes in that the fit begins as one without a checkpoint: that is of before the first batch."""
+        self._to_come = None
+
+    def arrive(self) -> None:
+        """Sets what a checkpoint has of the trainer itself. What its user gives otherwise now holds."""
+        trainer = self._trainer
+        trainer.should_stop = self.should_stop
+        to_come, self._to_come = self._to_come or {}, None
+        accumulate = to_come.get("accumulate_grad_batches")
+        if accumulate is not None and accumulate["given"] == self._accumulate_given:
+            trainer.accumulate_grad_batches = accumulate["now"]
+
+    def _of_trainer(self) -> dict[str, Any]:
+        trainer, loop = self._trainer, self._trainer.fit_loop
+        return {
+            "should_stop": trainer.should_stop,
+            "is_out_of_time": self.is_out_of_time,
+            "accumulate_grad_batches": {"given": self._accumulate_given, "now": trainer.accumulate_grad_batches},
+            "loaders_made_for": {
+                "train": loop._last_train_dl_reload_epoch,
+                "validation": loop.epoch_loop.val_loop._last_val_dl_reload_epoch,
+            },
+        }
 
 
 class LightningCallbacks:
@@ -84,7 +148,7 @@ class LightningCallbacks:
                     callback.current_score = state["current_score"]  # which a ModelCheckpoint forgets
 
     def _states(self) -> list[tuple[str, Any]]:
-        states = [(callback.state_key, callback.state_dict()) for callback in self._trainer.callbacks]
+        states = [(callback.state_key, _state_of(callback)) for callback in self._trainer.callbacks]
         return [(key, state) for key, state in states if state]
 
 
@@ -141,6 +205,24 @@ def progress_of(loop: Any, prefix: str = "") -> dict[str, Any]:
         elif type(value).__module__.endswith("loops.progress"):
             state[prefix + name] = value.state_dict()
     return state
+
+
+def _state_of(callback: Any) -> dict[str, Any]:
+    """Returns a callback's state; of a timer, the time that it takes back, which is that of training."""
+    state: dict[str, Any] = callback.state_dict()
+    if _is_timer(callback):
+        return {"time_elapsed": {"train": state["time_elapsed"]["train"]}}
+    return state
+
+
+def _is_timer(callback: Any) -> bool:
+    """Tells whether a callback is Lightning's `Timer`, which a trainer makes of its `max_time`."""
+    return any(kind.__name__ == "Timer" for kind in type(callback).__mro__) and hasattr(callback, "time_remaining")
+
+
+def _epoch(recorded: float | None, otherwise: int) -> int:
+    """Returns an epoch in which Lightning has made loaders, where it has: it begins with minus infinity."""
+    return otherwise if recorded is None or math.isinf(recorded) else int(recorded)
 
 
 def _forget_restart(loop: Any) -> None:

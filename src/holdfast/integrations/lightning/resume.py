@@ -101,24 +101,22 @@ class Resume:
         step = self._load()
         if self._data.is_between_epochs and not self._trainer.fit_loop.epoch_loop.batch_progress.total.ready:
             self._settle()
+            self.progress.begin_anew()
             own()
             return
         chosen = self._engine.origin.chosen
         assert chosen is not None and chosen.manifest is not None
         stage = str(chosen.manifest.boundary.get("face", _UPDATE))
         loop, trainer = self._trainer.fit_loop, self._trainer
-        loop.setup_data()
+        self.progress.make_loaders()
         trainer.should_stop = self.progress.should_stop
         if stage == _EPOCH_END and loop.done:
-            self._engine.log.announce(
-                f"nothing to do: {chosen.path} is where this training ends, at step {step}; to go on, set max_epochs or"
-                " max_steps to more"
-            )
+            self._tell_of_the_end(step)
             return
         trainer.should_stop = False  # the end that it makes is not before what is pending
         loop.reset()
         loop.on_run_start()
-        trainer.should_stop = self.progress.should_stop
+        self.progress.arrive()
         if stage == _EPOCH_END:
             self._settle()
         else:
@@ -150,6 +148,17 @@ class Resume:
         torch.set_grad_enabled(True)
         return step
 
+    def _tell_of_the_end(self, step: int) -> None:
+        trainer, chosen = self._trainer, self._engine.origin.chosen
+        assert chosen is not None
+        trainer.should_stop, was_early = False, bool(trainer.should_stop)
+        ends, more = "ends", "max_epochs or max_steps"
+        if was_early and not trainer.fit_loop.done:
+            ends, more = "stopped early", "max_time" if self.progress.is_out_of_time else "min_epochs or min_steps"
+        self._engine.log.announce(
+            f"nothing to do: {chosen.path} is where this training {ends}, at step {step}; to go on, set {more} to more"
+        )
+
     def _settle(self) -> None:
         """Takes the position between two epochs."""
         self._data.settle()
@@ -170,9 +179,12 @@ class Resume:
 
     def _finish_batches(self, stage: str) -> None:
         epoch_loop, fetcher = self._trainer.fit_loop.epoch_loop, self._trainer.fit_loop._data_fetcher
-        self._data.arrive(fetcher)
-        self._tell_notices()
-        fetcher.fetched += epoch_loop.batch_progress.current.ready
+        if self._data.is_between_epochs:
+            self._settle()  # without a length data is fetched ahead: it was at its end, with the last batch to finish
+        else:
+            self._data.arrive(fetcher)
+            self._tell_notices()
+            fetcher.fetched += epoch_loop.batch_progress.current.ready
         self._begin(is_pending=stage == _UPDATE)
         if stage == _UPDATE:
             epoch_loop.on_advance_end(fetcher)

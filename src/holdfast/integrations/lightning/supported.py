@@ -8,6 +8,7 @@ from holdfast.arguments import AUTO, LOCAL
 from holdfast.errors import UnsupportedError
 from holdfast.integrations.lightning import contract
 from holdfast.store import names
+from holdfast.text import quoted
 
 ATTACHED = "_is_of_holdfast"
 """The name of the attribute by which the `fit` of an attached trainer is known."""
@@ -37,8 +38,8 @@ def require_supported(trainer: Any) -> list[str]:
         A line for each thing that is promised less of, because this Lightning lacks what it takes.
 
     Raises:
-        UnsupportedError: It is attached already, shards its model, starts its processes in `fit`, or is of a version
-            that is made otherwise.
+        UnsupportedError: It is attached already, shards its model, starts its processes in `fit`, has an address for
+            a directory, or is of a version that is made otherwise.
     """
     if hasattr(trainer.fit, ATTACHED):
         raise UnsupportedError("this Trainer is attached already", hint="one call of attach holds for every fit()")
@@ -55,6 +56,12 @@ def require_supported(trainer: Any) -> list[str]:
             f"the strategy {strategy} keeps the state in a form of its own, which attach does not save for Lightning",
             hint='use strategy="ddp" or one device; a plain loop with holdfast.Checkpointer can shard with FSDP2',
         )
+    root = str(trainer.default_root_dir)
+    if "://" in root:
+        raise UnsupportedError(
+            f"default_root_dir={quoted(root)} is an address, and a run directory is in a file system",
+            hint="give a local default_root_dir; on_saved= of attach hears of each checkpoint, to copy it from there",
+        )
     launcher = trainer.strategy.launcher
     if launcher is not None and "MultiProcessing" in type(launcher).__name__:
         raise UnsupportedError(
@@ -66,11 +73,18 @@ def require_supported(trainer: Any) -> list[str]:
 
 
 def is_ours(ckpt_path: Any) -> bool:
-    """Tells whether `fit` was asked to go on from a checkpoint of Holdfast's: `auto`, `local`, or the path of one."""
+    """Tells whether `fit` was asked to go on from a checkpoint of Holdfast's: `auto`, `local`, or the path of one.
+
+    A run's own directory, and what is left of a checkpoint in it, count as one too: their refusal says what to give.
+    """
     if ckpt_path in (AUTO, LOCAL):
         return True
     try:
-        return ckpt_path is not None and (Path(ckpt_path) / names.MANIFEST).is_file()
+        if ckpt_path is None or not (path := Path(ckpt_path)).is_dir():
+            return False
+        return any(
+            place.exists() for place in (path / names.MANIFEST, path / names.CONTROL, path.parent / names.CONTROL)
+        )
     except (TypeError, ValueError, OSError):
         return False  # an address of another file system, which is Lightning's to open
 

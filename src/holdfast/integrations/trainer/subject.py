@@ -22,6 +22,7 @@ from holdfast.layouts import transformers as layout
 from holdfast.layouts.torch_zip import OptimizerFile
 from holdfast.state.layered_optimizer import LayeredOptimizerPart
 from holdfast.state.model import ModelPart
+from holdfast.state.optimizer import OptimizerPart
 from holdfast.state.optimizer_layers import layers_of, unwrapped, with_inner
 from holdfast.state.registry import parts_of
 from holdfast.state.sharding import is_distributed
@@ -70,6 +71,8 @@ class TrainerSubject(Recorder):
 
     def structure(self) -> Hashable:
         """Returns something that differs when `live` would return other tensors."""
+        if isinstance(self._moments, OptimizerPart | LayeredOptimizerPart):
+            self._moments.look()  # a record has no moments, and the trainer's own writer takes those that are there
         return self._model.structure(), self._moments.structure()
 
     def live(self) -> dict[str, torch.Tensor]:

@@ -40,9 +40,9 @@ class Position(NamedTuple):
     inner_begin: Mapping[str, Any] = {}
     """The same when the epoch began; empty between two epochs."""
     inner_ahead: Mapping[str, Any] = {}
-    """The same before the batch was fetched that a prepared loader has ahead."""
+    """The same before the batch was fetched that a prepared loader, or a trainer, has ahead."""
     ahead: RngRecord | None = None
-    """The random state from which the batch was fetched that a prepared loader has ahead."""
+    """The random state from which the batch was fetched that a prepared loader, or a trainer, has ahead."""
     set_epoch: int | None = None
     """The epoch that the script has told the data itself; None where it leaves that to Holdfast."""
 
