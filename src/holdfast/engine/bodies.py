@@ -83,9 +83,9 @@ class Bodies:
         self._gate.exchange(replace(here, recorded=recorded, fingerprint=fingerprint, revision=revision))
 
     def take_back_cut(self) -> None:
-        """Gives the last boundary its own record back, if it is still the last: an error ends training.
+        """Gives the last boundary its own record back, if it is still the last: an error has left the batches.
 
-        Batches that an error leaves look like those that the loop leaves itself: the rest of the epoch is to come.
+        They look like those that the loop leaves itself, of which nothing is to come.
         """
         here, before = self._gate.boundary, self._before_cut
         if here is not None and before is not None and here.number == before.number:
