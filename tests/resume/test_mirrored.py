@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.mirrors import DirectoryMirror
-from helpers.support import OTHER_RUN, RESUMABLE, commit_checkpoint
+from helpers.support import OTHER_RUN, RESUMABLE, commit_checkpoint, tiny_disk
 from holdfast.errors import (
     CheckpointError,
     ConfigError,
@@ -358,6 +358,27 @@ def test_a_disk_without_room_is_told_before_anything_is_pulled(
     with pytest.raises(CheckpointError, match=r"checkpoint-5 of file:.* has [0-9,]+ bytes, and .* has 1,048,576 free"):
         here.start()
     assert not list(here.root.glob("*-5*"))
+
+
+def test_a_disk_that_fills_up_before_a_pull_begins_ends_the_start_and_without_what_is_to_stay_it_goes_on(
+    elsewhere: Machine, mirror: DirectoryMirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {**RESUMABLE, "model.safetensors": bytes(2 << 20)}
+    elsewhere.start()
+    elsewhere.save(5, large)
+    mirror.send(elsewhere.root)
+    # What this process sees is room; the one that pulls sees what there is.
+    monkeypatch.setattr("holdfast.store.files.free_space", lambda folder: (1 << 30, 1000))
+    with tiny_disk(tmp_path / "disk", options="size=1m") as disk:
+        here = Machine(disk / "run", mirror)
+        with pytest.raises(CheckpointError, match=r"cannot be brought to .*: checkpoint-5 of .* free"):
+            here.start()
+        assert present(here) == []
+        elsewhere.save(6, reason={"label": "large"}, content=large)
+        elsewhere.save(7)
+        mirror.send(elsewhere.root)
+        assert steps(here.start()) == 7 and present(here) == [7]
+        assert here.has("checkpoint-6, which is to stay, cannot be brought from the mirror: ")
 
 
 def test_what_is_to_stay_is_not_brought_into_the_room_of_the_next_checkpoint(

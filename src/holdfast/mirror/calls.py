@@ -40,6 +40,7 @@ _KINDS = {
         errors.MirrorAccessError,
         errors.MirrorTakenError,
         errors.MirrorUnavailableError,
+        errors.NoSpaceError,
         errors.UnsupportedError,
     )
 }
@@ -136,6 +137,7 @@ class Calls:
             AbsentError: It is not there any more.
             DamagedCheckpointError: Something of it is not what was sent.
             MirrorError: It does not come.
+            NoSpaceError: The disk has no room for it.
             OSError: The disk does not take it.
         """
         doing = Doing(self.url, "pulling", remote.step, 0, remote.size)

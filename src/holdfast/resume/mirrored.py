@@ -15,6 +15,7 @@ from holdfast.errors import (
     DamagedCheckpointError,
     MirrorTakenError,
     NoCheckpointError,
+    NoSpaceError,
 )
 from holdfast.layouts.layout import Layout
 from holdfast.mirror.calls import Calls
@@ -207,7 +208,7 @@ class MirroredStart:
         begun = time.monotonic()
         try:
             path = self._calls.pull(remote)
-        except OSError as error:
+        except (OSError, NoSpaceError) as error:
             raise CheckpointError(f"{what} cannot be brought to {root}: {error}", hint="is the disk full?") from error
         seconds = time.monotonic() - begun
         self._pulled.add(remote.key.attempt)
