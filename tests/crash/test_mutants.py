@@ -58,7 +58,7 @@ def right_after(disk: Disk, name: str) -> int:
 def test_leaving_out_any_sync_breaks_a_promise(memory: Path, name: str) -> None:
     disk = told(memory / "disk", name)
     breaker = Breaker(memory)
-    elsewhere = (*NEEDED_OTHERWISE, OF_A_START, f"{BEFORE_A_DELETION} < save._retain 1")
+    elsewhere = (*NEEDED_OTHERWISE, OF_A_START, f"{BEFORE_A_DELETION} < save._delete 1")
     places = {shown: place for shown, place in places_of(disk).items() if not shown.startswith(elsewhere)}
     assert len(places) >= (2 if name == "a pin" else 9)
     assert [shown for shown, place in places.items() if not found_without(breaker, disk, place)] == []
