@@ -56,7 +56,7 @@ class Journal:
             except OSError:
                 self._whole = False
 
-    def rename(self, run: str) -> None:
+    def assign(self, run: str) -> None:
         """Writes of another run from here on: what a start goes on with was not known when this was opened."""
         self._run = run
 

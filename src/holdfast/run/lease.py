@@ -69,7 +69,7 @@ class Lease:
             files.replace(directory.lease, json.dumps(asdict(lease.holder), indent=1).encode())
         return lease
 
-    def rename(self, run: str) -> None:
+    def assign(self, run: str) -> None:
         """Gives the lease to another run: what this start goes on with was not known when it was taken.
 
         Raises:

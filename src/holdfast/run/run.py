@@ -130,8 +130,8 @@ class Run:
         """
         try:
             if identity != self.identity:
-                self.lease.rename(identity)
-                self.journal.rename(identity)
+                self.lease.assign(identity)
+                self.journal.assign(identity)
                 self.status.update(run=identity)
             self.parent = parent
             self._outcome = replace(self._outcome, run=identity, parent=parent)
