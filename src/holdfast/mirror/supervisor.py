@@ -66,11 +66,12 @@ class Supervisor:
         A later checkpoint that is mirrored makes up for it.
         """
         try:
-            self.queue.put(queued)
+            with self._looking:  # a look in between would take it for one that waits no more
+                self.queue.put(queued)
+                self._awaited[queued.attempt] = queued
         except OSError as error:
             self._run.journal.write("not mirrored", step=queued.step, why=f"it could not be queued: {error}")
             return
-        self._awaited[queued.attempt] = queued
         self.poke()
 
     def poke(self) -> None:
@@ -84,11 +85,13 @@ class Supervisor:
         with self._looking:
             self._keep_alive()
             with suppress(OSError):
-                waiting = pins.queued(self._run.directory.control)  # before the answers, which come first
-                for attempt, queued in list(self._awaited.items()):
-                    if (answer := self.queue.answer_to(attempt)) is not None or attempt not in waiting:
-                        self._awaited.pop(attempt, None)
-                        self._journal(queued, answer)
+                waiting = pins.queued(self._run.directory.control)  # each is taken out once it is answered
+                over = [queued for attempt, queued in self._awaited.items() if attempt not in waiting]
+                answers = [(self.queue.answer_to(queued.attempt), queued) for queued in over]
+                # Of several since the last look the journal has first which was answered first.
+                for answer, queued in sorted(answers, key=lambda pair: pair[0].at if pair[0] is not None else 0.0):
+                    self._awaited.pop(queued.attempt, None)
+                    self._journal(queued, answer)
             self._show()
 
     def _journal(self, queued: Queued, answer: Answer | None) -> None:
