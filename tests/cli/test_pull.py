@@ -5,7 +5,10 @@ import pytest
 
 from cli.test_push import a_run, flip_bit
 from helpers.mirrors import DirectoryMirror
-from helpers.support import OTHER_RUN, commit_checkpoint, holdfast
+from helpers.support import OTHER_RUN, RUN, commit_checkpoint, holdfast
+from holdfast.run import lease
+from holdfast.run.directory import RunDirectory
+from holdfast.run.run import Run
 from holdfast.store import catalog, pins
 from holdfast.store.folder import Folder
 
@@ -77,6 +80,16 @@ def test_a_directory_that_is_used_is_refused_and_nothing_in_it_changes(tmp_path:
         refused = holdfast("pull", mirror.url, root)
         assert refused.returncode == 2 and word in refused.stderr and "new or empty" in refused.stderr
         assert sorted(root.iterdir()) == before
+
+
+def test_two_do_not_bring_checkpoints_into_one_directory_at_once(tmp_path: Path, mirror: DirectoryMirror) -> None:
+    with lease.kept_free(RunDirectory.create(tmp_path / "got")):
+        refused = holdfast("pull", mirror.url, tmp_path / "got")
+    assert refused.returncode == 1 and "holdfast pull is bringing checkpoints into" in refused.stderr
+    assert holdfast("pull", mirror.url, tmp_path / "got").returncode == 0 and steps_in(tmp_path / "got") == [9, 7]
+    Run.open(tmp_path / "got", continues=RUN)
+    refused = holdfast("pull", mirror.url, tmp_path / "got")
+    assert refused.returncode == 1 and "a process is training the run" in refused.stderr
 
 
 def test_what_is_no_mirror_is_told(tmp_path: Path, mirror: DirectoryMirror) -> None:

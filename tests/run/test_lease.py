@@ -120,6 +120,19 @@ def test_a_holder_that_was_killed_is_taken_over_even_while_nobody_has_buried_it(
         assert Lease.take(directory, None).holder.generation == 2
 
 
+def test_while_checkpoints_are_brought_there_nobody_trains_and_nobody_else_brings_any(directory: RunDirectory) -> None:
+    with lease.kept_free(directory):
+        for another in (lambda: Lease.take(directory, None), lambda: lease.kept_free(directory).__enter__()):
+            with pytest.raises(RunBusyError, match=f"^holdfast pull is bringing checkpoints into {directory.root}"):
+                another()
+    held = Lease.take(directory, None)
+    with pytest.raises(RunBusyError, match="is training the run"), lease.kept_free(directory):
+        pass
+    held.release()
+    with lease.kept_free(directory):
+        pass
+
+
 def test_security_s10_a_process_that_only_has_the_number_of_the_holder_is_not_the_holder(
     directory: RunDirectory,
 ) -> None:

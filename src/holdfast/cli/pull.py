@@ -38,12 +38,12 @@ def pull_checkpoints(
             tell(f"{checkpoint.entry.path.name}: bringing {size(manifest.size)} from {there.store.url}")
         return Moving(checkpoint.entry.path.name, manifest.size, quiet=json)
 
-    root = directory_for(directory, there)
     results = []
-    for result in pull(there, root, name, begin):
-        results.append(result)
-        if not json:
-            tell(f"{result.checkpoint.entry.path.name}: {_outcome(result)}")
+    with directory_for(directory, there) as root:
+        for result in pull(there, root, name, begin):
+            results.append(result)
+            if not json:
+                tell(f"{result.checkpoint.entry.path.name}: {_outcome(result)}")
     if json:
         described = [_described(result) for result in results]
         as_json({"run": there.run, "mirror": there.store.url, "directory": str(directory), "checkpoints": described})

@@ -1,6 +1,7 @@
 """`holdfast pull`: brings a run from a mirror into a directory that nothing else uses."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,17 +39,21 @@ class Pulled:
     problems: tuple[str, ...] = ()
 
 
-def directory_for(root: Path, there: RunThere) -> RunDirectory:
-    """Opens the directory that a run is brought into; makes it where there is none.
+@contextmanager
+def directory_for(root: Path, there: RunThere) -> Iterator[RunDirectory]:
+    """Opens the directory that a run is brought into, and keeps it for that; makes it where there is none.
 
     Raises:
         ConfigError: It is used for something else.
-        RunBusyError: A process trains there.
+        RunBusyError: A process trains there, or another brings something there.
         RunError: It cannot be used.
     """
     if root.is_dir():
         _require_unused(root, there)
-    return RunDirectory.create(root)
+    directory = RunDirectory.create(root)
+    with lease.kept_free(directory):
+        _require_unused(root, there)  # somebody may have been quicker
+        yield directory
 
 
 def _require_unused(root: Path, there: RunThere) -> None:

@@ -21,6 +21,9 @@ from holdfast.text import shown
 # A process on another host cannot be looked at. Without a heartbeat for this long it is taken for dead.
 HEARTBEAT_LIMIT_SECONDS = 30.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# Whoever brings checkpoints into the directory of a run that nobody trains holds a lock on this file.
+_BRINGING = "bringing"
+_OPENED = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ class Lease:
             continues: The identity of the run that goes on here; None begins a new one.
 
         Raises:
-            RunBusyError: Another process that is alive holds it.
+            RunBusyError: Another process that is alive holds it, or one brings checkpoints here.
         """
         with _locked(directory):
+            _require_nobody_brings(directory)
             last = _certainly(directory)
             if last is not None and is_alive(directory, last):
                 raise _busy(directory, last)
@@ -108,6 +112,47 @@ class Lease:
             now = read(self._directory)
             if now is not None and now.token == self.holder.token:
                 files.replace(self._directory.lease, json.dumps({**asdict(now), "released": True}, indent=1).encode())
+
+
+@contextmanager
+def kept_free(directory: RunDirectory) -> Iterator[None]:
+    """Keeps a run directory free of trainings, and of others who bring checkpoints there, while this one brings some.
+
+    Raises:
+        RunBusyError: A process trains there, or another brings checkpoints.
+    """
+    with _locked(directory):
+        holder = _certainly(directory)
+        if holder is not None and is_alive(directory, holder):
+            raise _busy(directory, holder)
+        fd = open_at(directory.control / _BRINGING, _OPENED | os.O_CREAT)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise _brings(directory) from None
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _require_nobody_brings(directory: RunDirectory) -> None:
+    with suppress(FileNotFoundError):
+        fd = open_at(directory.control / _BRINGING, _OPENED)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _brings(directory) from None
+        finally:
+            os.close(fd)
+
+
+def _brings(directory: RunDirectory) -> RunBusyError:
+    return RunBusyError(
+        f"holdfast pull is bringing checkpoints into {directory.root}",
+        hint="wait until that has ended, or choose another directory",
+    )
 
 
 def read(directory: RunDirectory) -> Holder | None:
@@ -242,7 +287,7 @@ def _start_of(pid: int) -> float | None:
 @contextmanager
 def _locked(directory: RunDirectory) -> Iterator[None]:
     """Keeps other processes from looking at the lease and changing it."""
-    fd = open_at(directory.control / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = open_at(directory.control / "lock", _OPENED | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield
