@@ -5,6 +5,7 @@ the run ends otherwise than one that was never interrupted.
 """
 
 import http.client
+import importlib.util
 import os
 import shutil
 import signal
@@ -18,27 +19,33 @@ from demo import ROOT, Training, events, outcome, sha
 
 FIRST, SECOND, WHOLE = (Path("outputs/demo-mirror") / name for name in ("first-machine", "second-machine", "whole"))
 BUCKET = "demo"
-STEPS = ("--set", "max_steps=60", "--set", "save_steps=10")
-MIRRORED = 30
+STEPS = ("--set", "max_steps=40", "--set", "save_steps=10")
+MIRRORED = 20
 STEPS_BEFORE_THE_KILL = 3
 LIMIT_SECONDS = 60.0
+NEEDED = ("moto", "flask", "flask_cors", "obstore", "botocore")
+SAID = Path("outputs/demo-mirror/server.log")
 
 
 def main() -> None:
     """Runs the demo."""
     os.chdir(ROOT)
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        sys.exit(
+            f"this demo needs {', '.join(missing)}: `make demo-mirror` installs all of it;"
+            " here it is: pip install '.[remote]' 'moto[s3]' flask flask-cors"
+        )
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.update(AWS_ACCESS_KEY_ID="demo", AWS_SECRET_ACCESS_KEY="demo", AWS_REGION="us-east-1")
     subprocess.run([sys.executable, "examples/make_data.py"], check=True)
     shutil.rmtree("outputs/demo-mirror", ignore_errors=True)
+    SAID.parent.mkdir(parents=True)
     port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with SAID.open("w") as said:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=said, stderr=said)
     try:
-        make_bucket(port)
+        make_bucket(server, port)
         code = run(f"http://127.0.0.1:{port}")
     finally:
         server.kill()
@@ -97,7 +104,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_bucket(port: int) -> None:
+def make_bucket(server: "subprocess.Popen[bytes]", port: int) -> None:
     """Makes the bucket, as soon as the server is there."""
     end = time.monotonic() + LIMIT_SECONDS
     while True:
@@ -107,8 +114,10 @@ def make_bucket(port: int) -> None:
             connection.getresponse().read()
             return
         except OSError:
+            if server.poll() is not None:
+                sys.exit(f"moto's server ended with {server.returncode}; {SAID} has what it said")
             if time.monotonic() > end:
-                raise
+                sys.exit(f"moto's server does not answer; {SAID} has what it said")
             time.sleep(0.1)
         finally:
             connection.close()
