@@ -193,3 +193,44 @@ def test_a_queue_that_cannot_be_written_costs_the_training_nothing(
         assert run.supervisor.waiting == []
         (event,) = events(run)
         assert event["event"] == "not mirrored" and "could not be queued" in event["why"]
+
+
+def test_a_process_that_cannot_live_is_failing_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(1)
+        wait_until(lambda: len(run.said) == 2, limit=60)
+        why = "the mirror's process has ended (3), 2 times in a row"
+        assert run.said[1].startswith(f"nothing can be sent to {run.url}: {why};")
+        assert run.supervisor.progress() == f"waiting for the mirror: step 1; it fails: {why}"
+        shown = run.run.status.now.mirror
+        assert shown is not None and shown["why"] == why and shown["failing_since"] and shown["next_try_at"]
+        monkeypatch.undo()
+        wait_until(lambda: not run.supervisor.waiting, limit=60)
+        wait_until(lambda: len(run.said) == 3)
+        assert run.said[2] == f"{run.url} takes checkpoints again" and run.there() == [1]
+
+
+def test_a_state_that_is_damaged_says_nothing(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(1)
+        wait_until(lambda: not run.supervisor.waiting, limit=60)
+        run.supervisor.close()
+        file = run.root / names.CONTROL / "mirror.json"
+        said = json.loads(file.read_text())
+        assert said["mirrored"]["step"] == 1
+        for changes in (
+            {"mirrored": [1]},
+            {"mirrored": {**said["mirrored"], "step": "1"}},
+            {"uploading": {"step": 1}},
+            {"failing_since": "long ago", "why": 3},
+            {"not_pinned": {"1": 1}},
+            {"not_pinned": ["1"]},
+        ):
+            file.write_text(json.dumps(said | changes))
+            run.supervisor.look()
+            assert mirroring.last_line(run.run, run.supervisor).startswith("nothing is mirrored; 1 is on this disk")
+            assert run.supervisor.progress() == "waiting for the mirror: step "

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from holdfast import errors
 from holdfast.errors import DamagedCheckpointError, HoldfastError, MirrorError, MirrorUnavailableError
-from holdfast.mirror.child import command
+from holdfast.mirror import child
 from holdfast.mirror.seen import Remote, Seen
 from holdfast.remote.terms import Claimed
 from holdfast.store.folder import Folder
@@ -175,11 +175,7 @@ class Calls:
         return doing
 
     def _begin(self) -> None:
-        """Starts the process. A Ctrl+C at the terminal is not for it: it ends when this one does."""
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command(_MODULE), stdin=pipe, stdout=pipe, pass_fds=(self._root.fd,), start_new_session=True
-        )
+        self._process = child.start(_MODULE, stdout=subprocess.PIPE, pass_fds=(self._root.fd,))
         self._unread = b""
         self._heard_at = time.monotonic()
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from holdfast.run.directory import RunDirectory
@@ -45,6 +45,28 @@ class State:
     written_at: float = 0.0
 
 
+_NUMBER, _NONE = (int, float), type(None)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "url": (str,),
+    "term": (int,),
+    "mirrored": (dict, _NONE),
+    "uploading": (dict, _NONE),
+    "failing_since": (*_NUMBER, _NONE),
+    "why": (str,),
+    "next_try_at": (*_NUMBER, _NONE),
+    "taken_over": (str,),
+    "not_deleted": (str,),
+    "not_pinned": (list,),
+    "endpoint": (str, _NONE),
+    "region": (str, _NONE),
+    "written_at": _NUMBER,
+}
+_PARTS: dict[str, dict[str, tuple[type, ...]]] = {
+    "mirrored": {"term": (int,), "sequence": (int,), "step": (int,), "attempt": (str,), "at": _NUMBER},
+    "uploading": {"step": (int,), "bytes": (int,), "of": (int,)},
+}
+
+
 def write(directory: RunDirectory, state: State) -> None:
     """Writes it down. Not synced: after a power cut nobody asks what a dead process was doing.
 
@@ -56,10 +78,21 @@ def write(directory: RunDirectory, state: State) -> None:
 
 
 def read(directory: RunDirectory) -> dict[str, Any]:
-    """Returns what the mirror's process last said; nothing where that cannot be read."""
+    """Returns what the mirror's process last said; nothing where that cannot be read, or is damaged."""
     content = directory.read_json(_place(directory))
-    known = {each.name for each in fields(State)}
-    return content if isinstance(content, dict) and set(content) == known else {}
+    return content if isinstance(content, dict) and _is_one_of(content, _KINDS) else {}
+
+
+def _is_one_of(content: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> bool:
+    """Returns whether an object has these fields, each of one of its kinds, and so on in the objects in it."""
+    if set(content) != set(kinds):
+        return False
+    for name, value in content.items():
+        if type(value) not in kinds[name] or (isinstance(value, dict) and not _is_one_of(value, _PARTS[name])):
+            return False
+        if isinstance(value, list) and any(type(each) is not int for each in value):
+            return False
+    return True
 
 
 def _place(directory: RunDirectory) -> Place:

@@ -10,8 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from holdfast.log import RunLog
-from holdfast.mirror import state
-from holdfast.mirror.child import command
+from holdfast.mirror import child, state
 from holdfast.mirror.destination import END, Assignment, Destination
 from holdfast.mirror.queue import Answer, Queue, Queued
 from holdfast.run.run import Run
@@ -43,8 +42,10 @@ class Supervisor:
         self.process: subprocess.Popen[bytes] | None = None
         """The mirror's process; None where none is there."""
         self._pipe = threading.Lock()
-        self._restart_at = self._pause = 0.0
-        self._deaths = 0
+        self._root = str(run.root.absolute())  # a relative path leads elsewhere once training works elsewhere
+        self._begun_at = self._restart_at = 0.0
+        self._deaths = self._deaths_in_a_row = 0
+        self._dying: dict[str, Any] = {}
         self._closing = threading.Event()
         self._looking = threading.Lock()
         self._awaited: dict[str, Queued] = {}
@@ -92,6 +93,8 @@ class Supervisor:
                 for answer, queued in sorted(answers, key=lambda pair: pair[0].at if pair[0] is not None else 0.0):
                     self._awaited.pop(queued.attempt, None)
                     self._journal(queued, answer)
+                    self._lives(answer is not None and answer.mirrored)
+            self._lives(self.process is not None and time.monotonic() - self._begun_at > _LONGEST_PAUSE_SECONDS)
             self._show()
 
     def _journal(self, queued: Queued, answer: Answer | None) -> None:
@@ -100,7 +103,8 @@ class Supervisor:
             event |= {"term": answer.term, "bytes": answer.bytes, "seconds": answer.seconds}
             self._run.journal.write("mirrored", **event)
         else:
-            self._run.journal.write("not mirrored", **event, why=answer.why if answer else "the disk was full")
+            lost = "it is in the queue no more: the disk was full, or the queue was damaged"
+            self._run.journal.write("not mirrored", **event, why=answer.why if answer else lost)
 
     @property
     def waiting(self) -> list[Queued]:
@@ -155,14 +159,29 @@ class Supervisor:
         if self.process is not None:
             code = self.process.returncode
             self._let_go()
-            self._deaths += 1
-            self._run.journal.write("mirror process ended", code=code, deaths=self._deaths)
-            self._pause = min(2 * self._pause or _LOOK_SECONDS, _LONGEST_PAUSE_SECONDS)
-            self._restart_at = now + self._pause - _LOOK_SECONDS
-            if self._deaths == 1:
-                self._log.warning(f"the mirror's process has ended ({code}), and is started again; training goes on")
+            self._run.journal.write("mirror process ended", code=code, deaths=self._deaths + 1)
+            self._dies(now, f"ended ({code})")
         if now >= self._restart_at:
             self._start_process()
+
+    def _dies(self, now: float, how: str) -> None:
+        """Takes in that the process is not there, and has to be started again: less and less often."""
+        self._deaths += 1
+        self._deaths_in_a_row += 1
+        pause = min(_LOOK_SECONDS * 2.0 ** (self._deaths_in_a_row - 1), _LONGEST_PAUSE_SECONDS)
+        self._restart_at = now + pause - _LOOK_SECONDS
+        if self._deaths == 1:
+            self._log.warning(f"the mirror's process has {how}, and is started again; training goes on")
+        if self._deaths_in_a_row == 1:
+            return
+        since = self._dying.get("failing_since") or time.time()
+        why = f"the mirror's process has {how}, {self._deaths_in_a_row} times in a row"
+        self._dying = {"failing_since": since, "why": why, "next_try_at": time.time() + pause}
+
+    def _lives(self, does: bool) -> None:
+        """Takes in a sign that the process can work: what it has died of is over."""
+        if does:
+            self._deaths_in_a_row, self._dying = 0, {}
 
     def _let_go(self) -> "subprocess.Popen[bytes] | None":
         """Closes the pipe of the process, by which it ends, and returns the process."""
@@ -176,34 +195,31 @@ class Supervisor:
 
     def _start_process(self) -> None:
         holder = self._run.lease.holder
-        assignment = Assignment(str(self._run.root.absolute()), holder.run, holder.token, self.destination)
+        assignment = Assignment(self._root, holder.run, holder.token, self.destination)
+        self._begun_at = time.monotonic()
         try:
-            process = subprocess.Popen(
-                command("holdfast.mirror.process"),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                bufsize=0,
-                start_new_session=True,  # what a terminal sends to training is not for it
-            )
+            process = child.start("holdfast.mirror.process", stdout=subprocess.DEVNULL, bufsize=0)
             assert process.stdin is not None
             self.process = process
             process.stdin.write(assignment.encode())
             os.set_blocking(process.stdin.fileno(), False)  # nothing of training ever waits for it
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter where the interpreter ends
             self._run.journal.write("mirror process ended", problem=str(error))
-            self._restart_at = time.monotonic() + _LONGEST_PAUSE_SECONDS
+            if self.process is None:
+                self._dies(self._begun_at, f"not been started ({error})")
 
     def _known(self) -> dict[str, Any]:
         """Returns what the process has said; nothing where it has said nothing, and an earlier start's has."""
         known = state.read(self._run.directory)
         ours = known and (known["url"], known["term"]) == (self.destination.url, self.destination.term)
-        return known if ours else {}
+        return {**(known if ours else {}), **self._dying}
 
     def _show(self) -> None:
-        known = self._known() or {"url": self.destination.url, "term": self.destination.term}
         waiting = self.waiting
         shown: dict[str, Any] = {
-            **known,
+            "url": self.destination.url,
+            "term": self.destination.term,
+            **self._known(),
             "waiting": [{"step": queued.step, "kind": queued.kind, "bytes": queued.bytes} for queued in waiting],
         }
         self._run.status.update(mirror=shown)
