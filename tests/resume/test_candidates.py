@@ -10,7 +10,7 @@ from helpers.support import OTHER_RUN, RUN, manifest
 from holdfast.errors import MirrorTakenError
 from holdfast.mirror.seen import Remote, Seen
 from holdfast.remote.keys import CheckpointKey
-from holdfast.resume.candidates import Candidate, Start, in_order, require_allowed
+from holdfast.resume.candidates import Candidate, Start, best_of, in_order, require_allowed
 from holdfast.store.catalog import Entry
 
 A, B, C, D = (letter * 32 for letter in "abcd")
@@ -51,6 +51,22 @@ def test_what_was_sent_under_a_later_term_than_it_was_saved_in_is_not_brought_wh
     """A start sends what the one before has left in its queue, under its own term."""
     entries, mirror = [here(1, 8, A), here(1, 7, B)], seen(there(2, 8, A))
     assert names(in_order(entries, mirror, RUN)) == [("a", "here"), ("a", "there"), ("b", "here")]
+
+
+def test_what_was_sent_by_hand_from_elsewhere_is_here_where_the_mirror_has_it() -> None:
+    """Its manifest has the term of whatever it went on from; sent by hand, it counts for less."""
+    entries = [here(2, 12, D), here(2, 10, A)]
+    mirror = seen(there(2, 11, B), there(2, 10, A), there(0, 12, D), newest=3)
+    assert names(in_order(entries, mirror, RUN))[0] == ("b", "there")
+
+
+def test_the_best_is_that_of_the_line_that_is_gone_on_with() -> None:
+    fork, best = replace(here(1, 9, A), step=5), there(2, 9, B)._replace(step=5)
+    ordered = in_order([fork], seen(there(2, 10, C), best), RUN)
+    assert best_of(ordered, C, 5) == (B, best)
+    assert best_of(ordered, A, 5) == (A, None), "what is newer than the one that speaks of it is not meant"
+    assert best_of(ordered, C, 6) is None
+    assert best_of(in_order([fork], seen(there(2, 10, C), best._replace(problem="cut")), RUN), C, 5) == (A, None)
 
 
 def test_a_place_of_nobody_is_free_and_that_of_another_run_is_not() -> None:

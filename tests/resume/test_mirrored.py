@@ -303,6 +303,39 @@ def test_to_a_new_machine_come_what_has_a_label_the_slots_and_what_is_pinned_and
     assert present(here) == [1, 4, 7, 8] and here.said == []
 
 
+def test_what_another_has_saved_under_a_name_that_is_taken_here_is_the_best_or_is_named(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    here.start()
+    here.save(3)
+    mirror.send(here.root)
+    elsewhere.start()
+    for step in (4, 5):
+        here.save(step)
+    elsewhere.save(4, reason={"label": "a"})
+    elsewhere.save(5, {**RESUMABLE, "model.safetensors": b"the best"})
+    for step in (6, 7):
+        elsewhere.save(step, {**RESUMABLE, "trainer_state.json": BEST})
+    mirror.send(elsewhere.root)
+    assert steps(here.start()) == 7
+    assert (here.root / "checkpoint-5" / "model.safetensors").read_bytes() == b"the best"
+    assert len(list(here.root.glob("superseded-5-*"))) == 1 and len(list(here.root.glob("*-4*"))) == 1
+    assert here.has("checkpoint-4 of the mirror (commit 2), which is to stay, is not brought")
+    assert here.has("before that and not mirrored: it is left out, and checkpoint-7"), "by its number it is older"
+
+
+def test_a_directory_that_has_only_what_others_made_takes_the_run_over_and_says_so(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5)
+    mirror.send(elsewhere.root)
+    (here.root / "checkpoint-9").mkdir(parents=True)
+    (here.root / "checkpoint-9" / "trainer_state.json").write_text("{}")
+    assert steps(here.start()) == 5
+    assert here.has("skipped checkpoint-9: made by plain transformers") and here.has("took run")
+
+
 def present(machine: Machine) -> list[int]:
     return sorted(int(path.name.partition("-")[2]) for path in machine.root.glob("checkpoint-*"))
 

@@ -31,6 +31,11 @@ class Candidate(NamedTuple):
     local: Entry | None = None
     remote: Remote | None = None
 
+    @property
+    def step(self) -> int:
+        """Its step; 0 where nobody knows."""
+        return self.local.step if self.local is not None else self.remote.step if self.remote is not None else 0
+
 
 def in_order(entries: Sequence[Entry], seen: Seen, run: str) -> list[Candidate]:
     """Returns the candidates of a run, the newest first; of one that is here and there, here comes first.
@@ -50,12 +55,31 @@ def in_order(entries: Sequence[Entry], seen: Seen, run: str) -> list[Candidate]:
         for each in seen.published
         if each.key.run == run
     ]
-    # What a start left in its queue is sent under the term of the next one.
+    # The mirror says where one belongs that it has: what was sent by hand may count for less than its manifest says.
     terms: dict[str, int] = {}
-    for each in (*here, *there):
+    for each in there:
         terms[each.attempt] = max(each.term, terms.get(each.attempt, 0))
-    both = [each._replace(term=terms[each.attempt]) for each in (*here, *there)]
+    both = [each._replace(term=terms.get(each.attempt, each.term)) for each in (*here, *there)]
     return sorted(both, key=lambda c: (-c.term, -c.sequence, c.attempt, c.local is None))  # stable: copies come last
+
+
+def best_of(ordered: Sequence[Candidate], attempt: str, step: int) -> tuple[str, Remote | None] | None:
+    """Returns the checkpoint of a step that another speaks of: its attempt, and it where the mirror has it.
+
+    Several may be of that step: of two machines that went on from the same one each has saved one. It is the newest
+    that is not newer than the one that speaks of it.
+
+    Args:
+        ordered: The candidates, as `in_order` gives them.
+        attempt: The attempt of the one that speaks of it.
+        step: The step.
+    """
+    older = ordered[next((i for i, each in enumerate(ordered) if each.attempt == attempt), len(ordered)) :]
+    good = [each for each in older if each.step == step and (each.remote is None or not each.remote.problem)]
+    if not good:
+        return None
+    best = good[0].attempt
+    return best, next((each.remote for each in good if each.attempt == best and each.remote is not None), None)
 
 
 class Start(NamedTuple):

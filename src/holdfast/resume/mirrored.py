@@ -19,13 +19,15 @@ from holdfast.errors import (
 )
 from holdfast.layouts.layout import Layout
 from holdfast.mirror.calls import Calls
+from holdfast.mirror.queue import Queue
 from holdfast.mirror.seen import Remote, Seen
 from holdfast.resume import choose
-from holdfast.resume.candidates import Candidate, Start, in_order, require_allowed
+from holdfast.resume.candidates import Candidate, Start, best_of, in_order, require_allowed
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.run import Run
 from holdfast.store import catalog, files, names, pins, reading, references, terms
 from holdfast.store.catalog import Entry
+from holdfast.store.verify import verify
 from holdfast.text import quoted, shown
 
 # What is left free beside what is pulled, as beside what is saved.
@@ -50,7 +52,7 @@ class MirroredStart:
         self._layout = layout
         self._log = log
         self._claimed_before = run.catalog.claimed
-        self._was_empty = not choose.entries_in(run.root)
+        self._was_empty = all(entry.manifest is None for entry in choose.entries_in(run.root))
         self._damaged_here: set[str] = set()
         self._damaged_there: set[str] = set()
         self._pulled: set[str] = set()
@@ -262,10 +264,7 @@ class MirroredStart:
         That is a Trainer's best checkpoint, and, to a directory in which the run has saved nothing since it was
         elsewhere: the pins, and what is pinned, has a label or a slot. Whatever was deleted here later stays so.
         """
-        if point is not None and (step := _best_step(point)) is not None:
-            best = next((c for c in seen.published if c.step == step and not c.problem), None)
-            if best is not None:  # else whoever loads it says that it is not here
-                self._bring(best, "the best so far", 0)
+        self._bring_best(point, seen)
         if not self._was_elsewhere(seen):
             return
         for attempt in filter(names.is_token, seen.pins):
@@ -274,7 +273,7 @@ class MirroredStart:
         next_size = point.manifest.size if point is not None and point.manifest is not None else 0
         for remote in seen.published:
             if not remote.problem and (remote.is_named or remote.key.attempt in seen.pins):
-                self._bring(remote, "which is to stay", next_size)
+                self._bring_beside(remote, next_size)
 
     def _was_elsewhere(self, seen: Seen) -> bool:
         """Tells whether nothing was saved here since another directory had the run, by this start or one before it."""
@@ -284,10 +283,40 @@ class MirroredStart:
             return True
         return not any(e.manifest is not None and e.term in mine for e in choose.entries_in(self._run.root))
 
+    def _bring_best(self, point: ResumePoint | None, seen: Seen) -> None:
+        """Has a Trainer's best checkpoint be here, under the name by which it is looked for."""
+        if point is None or point.manifest is None or (step := _best_step(point)) is None:
+            return
+        ordered = in_order(choose.entries_in(self._run.root), seen, point.manifest.run)
+        best = best_of(ordered, point.manifest.attempt, step)
+        path = self._run.root / names.checkpoint(step)
+        present = catalog.read(path).manifest if verify(path, full=False).good else None
+        if best is None or (present is not None and present.attempt == best[0]):
+            return
+        if best[1] is not None:  # what has the name makes way
+            self._bring(best[1], "the best so far", 0)
+        elif present is not None:
+            self._log.warning(
+                f"{names.checkpoint(step)} is not the best so far: that is {best[0]}, which has another name here"
+            )
+
+    def _bring_beside(self, remote: Remote, next_size: int) -> None:
+        """Brings a checkpoint that is to stay, under its name if that is free."""
+        name, entries = names.checkpoint(remote.step), choose.entries_in(self._run.root)
+        if any(e.manifest is not None and e.manifest.attempt == remote.key.attempt for e in entries):
+            return
+        if (self._run.root / name).exists():
+            self._log.warning(
+                f"{name} of the mirror (commit {remote.key.sequence}), which is to stay, is not brought: another has"
+                f" its name here; holdfast pull {self._calls.url} DIR brings it elsewhere"
+            )
+            return
+        self._bring(remote, "which is to stay", next_size)
+
     def _bring(self, remote: Remote, why: str, beside: int) -> None:
         """Brings a checkpoint beside the one that is gone on from; where it cannot be, training goes on without it."""
         name = names.checkpoint(remote.step)
-        if remote.key.attempt in self._damaged_there or (self._run.root / name).exists():
+        if remote.key.attempt in self._damaged_there:
             return
         try:
             self._pull(remote, beside)
@@ -308,19 +337,28 @@ class MirroredStart:
         run.journal.write("claimed", mirror=url, term=run.term, before=seen.newest)
 
     def _tell_of_what_is_left_out(self, point: ResumePoint, seen: Seen) -> None:
-        """Names the newest checkpoint of this disk that is newer by its number, and older by its term."""
-        manifest = point.manifest
+        """Names the newest of what was saved here that is not gone on from, and that nobody can have gone on from."""
+        manifest, before = point.manifest, terms.last(self._claimed_before, self._run.identity, self._calls.url)
         assert manifest is not None
-        for entry in choose.entries_in(self._run.root):
-            other = entry.manifest
-            if other is None or other.run != manifest.run or entry.path == point.path:
-                continue
-            if other.sequence > manifest.sequence:
+        own = (
+            (entry, entry.manifest)
+            for entry in choose.entries_in(self._run.root)
+            if entry.manifest is not None and entry.manifest.run == manifest.run and entry.path != point.path
+            if entry.manifest.attempt not in self._pulled
+        )
+        for number, (entry, other) in enumerate(own):
+            is_unseen = not number and before < seen.newest and not self._was_mirrored(other.attempt, seen)
+            if other.sequence > manifest.sequence or (is_unseen and other.attempt != manifest.parent):
                 self._log.warning(
-                    f"{entry.path.name} was saved here while {shown(seen.host) or 'another start'} had the run: it is"
-                    f" left out, and {point.path.name}, which that has mirrored, is gone on from"
+                    f"{entry.path.name} was saved here while {shown(seen.host) or 'another start'} had the run, or"
+                    f" before that and not mirrored: it is left out, and {point.path.name}, which that has mirrored, is"
+                    " gone on from"
                 )
                 return
+
+    def _was_mirrored(self, attempt: str, seen: Seen) -> bool:
+        answer = Queue(self._run.directory).answer_to(attempt)
+        return any(each.key.attempt == attempt for each in seen.published) or (answer is not None and answer.mirrored)
 
 
 def _why_not_at_hand(entry: Entry) -> str:
