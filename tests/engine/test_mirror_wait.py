@@ -18,6 +18,7 @@ from helpers.support import holdfast, holdfast_begun
 from helpers.trainings import answers, events
 from helpers.waiting import wait_until
 from holdfast.errors import Stopped
+from holdfast.mirror.supervisor import Supervisor
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
 from holdfast.run.request import Request
@@ -139,8 +140,17 @@ def test_a_stop_waits_for_what_is_left_of_its_grace(tmp_path: Path) -> None:
     assert waiting.endswith(" s more")
 
 
-def test_a_second_ctrl_c_ends_the_wait_of_a_stop_and_the_last_line_is_said(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_wait_of_a_stop_and_the_last_line_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mirrored = Mirrored(tmp_path, stop_grace_seconds=60.0)
+    told, poke = list[float | None](), Supervisor.poke
+
+    def noted(supervisor: Supervisor, left: float | None = None) -> None:
+        told.append(left)
+        poke(supervisor, left)
+
+    monkeypatch.setattr(Supervisor, "poke", noted)
     with pytest.raises(Stopped) as stopped, mirrored.meanwhile(interrupt), mirrored.loop.ckpt:
         mirrored.loop.ckpt.resume()
         mirrored.goes_away()
@@ -150,6 +160,7 @@ def test_a_second_ctrl_c_ends_the_wait_of_a_stop_and_the_last_line_is_said(tmp_p
     assert stopped.value.code == 75
     assert any(line.startswith("waiting for the mirror: step 1") and line.endswith(" s more") for line in mirrored.said)
     assert mirrored.said[-1].startswith("nothing is mirrored; ")
+    assert told[-1] is not None and 0 < told[-1] <= 54, "the process knows when it ends"
 
 
 def test_an_error_is_not_kept_for_longer_than_a_grace(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from helpers.loops import Loop
 from helpers.object_servers import BUCKET, S3_ENVIRONMENT, environment, moto, needs
+from holdfast.mirror import process
+from holdfast.mirror.destination import LEFT
+from holdfast.mirror.sending import Wake
 
 _SAMPLES = 40
 
@@ -29,6 +34,19 @@ class Rows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         store = S3Store(BUCKET, endpoint=self.endpoint, client_options={"allow_http": True})
         data = bytes(obstore.get(store, f"data/{number}").bytes())
         return torch.full((8,), float(data)), torch.tensor([float(os.getpid())])
+
+
+def test_it_hears_how_much_time_is_left_at_the_end_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    read, write = os.pipe()
+    wake = Wake()
+    os.write(write, b"\n" + LEFT + b"12.500\n")
+    os.close(write)
+    process._listen(read, os.getppid(), wake)
+    os.close(read)
+    assert wake.is_set() and wake.ends_at is not None and 0 < wake.ends_at - time.monotonic() <= 12.5
+    assert ended == [0], "the end of the pipe is the end of training"
 
 
 @needs("obstore", "moto")

@@ -1,8 +1,8 @@
 """The work of the mirror's process, over a store in memory that fails as it is told to."""
 
+import json
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +10,12 @@ import pytest
 
 from helpers.memory_store import MemoryStore
 from helpers.remote import start
-from helpers.support import RUN, commit_checkpoint, content_of
+from helpers.support import RESUMABLE, RUN, commit_checkpoint, content_of
 from holdfast.errors import MirrorAccessError, MirrorUnavailableError
 from holdfast.mirror import state
 from holdfast.mirror.destination import Assignment, Destination
 from holdfast.mirror.queue import Answer, Kind, Queue, Queued
-from holdfast.mirror.sending import Sender
+from holdfast.mirror.sending import Sender, Wake
 from holdfast.remote.download import download
 from holdfast.remote.listing import listing_of
 from holdfast.remote.object_store import Item, ObjectStore
@@ -32,6 +32,7 @@ class Failing(MemoryStore):
         super().__init__()
         self.failures: list[Exception] = []
         self.looks = 0
+        self.puts: list[str] = []
 
     def listed(self, prefix: str = "") -> Iterator[Item]:
         self.looks += 1
@@ -41,6 +42,7 @@ class Failing(MemoryStore):
         if self.failures:
             raise self.failures.pop(0)
         super().put_file(key, size, blocks)
+        self.puts.append(key)
 
 
 class Mirrored:
@@ -50,7 +52,7 @@ class Mirrored:
         self.root = root
         self.directory = RunDirectory.create(root)
         self.queue = Queue(self.directory)
-        self.store = Failing()
+        self.store: Failing = Failing()
         self.opened = 0
         self.begin()
 
@@ -60,7 +62,8 @@ class Mirrored:
         terms.note(self.directory.control, Term(RUN, term, 1, "memory://"))
         destination = Destination("memory://", term, 3)
         assignment = Assignment(str(self.root), RUN, "e" * 32, destination)
-        self.sender = Sender(self.directory, assignment, self.opening, threading.Event())
+        self.wake = Wake()
+        self.sender = Sender(self.directory, assignment, self.opening, self.wake)
 
     def opening(self) -> ObjectStore:
         self.opened += 1
@@ -108,6 +111,47 @@ def test_what_waits_is_sent_answered_and_shown(run: Mirrored, tmp_path: Path) ->
     (key,) = [each.key for each in listing_of(run.store, RUN).published]
     (tmp_path / "fresh").mkdir()
     assert content_of(download(run.store, key, tmp_path / "fresh")) == content_of(run.root / "checkpoint-7")
+
+
+class Slow(Failing):
+    """Takes ten bytes a second, by a clock of its own; something happens with the first file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.then: Callable[[], object] = lambda: None
+        self.published: list[int] = []
+        monkeypatch.setattr("holdfast.mirror.sending.time.monotonic", lambda: self.now)
+
+    def put_file(self, key: str, size: int, blocks: Iterator[bytes]) -> None:
+        then, self.then = self.then, lambda: None
+        then()
+        super().put_file(key, size, blocks)
+        self.now += size / 10
+
+    def put_absent(self, key: str, data: bytes) -> bool:
+        if key.endswith("MANIFEST.json"):
+            self.published.append(json.loads(data)["step"])
+        return super().put_absent(key, data)
+
+
+@pytest.mark.parametrize(("grace", "order"), [(2.1, [1, 2]), (1.5, [2, 1]), (0.5, [1, 2])])
+def test_an_upload_is_given_up_for_the_save_of_a_stop_where_that_alone_is_there_in_time(
+    run: Mirrored, monkeypatch: pytest.MonkeyPatch, grace: float, order: list[int]
+) -> None:
+    run.store = store = Slow(monkeypatch)
+    run.begin()
+    run.save(1, "requested")
+    seconds = sum(map(len, RESUMABLE.values())) / 10
+
+    def stops() -> None:
+        run.save(2, "stop")
+        run.wake.ends_at = store.now + grace * seconds
+
+    store.then = stops
+    run.serve()
+    assert store.published == order
+    assert len(store.puts) == 2 * len(RESUMABLE), "what was there by then is not sent again"
 
 
 def test_pins_go_there_and_away_also_while_nothing_is_to_be_sent(run: Mirrored) -> None:

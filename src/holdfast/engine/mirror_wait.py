@@ -81,15 +81,15 @@ class MirrorWait:
         stop = self._session.stop
         begun, poked = time.monotonic(), 0.0
         while True:
-            if (now := time.monotonic()) - poked >= _POKED_EVERY_SECONDS:
-                mirror.poke()
+            now, left = time.monotonic(), stop.seconds_left
+            if failed:
+                left = min(begun + stop.grace - now, stop.grace if left is None else left)
+            if now - poked >= _POKED_EVERY_SECONDS:
+                mirror.poke(None if left is None else left - self._kept)
                 self._tell_others(now)
                 poked = now
             mirror.look()
             self._refuse_requests()
-            left = stop.seconds_left
-            if failed:
-                left = min(begun + stop.grace - now, stop.grace if left is None else left)
             if not mirror.waiting or ends_wait.is_set() or self._is_over(left):
                 break
             self._tell(mirror, begun, left)
@@ -118,7 +118,11 @@ class MirrorWait:
             ends_wait.wait(_LOOK_SECONDS)
 
     def _is_over(self, left: float | None) -> bool:
-        return left is not None and left <= max(_KEPT_SECONDS, _KEPT_PART * self._session.stop.grace)
+        return left is not None and left <= self._kept
+
+    @property
+    def _kept(self) -> float:
+        return max(_KEPT_SECONDS, _KEPT_PART * self._session.stop.grace)
 
     def _tell_others(self, sign: float) -> None:
         if self._channel is not None:

@@ -1,7 +1,8 @@
 """The mirror's process: started by training, alone in using the store's library, and gone when training is.
 
 It hears of what is to be done through a pipe from training: a first line with its settings, then a line whenever
-something waits. A last line, the end of the pipe, and another parent are the end of training.
+something waits, which at the end says how much time is left. A last line, the end of the pipe, and another parent are
+the end of training.
 """
 
 import io
@@ -10,11 +11,12 @@ import select
 import signal
 import sys
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.mirror.destination import END, Assignment
-from holdfast.mirror.sending import Sender
+from holdfast.mirror.destination import END, LEFT, Assignment
+from holdfast.mirror.sending import Sender, Wake
 from holdfast.remote.opening import open_store
 from holdfast.run.directory import RunDirectory
 
@@ -33,7 +35,7 @@ def main() -> None:
     if not (line := pipe.readline(_MOST_BYTES)):
         return
     assignment = Assignment.decode(line)
-    wake = threading.Event()
+    wake = Wake()
     threading.Thread(target=_listen, args=(pipe.fileno(), parent, wake), name="holdfast-pipe", daemon=True).start()
     there = assignment.destination
     Sender(
@@ -44,7 +46,7 @@ def main() -> None:
     ).serve()
 
 
-def _listen(pipe: int, parent: int, wake: threading.Event) -> None:
+def _listen(pipe: int, parent: int, wake: Wake) -> None:
     """Ends the process, whatever it does, when training has ended. What is under way is sent again by the next start.
 
     A data worker that was forked holds the pipe open as well, and may outlive a training that is killed.
@@ -55,5 +57,7 @@ def _listen(pipe: int, parent: int, wake: threading.Event) -> None:
                 data = os.read(pipe, _MOST_BYTES)
                 if not data or END in data:
                     break
+                for text in (line[len(LEFT) :] for line in data.splitlines() if line.startswith(LEFT)):
+                    wake.ends_at = time.monotonic() + float(text)
                 wake.set()
     os._exit(0)

@@ -22,14 +22,16 @@ from holdfast.remote import pins, retention
 from holdfast.remote.catalog import RemoteCatalog
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import Listing, listing_of
-from holdfast.remote.object_store import ObjectStore
+from holdfast.remote.object_store import ObjectStore, Progress
 from holdfast.remote.upload import upload
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
+from holdfast.run.status import Rate
+from holdfast.store import digest, terms
 from holdfast.store import pins as local_pins
-from holdfast.store import terms
 from holdfast.store.catalog import Catalog, Entry
 from holdfast.store.folder import Folder
+from holdfast.store.manifest import Manifest
 from holdfast.store.retention import RetentionPolicy
 
 _LOOK_SECONDS = 1.0
@@ -39,6 +41,17 @@ _LONGEST_PAUSE_SECONDS = 300.0
 _SHOWN_SECONDS = 0.5
 
 
+class Wake(threading.Event):
+    """The sign that there may be something to do; a pause after a failure ends by it."""
+
+    ends_at: float | None = None
+    """The time on the monotonic clock at which training ends, and this process with it; None as long as none is."""
+
+
+class GivesWayError(Exception):
+    """An upload makes way for that of a stop. Whatever is there of it stays there."""
+
+
 class Sender:
     """Sends the checkpoints of one run to its mirror.
 
@@ -46,7 +59,7 @@ class Sender:
         directory: The run directory.
         assignment: The run and its mirror.
         opening: Opens the mirror; called again where its credentials seem to have run out.
-        wake: Set where there may be something to do; a pause after a failure ends by it.
+        wake: The sign that there may be something to do.
     """
 
     def __init__(
@@ -54,7 +67,7 @@ class Sender:
         directory: RunDirectory,
         assignment: Assignment,
         opening: Callable[[], ObjectStore],
-        wake: threading.Event,
+        wake: Wake,
     ) -> None:
         self._directory = directory
         self._token = assignment.token
@@ -174,19 +187,16 @@ class Sender:
         manifest = entry.manifest
         assert manifest is not None
         begun = self._begun.setdefault(queued.attempt, time.time())
-        sent = 0
-
-        def progress(size: int) -> None:
-            nonlocal sent
-            sent = min(sent + size, manifest.size)
-            self._show(uploading={"step": manifest.step, "bytes": sent, "of": manifest.size}, force=False)
-
+        progress = self._progress_of(queued, manifest)
         store = self._opened()
         progress(0)
         self._settle_pins(store)
         try:
             with Folder.open(self._directory.folder / entry.path.name) as folder:
                 key = upload(store, folder, entry.term, self._destination.term, progress)
+        except GivesWayError:
+            self._show(uploading=None)
+            return
         except (MirrorUnavailableError, MirrorAccessError, MirrorTakenError):
             raise
         except (DamagedCheckpointError, MirrorError) as error:
@@ -205,6 +215,33 @@ class Sender:
         )
         self._begun.pop(queued.attempt, None)
         self._retain(store, queued)
+
+    def _progress_of(self, queued: Queued, manifest: Manifest) -> Progress:
+        """Returns what hears of the bytes of an upload: it shows them, and may give the upload up."""
+        sent, rate = 0, Rate(0)
+
+        def progress(size: int) -> None:
+            nonlocal sent, rate
+            sent = min(sent + size, manifest.size)
+            self._show(uploading={"step": manifest.step, "bytes": sent, "of": manifest.size}, force=False)
+            if size > digest.BLOCK_BYTES:
+                rate = Rate(sent)  # a file that was there already
+            self._make_way(queued, manifest.size - sent, rate.at(sent, time.monotonic()))
+
+        return progress
+
+    def _make_way(self, queued: Queued, left: int, rate: float | None) -> None:
+        """Gives up what is being sent where training ends before the checkpoint of its stop would be there.
+
+        Raises:
+            GivesWayError: It is given up.
+        """
+        if self._wake.ends_at is None or rate is None or queued.kind == "stop":
+            return
+        seconds = self._wake.ends_at - time.monotonic()
+        stops = [each for each in self._queue.waiting() if each.kind == "stop"]
+        if stops and turns.gives_way(left, stops[-1].bytes, rate, seconds):
+            raise GivesWayError
 
     def _retain(self, store: ObjectStore, sent: Queued) -> None:
         """Deletes from the mirror what no rule keeps there. What fails is tried again after the next checkpoint."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.log import RunLog
 from holdfast.mirror import child, state
-from holdfast.mirror.destination import END, Assignment, Destination
+from holdfast.mirror.destination import END, LEFT, Assignment, Destination
 from holdfast.mirror.queue import Answer, Queue, Queued
 from holdfast.run.run import Run
 from holdfast.store import names, pins
@@ -75,11 +75,15 @@ class Supervisor:
             return
         self.poke()
 
-    def poke(self) -> None:
-        """Has the process look at once, and try again what has failed."""
+    def poke(self, left: float | None = None) -> None:
+        """Has the process look at once, and try again what has failed.
+
+        Args:
+            left: The seconds for which training can wait for it; None where there is no end.
+        """
         with self._pipe, suppress(OSError, ValueError):
             if self.process is not None and self.process.stdin is not None:
-                self.process.stdin.write(b"\n")
+                self.process.stdin.write(b"\n" if left is None else LEFT + b"%.3f\n" % left)
 
     def look(self) -> None:
         """Takes in what the process has said since: into status, journal and lines for the user."""

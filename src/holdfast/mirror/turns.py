@@ -30,3 +30,17 @@ def next_of(waiting: Sequence[Queued], *, newest_was_last: bool) -> Queued:
     if stops := [each for each in waiting if each.kind == "stop"]:
         return stops[-1]
     return waiting[0] if newest_was_last else waiting[-1]
+
+
+def gives_way(left: int, to: int, rate: float, seconds: float) -> bool:
+    """Tells whether what is being sent is given up for the checkpoint of a stop: alone that is there in time.
+
+    Where both will be, or neither, what is being sent goes on.
+
+    Args:
+        left: The bytes of it that are still to be sent.
+        to: The size of the stop's checkpoint.
+        rate: The bytes that are sent in a second.
+        seconds: The time that is left until training ends, and this process with it.
+    """
+    return to <= rate * seconds < left + to
