@@ -13,6 +13,7 @@ from holdfast.errors import (
     ConfigError,
     DamagedCheckpointError,
     HoldfastError,
+    MirrorAccessError,
     MirrorTakenError,
     NoCheckpointError,
 )
@@ -322,6 +323,19 @@ def test_what_another_has_saved_under_a_name_that_is_taken_here_is_the_best_or_i
     assert len(list(here.root.glob("superseded-5-*"))) == 1 and len(list(here.root.glob("*-4*"))) == 1
     assert here.has("checkpoint-4 of the mirror (commit 2), which is to stay, is not brought")
     assert here.has("before that and not mirrored: it is left out, and checkpoint-7"), "by its number it is older"
+
+
+def test_a_place_that_has_lost_the_name_of_its_run_is_no_free_one(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    identity = elsewhere.start().run.identity
+    elsewhere.save(5)
+    mirror.send(elsewhere.root)
+    (mirror.path / "RUN").unlink()
+    with pytest.raises(MirrorAccessError, match=f"checkpoints of run {identity}, and no object RUN") as raised:
+        here.start()
+    assert raised.value.exit_code == 2 and mirror.owner is None
+    assert steps(elsewhere.start()) == 5 and mirror.owner == identity, "its own run puts it there again"
 
 
 def test_a_directory_that_has_only_what_others_made_takes_the_run_over_and_says_so(

@@ -66,6 +66,8 @@ class Push:
     """
 
     def __init__(self, store: ObjectStore, directory: RunDirectory, run: str) -> None:
+        if claims.owner_of(store) is None:
+            claims.require_nobodys(store, run)
         claims.take_place(store, run)
         self._store = store
         self._directory = directory

@@ -79,6 +79,8 @@ class StartCalls:
         """Returns what a start sees, as `Seen.as_json` has it: of the run that the place belongs to, or of its own."""
         store = self._opened()
         owner = terms.owner_of(store)
+        if owner is None:
+            terms.require_nobodys(store, run)
         run = owner or run
         self._listing = listing = listing_of(store, run)
         newest, claim = 0, None

@@ -9,6 +9,7 @@ from, or from something newer; and what it goes on from is deleted by no start b
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from holdfast.errors import AbsentError, MirrorAccessError, MirrorTakenError
@@ -20,6 +21,8 @@ from holdfast.store.manifest import strict_json
 from holdfast.text import quoted
 
 _MOST_BYTES = 64 << 10
+# Of a place that has so much and is no run's, more need not be looked at.
+_MOST_LOOKED_AT = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,25 @@ def owner_of(store: ObjectStore) -> str | None:
     if not names.is_token(text):
         raise _no_owner(store, f"it says {quoted(text)}")
     return text
+
+
+def require_nobodys(store: ObjectStore, run: str) -> None:
+    """Checks that a place of no run is not one whose owner's name was lost: a run would begin anew beside another.
+
+    What has that name is the oldest object there, and the first that a rule of a bucket deletes by its age.
+
+    Raises:
+        MirrorAccessError: There are checkpoints of another run.
+    """
+    for item in islice(store.listed(), _MOST_LOOKED_AT):
+        file = keys.file_of(item.key)
+        if file is not None and file[0].run != run:
+            raise MirrorAccessError(
+                f"{store.url} has checkpoints of run {file[0].run}, and no object {keys.OWNER} that says so: it was"
+                " deleted",
+                hint=f"does a rule of the bucket delete what is old? Switch it off there, and put an object {keys.OWNER}"
+                f" there that says {file[0].run}; or give a prefix of its own",
+            )
 
 
 def take_place(store: ObjectStore, run: str) -> None:

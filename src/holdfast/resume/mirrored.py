@@ -70,7 +70,7 @@ class MirroredStart:
         """
         with self._calls:
             while True:
-                seen = self._calls.look(self._run.identity, self._run.lease.holder.token)
+                seen = self._look()
                 point = self._choose(seen)
                 if self._claim(point, seen):
                     self._bring_what_belongs_to(point, seen)
@@ -96,13 +96,18 @@ class MirroredStart:
         if damaged.manifest is not None:
             self._pass_over(damaged.manifest.attempt, here=True)
         with self._calls:
-            seen = self._calls.look(self._run.identity, self._run.lease.holder.token)
+            seen = self._look()
             older = self._choose(seen)
             if older is None:
                 raise NoCheckpointError(f"there is no other checkpoint in {self._run.root} or {self._calls.url}")
             self._require_allowed(older, seen)
             self._bring_what_belongs_to(older, seen)
         return older
+
+    def _look(self) -> Seen:
+        """Looks at the mirror: for the run that is here, where it may go on."""
+        run = _run_of(choose.entries_in(self._run.root)) if self._wanted else None
+        return self._calls.look(run or self._run.identity, self._run.lease.holder.token)
 
     def _claim(self, point: ResumePoint | None, seen: Seen) -> bool:
         """Claims the run; False where what was seen, and so the choice, may not be the newest any more."""
@@ -129,7 +134,7 @@ class MirroredStart:
         if not choose.takes_newest(self._wanted):
             return choose.select_checkpoint(self._run.root, self._wanted, self._layout, self._log)
         entries = choose.entries_in(self._run.root)
-        run = next((e.manifest.run for e in entries if e.manifest is not None and e.doubt is None), seen.owner)
+        run = _run_of(entries) or seen.owner
         if run is not None and run != seen.owner:
             require_allowed(self._start(run, None), seen)
         for entry in entries:
@@ -359,6 +364,10 @@ class MirroredStart:
     def _was_mirrored(self, attempt: str, seen: Seen) -> bool:
         answer = Queue(self._run.directory).answer_to(attempt)
         return any(each.key.attempt == attempt for each in seen.published) or (answer is not None and answer.mirrored)
+
+
+def _run_of(entries: Sequence[Entry]) -> str | None:
+    return next((entry.manifest.run for entry in entries if entry.manifest is not None and entry.doubt is None), None)
 
 
 def _why_not_at_hand(entry: Entry) -> str:
