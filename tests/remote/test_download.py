@@ -1,6 +1,7 @@
 import errno
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +15,7 @@ from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.upload import upload
 from holdfast.store import files, names
 from holdfast.store.folder import Folder
+from holdfast.store.manifest import decode
 from holdfast.store.verify import verify
 
 CONTENT = {"a": os.urandom(9 << 20), "b/c": b"", "b/d": b"d", "e": os.urandom(4 << 20)}
@@ -71,6 +73,20 @@ def test_what_has_the_name_makes_way_and_what_was_cut_off_goes(sent: Sent) -> No
     assert verify(download(sent.store, sent.key, sent.here)).good
     moved, pulled = sorted(sent.here.iterdir(), key=lambda path: path.name, reverse=True)
     assert (pulled.name, content_of(moved)) == ("checkpoint-7", before)
+
+
+@pytest.mark.parametrize("path", ["a/x", "b"])
+def test_a_manifest_with_a_file_inside_of_a_file_is_damage_and_not_the_disks_fault(sent: Sent, path: str) -> None:
+    there = decode(sent.store.objects[sent.key.manifest])
+    sent.store.objects[sent.key.of(path)] = b"d"
+    made_up = replace(there.files[2], path=path)
+    sent.store.objects[sent.key.manifest] = replace(there, files=(*there.files, made_up)).encode()
+    with (
+        Folder.open(sent.here) as root,
+        pytest.raises(DamagedCheckpointError, match=f"{path}: the manifest has another"),
+    ):
+        download(sent.store, sent.key, root)
+    assert sent.is_nothing_left()
 
 
 @pytest.mark.parametrize("path", ["a", "b/d", names.MANIFEST])

@@ -81,8 +81,12 @@ class _Arriving:
         self._left = len(self.offsets)
         self._lock = threading.Lock()
         above, _, name = file.path.rpartition("/")
-        with files.below(folder, above, make=True) as inside:
-            self.fd = files.open_new(inside / name)
+        try:
+            with files.below(folder, above, make=True) as inside:
+                self.fd = files.open_new(inside / name)
+        except (FileExistsError, NotADirectoryError) as error:  # nobody saved that: the disk is not to blame
+            problem = f"{file.path}: the manifest has another file in its place"
+            raise DamagedCheckpointError(f"{folder.path.name}: {problem}", [problem]) from error
 
     def leave(self) -> None:
         """Notes that one of its blocks is there."""

@@ -79,8 +79,8 @@ def require_nobodys(store: ObjectStore, run: str) -> None:
             raise MirrorAccessError(
                 f"{store.url} has checkpoints of run {file[0].run}, and no object {keys.OWNER} that says so: it was"
                 " deleted",
-                hint=f"does a rule of the bucket delete what is old? Switch it off there, and put an object {keys.OWNER}"
-                f" there that says {file[0].run}; or give a prefix of its own",
+                hint="does a rule of the bucket delete what is old? Switch it off there, and put an object"
+                f" {keys.OWNER} there that says {file[0].run}; or give a prefix of its own",
             )
 
 
