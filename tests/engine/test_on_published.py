@@ -73,7 +73,7 @@ def test_an_error_that_is_the_trainings_own_is_raised_after_the_other_hooks(hook
     with pytest.raises(KeyError, match="theirs"):
         hooks.published.run()
     assert hooks.seen == [("a trainer's", 1), ("ours", 1)]
-    hooks.published.run_at_the_end()
+    hooks.published.run_last(ValueError("of training"))
     assert hooks.seen[2:] == [("a trainer's", 2), ("ours", 2)]
     assert hooks.said == ["on_saved failed: KeyError('theirs')"], "another error is on its way by then"
 

@@ -1,18 +1,21 @@
 """A training that is in no `with` block, or in one later than usual."""
 
 import gc
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.loops import Loop
+from helpers.mirrors import DirectoryMirror
 from helpers.trainings import answers, events
 from helpers.waiting import wait_until
 from holdfast import Checkpointer
@@ -78,12 +81,41 @@ def test_nobody_keeps_a_checkpointer_that_is_not_in_use(tmp_path: Path) -> None:
     assert [kept() for kept in left] == [None] * 4
 
 
+def test_what_is_forked_in_a_training_and_leaves_its_block_does_not_end_it(tmp_path: Path) -> None:
+    mirror = DirectoryMirror(tmp_path / "mirror")
+    loop = Loop(tmp_path / "run", mirror=mirror.url)
+    with loop.ckpt:
+        loop.ckpt.resume()
+        steps(loop, 2)
+        loop.ckpt.save()
+        wait_until(lambda: events(tmp_path / "run", "mirrored"))
+        if not (child := os.fork()):
+            try:
+                with suppress(BaseException):
+                    loop.ckpt.__exit__(SystemExit, SystemExit(), None)
+            finally:
+                os._exit(0)
+        try:
+            wait_until(lambda: os.waitpid(child, os.WNOHANG)[0])
+        except AssertionError:
+            os.kill(child, signal.SIGKILL)
+            raise
+        outcome = json.loads((tmp_path / "run/.holdfast/outcome.json").read_text())
+        assert outcome["ended_at"] is None
+        steps(loop, 1)
+        loop.ckpt.save()
+    assert [event["step"] for event in events(tmp_path / "run", "mirrored")] == [2, 3]
+    assert not events(tmp_path / "run", "mirror process ended")
+    assert len(events(tmp_path / "run", "end")) == 1
+
+
 # One process that imports what they need, and a child for each kind, which comes to its end as a script does.
 PROGRAM = """
 import atexit, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, TESTS)
 from helpers.loops import Loop
+from helpers.mirrors import DirectoryMirror
 from helpers.waiting import wait_until
 
 children = {}

@@ -120,6 +120,8 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Serves what still waits. True swallows an error that was the stop itself: a worker that it killed."""
+        if self._shutdown.is_in_child:
+            return False
         self._shutdown.keep_handlers()
         if error is not None:
             self.bodies.take_back_cut()
@@ -139,7 +141,7 @@ class Engine:
             self._own.end()
             if isinstance(error, Exception) and not is_stop:
                 self._failure.tell_of_loss(error, self._snapshots)
-            self._run_last_hooks(error)
+            self._outcomes.on_published.run_last(error)
             self._mirror_wait.wait(failed=isinstance(error, Exception) and not is_stop)
             self._shutdown.call_handlers()
         except BaseException as late:
@@ -376,12 +378,6 @@ class Engine:
         elif isinstance(error, Exception) or (error is not None and not self.stop_requested):
             outcome, code = f"failed: {type(error).__name__}", FAILED
         self.run.close(outcome, code)
-
-    def _run_last_hooks(self, error: BaseException | None) -> None:
-        if error is None:
-            self._outcomes.on_published.run()
-        else:
-            self._outcomes.on_published.run_at_the_end()
 
     def _end_schedule(self) -> None:
         if self._minutes is not None:

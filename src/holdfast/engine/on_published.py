@@ -78,6 +78,17 @@ class OnPublished:
             if raised is not None:
                 raise raised
 
+    def run_last(self, error: BaseException | None) -> None:
+        """Runs them at the end of training.
+
+        Args:
+            error: The error that ends it; None where there is none.
+        """
+        if error is None:
+            self.run()
+        else:
+            self.run_at_the_end()
+
     def run_at_the_end(self) -> None:
         """Runs them while an error already leaves the training: one of a hook is logged, and does not replace it."""
         try:

@@ -74,6 +74,7 @@ class Shutdown:
         self._number: int | None = None
         self._is_ending = threading.Event()
         self._ends_wait: threading.Event | None = None
+        self._process = os.getpid()
         self.has_left = False
         """True when the process would have ended, had it not been a notebook's: nothing is waited for any more."""
         self.interrupted_at: float | None = None
@@ -81,6 +82,7 @@ class Shutdown:
 
     def start(self) -> None:
         """Begins to listen to signals, where Python allows signal handlers, and to watch the deadline of a stop."""
+        self._process = os.getpid()
         self._deadline = threading.Thread(target=self._watch_deadline, name="holdfast-deadline", daemon=True)
         self._deadline.start()
         if self._signals.start():
@@ -88,6 +90,11 @@ class Shutdown:
             self._listener.start()
         else:
             self._log.warning("not in the main thread: signals do not ask for saves here; the other doors are open")
+
+    @property
+    def is_in_child(self) -> bool:
+        """True in a process that was forked in the middle of the training, which goes on where it was begun."""
+        return os.getpid() != self._process
 
     def only_end_a_wait(self) -> threading.Event:
         """Has signals ask for no more saves: Ctrl+C sets the event that this returns, and a stop begins its grace."""
