@@ -11,7 +11,7 @@ import pytest
 
 from helpers.trainings import Launcher, Training
 
-pytest_plugins = ["helpers.fault_table", "field.page"]
+pytest_plugins = ["helpers.fault_table", "helpers.object_servers", "field.page"]
 
 # Before torch is loaded: tests fork, and a child of a process that has used OpenMP's threads waits for them for ever.
 # Bits are compared with one thread, too.

@@ -36,10 +36,10 @@ def test_a_place_that_cannot_be_used_is_told(tmp_path: Path) -> None:
 
 
 @needs("obstore", "botocore", "moto", "flask", "flask_cors")
-def test_the_verbs_do_the_same_with_a_bucket(tmp_path: Path) -> None:
-    root, url = a_run(tmp_path / "run"), f"s3://{BUCKET}/run"
-    with object_servers.moto() as port, object_servers.environment(S3_ENVIRONMENT, tmp_path):
-        endpoint = ("--endpoint", f"http://127.0.0.1:{port}")
+def test_the_verbs_do_the_same_with_a_bucket(s3_port: int, tmp_path: Path) -> None:
+    root, url = a_run(tmp_path / "run"), f"s3://{BUCKET}/verbs"
+    with object_servers.environment(S3_ENVIRONMENT, tmp_path):
+        endpoint = ("--endpoint", f"http://127.0.0.1:{s3_port}")
         for arguments, code, words in (
             (("mirror", "check", url), 0, "AbortIncompleteMultipartUpload, DaysAfterInitiation: 7"),
             (("push", root, "--to", url), 0, "checkpoint-9: mirrored"),

@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_wait_and_not_as_a_stop(tmp_path: Path) -> None:
 
 
 def test_a_stop_by_command_ends_the_wait_within_the_grace_and_other_requests_are_refused(tmp_path: Path) -> None:
-    mirrored = Mirrored(tmp_path, stop_grace_seconds=5.0)
+    mirrored = Mirrored(tmp_path, stop_grace_seconds=2.5)
     requests = [Request("command", why="holdfast save"), Request("command", stop=True, why="holdfast stop")]
     inbox = Inbox(RunDirectory.open(mirrored.run))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from helpers.remote import a_claim
 from helpers.support import RUN, commit_checkpoint
+from helpers.waiting import wait_until
 from holdfast.log import RunLog
 from holdfast.mirror.destination import Destination
 from holdfast.mirror.queue import Kind, Queued
@@ -46,6 +47,15 @@ class MirroredRun:
         queued = Queued(manifest.attempt, step, manifest.sequence, manifest.size, kind)
         self.supervisor.put(queued)
         return queued
+
+    def wait(self) -> None:
+        """Waits until nothing waits for the mirror any more."""
+
+        def is_empty() -> bool:
+            self.supervisor.look()
+            return not self.supervisor.waiting
+
+        wait_until(is_empty, limit=60)
 
     def there(self) -> list[int]:
         """The numbers of the checkpoints in the mirror, the newest first."""

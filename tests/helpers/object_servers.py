@@ -17,11 +17,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from email.utils import formatdate
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from holdfast.remote import bucket
 
 ROOT = Path(__file__).parents[2]
 BUCKET = "bucket"
@@ -101,6 +104,13 @@ def moto() -> Iterator[int]:
         yield port
 
 
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port of a server of S3 with one bucket, in which each test takes places of its own."""
+    with moto() as port:
+        yield port
+
+
 @contextmanager
 def localbucket(folder: Path) -> Iterator[int]:
     """Another server of S3 with one bucket, which stands for GCS behind the proxy."""
@@ -144,6 +154,14 @@ GCS_ENVIRONMENT = {
 def azure_endpoint(port: int) -> str:
     """The endpoint of azurite, or of a proxy in front of it."""
     return f"http://127.0.0.1:{port}/{_ACCOUNT}"
+
+
+@contextmanager
+def short_pauses() -> Iterator[None]:
+    """Has the stores that this process opens try again as often as ever, and sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bucket, "_FIRST_PAUSE", timedelta(milliseconds=5))
+        yield
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from helpers.loops import Loop
-from helpers.object_servers import BUCKET, S3_ENVIRONMENT, environment, moto, needs
+from helpers.object_servers import BUCKET, S3_ENVIRONMENT, environment, needs
 from holdfast.mirror import process
 from holdfast.mirror.destination import LEFT
 from holdfast.mirror.sending import Wake
@@ -50,9 +50,9 @@ def test_it_hears_how_much_time_is_left_at_the_end_of_training(monkeypatch: pyte
 
 
 @needs("obstore", "moto")
-def test_forked_workers_that_read_through_the_stores_library_work_beside_a_mirror(tmp_path: Path) -> None:
-    with moto() as port, environment(S3_ENVIRONMENT, tmp_path):
-        endpoint = f"http://127.0.0.1:{port}"
+def test_forked_workers_that_read_through_the_stores_library_work_beside_a_mirror(s3_port: int, tmp_path: Path) -> None:
+    with environment(S3_ENVIRONMENT, tmp_path):
+        endpoint = f"http://127.0.0.1:{s3_port}"
         filled = os.fork()
         if not filled:  # the training's own process never loads the library
             import obstore
@@ -64,10 +64,10 @@ def test_forked_workers_that_read_through_the_stores_library_work_beside_a_mirro
             os._exit(0)
         assert os.waitpid(filled, 0)[1] == 0
         rows = DataLoader(Rows(endpoint), batch_size=4, num_workers=2, multiprocessing_context="fork")
-        loop = Loop(tmp_path / "run", data=rows, mirror=f"s3://{BUCKET}/run", mirror_endpoint=endpoint, save_steps=2)
+        loop = Loop(tmp_path / "run", data=rows, mirror=f"s3://{BUCKET}/forked", mirror_endpoint=endpoint, save_steps=2)
         with loop.ckpt:
             for batch in loop.ckpt.batches(epochs=2):
                 assert os.getpid() not in batch[1].flatten().tolist()
                 loop.update([batch[0], torch.zeros(len(batch[0]), 1)])
-    assert loop.said[-1] == f"mirrored up to step {2 * _SAMPLES // 4} (s3://{BUCKET}/run)"
+    assert loop.said[-1] == f"mirrored up to step {2 * _SAMPLES // 4} (s3://{BUCKET}/forked)"
     assert "obstore" not in sys.modules

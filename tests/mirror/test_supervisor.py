@@ -37,8 +37,7 @@ def process_of(run: MirroredRun) -> psutil.Process:
 def test_what_is_queued_comes_into_the_mirror_and_is_journalled_and_shown(tmp_path: Path) -> None:
     with mirrored_run(tmp_path / "run") as run:
         run.save(7)
-        wait_until(lambda: not run.supervisor.waiting)
-        run.supervisor.look()
+        run.wait()
         assert run.there() == [1]
         (event,) = events(run)
         assert (event["event"], event["step"], event["term"]) == ("mirrored", 7, 1) and event["bytes"] > 0
@@ -65,13 +64,12 @@ def test_fault_52_a_mirrors_process_that_dies_is_started_again_and_goes_on(tmp_p
 def test_a_pin_of_what_has_been_deleted_there_is_said_to_be_here_only(tmp_path: Path) -> None:
     with mirrored_run(tmp_path / "run") as run:
         gone = run.save(1)
-        wait_until(lambda: not run.supervisor.waiting, limit=60)
+        run.wait()
         remote_pins.doom(run.store, RUN, gone.attempt)
         pins.pin(run.run.directory.control, gone.attempt)
         for step in (2, 3):
             run.save(step)
-            wait_until(lambda: not run.supervisor.waiting, limit=60)
-        run.supervisor.look()
+            run.wait()
         assert run.said == [f"checkpoint-1 is pinned on this disk only: {run.url} had deleted it before"]
         shown = run.run.status.now.mirror
         assert shown is not None and shown["not_pinned"] == [1]
@@ -80,7 +78,7 @@ def test_a_pin_of_what_has_been_deleted_there_is_said_to_be_here_only(tmp_path: 
 def test_it_follows_a_control_directory_that_was_made_anew(tmp_path: Path) -> None:
     with mirrored_run(tmp_path / "run") as run:
         run.save(1)
-        wait_until(lambda: run.there() == [1], limit=60)
+        run.wait()
         away = run.place.rename(tmp_path / "away")
         waiting = run.save(2, "requested")
         (run.root / names.CONTROL).rename(tmp_path / "elsewhere")
@@ -159,12 +157,11 @@ def test_it_ends_with_a_training_that_is_killed_also_where_a_forked_worker_lives
 def test_once_another_start_has_the_run_it_is_said_once_and_nothing_waits(tmp_path: Path) -> None:
     with mirrored_run(tmp_path / "run") as run:
         run.save(1)
-        wait_until(lambda: not run.supervisor.waiting, limit=60)
+        run.wait()
         start(run.store, host="another machine")
         for step in (2, 3):
             run.save(step, "requested")
-            wait_until(lambda: not run.supervisor.waiting, limit=60)
-        run.supervisor.look()
+            run.wait()
         assert run.there() == [1]
         (line,) = run.said
         assert "another machine" in line and line.endswith("what this training saves from now on is on this disk only")

@@ -3,14 +3,15 @@
 import json
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.full import in_full
 from helpers.mirrors import DirectoryMirror
-from helpers.object_servers import BUCKET, S3_ENVIRONMENT, moto, needs
+from helpers.object_servers import BUCKET, S3_ENVIRONMENT, needs
 from helpers.trainings import Launcher, Process, events
 from helpers.waiting import wait_until
 
@@ -106,16 +107,23 @@ class Machine:
         shutil.rmtree(self.folder)
 
 
-@pytest.fixture(params=["file", pytest.param("s3", marks=needs("moto", "obstore"))])
-def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The settings of a mirror."""
+@pytest.fixture
+def mirror(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    """The settings of a mirror, in a directory or in a bucket."""
     if request.param == "file":
-        yield {"mirror": DirectoryMirror(tmp_path / "mirror").url}
-        return
-    with moto() as port:
-        yield {"mirror": f"s3://{BUCKET}/run", "mirror_endpoint": f"http://127.0.0.1:{port}"}
+        return {"mirror": DirectoryMirror(tmp_path / "mirror").url}
+    port = request.getfixturevalue("s3_port")
+    return {"mirror": f"s3://{BUCKET}/{tmp_path.name}", "mirror_endpoint": f"http://127.0.0.1:{port}"}
 
 
+in_a_bucket = needs("moto", "obstore")
+
+
+@pytest.mark.parametrize(
+    "mirror",
+    [pytest.param("file", marks=in_full("in a bucket it stays")), pytest.param("s3", marks=in_a_bucket)],
+    indirect=True,
+)
 def test_fault_51_a_loop_whose_disk_is_gone_goes_on_from_the_mirror_and_ends_with_the_same_bits(
     launcher: Launcher, tmp_path: Path, mirror: dict[str, str], record_property: Callable[[str, object], None]
 ) -> None:
@@ -143,6 +151,11 @@ def test_fault_51_a_loop_whose_disk_is_gone_goes_on_from_the_mirror_and_ends_wit
     assert back.wait() == 0 and "pulled checkpoint-20" in back.output and whole in back.output, back.output
 
 
+@pytest.mark.parametrize(
+    "mirror",
+    ["file", pytest.param("s3", marks=[in_a_bucket, in_full("in a directory it stays")])],
+    indirect=True,
+)
 def test_fault_51_a_trainer_whose_disk_is_gone_ends_with_the_same_model_and_loads_the_same_best(
     launcher: Launcher, tmp_path: Path, mirror: dict[str, str]
 ) -> None:

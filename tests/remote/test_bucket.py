@@ -29,9 +29,10 @@ of_s3 = needs("obstore", "botocore", "moto", "flask", "flask_cors")
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BreakingProxy]:
+def proxy(s3_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BreakingProxy]:
     with ExitStack() as held:
-        proxy = held.enter_context(BreakingProxy(held.enter_context(object_servers.moto())))
+        proxy = held.enter_context(BreakingProxy(s3_port))
+        held.enter_context(object_servers.short_pauses())
         held.enter_context(object_servers.environment(object_servers.S3_ENVIRONMENT, tmp_path_factory.mktemp("home")))
         yield proxy
 
@@ -224,7 +225,7 @@ def test_conditional_puts_cannot_be_switched_off(proxy: BreakingProxy, monkeypat
 def test_no_part_of_a_signed_address_gets_into_an_error(tmp_path: Any, capfd: pytest.CaptureFixture[str]) -> None:
     secret = "c2VjcmV0"
     variables = {"AZURE_STORAGE_ACCOUNT_NAME": "account", "AZURE_STORAGE_SAS_TOKEN": f"sv=2021-12-02&sig={secret}"}
-    with object_servers.environment(variables, tmp_path):
+    with object_servers.environment(variables, tmp_path), object_servers.short_pauses():
         store = open_store(f"az://{BUCKET}/x", f"http://127.0.0.1:{object_servers.free_port()}/account")
         for do in (claim, look, send, remove):
             with pytest.raises(MirrorUnavailableError) as caught:
@@ -260,6 +261,7 @@ def other_cloud(
     with ExitStack() as held:
         server = (object_servers.azurite if is_azure else object_servers.localbucket)(folder)
         proxy = held.enter_context(BreakingProxy(held.enter_context(server), gcs=not is_azure))
+        held.enter_context(object_servers.short_pauses())
         variables = object_servers.AZURE_ENVIRONMENT if is_azure else object_servers.GCS_ENVIRONMENT
         held.enter_context(object_servers.environment(variables, folder))
         endpoint = object_servers.azure_endpoint(proxy.port) if is_azure else proxy.url

@@ -141,7 +141,7 @@ def test_directories_that_are_empty_go_while_others_put_into_them(store: Directo
     deleter = threading.Thread(target=delete_all)
     deleter.start()
     try:
-        for number in range(200):
+        for number in range(50):
             try:
                 put(store, f"a/{number % 3}/b")
             except MirrorUnavailableError:

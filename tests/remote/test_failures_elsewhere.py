@@ -53,7 +53,7 @@ class Server:
     url: str = ""
 
     def new_place(self) -> None:
-        self.url = f"{self.scheme}://{BUCKET}/place-{next(_NUMBERS)}"
+        self.url = f"{self.scheme}://{BUCKET}/elsewhere-{next(_NUMBERS)}"
         self.proxy.break_on()
 
     def store(self) -> ObjectStore:
@@ -67,17 +67,16 @@ class Server:
 
 
 @contextmanager
-def s3(folder: Path) -> Iterator[Server]:
+def s3(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
     with (
-        object_servers.moto() as port,
-        BreakingProxy(port) as proxy,
+        BreakingProxy(request.getfixturevalue("s3_port")) as proxy,
         object_servers.environment(object_servers.S3_ENVIRONMENT, folder),
     ):
         yield Server("s3", proxy, proxy.url)
 
 
 @contextmanager
-def azure(folder: Path) -> Iterator[Server]:
+def azure(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
     with (
         object_servers.azurite(folder) as port,
         BreakingProxy(port) as proxy,
@@ -87,7 +86,7 @@ def azure(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def gcs(folder: Path) -> Iterator[Server]:
+def gcs(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
     with (
         object_servers.localbucket(folder) as port,
         BreakingProxy(port, gcs=True) as proxy,
@@ -106,7 +105,10 @@ def gcs(folder: Path) -> Iterator[Server]:
     ids=lambda make: make.__name__,
 )
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with request.param(tmp_path_factory.mktemp(request.param.__name__)) as server:
+    with (
+        object_servers.short_pauses(),
+        request.param(request, tmp_path_factory.mktemp(request.param.__name__)) as server,
+    ):
         yield server
 
 

@@ -42,23 +42,23 @@ class Memory(Backend):
 
 
 @contextmanager
-def memory(folder: Path) -> Iterator[Backend]:
+def memory(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
     yield Memory()
 
 
 @contextmanager
-def directory(folder: Path) -> Iterator[Backend]:
+def directory(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
     yield Backend(folder.as_uri())
 
 
 @contextmanager
-def s3(folder: Path) -> Iterator[Backend]:
-    with object_servers.moto() as port, object_servers.environment(object_servers.S3_ENVIRONMENT, folder):
-        yield Backend(f"s3://{BUCKET}", f"http://127.0.0.1:{port}")
+def s3(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
+    with object_servers.environment(object_servers.S3_ENVIRONMENT, folder):
+        yield Backend(f"s3://{BUCKET}", f"http://127.0.0.1:{request.getfixturevalue('s3_port')}")
 
 
 @contextmanager
-def azure(folder: Path) -> Iterator[Backend]:
+def azure(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
     with ExitStack() as held:
         port = held.enter_context(object_servers.azurite(folder))
         held.enter_context(object_servers.environment(object_servers.AZURE_ENVIRONMENT, folder))
@@ -66,7 +66,7 @@ def azure(folder: Path) -> Iterator[Backend]:
 
 
 @contextmanager
-def gcs(folder: Path) -> Iterator[Backend]:
+def gcs(request: pytest.FixtureRequest, folder: Path) -> Iterator[Backend]:
     with ExitStack() as held:
         port = held.enter_context(object_servers.localbucket(folder))
         proxy = held.enter_context(BreakingProxy(port, gcs=True))
@@ -86,7 +86,7 @@ def gcs(folder: Path) -> Iterator[Backend]:
     ids=lambda make: make.__name__,
 )
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    with request.param(tmp_path_factory.mktemp(request.param.__name__)) as backend:
+    with request.param(request, tmp_path_factory.mktemp(request.param.__name__)) as backend:
         yield backend
 
 

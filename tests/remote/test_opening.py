@@ -61,8 +61,10 @@ def test_a_store_that_does_not_do_what_it_says_is_refused(store: MemoryStore, er
 
 
 @needs("obstore", "botocore", "moto", "flask", "flask_cors")
-def test_a_bucket_that_lets_itself_be_written_and_not_deleted_from_is_refused_at_once(tmp_path: Path) -> None:
-    with object_servers.moto() as port, BreakingProxy(port) as proxy:
+def test_a_bucket_that_lets_itself_be_written_and_not_deleted_from_is_refused_at_once(
+    s3_port: int, tmp_path: Path
+) -> None:
+    with BreakingProxy(s3_port) as proxy:
         with object_servers.environment(S3_ENVIRONMENT, tmp_path):
             proxy.break_on(Rule("DELETE", "error", "AccessDenied", 100))
             with pytest.raises(MirrorAccessError, match=r"deleting .* AccessDenied"):

@@ -31,6 +31,7 @@ _PATIENCE_SECONDS = {"parts": 300, "rest": 60}
 # A store that is away is found to be within seconds, and tried again by whoever asked.
 _RETRIES = 5
 _RETRY_SECONDS = 60
+_FIRST_PAUSE = timedelta(milliseconds=100)
 
 
 class Bucket:
@@ -178,6 +179,6 @@ def _options(seconds: int) -> dict[str, Any]:
         "retry_config": {
             "max_retries": _RETRIES,
             "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
-            "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2},
+            "backoff": {"init_backoff": _FIRST_PAUSE, "max_backoff": timedelta(seconds=5), "base": 2},
         },
     }
