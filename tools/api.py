@@ -20,7 +20,7 @@ PUBLIC = {
     "Checkpointer": "holdfast.loop.checkpointer",
     "attach": "holdfast.integrations.attach",
     "save": "holdfast.mirror.asking",
-    "status": "holdfast.run.asking",
+    "status": "holdfast.mirror.asking",
     "evaluation": "holdfast.state.rng.evaluation",
     "DynamicCheckpoint": "holdfast.settings",
     "Answer": "holdfast.run.request",

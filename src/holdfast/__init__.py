@@ -8,8 +8,7 @@ from holdfast.errors import HoldfastError, Stopped
 if TYPE_CHECKING:
     from holdfast.integrations.attach import attach
     from holdfast.loop.checkpointer import Checkpointer
-    from holdfast.mirror.asking import save
-    from holdfast.run.asking import status
+    from holdfast.mirror.asking import save, status
     from holdfast.run.request import Answer
     from holdfast.settings import DynamicCheckpoint
     from holdfast.state.rng.evaluation import evaluation
@@ -38,7 +37,7 @@ _PLACES = {
     "attach": "holdfast.integrations.attach",
     "evaluation": "holdfast.state.rng.evaluation",
     "save": "holdfast.mirror.asking",
-    "status": "holdfast.run.asking",
+    "status": "holdfast.mirror.asking",
 }
 
 

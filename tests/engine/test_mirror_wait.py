@@ -17,6 +17,7 @@ from helpers.mirrors import DirectoryMirror
 from helpers.support import holdfast, holdfast_begun
 from helpers.trainings import answers, events
 from helpers.waiting import wait_until
+from holdfast import status
 from holdfast.errors import Stopped
 from holdfast.mirror.supervisor import Supervisor
 from holdfast.run.directory import RunDirectory
@@ -87,8 +88,8 @@ def test_a_training_that_ends_waits_for_its_mirror_and_keeps_what_waits_until_it
     assert "step 1, 2, 3" in waiting and "it fails: " in waiting and waiting.endswith("; Ctrl+C ends the wait")
     assert mirrored.said[-1] == f"mirrored up to step 3 ({mirrored.mirror.url})"
     assert [end["outcome"] for end in events(mirrored.run, "end")] == ["finished"]
-    status = holdfast("status", mirrored.run).stdout
-    assert "\nmirror      up to step 3, " in status and "on this disk only" not in status
+    told = holdfast("status", mirrored.run).stdout
+    assert "\nmirror      up to step 3, " in told and "on this disk only" not in told
 
 
 def test_ctrl_c_ends_the_wait_and_not_as_a_stop(tmp_path: Path) -> None:
@@ -101,6 +102,12 @@ def test_ctrl_c_ends_the_wait_and_not_as_a_stop(tmp_path: Path) -> None:
     assert mirrored.said[-1] == f"nothing is mirrored; {push}"
     assert [(end["outcome"], end["code"]) for end in events(mirrored.run, "end")] == [("finished", 0)]
     assert "\nmirror      on this disk only: step 1, 2, 3 (" in holdfast("status", mirrored.run).stdout
+    mirrored.comes_back()
+    assert holdfast("push", mirrored.run).returncode == 0
+    told = [line for line in holdfast("status", mirrored.run).stdout.splitlines() if line.startswith("mirror")]
+    assert len(told) == 1 and told[0].startswith("mirror      up to step 3, "), "nothing waits, and nothing fails"
+    shown = status(mirrored.run)["mirror"]
+    assert (shown["mirrored"]["step"], shown["waiting"], shown["failing_since"]) == (3, [], None)
 
 
 def test_a_stop_by_command_ends_the_wait_within_the_grace_and_other_requests_are_refused(tmp_path: Path) -> None:

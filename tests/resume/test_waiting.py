@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from holdfast.log import RunLog
+from holdfast.mirror import asking
 from holdfast.mirror.calls import Doing
 from holdfast.resume import waiting
 from holdfast.resume.waiting import Waiting
-from holdfast.run import asking
 from holdfast.run.run import Run
 
 PULLING = Doing("s3://bucket/run", "pulling", 7, 4, 9)

@@ -12,6 +12,7 @@ from holdfast.errors import ConfigError, DamagedCheckpointError, RunNotFoundErro
 from holdfast.mirror.address import Address, address_of
 from holdfast.mirror.pushing import Push, Pushed, to_send
 from holdfast.remote.opening import open_store, require_usable
+from holdfast.run import asking
 from holdfast.run.directory import RunDirectory
 from holdfast.run.journal import Journal
 from holdfast.run.needed import identity_of
@@ -75,6 +76,8 @@ def _journal(directory: RunDirectory, url: str, result: Pushed) -> None:
     manifest = result.entry.manifest
     if manifest is None or result.key is None or not result.seconds or not exists(directory.journal):
         return
+    if result.has_waited and asking.living(directory) is not None:
+        return  # the training hears of it, and journals it
     event = {"step": manifest.step, "sequence": manifest.sequence, "term": result.key.term, "bytes": manifest.size}
     Journal(directory.journal, manifest.run).write(
         "mirrored", **event, seconds=result.seconds, mirror=url, by="holdfast push"

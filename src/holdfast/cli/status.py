@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli.output import ago, as_json, clock, size, tell
 from holdfast.errors import DID_NOT_END, STILL_TRAINING, STOPPED_AFTER_SAVE
-from holdfast.mirror.queue import Queue
+from holdfast.mirror.asking import said_by
 from holdfast.run import asking, lease, outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import Holder
@@ -36,14 +36,11 @@ def status(
     alive = asking.living(directory) is not None
     if ended:
         _outcome(directory, lease.read(directory), alive=alive, json=json)
-    known = asking.said_by(directory)
+    known = said_by(directory, alive=alive)
     if json:
         as_json({"path": str(run), "alive": alive, **known})
         return
     try:
-        if not alive and known.get("mirror"):
-            # Less what was pushed since it ended.
-            known["mirror"]["waiting"] = [vars(queued) for queued in Queue(directory).waiting()]
         lines = _lines(run, known, alive=alive)
     except (TypeError, ValueError, LookupError, AttributeError, OverflowError):
         # Another version wrote it, or somebody's script. Whether the run is alive does not depend on it.

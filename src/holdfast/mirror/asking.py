@@ -1,7 +1,9 @@
-"""A save that is to be in the run's mirror, asked for by another process."""
+"""A run and its mirror, seen from another process: `status`, and a save that is to be in the mirror."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from holdfast.arguments import checked_directory, require_seconds
 from holdfast.errors import ConfigError, MirrorError
@@ -60,6 +62,53 @@ def save(
         if mirrored and not (sent := wait_for_mirror(root, answer, deadline)).mirrored:
             raise not_mirrored(root, sent.step, sent.why)
     return asked
+
+
+def status(run: str | Path) -> dict[str, Any]:
+    """Returns how a training is, as `holdfast status --json` prints it.
+
+    Args:
+        run: The `output_dir` of the training.
+
+    Returns:
+        `path`, `alive`, and what the run says of itself: `phase`, `step`, `rate`, `loss`, `last_checkpoint`,
+        `pending`, ...; docs/cli.md lists it. The fields of one that never said anything are missing.
+
+    Raises:
+        ConfigError: `run` is no path.
+        RunNotFoundError: There is no run in that directory.
+    """
+    directory = RunDirectory.open(checked_directory("run", run))
+    alive = asking.living(directory) is not None
+    return {"path": str(run), "alive": alive, **said_by(directory, alive=alive)}
+
+
+def said_by(directory: RunDirectory, *, alive: bool) -> dict[str, Any]:
+    """Returns what a run last wrote of itself; of one that nobody trains, with what has become of its mirror since.
+
+    Args:
+        directory: The run directory.
+        alive: True where a process trains it.
+    """
+    known = asking.said_by(directory)
+    mirror, queue = known.get("mirror"), Queue(directory)
+    if alive or not isinstance(mirror, dict) or "waiting" not in mirror:
+        return known
+    with suppress(TypeError, LookupError):  # another version wrote it, or somebody's script
+        since: dict[str, Any] = {
+            "waiting": [queued.in_short() for queued in queue.waiting()],
+            "uploading": None,
+            "next_try_at": None,
+        }
+        if not since["waiting"]:
+            since |= {"failing_since": None, "why": ""}
+        sent = [answer for answer in queue.answers() if answer.mirrored and answer.at >= known["written_at"]]
+        before = mirror.get("mirrored")
+        for answer in sent:
+            if not before or (before["term"], before["sequence"]) < (answer.term, answer.sequence):
+                before = since["mirrored"] = answer.place()
+        known["mirror"] = {**mirror, **since}
+    return known
 
 
 def require_mirror(root: Path, name: str) -> None:

@@ -3,7 +3,13 @@
 import time
 from dataclasses import dataclass
 
-from holdfast.errors import DamagedCheckpointError
+from holdfast.errors import (
+    DamagedCheckpointError,
+    MirrorAccessError,
+    MirrorError,
+    MirrorTakenError,
+    MirrorUnavailableError,
+)
 from holdfast.mirror.queue import Answer, Queue
 from holdfast.remote import pins
 from holdfast.remote import terms as claims
@@ -14,6 +20,7 @@ from holdfast.remote.upload import upload
 from holdfast.run.directory import RunDirectory
 from holdfast.run.needed import needed
 from holdfast.store import catalog, retention, terms
+from holdfast.store import pins as local_pins
 from holdfast.store.catalog import Entry
 from holdfast.store.folder import Folder
 from holdfast.store.retention import RetentionPolicy
@@ -21,6 +28,7 @@ from holdfast.store.verify import verify
 
 # What a person may want again: the newest, those that somebody asked for, and whatever retention would never delete.
 _WANTED = RetentionPolicy(0, None, labelled=True)
+_DELETED = "it was deleted there; the next start of the run lets it be sent again"
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Pushed:
         seconds: The time that it took; 0 where it was there already.
         why: The reason why it is not there; empty where it is.
         is_damaged: True where that is that it is not what was saved.
+        has_waited: True where it waited for the mirror until now: a training that lives writes that down.
     """
 
     entry: Entry
@@ -40,6 +49,7 @@ class Pushed:
     seconds: float = 0.0
     why: str = ""
     is_damaged: bool = False
+    has_waited: bool = False
 
 
 def to_send(directory: RunDirectory, run: str) -> list[Entry]:
@@ -90,11 +100,12 @@ class Push:
         """
         manifest = entry.manifest
         assert manifest is not None
+        waits = manifest.attempt in local_pins.queued(self._directory.control)
         if (key := _key_of(entry, self._listing)) is not None:
             self._answer(entry, key, 0.0)
             return Pushed(entry, key)
         if manifest.attempt in self._listing.doomed:
-            return Pushed(entry, None, why="it was deleted there; the next start of the run lets it be sent again")
+            return Pushed(entry, None, why=_DELETED)
         begun = time.monotonic()
         # Under no term but one that was claimed here: the place may have had later ones since, that this is not of.
         term = max((number for number in self._claimed if number <= entry.term), default=0)
@@ -105,9 +116,13 @@ class Push:
             return Pushed(entry, None, why="; ".join(error.problems) or str(error), is_damaged=True)
         except FileNotFoundError:
             return Pushed(entry, None, why="it was deleted here meanwhile")
+        except (MirrorUnavailableError, MirrorAccessError, MirrorTakenError):
+            raise
+        except MirrorError:
+            return Pushed(entry, None, why=_DELETED)
         seconds = round(time.monotonic() - begun, 3)
         self._answer(entry, key, seconds)
-        return Pushed(entry, key, seconds)
+        return Pushed(entry, key, seconds, has_waited=waits)
 
     def _answer(self, entry: Entry, key: CheckpointKey, seconds: float) -> None:
         manifest = entry.manifest

@@ -49,6 +49,10 @@ class Queued:
     protected: tuple[str, ...] = ()
     at: float = field(default_factory=time.time)
 
+    def in_short(self) -> dict[str, Any]:
+        """Returns what a status shows of it."""
+        return {"step": self.step, "kind": self.kind, "bytes": self.bytes}
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -75,6 +79,16 @@ class Answer:
     bytes: int = 0
     seconds: float = 0.0
     at: float = field(default_factory=time.time)
+
+    def place(self) -> dict[str, Any]:
+        """Returns what a status shows of it, where it is mirrored: its place there, and since when it is there."""
+        return {
+            "term": self.term,
+            "sequence": self.sequence,
+            "step": self.step,
+            "attempt": self.attempt,
+            "at": self.at,
+        }
 
 
 class Queue:
@@ -151,6 +165,15 @@ class Queue:
         except (OSError, ValueError):
             return None
         return answer if answer.attempt == attempt else None
+
+    def answers(self) -> list[Answer]:
+        """Returns all answers that are kept."""
+        try:
+            with Folder.open(self._directory.control / _ANSWERS) as folder:
+                attempts = folder.names()
+        except OSError:
+            return []
+        return [answer for attempt in attempts if (answer := self.answer_to(attempt)) is not None]
 
     def wait(self, attempt: str, timeout: float | None, check: Callable[[], None]) -> Answer | None:
         """Waits for the answer to a checkpoint.

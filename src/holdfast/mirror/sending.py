@@ -208,11 +208,10 @@ class Sender:
             self._queue.refuse(queued, "it was deleted while it was being sent")
             return
         seconds = round(time.time() - begun, 3)
-        self._state = self._with_mirrored(_place(manifest.step, key))
+        answer = Answer(queued.attempt, manifest.step, manifest.sequence, True, key.term, "", manifest.size, seconds)
+        self._state = self._with_mirrored(answer.place())
         self._show(uploading=None)  # whoever hears the answer finds it said
-        self._queue.answer(
-            Answer(queued.attempt, manifest.step, manifest.sequence, True, key.term, "", manifest.size, seconds)
-        )
+        self._queue.answer(answer)
         self._begun.pop(queued.attempt, None)
         self._retain(store, queued)
 

@@ -49,6 +49,7 @@ class Supervisor:
         self._closing = threading.Event()
         self._looking = threading.Lock()
         self._awaited: dict[str, Queued] = {}
+        self._newest_answered: Answer | None = None
         self._is_failing = False
         self._is_taken_over = False
         self._not_pinned: set[int] = set()
@@ -104,6 +105,9 @@ class Supervisor:
     def _journal(self, queued: Queued, answer: Answer | None) -> None:
         event: dict[str, Any] = {"step": queued.step, "sequence": queued.sequence}
         if answer is not None and answer.mirrored:
+            newest = self._newest_answered
+            if newest is None or (newest.term, newest.sequence) < (answer.term, answer.sequence):
+                self._newest_answered = answer
             event |= {"term": answer.term, "bytes": answer.bytes, "seconds": answer.seconds}
             self._run.journal.write("mirrored", **event)
         else:
@@ -117,9 +121,15 @@ class Supervisor:
 
     @property
     def mirrored(self) -> dict[str, Any] | None:
-        """The newest checkpoint that is in the mirror, as its process says; None where it has said of none."""
-        known = self._known()
-        return known.get("mirrored")
+        """The newest checkpoint that is in the mirror, as its process or `holdfast push` says; None for none."""
+        return self._with_answered(self._known()).get("mirrored")
+
+    def _with_answered(self, known: dict[str, Any]) -> dict[str, Any]:
+        """Returns what the process has said, with what another has sent."""
+        newest, there = self._newest_answered, known.get("mirrored")
+        if newest is None or (there and (there["term"], there["sequence"]) >= (newest.term, newest.sequence)):
+            return known
+        return {**known, "mirrored": newest.place()}
 
     def progress(self) -> str:
         """Returns what waits, and how far the one is that is being sent, in words."""
@@ -223,8 +233,8 @@ class Supervisor:
         shown: dict[str, Any] = {
             "url": self.destination.url,
             "term": self.destination.term,
-            **self._known(),
-            "waiting": [{"step": queued.step, "kind": queued.kind, "bytes": queued.bytes} for queued in waiting],
+            **self._with_answered(self._known()),
+            "waiting": [queued.in_short() for queued in waiting],
         }
         self._run.status.update(mirror=shown)
         self._tell(shown)

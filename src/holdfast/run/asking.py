@@ -1,10 +1,10 @@
-"""A run, seen from another process: it is asked for a checkpoint, and `status` says how it is. Torch is not loaded."""
+"""A run, seen from another process: it is asked for a checkpoint, and has said how it is. Torch is not loaded."""
 
 import threading
 from pathlib import Path
 from typing import Any
 
-from holdfast.arguments import checked_directory, require_seconds
+from holdfast.arguments import require_seconds
 from holdfast.errors import HoldfastError, RunNotAliveError, SaveError
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
@@ -81,24 +81,6 @@ class AskedSave:
                     f"the run in {root} ended before it answered; the request is served when it is resumed",
                     hint=f"see what it left with: holdfast list {root}",
                 ) from None
-
-
-def status(run: str | Path) -> dict[str, Any]:
-    """Returns how a training is, as `holdfast status --json` prints it.
-
-    Args:
-        run: The `output_dir` of the training.
-
-    Returns:
-        `path`, `alive`, and what the run says of itself: `phase`, `step`, `rate`, `loss`, `last_checkpoint`,
-        `pending`, ...; docs/cli.md lists it. The fields of one that never said anything are missing.
-
-    Raises:
-        ConfigError: `run` is no path.
-        RunNotFoundError: There is no run in that directory.
-    """
-    directory = RunDirectory.open(checked_directory("run", run))
-    return {"path": str(run), "alive": living(directory) is not None, **said_by(directory)}
 
 
 def ask(root: Path, label: bytes, *, stop: bool, why: str) -> AskedSave:
