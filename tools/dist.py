@@ -23,6 +23,10 @@ from typing import Any
 import holdfast
 from tools import notes
 
+# The server of a mirror's bucket is the one that the tests have.
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from helpers.object_servers import BUCKET, S3_ENVIRONMENT, moto
+
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -32,6 +36,10 @@ ALONE, LOWEST = "alone", "lowest"
 # For what this repository does: nobody installs these to train.
 _OF_THE_REPOSITORY = {"bench", "dev", "servers", "trainers"}
 _LIMIT_SECONDS = 120.0
+_SHOWN = (
+    *("torch", "numpy", "safetensors", "pydantic", "typer", "rich"),
+    *("transformers", "trl", "lightning", "obstore", "botocore"),
+)
 # What may fail to be imported without its extra.
 _OF_EXTRAS = ("holdfast.integrations.", "holdfast.train.")
 
@@ -109,7 +117,7 @@ class Machine:
         self.folder = folder
         self._bin = folder / "env" / "bin"
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HOLDFAST"))}
-        self._environment = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.environment = {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         self._torch = torch
         _run([python, "-m", "venv", str(folder / "env")])
 
@@ -130,19 +138,20 @@ class Machine:
         pip = [str(self._bin / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wanted]
         _run(pip, env={**os.environ, "PIP_CONSTRAINT": str(file)})
 
-    def python(self, *arguments: str) -> str:
+    def python(self, *arguments: str, code: int = 0) -> str:
         """Runs Python there."""
-        return _run([str(self._bin / "python"), "-P", *arguments], env=self._environment, cwd=self.folder)
+        command = [str(self._bin / "python"), "-P", *arguments]
+        return _run(command, env=self.environment, cwd=self.folder, code=code)
 
     def holdfast(self, *arguments: str, code: int = 0) -> str:
         """Runs a verb there."""
-        return _run([str(self._bin / "holdfast"), *arguments], env=self._environment, cwd=self.folder, code=code)
+        return _run([str(self._bin / "holdfast"), *arguments], env=self.environment, cwd=self.folder, code=code)
 
     def start(self, program: Path, run: str, steps: int) -> "subprocess.Popen[str]":
         """Starts a training there."""
         return subprocess.Popen(
             [str(self._bin / "python"), "-P", str(program), run, str(steps)],
-            env=self._environment,
+            env=self.environment,
             cwd=self.folder,
             stdout=(self.folder / f"{run}.log").open("a"),
             stderr=subprocess.STDOUT,
@@ -156,8 +165,7 @@ class Machine:
     def versions(self) -> str:
         """Returns the versions of what is there."""
         listed = json.loads(self.python("-c", _VERSIONS).splitlines()[-1])
-        known = ("torch", "numpy", "safetensors", "pydantic", "typer", "rich", "transformers", "trl", "lightning")
-        there = [f"{name} {listed[name]}" for name in known if name in listed]
+        there = [f"{name} {listed[name]}" for name in _SHOWN if name in listed]
         return ", ".join([self.python("--version").strip(), *there])
 
 
@@ -173,7 +181,9 @@ def use(machine: Machine, name: str) -> None:
     _require(holdfast.__version__ in machine.holdfast("--version"), "holdfast --version is of another version")
     _refuses_without_extras(machine, name)
     _trains(machine, PROGRAMS / "loop.py")
-    if (program := PROGRAMS / f"with_{name}.py").exists():
+    if name == "remote":
+        _outlives_its_disk(machine, PROGRAMS / "with_remote.py")
+    elif (program := PROGRAMS / f"with_{name}.py").exists():
         _trains(machine, program)
     if name == "trl":
         _runs_the_quickstart(machine)
@@ -191,10 +201,34 @@ def _refuses_without_extras(machine: Machine, name: str) -> None:
         (machine.folder / "config.yml").write_text(f"base_model: ./x\n{data}\nlearning_rate: 0.1\n")
         said = machine.holdfast("train", "config.yml", code=2)
         _require("holdfast-torch[trl]" in said, f"holdfast train does not say what it needs: {said}")
+        needed = "holdfast-torch[remote]"
+        said = machine.holdfast("mirror", "check", f"s3://{BUCKET}/run", code=2)
+        _require(needed in said, f"holdfast mirror check does not say what it needs: {said}")
+        said = machine.python(str(PROGRAMS / "with_remote.py"), "refused", "9", code=1).rstrip()
+        _require(said.endswith(f"'{needed}'"), f"a loop with a mirror does not say what it needs: {said}")
 
 
-def _trains(machine: Machine, program: Path) -> None:
-    """Asks, looks, stops, resumes, and compares."""
+def _outlives_its_disk(machine: Machine, program: Path) -> None:
+    """Trains with a mirror in a bucket, removes the run directory, goes on from the mirror, and compares."""
+    with moto() as port:
+        machine.environment |= S3_ENVIRONMENT | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        last, run = _trains(machine, program), program.stem
+        url = f"s3://{BUCKET}/{run}"
+        machine.holdfast("mirror", "check", url)
+        machine.holdfast("list", url)
+        machine.holdfast("verify", url)
+        machine.holdfast("pull", url, "pulled")
+        machine.holdfast("verify", "pulled")
+        machine.holdfast("push", run)
+        shutil.rmtree(machine.folder / run)
+        elsewhere, alone = (machine.train(program, name, last + 20) for name in (run, f"{run}-alone"))
+        journal = (machine.folder / run / "events.jsonl").read_text()
+    _require('"pulled"' in journal, f"{program.name}: with its disk gone, it pulls nothing from its mirror")
+    _require(elsewhere == alone, f"{program.name}: from its mirror it ends otherwise than from its disk")
+
+
+def _trains(machine: Machine, program: Path) -> int:
+    """Asks, looks, stops, resumes, and compares; returns the step that it came to."""
     run = program.stem
     training = machine.start(program, run, 1_000_000)
     try:
@@ -219,10 +253,11 @@ def _trains(machine: Machine, program: Path) -> None:
         training.kill()
     _require(code == 75, f"a stopped training ended with {code}, and not with 75")
     machine.holdfast("status", run, "--outcome", code=75)
-    last = _status(machine, run)["last_checkpoint"]["step"] + 20
+    last: int = _status(machine, run)["last_checkpoint"]["step"] + 20
     resumed = machine.train(program, run, last)
     alone = machine.train(program, f"{run}-alone", last)
     _require(resumed == alone, f"{program.name}: stopped and resumed, it ends otherwise than left alone at step {last}")
+    return last
 
 
 def _runs_the_quickstart(machine: Machine) -> None:
