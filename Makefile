@@ -23,6 +23,9 @@ A_MINUTE := tests/integrations/trainer/test_contract.py tests/integrations/train
 NEW_ENOUGH = $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Holdfast needs Python 3.11 or newer; say which with: make PYTHON=python3.11 ..."; exit 1; }
 
+NODE_ENOUGH = command -v npm > /dev/null && node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2> /dev/null \
+	|| { echo "make test-remote needs Node.js 20 or newer with npm, for azurite; make test has what runs without"; exit 1; }
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-mirror test test-full test-faults test-versions test-remote test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
 
@@ -55,7 +58,7 @@ $(TRAINERS): $(STAMP)
 # azurite is Node's, and is the only server of Azure's protocol.
 $(SERVERS): $(STAMP)
 	@echo "Setting up the servers of object stores (once) ..."
-	@command -v npm > /dev/null || { echo "azurite needs Node.js with npm, 18 or newer, which is not there"; exit 1; }
+	@$(NODE_ENOUGH)
 	@PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[servers]'
 	@npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/azurite $(AZURITE)
 	@touch $@
@@ -104,7 +107,8 @@ test-versions: $(VERSIONS)/oldest/.installed $(VERSIONS)/axolotl/.installed ## t
 	done; exit $$failed
 
 test-remote: $(SERVERS) ## mirrors on servers of S3, Azure and GCS that it starts itself, some behind a proxy that breaks
-	@HOLDFAST_REMOTE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/remote tests/mirror/test_process.py tests/cli/test_mirror.py
+	@HOLDFAST_REMOTE=1 $(BIN)/python -m pytest -n 2 --dist loadfile tests/remote tests/mirror/test_process.py tests/cli/test_mirror.py \
+		tests/processes/test_mirror.py tests/processes/test_failures_elsewhere.py
 
 test-trainers: $(TRAINERS) ## every trainer of docs/trainers.md, asked, signalled, killed and resumed; writes that page
 	@HOLDFAST_TRAINERS=1 $(BIN)/python -m pytest -n 2 --dist worksteal tests/field tests/integrations/trainer/test_stored_weights.py --trainers-page=docs/trainers.md

@@ -42,12 +42,14 @@ class Rule:
             is done when the proxy is told), `short` (the answer is cut after so many bytes).
         argument: The code, or the number of bytes.
         times: The number of requests that it is for.
+        signed: What is in the request's signature: the key that it was signed with.
     """
 
     match: str
     do: str
     argument: Any = None
     times: int = 1
+    signed: str = ""
 
 
 @dataclass
@@ -62,11 +64,11 @@ class _State:
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
 
-    def rule_for(self, line: str) -> Rule | None:
+    def rule_for(self, line: str, signature: str) -> Rule | None:
         with self.lock:
             self.log.append(line)
             for rule in self.rules:
-                if rule.times > 0 and re.search(rule.match, line):
+                if rule.times > 0 and re.search(rule.match, line) and rule.signed in signature:
                     rule.times -= 1
                     return rule
         return None
@@ -151,7 +153,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True  # the client has left
 
     def _any(self) -> None:
-        rule = self.state.rule_for(unquote(f"{self.command} {self.path}"))
+        rule = self.state.rule_for(unquote(f"{self.command} {self.path}"), self.headers.get("authorization") or "")
         size = int(self.headers.get("content-length") or 0)
         do = rule.do if rule else ""
         if rule and do == "cut":

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-FULL = bool(os.environ.get("HOLDFAST_FULL") or os.environ.get("HOLDFAST_FAULTS"))
-"""Set by `make test-full`, and by `make test-faults`, which runs the tests of faults alone."""
+FULL = any(os.environ.get(f"HOLDFAST_{name}") for name in ("FULL", "FAULTS", "REMOTE"))
+"""Set by `make test-full`, and by `make test-faults` and `make test-remote`, which run the tests of one kind alone."""
 
 
 def in_full(because: str) -> pytest.MarkDecorator:

@@ -9,17 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers import object_servers
-from helpers.breaking_proxy import BreakingProxy, Rule
-from helpers.object_servers import BUCKET, needs
+from helpers.breaking_proxy import Rule
+from helpers.breaking_servers import FOR_EVER, SERVERS, Server
 from helpers.remote import a_claim, start
 from helpers.support import OTHER_RUN, RUN, commit_checkpoint, content_of
 from holdfast.errors import DamagedCheckpointError, MirrorAccessError, MirrorError, MirrorTakenError
@@ -30,85 +27,19 @@ from holdfast.remote.download import download
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import listing_of
 from holdfast.remote.object_store import ObjectStore
-from holdfast.remote.opening import open_store
 from holdfast.remote.upload import upload
 from holdfast.store import names
 from holdfast.store.folder import Folder
 from holdfast.store.retention import RetentionPolicy
 from holdfast.store.verify import verify
 
-FOR_EVER = 1000
 LARGE = 9 << 20  # of two parts
 CONTENT = {"large": os.urandom(LARGE), "small": b"small", "sub/empty": b""}
-_NUMBERS = count()
 
 
-@dataclass
-class Server:
-    """A server behind a proxy, with any number of places on it."""
-
-    scheme: str
-    proxy: BreakingProxy
-    endpoint: str
-    url: str = ""
-
-    def new_place(self) -> None:
-        self.url = f"{self.scheme}://{BUCKET}/elsewhere-{next(_NUMBERS)}"
-        self.proxy.break_on()
-
-    def store(self) -> ObjectStore:
-        """The place, as a process that has just begun has it."""
-        return open_store(self.url, self.endpoint)
-
-    @property
-    def of_list(self) -> str:
-        """A pattern of a request that lists."""
-        return "comp=list" if self.scheme == "az" else "list-type=2|prefix="
-
-
-@contextmanager
-def s3(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
-    with (
-        BreakingProxy(request.getfixturevalue("s3_port")) as proxy,
-        object_servers.environment(object_servers.S3_ENVIRONMENT, folder),
-    ):
-        yield Server("s3", proxy, proxy.url)
-
-
-@contextmanager
-def azure(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
-    with (
-        object_servers.azurite(folder) as port,
-        BreakingProxy(port) as proxy,
-        object_servers.environment(object_servers.AZURE_ENVIRONMENT, folder),
-    ):
-        yield Server("az", proxy, object_servers.azure_endpoint(proxy.port))
-
-
-@contextmanager
-def gcs(request: pytest.FixtureRequest, folder: Path) -> Iterator[Server]:
-    with (
-        object_servers.localbucket(folder) as port,
-        BreakingProxy(port, gcs=True) as proxy,
-        object_servers.environment(object_servers.GCS_ENVIRONMENT, folder),
-    ):
-        yield Server("gs", proxy, proxy.url)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(s3, marks=needs("obstore", "botocore", "moto", "flask", "flask_cors")),
-        pytest.param(azure, marks=[needs("obstore"), object_servers.needs_azurite()]),
-        pytest.param(gcs, marks=needs("obstore", "localbucket")),
-    ],
-    ids=lambda make: make.__name__,
-)
+@pytest.fixture(scope="module", params=SERVERS)
 def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with (
-        object_servers.short_pauses(),
-        request.param(request, tmp_path_factory.mktemp(request.param.__name__)) as server,
-    ):
+    with object_servers.short_pauses(), request.param(request, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
