@@ -23,6 +23,7 @@
         MirrorAccessError               2   no credentials, or they are refused; no such bucket; a store without
                                             put-if-absent
         MirrorUnavailableError          1   the store does not answer, is busy, or is full: it is tried again
+          MirrorNameError               2   no server has the name: most likely it is mistyped
         MirrorTakenError                2   the place belongs to another run, or another start has the run
         AbsentError                     1   there is no such object
       Stopped                           75, or 128 + the signal: a stop that was asked for
@@ -199,6 +200,12 @@ class MirrorAccessError(MirrorError):
 
 class MirrorUnavailableError(MirrorError):
     """The place did not do it this time. What it was asked for may have been done all the same."""
+
+
+class MirrorNameError(MirrorUnavailableError):
+    """No server is known by the place's name: it is mistyped, or this machine has no network yet."""
+
+    exit_code = 2
 
 
 class MirrorTakenError(MirrorError):

@@ -125,6 +125,10 @@ DEFAULTS = Settings()
 """The settings of a training that sets none."""
 
 
+WITHOUT_MIRROR = {name: getattr(DEFAULTS, name) for name in SaveSettings.model_fields if name.startswith("mirror")}
+"""The settings that have a training send nothing."""
+
+
 class SettingsKwargs(TypedDict, total=False):
     """The settings as keyword arguments of Python. `Settings` says what each means."""
 
@@ -173,7 +177,7 @@ def checked(model: type[Model], values: Mapping[str, Any], *, strict: bool = Fal
             f"{dotted(details['loc'])}: {describe(details, _keys_at(model, details['loc']), present=True)}"
             for details in error.errors()
         ]
-        raise ConfigError(problems, hint="docs/configuration.md describes each setting") from error
+        raise ConfigError(problems, hint="docs/configuration.md describes each setting") from None
 
 
 def _keys_at(model: type[BaseModel], loc: Loc) -> Iterable[str]:

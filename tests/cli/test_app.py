@@ -75,6 +75,7 @@ CODES = {
     "MirrorError": 1,
     "MirrorAccessError": 2,
     "MirrorUnavailableError": 1,
+    "MirrorNameError": 2,
     "MirrorTakenError": 2,
     "AbsentError": 1,
 }

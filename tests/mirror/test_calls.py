@@ -5,13 +5,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.mirrors import DirectoryMirror
 from helpers.support import RESUMABLE, RUN, commit_checkpoint, process
 from helpers.waiting import wait_until
-from holdfast.errors import AbsentError, ConfigError, MirrorTakenError, MirrorUnavailableError
+from holdfast.errors import AbsentError, ConfigError, MirrorNameError, MirrorTakenError, MirrorUnavailableError
 from holdfast.mirror import calls
 from holdfast.mirror.calls import Calls, Doing
 from holdfast.remote import terms
@@ -120,9 +121,24 @@ def test_it_is_given_up_after_a_while_with_what_can_be_done(place: Place, monkey
     monkeypatch.setattr(calls, "_END_SECONDS", 0.1)
     hangs = Doomed(place.mirror.url, None, None, Folder.open(place.root), place.calls._show)
     hangs.times, hangs.number = 1, signal.SIGSTOP
-    with hangs, pytest.raises(MirrorUnavailableError, match=r"has not answered for .* minutes: nothing has") as raised:
+    with hangs, pytest.raises(MirrorUnavailableError, match=r"has not answered for .* min: nothing has") as raised:
         hangs.look(RUN, TOKEN)
     assert "--resume local" in (raised.value.hint or "") and raised.value.exit_code == 1
+
+
+class Unknown(Calls):
+    def _answer(self, doing: Doing, request: dict[str, Any]) -> Any:
+        raise MirrorNameError("nobody knows it", hint="look at mirror_endpoint")
+
+
+def test_a_name_that_nobody_knows_is_not_asked_for_ten_minutes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "NAME_PATIENCE_SECONDS", 1.5)
+    unknown = Unknown(place.mirror.url, None, None, Folder.open(place.root), place.calls._show)
+    with unknown, pytest.raises(MirrorNameError, match="nobody knows it") as raised:
+        unknown.look(RUN, TOKEN)
+    assert raised.value.exit_code == 2 and "look at mirror_endpoint; to go on with" in (raised.value.hint or "")
+    assert place.shown[0].why == "nobody knows it: look at mirror_endpoint"
+    assert 0 < (place.shown[0].gives_up_at or 0) - (place.shown[0].failing_since or 0) < 2
 
 
 def test_what_no_other_try_would_mend_is_raised_at_once(place: Place) -> None:

@@ -8,7 +8,13 @@ import pytest
 from helpers import object_servers
 from helpers.object_servers import BUCKET, needs
 from holdfast.errors import MirrorAccessError, MirrorUnavailableError
-from holdfast.remote.credentials import AwsCredentials, is_of_cloud, require_of_azure, require_of_gcs
+from holdfast.remote.credentials import (
+    AwsCredentials,
+    is_of_cloud,
+    require_of_azure,
+    require_of_gcs,
+    require_sendable,
+)
 from holdfast.remote.opening import open_store
 
 SECRET = "hunter2"
@@ -75,6 +81,14 @@ PROFILES = """
 aws_access_key_id = key
 aws_secret_access_key = hunter2
 region = eu-west-9
+[profile broken]
+aws_access_key_id = key
+aws_secret_access_key = hunter2
+aws_session_token = one\ttwo
+[profile unrunnable]
+credential_process = /nowhere/program
+[profile talkative]
+credential_process = /bin/echo hunter2
 [profile sso]
 sso_start_url = https://example.awsapps.com/start
 sso_region = us-east-1
@@ -87,18 +101,36 @@ role_arn = arn:aws:iam::1:role/x
 
 
 @of_aws
-def test_profiles_and_single_sign_on_are_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_profiles_and_single_sign_on_are_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / ".aws").mkdir()
     (tmp_path / ".aws" / "config").write_text(PROFILES)
     monkeypatch.setenv("AWS_PROFILE", "plain")
     found = AwsCredentials()
     assert (found.region, found()["access_key_id"], found()["token"]) == ("eu-west-9", "key", None)
-    for profile, words in {"nobody": "(nobody)", "sso": "aws sso login", "lost": "does not exist"}.items():
+    words_of = {
+        "nobody": "(nobody)",
+        "sso": "aws sso login",
+        "lost": "does not exist",
+        "broken": "cannot be sent",
+        "unrunnable": "/nowhere/program",
+        "talkative": "cannot be had",
+    }
+    for profile, words in words_of.items():
         monkeypatch.setenv("AWS_PROFILE", profile)
         assert words in refused(AwsCredentials)
+    assert caplog.records == [], "the library's own words, with a trace"
     monkeypatch.delenv("AWS_PROFILE")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    assert "missing: AWS_SECRET_ACCESS_KEY" in refused(AwsCredentials)
+    assert "missing: AWS_SECRET_ACCESS_KEY" in (line := refused(AwsCredentials)) and "belong together" in line
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert "AWS_ACCESS_KEY_ID is not" in refused(AwsCredentials)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere/token")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/x")
+    assert "/nowhere/token" in refused(AwsCredentials)
     (tmp_path / ".aws" / "config").write_text("[[[")
     assert "config" in refused(AwsCredentials)
 
@@ -125,6 +157,15 @@ def test_what_runs_out_is_renewed_and_what_cannot_be_is_said_until_it_can(tmp_pa
             error = MirrorUnavailableError if is_there else MirrorAccessError
             with pytest.raises(error, match="Connection refused" if is_there else "log in again"):
                 store.get_range("a", 0, 1)
+
+
+def test_a_variable_of_which_no_request_can_be_made_is_named_and_not_shown() -> None:
+    for scheme, name in (("s3", "AWS_SESSION_TOKEN"), ("gs", "GOOGLE_BEARER_TOKEN"), ("az", "AZURE_STORAGE_TOKEN")):
+        assert name in refused(lambda: require_sendable(scheme, {name: f"{SECRET}\n"}))  # noqa: B023 - called at once
+        require_sendable(scheme, {name: SECRET, "OTHER": "\n"})
+    require_sendable("gs", {"GOOGLE_SERVICE_ACCOUNT_KEY": "{\n}"})
+    half = {"AZURE_CLIENT_ID": "a", "AZURE_TENANT_ID": "b"}
+    assert "there is no AZURE_CLIENT_SECRET" in refused(lambda: require_of_azure(half, NOWHERE))
 
 
 def test_of_gcs_a_key_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:

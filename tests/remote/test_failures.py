@@ -1,6 +1,6 @@
 import pytest
 
-from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorUnavailableError
+from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorNameError, MirrorUnavailableError
 from holdfast.remote.failures import answer_in, failure_of, failure_of_opening
 
 SECRET = "hunter2"
@@ -48,7 +48,19 @@ def test_of_an_answer_nothing_is_shown_that_could_be_secret(text: str, words: st
         (answered("404 Not Found"), True, AbsentError),
         ("Bulk delete request failed for key x: The specified blob does not exist. (code: 404)", True, AbsentError),
         (answered("404 Not Found", "NoSuchUpload"), False, MirrorUnavailableError),
-        (answered("404 Not Found"), False, MirrorUnavailableError),
+        (answered("404 Not Found"), False, MirrorAccessError),
+        (answered("400 Bad Request", "OutOfRangeInput"), False, MirrorAccessError),
+        (answered("400 Bad Request", "RequestTimeout"), False, MirrorUnavailableError),
+        (answered("400 Bad Request", "InvalidBlockList"), False, MirrorUnavailableError),
+        (answered("501 Not Implemented", "NotImplemented"), False, MirrorAccessError),
+        (f"{SENT} - HTTP error{DEBUG} error: InvalidMessage(InvalidContentType)", False, MirrorAccessError),
+        ("'az account get-access-token' command failed: Azure Cli not installed", False, MirrorAccessError),
+        (f'{SENT}{DEBUG} error: "failed to lookup: Name or service not known",', True, MirrorNameError),
+        (
+            f'{SENT}{DEBUG} error: "failed to lookup: Temporary failure in name resolution",',
+            True,
+            MirrorUnavailableError,
+        ),
         (answered("404 Not Found", "NoSuchBucket"), True, MirrorAccessError),
         (answered("404 Not Found", "ContainerNotFound"), False, MirrorAccessError),
         (answered("403 Forbidden", "UserRateLimitExceeded"), False, MirrorUnavailableError),
@@ -70,6 +82,19 @@ def test_what_passes_is_told_from_what_does_not_and_from_what_is_absent(
     text: str, of_object: bool, error: type[MirrorError]
 ) -> None:
     assert type(failure_of("s3://bucket", "reading x", text, of_object=of_object)) is error
+
+
+def test_what_can_be_done_is_said() -> None:
+    unknown = f'{SENT}{DEBUG} error: "failed to lookup: Name or service not known",'
+    for text, words in (
+        (unknown, "no server is known by the name account.example.org look at mirror_endpoint"),
+        (answered("507 Insufficient Storage", "XMinioStorageFull"), "it has no room, or no quota make room there"),
+        (answered("403 Forbidden", "QuotaExceeded"), "it has no room, or no quota make room there"),
+        (answered("403 Forbidden", "RequestTimeTooSkewed"), "set this machine's clock"),
+        (answered("501 Not Implemented", "NotImplemented"), "conditional writes"),
+    ):
+        error = failure_of("s3://bucket", "reading x", text, of_object=False)
+        assert words in f"{error} {error.hint}" and SECRET not in f"{error}{error.hint}"
 
 
 def test_a_range_beyond_the_end_is_told() -> None:

@@ -80,9 +80,43 @@ def test_a_bucket_that_lets_itself_be_written_and_not_deleted_from_is_refused_at
 
 
 def test_a_bad_address_or_endpoint_is_refused() -> None:
-    for url, endpoint in (("bucket/x", None), (f"s3://{BUCKET}/x", "bucket"), (f"s3://{BUCKET}/x", "ftp://host")):
+    for url, endpoint, region in (
+        ("bucket/x", None, None),
+        (f"s3://{BUCKET}/x", "bucket", None),
+        (f"s3://{BUCKET}/x", "ftp://host", None),
+        (f"s3://{BUCKET}/x", "", None),
+        ("file:///x/y", "http://host", None),
+        ("file:///x/y", None, "eu-central-1"),
+        (f"gs://{BUCKET}/x", None, "eu-central-1"),
+    ):
         with pytest.raises(ConfigError):
-            open_store(url, endpoint)
+            open_store(url, endpoint, region)
+
+
+@needs("obstore", "botocore")
+def test_what_the_environment_says_is_looked_at_as_what_is_given(tmp_path: Path) -> None:
+    for name, value, words in (
+        ("AWS_ENDPOINT_URL", "127.0.0.1:9", "AWS_ENDPOINT_URL: '127.0.0.1:9' is no address"),
+        ("AWS_ENDPOINT_URL_S3", "http://a:hunter2@host", "AWS_ENDPOINT_URL_S3 has no user"),
+        ("AWS_REGION", "a b", "'a b' is no name of a region"),
+    ):
+        with object_servers.environment(S3_ENVIRONMENT | {name: value}, tmp_path):
+            with pytest.raises(ConfigError) as caught:
+                open_store(f"s3://{BUCKET}/x")
+            assert words in str(caught.value) and "hunter2" not in f"{caught.value}{caught.value.hint}"
+
+
+@needs("obstore", "botocore")
+def test_a_panic_of_the_library_is_one_line(tmp_path: Path) -> None:
+    with object_servers.environment(S3_ENVIRONMENT, tmp_path):
+        store = open_store(f"s3://{BUCKET}/x", f"http://127.0.0.1:{object_servers.free_port()}")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("holdfast.remote.credentials.AwsCredentials.__call__", lambda self: _UNSENDABLE)
+            with pytest.raises(MirrorAccessError, match="no request can be made"):
+                store.put_absent("a", b"")
+
+
+_UNSENDABLE = {"access_key_id": "a\n", "secret_access_key": "b", "token": None, "expires_at": None}
 
 
 def test_a_directory_needs_neither_obstore_nor_torch(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ class Machine:
         self.said.clear()
         settings = DEFAULTS.model_copy(update={"mirror": self.mirror.url})
         opened = open_run(None, Wish(self.root, wanted, TRANSFORMERS, RunLog(self.said.append), settings))
+        told = [line for line in self.said if line.endswith("what takes one takes both")]  # here all are on one disk
+        assert len(told) == (wanted != "local")
+        self.said[:] = [line for line in self.said if line not in told]
         if ends:
             self.end(opened)
         return opened
@@ -476,3 +479,28 @@ def test_a_start_that_dies_between_its_claim_and_its_note_of_that_stands_in_nobo
     opened = here.start()
     assert steps(opened) == 5 and opened.run.term == 3 and mirror.listing.terms == (1, 2, 3)
     assert terms.is_required(terms.claimed_in(here.root), opened.run.identity, 3)
+
+
+def test_the_settings_of_a_mirror_that_is_not_there_are_named(tmp_path: Path) -> None:
+    for changes, names in (
+        ({"mirror_endpoint": "http://host", "mirror_keep": 5}, "mirror_keep, mirror_endpoint: without mirror:"),
+        ({}, ""),
+    ):
+        said: list[str] = []
+        settings = DEFAULTS.model_copy(update=changes)
+        opened = open_run(None, Wish(tmp_path / "run", "auto", TRANSFORMERS, RunLog(said.append), settings))
+        opened.run.close("finished", 0)
+        opened.close()
+        assert any(names in line for line in said) if names else not any("without mirror:" in line for line in said)
+
+
+def test_a_mirror_inside_of_the_run_directory_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    for place in (root, root / "mirror", tmp_path):
+        settings = DEFAULTS.model_copy(update={"mirror": place.as_uri()})
+        with pytest.raises(ConfigError, match="a directory of its own"):
+            try:
+                open_run(None, Wish(root, "auto", TRANSFORMERS, RunLog(list[str]().append), settings))
+            except ConfigError as error:
+                raise ConfigError([f"{error} {error.hint}"]) from None
+    assert not root.exists()

@@ -10,7 +10,9 @@ from holdfast.cli.there import Endpoint, Moving, Region, moving_again, require_a
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
 from holdfast.mirror.pulling import Pulled, directory_for, pull
 from holdfast.mirror.run_there import look, split
+from holdfast.remote.apart import require_apart
 from holdfast.remote.catalog import RemoteEntry
+from holdfast.remote.location import location_of
 from holdfast.remote.object_store import Progress
 
 
@@ -25,6 +27,7 @@ def pull_checkpoints(
     """Bring the newest good checkpoint here, the best one, and those that have a slot, a label or a pin."""
     require_address(url)
     place, name = split(url)
+    require_apart(location_of(place), directory)
     there = look(place, endpoint, region)
     if not there.checkpoints:
         raise RunNotFoundError(f"there is no checkpoint in {there.store.url} yet", hint="nothing was brought here")

@@ -11,6 +11,8 @@ from holdfast.cli.there import Endpoint, Moving, Region, moving_again
 from holdfast.errors import ConfigError, DamagedCheckpointError, RunNotFoundError
 from holdfast.mirror.address import Address, address_of
 from holdfast.mirror.pushing import Push, Pushed, to_send
+from holdfast.remote.apart import require_apart
+from holdfast.remote.location import location_of
 from holdfast.remote.opening import open_store, require_usable
 from holdfast.run import asking
 from holdfast.run.directory import RunDirectory
@@ -36,6 +38,7 @@ def push(
     entries = to_send(directory, identity)
     if not entries:
         raise RunNotFoundError(f"there is no good checkpoint in {run}", hint=f"see what there is: holdfast list {run}")
+    require_apart(location_of(place.url), run)
     store = open_store(*place)
     require_usable(store)
     pushing = Push(store, directory, identity)

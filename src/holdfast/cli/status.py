@@ -183,6 +183,8 @@ def _mirror(known: dict[str, Any], *, alive: bool) -> list[str]:
     if since := mirror.get("failing_since"):
         again = mirror.get("next_try_at")
         wait = f"; next try in {max(0.0, again - time.time()):.0f} s" if again and alive else ""
+        if alive and (end := mirror.get("gives_up_at")):
+            wait += f", and this start ends in {max(0.0, end - time.time()):.0f} s if nothing comes"
         lines.append(f"mirror      failing since {clock(since)} ({ago(since)}): {one_line(str(mirror['why']))}{wait}")
     if taken_over := mirror.get("taken_over"):
         lines.append(f"mirror      {one_line(str(taken_over))}: nothing is sent any more")

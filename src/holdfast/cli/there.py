@@ -12,6 +12,7 @@ import typer
 from holdfast.arguments import is_address
 from holdfast.cli.output import size, tell
 from holdfast.errors import ConfigError, MirrorUnavailableError
+from holdfast.text import quoted
 
 Endpoint = Annotated[
     str | None, typer.Option("--endpoint", metavar="URL", help="The server of a mirror: its mirror_endpoint.")
@@ -27,7 +28,7 @@ def require_address(text: str) -> None:
     """Checks that a mirror is meant, and no path."""
     if not is_address(text):
         raise ConfigError(
-            [f"{text} is no address of a mirror"],
+            [f"{quoted(text)} is no address of a mirror"],
             hint="such as s3://bucket/run1, gs://bucket/run1, az://container/run1 or file:///other/disk/run1",
         )
 

@@ -42,7 +42,7 @@ from holdfast.resume.open_run import Wish, open_run
 from holdfast.run.rehearsal import output_dir_for
 from holdfast.run.request import Answer, Request
 from holdfast.run.status import StatusFile
-from holdfast.settings import Settings
+from holdfast.settings import WITHOUT_MIRROR, Settings
 from holdfast.store import files
 from holdfast.store.retention import RetentionPolicy
 
@@ -77,7 +77,7 @@ class Engine:
         self.log.rank = self.rank
         self._rehearsing = rehearsing(self.channel)
         if self._rehearsing is not None:
-            resume, settings = AUTO, settings.model_copy(update={"mirror": None})
+            resume, settings = AUTO, settings.model_copy(update=WITHOUT_MIRROR)
         self.settings = settings
         self.origin = open_run(self.channel, Wish(output_dir_for(output_dir), resume, layout, self.log, settings))
         self.run = self.origin.run

@@ -1,6 +1,7 @@
 """The calls of a start to its mirror, as training makes them: through a process of their own, and as often as it takes.
 
-A store that does not answer is asked again, until nothing has come for ten minutes.
+A store that does not answer is asked again, until nothing has come for ten minutes; one of a name that nobody knows,
+which is most likely mistyped, for one.
 """
 
 import json
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from holdfast import errors
-from holdfast.errors import DamagedCheckpointError, HoldfastError, MirrorError, MirrorUnavailableError
+from holdfast.errors import DamagedCheckpointError, HoldfastError, MirrorError, MirrorNameError, MirrorUnavailableError
 from holdfast.mirror import child
 from holdfast.mirror.seen import Remote, Seen
 from holdfast.remote.terms import Claimed
@@ -26,6 +27,8 @@ from holdfast.text import shown
 _MODULE = "holdfast.mirror.start"
 PATIENCE_SECONDS = 600.0
 """The time for which a store that does not answer is asked again."""
+NAME_PATIENCE_SECONDS = 60.0
+"""The time for which one is whose name nobody knows: for a network that is not there yet."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _SHOW_SECONDS = 1.0
 _END_SECONDS = 2.0
@@ -38,6 +41,7 @@ _KINDS = {
         errors.ConfigError,
         errors.DamagedCheckpointError,
         errors.MirrorAccessError,
+        errors.MirrorNameError,
         errors.MirrorTakenError,
         errors.MirrorUnavailableError,
         errors.NoSpaceError,
@@ -59,6 +63,7 @@ class Doing:
         failing_since: The time of the first try that failed and that nothing has come after.
         why: The reason of the last failure.
         next_try_at: The time of the next try.
+        gives_up_at: The time at which no other try is made, unless something has come by then.
     """
 
     url: str
@@ -69,6 +74,7 @@ class Doing:
     failing_since: float | None = None
     why: str = ""
     next_try_at: float | None = None
+    gives_up_at: float | None = None
 
 
 class Calls:
@@ -157,17 +163,18 @@ class Calls:
                 self._end()
                 if not tries_again:
                     raise
-                if time.monotonic() - since + pause > PATIENCE_SECONDS:
-                    raise _given_up(self.url, error) from error
-                doing = self._wait(doing, pause, str(error))
+                patience = NAME_PATIENCE_SECONDS if isinstance(error, MirrorNameError) else PATIENCE_SECONDS
+                left = patience - (time.monotonic() - since)
+                if left < pause:
+                    raise _given_up(self.url, error, patience) from error
+                doing = self._wait(doing, pause, left, error)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _wait(self, doing: Doing, seconds: float, why: str) -> Doing:
+    def _wait(self, doing: Doing, seconds: float, left: float, error: MirrorUnavailableError) -> Doing:
         """Waits before the next try, and shows it; returns what is shown from then on."""
-        now = time.time()
-        doing = Doing(
-            **{**vars(doing), "failing_since": doing.failing_since or now, "why": why, "next_try_at": now + seconds}
-        )
+        now, why = time.time(), f"{error}: {error.hint}" if error.hint else str(error)
+        times = {"failing_since": doing.failing_since or now, "next_try_at": now + seconds, "gives_up_at": now + left}
+        doing = Doing(**{**vars(doing), **times, "why": why})
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             self._show(doing)
@@ -205,7 +212,8 @@ class Calls:
             line = self._line(doing)
             if "progress" in line:
                 self._progress_at = time.monotonic()
-                doing = Doing(**{**vars(doing), "bytes": line["progress"], "failing_since": None, "why": ""})
+                arrived = {"bytes": line["progress"], "failing_since": None, "why": "", "gives_up_at": None}
+                doing = Doing(**{**vars(doing), **arrived})
                 self._show(doing)
             elif "done" in line:
                 return line["done"]
@@ -251,9 +259,9 @@ def _raise(error: dict[str, Any]) -> NoReturn:
     raise kind(message, hint=hint)
 
 
-def _given_up(url: str, error: MirrorUnavailableError) -> MirrorUnavailableError:
-    return MirrorUnavailableError(
-        f"{shown(url)} has not answered for {PATIENCE_SECONDS / 60:g} minutes: {error}",
-        hint="start again when it does; to go on with what is on this disk, and leave the mirror alone: --resume local"
-        " (in Python, resume='local')",
+def _given_up(url: str, error: MirrorUnavailableError, patience: float) -> MirrorUnavailableError:
+    return type(error)(
+        f"{shown(url)} has not answered for {patience / 60:g} min: {error}",
+        hint=f"{error.hint or 'start again when it does'}; to go on with what is on this disk, and leave the mirror"
+        " alone: --resume local (in Python, resume='local')",
     )

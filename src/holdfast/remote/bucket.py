@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from holdfast.errors import AbsentError, MirrorError, MirrorUnavailableError
-from holdfast.remote.failures import answer_in, failure_of
+from holdfast.remote.failures import answer_in, failure_of, failure_of_panic
 from holdfast.remote.object_store import Item
 
 if TYPE_CHECKING:
@@ -135,6 +135,10 @@ class Bucket:
             yield
         except (BaseError, FileNotFoundError, ValueError) as error:
             raise self._problem() or failure_of(self.url, what, str(error), of_object=of_object) from None
+        except BaseException as error:
+            if (panic := failure_of_panic(self.url, error)) is not None:
+                raise panic from None
+            raise
 
 
 class _Source:

@@ -6,13 +6,14 @@ all clouds have for that is somebody else's, or nobody's, and is waited for.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.errors import MirrorAccessError, MirrorError
+from holdfast.errors import MirrorAccessError, MirrorError, MirrorUnavailableError
 from holdfast.text import one_line, quoted
 
 if TYPE_CHECKING:
@@ -27,10 +28,13 @@ _CLOUDS = {
     "az": {"chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"},
 }
 
+_SECRET = "AWS_SECRET_ACCESS_KEY"
+_VARIABLES = {"s3": "AWS_", "gs": "GOOGLE_", "az": "AZURE_"}
+_JSON = "GOOGLE_SERVICE_ACCOUNT_KEY"
 # Of each alternative, all must be set.
 _OF_GCS = (
     ("GOOGLE_BEARER_TOKEN",),
-    ("GOOGLE_SERVICE_ACCOUNT_KEY",),
+    (_JSON,),
 )
 _FILES_OF_GCS = ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_APPLICATION_CREDENTIALS")
 _DEFAULT_OF_GCS = Path(".config/gcloud/application_default_credentials.json")
@@ -64,6 +68,20 @@ def is_of_cloud(scheme: str, firmware: Path = FIRMWARE) -> bool:
     return False
 
 
+def require_sendable(scheme: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses variables of a cloud that have a character in them of which no request can be made: obstore panics.
+
+    Raises:
+        MirrorAccessError: One has.
+    """
+    variables = [name for name in environment if name.startswith(_VARIABLES[scheme]) and name != _JSON]
+    if bad := sorted(name for name in variables if not environment[name].isprintable()):
+        raise MirrorAccessError(
+            f"{', '.join(bad)}: has a character in it that cannot be sent, such as a line break at its end",
+            hint=f"take it out: export {bad[0]}=$(cat FILE) leaves line breaks at the end out",
+        )
+
+
 class AwsCredentials:
     """AWS's credentials from wherever its own tools find them; obstore calls this for each new signature.
 
@@ -79,8 +97,9 @@ class AwsCredentials:
         self._session = _session(firmware)
         credentials = _of_aws("credentials", lambda: self._session.get_credentials())
         if credentials is None:
+            half = ": AWS_SECRET_ACCESS_KEY is set, and AWS_ACCESS_KEY_ID is not" if os.environ.get(_SECRET) else ""
             raise MirrorAccessError(
-                "there are no credentials for s3://: none in the environment, in ~/.aws, or of the instance",
+                f"there are no credentials for s3://: none in the environment, in ~/.aws, or of the instance{half}",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or log in with `aws sso login`",
             )
         self._credentials: Credentials = credentials
@@ -96,10 +115,16 @@ class AwsCredentials:
         """Returns the credentials as they are now."""
         try:
             frozen = _of_aws("credentials", self._credentials.get_frozen_credentials)
-        except MirrorAccessError as error:
+        except MirrorError as error:
             self.problem = error  # obstore has but the text of it, among much else
             raise
         self.problem = None
+        if not all(part is None or (part.isascii() and part.isprintable()) for part in frozen):
+            self.problem = MirrorAccessError(
+                "the credentials for s3:// have a character that cannot be sent, such as a line break at an end",
+                hint="look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN, or at the profile",
+            )
+            raise self.problem
         return {
             "access_key_id": frozen.access_key,
             "secret_access_key": frozen.secret_key,
@@ -113,6 +138,7 @@ def _session(firmware: Path) -> "Session":
         from botocore.session import Session
     except ImportError as error:
         raise lacking(error) from error
+    logging.getLogger("botocore").setLevel(logging.CRITICAL)  # it logs with a trace what it raises as well
     session = Session()
     if not is_of_cloud("s3", firmware):
         _of_aws("the profile", lambda: session.get_component("credential_provider").remove("iam-role"))
@@ -120,15 +146,23 @@ def _session(firmware: Path) -> "Session":
 
 
 def _of_aws(what: str, ask: Callable[[], Any]) -> Any:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore import exceptions
 
     try:
         return ask()
-    except (BotoCoreError, ClientError) as error:
+    except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
+        raise MirrorUnavailableError(f"{what} for s3:// cannot be asked for: {one_line(str(error))}") from None
+    except (exceptions.PartialCredentialsError, exceptions.NoCredentialsError) as error:
+        raise MirrorAccessError(
+            f"{what} for s3:// cannot be had: {one_line(str(error))}",
+            hint="AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together, with AWS_SESSION_TOKEN for a session's",
+        ) from None
+    except (exceptions.BotoCoreError, exceptions.ClientError, OSError, ValueError, LookupError) as error:
+        # The last three: files that are not there or are no JSON, programs that cannot be run or answer something else.
         raise MirrorAccessError(
             f"{what} for s3:// cannot be had: {one_line(str(error))}",
             hint="AWS_PROFILE names a profile of ~/.aws/config; `aws sso login` renews a single sign-on",
-        ) from error
+        ) from None
 
 
 def require_of_gcs(environment: Mapping[str, str] = os.environ, firmware: Path = FIRMWARE) -> None:
@@ -176,10 +210,20 @@ def require_of_azure(environment: Mapping[str, str] = os.environ, firmware: Path
     """
     if not _any_set(_OF_AZURE, environment) and not is_of_cloud("az", firmware):
         raise MirrorAccessError(
-            "there are no credentials for az://: none in the environment, or of the instance",
+            "there are no credentials for az://: none in the environment, or of the instance"
+            + _half_of_azure(environment),
             hint="set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET,"
             " or AZURE_USE_AZURE_CLI=true after `az login`",
         )
+
+
+def _half_of_azure(environment: Mapping[str, str]) -> str:
+    """Returns words for the alternative of which something is set, and not all; none where nothing is."""
+    for names in _OF_AZURE:
+        if (have := [name for name in names if environment.get(name)]) and len(have) < len(names):
+            lacks = ", ".join(name for name in names if name not in have)
+            return f": beside {' and '.join(have)} there is no {lacks}"
+    return ""
 
 
 def _any_set(alternatives: tuple[tuple[str, ...], ...], environment: Mapping[str, str]) -> bool:

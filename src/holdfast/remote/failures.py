@@ -7,12 +7,13 @@ it goes further than this file but the status, the code and the message of the a
 import re
 from dataclasses import dataclass
 
-from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorUnavailableError
+from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorNameError, MirrorUnavailableError
 from holdfast.text import one_line
 
 _STATUS = re.compile(r"(?:status code: |\(code: )([0-9]{3})")
 _CODE = re.compile(r"<Code>([A-Za-z0-9]{1,80})</Code>")
-_MESSAGE = re.compile(r"<Message>(.{1,400}?)(?:</Message>|\n|$)", re.DOTALL)
+_MESSAGE = re.compile(r"<Message>([^<\n]{1,400})")  # what may follow it is what was signed
+_HOST = re.compile(r"https?://(?:[^/@\s]*@)?([A-Za-z0-9.-]{1,255})")
 _CAUSE = re.compile(r'(?:message|error): "([^"\n]{1,200})"')
 _FRAME = re.compile(r"(?:Generic \w+ error: |Error performing .* - )", re.DOTALL)
 _QUERY = re.compile(r"\?\S*")
@@ -27,10 +28,24 @@ _BUSY = ("SlowDown", "Throttl", "Quota", "RateLimit", "TooManyRequests", "Server
 _EXPIRED = ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "RequestExpired")
 _CLOCK = ("RequestTimeTooSkewed", "RequestInTheFuture")
 _REGION = ("AuthorizationHeaderMalformed", "PermanentRedirect", "IllegalLocationConstraintException")
+_FULL = ("StorageFull", "Quota", "InsufficientStorage")
+_UNKNOWN_NAME = ("Name or service not known", "No address associated with hostname", "nodename nor servname")
+# Of what a store calls the request's own fault, what the next request need not have: its bytes were lost on the way.
+_CUT_SHORT = ("Timeout", "Incomplete", "Digest", "Mismatch", "Md5", "BlockList", "NoSuchUpload")
 
+_SERVER = (
+    "is it the right server? Look at mirror_endpoint: http or https, the port, and for Azure's emulator the account"
+)
 _CREDENTIALS = (
     "look at the credentials: those of the environment come before a profile's, and those before the instance's"
 )
+
+_ENVIRONMENT = (
+    "look at what the environment says: the credentials (is there a line break in one?), and all else that begins"
+    " with AWS_, GOOGLE_ or AZURE_"
+)
+CONDITIONAL = "two trainings could not be told apart there; use one with conditional writes (If-None-Match)"
+"""The way out where a store stores an object where there is one."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +93,12 @@ def failure_of(url: str, what: str, text: str, *, of_object: bool) -> MirrorErro
     """
     answer = answer_in(text)
     line = f"{url}: {what} failed: {answer.words}"
+    if any(words in answer.words for words in _UNKNOWN_NAME):
+        host = _HOST.search(text)
+        return MirrorNameError(
+            f"{url}: no server is known by the name {host[1] if host else 'that it has'}",
+            hint="look at mirror_endpoint, the region, or the account's name; or has this machine no network?",
+        )
     if of_object and answer.is_absent:
         return AbsentError(line)
     if answer.code in _NO_BUCKET:
@@ -88,20 +109,43 @@ def failure_of(url: str, what: str, text: str, *, of_object: bool) -> MirrorErro
         return MirrorAccessError(line, hint="mirror_region: or AWS_REGION says where the bucket is")
     if answer.code in _EXPIRED:
         return MirrorAccessError(line, hint="the credentials have run out: renew them")
+    if any(word in answer.code for word in _FULL) or answer.status == 507:
+        return MirrorUnavailableError(
+            f"{line}: it has no room, or no quota", hint="make room there, or have its quota raised"
+        )
     if any(word in answer.code for word in _BUSY):
         return MirrorUnavailableError(line)
+    if answer.status == 501:
+        return MirrorAccessError(line, hint=CONDITIONAL)
     if answer.status in (401, 403):
         return MirrorAccessError(line, hint=_CREDENTIALS)
     if answer.status == 400 and "Auth" in answer.code:
         return MirrorAccessError(line, hint=_CREDENTIALS)
+    if answer.status in (400, 404, 405) and not any(word in answer.code for word in _CUT_SHORT):
+        return MirrorAccessError(line, hint=_SERVER)
     if "certificate" in text:
         return MirrorAccessError(line, hint="its certificate is not one that this machine believes")
+    if "InvalidContentType" in text:  # of what should have been TLS
+        hint = "mirror_endpoint: http://..., if all may go over the network in plain text"
+        return MirrorAccessError(f"{url}: the server does not speak https", hint=hint)
+    if "Azure Cli" in answer.words:
+        return MirrorAccessError(line, hint="install `az`, and log in with `az login`")
     return MirrorUnavailableError(line)
 
 
 def failure_of_opening(url: str, text: str) -> MirrorAccessError:
     """Returns the error that obstore's error is where a store could not even be made of what there is."""
-    return MirrorAccessError(f"{url} cannot be opened: {answer_in(text).words}", hint=_CREDENTIALS)
+    return MirrorAccessError(f"{url} cannot be opened: {answer_in(text).words}", hint=_ENVIRONMENT)
+
+
+def failure_of_panic(url: str, error: BaseException) -> MirrorAccessError | None:
+    """Returns the error for a panic of obstore, which is no `Exception`; None for any other end, such as Ctrl+C.
+
+    It is what becomes of a text that cannot be part of a request.
+    """
+    if type(error).__name__ != "PanicException":
+        return None
+    return MirrorAccessError(f"{url}: no request can be made of what there is", hint=_ENVIRONMENT)
 
 
 def _public(text: str) -> str:

@@ -65,22 +65,24 @@ def location_of(text: str) -> Location:
     return _directory(text) if parts.scheme == DIRECTORY else _in_bucket(text)
 
 
-def endpoint_of(text: str) -> str:
+def endpoint_of(text: str, source: str = "mirror_endpoint") -> str:
     """Reads the address of a server, and returns it without a slash at its end.
+
+    Args:
+        text: The address.
+        source: The setting or the variable that it is from, for people to read.
 
     Raises:
         ConfigError: It is none.
     """
-    _require_public(text, "mirror_endpoint")
+    _require_public(text, source)
     parts = _split(text)
     try:
         named = bool(parts.hostname) and parts.port != 0
     except ValueError:
         named = False
     if parts.scheme not in ("http", "https") or not named or not _ENDPOINT_PATH.fullmatch(parts.path):
-        raise _refused(
-            f"mirror_endpoint: {quoted(text)} is no address of a server", "such as https://minio.example.org:9000"
-        )
+        raise _refused(f"{source}: {quoted(text)} is no address of a server", "such as https://minio.example.org:9000")
     return text.rstrip("/")
 
 

@@ -1,6 +1,7 @@
 """A place beyond this disk is opened, and tried before anything is promised of it."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,13 +9,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorUnavailableError
+from holdfast.errors import AbsentError, ConfigError, MirrorAccessError, MirrorError, MirrorUnavailableError
 from holdfast.remote import credentials, keys
 from holdfast.remote.bucket import Bucket
 from holdfast.remote.directory import DirectoryStore
-from holdfast.remote.failures import failure_of_opening
+from holdfast.remote.failures import CONDITIONAL, failure_of_opening
 from holdfast.remote.location import DIRECTORY, Location, endpoint_of, location_of
 from holdfast.remote.object_store import ObjectStore
+from holdfast.text import quoted
 
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
@@ -22,6 +24,7 @@ _ENDPOINTS = {
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
 }
 _ACCOUNT = "AZURE_STORAGE_ACCOUNT_NAME"
+_REGION = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}")
 
 
 def open_store(url: str, endpoint: str | None = None, region: str | None = None) -> ObjectStore:
@@ -39,9 +42,11 @@ def open_store(url: str, endpoint: str | None = None, region: str | None = None)
         MirrorAccessError: There are no credentials, or the extra is not installed.
     """
     location = location_of(url)
+    _require_meaning(location, endpoint, region)
     if location.scheme == DIRECTORY:
         return DirectoryStore(Path(location.path), location.url)
-    server = endpoint_of(endpoint) if endpoint else _from_environment(location.scheme)
+    credentials.require_sendable(location.scheme)
+    server = _from_environment(location.scheme) if endpoint is None else endpoint_of(endpoint)
     try:
         import obstore  # noqa: F401 - that it is there
     except ImportError as error:
@@ -61,7 +66,7 @@ def require_usable(store: ObjectStore) -> None:
         if not store.put_absent(key, first) or store.put_absent(key, second) or store.get_range(key, 0, 16) != first:
             raise MirrorAccessError(
                 f"{store.url}: this store puts an object where there is one already, although it is asked not to",
-                hint="two trainings could not be told apart there; use one with conditional writes (If-None-Match)",
+                hint=CONDITIONAL,
             )
         if key not in (item.key for item in store.listed(keys.TRIALS)):
             raise MirrorUnavailableError(f"{store.url}: an object that was stored is not listed")
@@ -75,8 +80,17 @@ def require_usable(store: ObjectStore) -> None:
         raise MirrorUnavailableError(f"{store.url}: an object that was deleted is still there")
 
 
+def _require_meaning(location: Location, endpoint: str | None, region: str | None) -> None:
+    """Refuses a server or a region where the place has none."""
+    if location.scheme == DIRECTORY and endpoint is not None:
+        raise ConfigError(["mirror_endpoint: has no meaning for a directory"], hint="leave it out")
+    if location.scheme != "s3" and region is not None:
+        raise ConfigError([f"mirror_region: has no meaning for {location.scheme}://"], hint="leave it out")
+
+
 def _from_environment(scheme: str) -> str | None:
-    return next((value for name in _ENDPOINTS[scheme] if (value := os.environ.get(name))), None)
+    name = next((name for name in _ENDPOINTS[scheme] if os.environ.get(name)), None)
+    return None if name is None else endpoint_of(os.environ[name], name)
 
 
 def _s3(location: Location, server: str | None, region: str | None) -> Bucket:
@@ -87,7 +101,10 @@ def _s3(location: Location, server: str | None, region: str | None) -> Bucket:
     if server:
         config["aws_endpoint_url_s3"] = server
     of_aws = credentials.AwsCredentials()
-    config["region"] = region or of_aws.region or "us-east-1"
+    config["region"] = name = (of_aws.region or "us-east-1") if region is None else region
+    if not _REGION.fullmatch(name):
+        source = "AWS_REGION or the profile's region" if region is None else "mirror_region"
+        raise ConfigError([f"{source}: {quoted(name)} is no name of a region"], hint="such as eu-central-1")
     return _bucket(location, S3Store, server, config, of_aws)
 
 

@@ -19,13 +19,14 @@ from holdfast.errors import FAILED, DamagedCheckpointError, HoldfastError, Ranks
 from holdfast.layouts.layout import Layout
 from holdfast.mirror.calls import Calls
 from holdfast.ranks.channel import Channel
+from holdfast.remote.apart import require_apart, shares_disk
 from holdfast.remote.location import location_of
 from holdfast.resume.choose import ResumePoint, opening, select_checkpoint, select_older
 from holdfast.resume.mirrored import MirroredStart
 from holdfast.resume.waiting import ALIVE, Waiting
 from holdfast.run.lease import Holder
 from holdfast.run.run import Run
-from holdfast.settings import SaveSettings
+from holdfast.settings import WITHOUT_MIRROR, SaveSettings
 from holdfast.store import catalog
 
 # Verifying the checkpoint that is resumed from, and reading it, takes as long as it is large.
@@ -79,6 +80,8 @@ def open_single(wish: Wish, channel: Channel | None = None) -> "Resumption":
     root, wanted, layout, log, settings = wish
     if settings.mirror is not None and wanted != LOCAL:
         return _open_mirrored(wish, settings.mirror, channel)
+    if settings.mirror is None:
+        _tell_of_what_means_nothing(settings, log)
     point = select_checkpoint(root, wanted, layout, log)
     manifest = point.manifest if point else None
     continues = point.continues(root) if point else None
@@ -93,11 +96,21 @@ def open_single(wish: Wish, channel: Channel | None = None) -> "Resumption":
     )
 
 
+def _tell_of_what_means_nothing(settings: SaveSettings, log: Logger) -> None:
+    """Names the settings of a mirror where there is none."""
+    if changed := [name for name, default in WITHOUT_MIRROR.items() if getattr(settings, name) != default]:
+        log.warning(f"{', '.join(changed)}: without mirror: nothing is mirrored, and this has no meaning")
+
+
 def _open_mirrored(wish: Wish, url: str, channel: Channel | None) -> "Resumption":
     """Opens a run that has a mirror, where what it goes on from may lie there, and claims it."""
     root, wanted, layout, log, settings = wish
-    url, endpoint = location_of(url).url, settings.mirror_endpoint
+    location, endpoint = location_of(url), settings.mirror_endpoint
+    url = location.url
+    require_apart(location, root)
     run = Run.enter(root, log=log)
+    if shares_disk(location, root):
+        log.warning(f"the mirror {url} is on the same file system as {root}: what takes one takes both")
     try:
         waiting = Waiting(run, channel, log)
         calls = Calls(url, endpoint, settings.mirror_region, run.folder, waiting.show)

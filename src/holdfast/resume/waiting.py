@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from logging import Logger
 
-from holdfast.mirror.calls import PATIENCE_SECONDS, Doing
+from holdfast.mirror.calls import Doing
 from holdfast.ranks.channel import Channel
 from holdfast.run.run import Run
 from holdfast.store import names
@@ -16,6 +16,8 @@ ALIVE = "choosing"
 """Under this key rank 0 tells the others again and again that it is at it."""
 _LINE_SECONDS = 10.0
 _FAILING_SECONDS = 60.0
+# A store is asked several times before it is said to fail, and one that hangs is waited for.
+_SILENT_SECONDS = 5.0
 
 
 class Waiting:
@@ -33,7 +35,7 @@ class Waiting:
         self._log = log
         self._looks = itertools.count()
         self._failing_since: float | None = None
-        self._told_at = time.monotonic()
+        self._begun_at = self._told_at = time.monotonic()
 
     def show(self, doing: Doing) -> None:
         """Shows what is waited for. Called once a second or so."""
@@ -52,12 +54,15 @@ class Waiting:
         now, since = time.monotonic(), doing.failing_since
         silent = now - self._told_at
         if since is not None and (since != self._failing_since or silent >= _FAILING_SECONDS):
+            left = (doing.gives_up_at or time.time()) - time.time()
             self._log.warning(
-                f"mirror: {shown(doing.why)}; it is asked again until nothing has come for"
-                f" {PATIENCE_SECONDS / 60:g} minutes"
+                f"mirror: {shown(doing.why)}; it is asked again for another {left:.0f} s, and then this start ends"
             )
             self._failing_since, self._told_at = since, now
         elif since is None and doing.of and silent >= _LINE_SECONDS:
             what = names.checkpoint(doing.step or 0)
             self._log.info(f"pulling {what}: {doing.bytes:,} of {doing.of:,} bytes")
+            self._told_at = now
+        elif since is None and self._told_at == self._begun_at and silent >= _SILENT_SECONDS:
+            self._log.info(f"waiting for the mirror, {doing.url}, which has not answered for {silent:.0f} s")
             self._told_at = now
