@@ -1,14 +1,20 @@
 """What gives way on a full disk, and what is queued."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from helpers.mirrored_run import MirroredRun
 from helpers.support import fill, tiny_disk
 from holdfast.engine import mirroring
+from holdfast.resume.choose import ResumePoint
+from holdfast.run.request import Request
 from holdfast.store import retention
+from holdfast.store.folder import Folder
+from holdfast.store.manifest import Manifest
 from holdfast.store.retention import RetentionPolicy, Verdict
 
 
@@ -20,6 +26,12 @@ def run(tmp_path: Path) -> Iterator[MirroredRun]:
         yield mirrored
         mirrored.run.close("finished", 0)
         mirrored.run.let_go()
+
+
+def manifest_of(run: MirroredRun, step: int) -> Manifest:
+    manifest = next(entry.manifest for entry in run.run.catalog.entries() if entry.step == step)
+    assert manifest is not None
+    return manifest
 
 
 def verdicts(run: MirroredRun, scheduled: int = 1) -> list[Verdict]:
@@ -51,6 +63,42 @@ def test_what_the_next_checkpoint_needs_is_made_room_for_also_where_a_tenth_is_f
     for step in (1, 2):
         run.save(step)
     assert mirroring.make_room(run.run, verdicts(run), run.supervisor, needed=1 << 40)
+
+
+def fails() -> NoReturn:
+    raise OSError(5, "Input/output error")
+
+
+def protected(run: MirroredRun) -> list[tuple[str, ...] | None]:
+    return [each.protected for each in run.supervisor.queue.waiting()]
+
+
+def test_a_disk_that_does_not_show_what_is_needed_is_not_taken_for_one_where_nothing_is(
+    run: MirroredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best = run.save(1)
+    manifest = manifest_of(run, 1)
+    mirroring.put(run.run, run.supervisor, manifest, [run.root / "checkpoint-1"])
+    assert protected(run) == [(best.attempt,)]
+    with monkeypatch.context() as patch:
+        patch.setattr(run.run.catalog, "entries", fails)
+        mirroring.put(run.run, run.supervisor, manifest, [run.root / "checkpoint-1"])
+        assert protected(run) == [None]
+        run.supervisor.queue.give_up("to be asked for again")
+        mirroring.ask_for(run.run, run.supervisor, manifest, [Request("command")])
+        assert protected(run) == [None]
+
+
+def test_what_is_gone_on_from_stays_what_it_was_in_the_queue(run: MirroredRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.supervisor, "start", lambda: None)
+    best = run.save(1)
+    run.supervisor.put(replace(run.save(2, "stop"), protected=(best.attempt,)))
+    run.save(3)
+    for step, waits in ((2, ("requested", (best.attempt,))), (3, ("scheduled", ()))):
+        with Folder.open(run.root / f"checkpoint-{step}") as folder:
+            mirroring.begin(run.run, run.supervisor, ResumePoint(folder, manifest_of(run, step)))
+        queued = next(each for each in run.supervisor.queue.waiting() if each.step == step)
+        assert (queued.kind, queued.protected) == waits
 
 
 def test_on_a_disk_that_is_full_to_the_last_byte_it_gives_way_without_an_answer(run: MirroredRun) -> None:

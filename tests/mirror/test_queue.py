@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,11 @@ def test_what_is_put_in_waits_until_it_is_answered(tmp_path: Path) -> None:
     directory = RunDirectory.create(tmp_path)
     queue, other = Queue(directory), Queue(RunDirectory.open(tmp_path))
     assert queue.waiting() == [] and queue.answer_to(f"{1:032x}") is None
-    for each in (queued(2, "stop"), queued(1)):
+    for each in (replace(queued(2, "stop"), protected=None), queued(1)):
         queue.put(each)
     assert [each.step for each in other.waiting()] == [1, 2]
-    assert other.waiting()[1].kind == "stop" and other.waiting()[0].protected == (f"{9:032x}",)
+    assert other.waiting()[1].kind == "stop"
+    assert [each.protected for each in other.waiting()] == [(f"{9:032x}",), None]
     assert other.answer(Answer(f"{1:032x}", 1, 1, True, term=3, bytes=100, seconds=0.5))
     assert [each.step for each in queue.waiting()] == [2]
     answer = queue.answer_to(f"{1:032x}")

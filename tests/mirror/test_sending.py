@@ -69,14 +69,15 @@ class Mirrored:
         self.opened += 1
         return self.store
 
-    def save(self, step: int, kind: Kind = "scheduled", *protected: str) -> str:
-        """Makes a checkpoint and queues it; gives its attempt."""
+    def save(self, step: int, kind: Kind = "scheduled", *protected: str | None) -> str:
+        """Makes a checkpoint and queues it, with what it needs, or None for what nobody knows; gives its attempt."""
         numbers = [term.number for term in terms.claimed(self.directory.control)]
         commit_checkpoint(self.root, step, term=numbers[-1])
         entry = next(entry for entry in Catalog(self.directory.folder).entries() if entry.step == step)
         manifest = entry.manifest
         assert manifest is not None
-        self.queue.put(Queued(manifest.attempt, step, manifest.sequence, manifest.size, kind, protected))
+        known = None if None in protected else tuple(filter(None, protected))
+        self.queue.put(Queued(manifest.attempt, step, manifest.sequence, manifest.size, kind, known))
         return manifest.attempt
 
     def serve(self) -> None:
@@ -171,6 +172,20 @@ def test_of_scheduled_ones_the_newest_alone_is_sent_and_what_it_needs(run: Mirro
     run.serve()
     assert run.answer(best).mirrored and run.answer(newest).mirrored
     assert not run.answer(skipped).mirrored and run.answer(skipped).why == "step 3 came before it was sent"
+
+
+def test_where_nobody_knows_what_is_needed_nothing_is_skipped_or_deleted(run: Mirrored) -> None:
+    for step in range(1, 5):
+        run.save(step)
+        run.serve()
+    assert run.there() == [4, 3, 2]
+    attempts = [run.save(5), run.save(6, "scheduled", None)]
+    run.serve()
+    assert all(run.answer(attempt).mirrored for attempt in attempts) and run.there() == [6, 5, 4, 3, 2]
+    assert run.state()["not_deleted"] == "this disk did not show which checkpoints are needed beside step 6"
+    run.save(7)
+    run.serve()
+    assert run.there() == [7, 6, 5] and run.state()["not_deleted"] == ""
 
 
 def test_what_fails_is_tried_again_after_pauses_that_grow_and_says_since_when_and_why(

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from holdfast.mirror.queue import Kind, Queued
 from holdfast.mirror.turns import next_of, overtaken
 
@@ -23,6 +25,10 @@ def test_a_scheduled_one_is_overtaken_by_whatever_comes_later_and_no_other_is() 
 def test_what_the_newest_needs_beside_it_is_not_overtaken() -> None:
     assert steps(overtaken([queued(1), queued(2), queued(3, "scheduled", 1)])) == [2]
     assert steps(overtaken([queued(1), queued(2, "scheduled", 1), queued(3)])) == [1, 2], "the newest alone counts"
+
+
+def test_where_nobody_knows_what_the_newest_needs_nothing_is_overtaken() -> None:
+    assert overtaken([queued(1), queued(2), replace(queued(3), protected=None)]) == []
 
 
 def test_the_newest_and_the_oldest_are_sent_in_turns() -> None:

@@ -80,6 +80,16 @@ def test_the_rules_are_those_of_the_disk(
     assert retained(store, policy, **spoken) == [3, 2, *([fields.get("step", 1)] if why else [])]
 
 
+def test_a_start_that_does_not_have_the_run_any_more_marks_nothing(tmp_path: Path, store: MemoryStore) -> None:
+    for step in (1, 2, 3):
+        sent(store, tmp_path, step)
+    claimed = start(store)
+    start(store, host="another machine")
+    with pytest.raises(MirrorTakenError, match="another machine"):
+        retained(store, claimed=claimed)
+    assert steps(store) == [3, 2, 1] and listing_of(store, RUN).doomed == frozenset()
+
+
 def test_what_the_newest_one_there_refers_to_stays(tmp_path: Path, store: MemoryStore) -> None:
     def state(best: str) -> dict[str, bytes]:
         return {"trainer_state.json": json.dumps({"best_model_checkpoint": best}).encode()}

@@ -95,7 +95,7 @@ def keep_as_asked_for(session: Session, answer: Answer, requests: Sequence[Reque
     if manifest is None:
         return
     if session.mirror is not None:
-        mirroring.ask_for(session.mirror, manifest, asked)
+        mirroring.ask_for(run, session.mirror, manifest, asked)
     if all(request.stop or request.slot for request in asked):
         return
     try:

@@ -5,11 +5,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from holdfast.errors import HoldfastError
 from holdfast.log import RunLog
 from holdfast.mirror.destination import Destination
 from holdfast.mirror.queue import Kind, Queue, Queued
 from holdfast.mirror.supervisor import Supervisor
 from holdfast.resume.choose import ResumePoint
+from holdfast.run.needed import needed
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.settings import SaveSettings
@@ -59,7 +61,8 @@ def begin(run: Run, mirror: Supervisor | None, resumed_from: ResumePoint | None)
     mirror.start()
     manifest = None if resumed_from is None else resumed_from.manifest
     if resumed_from is not None and manifest is not None and resumed_from.continues(run.root) == run.identity:
-        mirror.put(_queued(manifest, "scheduled", ()))
+        queued = _as_it_waits(run, mirror, manifest)
+        mirror.put(replace(queued, kind="scheduled" if queued.kind == "scheduled" else "requested"))
 
 
 def put(run: Run, mirror: Supervisor, manifest: Manifest, protected: Iterable[Path]) -> None:
@@ -71,22 +74,16 @@ def put(run: Run, mirror: Supervisor, manifest: Manifest, protected: Iterable[Pa
         manifest: The checkpoint's manifest.
         protected: Checkpoints that something still needs: the one this run resumed from, the best one.
     """
-    paths = {path.resolve() for path in protected}
-    needed: list[str] = []
-    with suppress(OSError):  # the checkpoint is committed, whatever the disk does now
-        manifests = [entry.manifest for entry in run.catalog.entries() if entry.path.resolve() in paths]
-        needed = [each.attempt for each in manifests if each is not None]
-    mirror.put(_queued(manifest, _kind_of(manifest), needed))
+    mirror.put(_queued(run, manifest, protected))
 
 
-def ask_for(mirror: Supervisor, manifest: Manifest, requests: Iterable[Request]) -> None:
+def ask_for(run: Run, mirror: Supervisor, manifest: Manifest, requests: Iterable[Request]) -> None:
     """Has a checkpoint sent that is there already, and that somebody has asked for now: it is not skipped any more."""
     answer = mirror.queue.answer_to(manifest.attempt)
     if answer is not None and answer.mirrored:
         return
     kind: Kind = "stop" if any(request.stop for request in requests) else "requested"
-    queued = next((each for each in mirror.waiting if each.attempt == manifest.attempt), None)
-    mirror.put(_queued(manifest, kind, ()) if queued is None else replace(queued, kind=kind))
+    mirror.put(replace(_as_it_waits(run, mirror, manifest), kind=kind))
 
 
 def make_room(run: Run, verdicts: Sequence[retention.Verdict], mirror: Supervisor, needed: int = 0) -> bool:
@@ -125,8 +122,31 @@ def last_line(run: Run, mirror: Supervisor) -> str:
     return f"{upto}; {newest.step} is on this disk only: holdfast push {run.root} sends it"
 
 
-def _queued(manifest: Manifest, kind: Kind, needed: Iterable[str]) -> Queued:
-    return Queued(manifest.attempt, manifest.step, manifest.sequence, manifest.size, kind, tuple(needed))
+def _as_it_waits(run: Run, mirror: Supervisor, manifest: Manifest) -> Queued:
+    """Returns the words of a checkpoint in the queue; where it is not in it, those that it would have."""
+    if (queued := next((each for each in mirror.waiting if each.attempt == manifest.attempt), None)) is not None:
+        return queued
+    try:
+        return _queued(run, manifest, needed(run.directory, run.catalog.entries()))
+    except (OSError, HoldfastError):
+        return _queued(run, manifest, None)
+
+
+def _queued(run: Run, manifest: Manifest, paths: Iterable[Path] | None) -> Queued:
+    """Returns the words of a checkpoint in the queue.
+
+    Args:
+        run: The open run.
+        manifest: The checkpoint's manifest.
+        paths: Those that are needed beside it; None where nobody knows.
+    """
+    attempts: tuple[str, ...] | None = None
+    with suppress(OSError):  # the checkpoint is committed, whatever the disk does now
+        if paths is not None:
+            wanted = {path.resolve() for path in paths}
+            manifests = [entry.manifest for entry in run.catalog.entries() if entry.path.resolve() in wanted]
+            attempts = tuple(each.attempt for each in manifests if each is not None)
+    return Queued(manifest.attempt, manifest.step, manifest.sequence, manifest.size, _kind_of(manifest), attempts)
 
 
 def _kind_of(manifest: Manifest) -> Kind:

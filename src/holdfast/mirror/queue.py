@@ -37,7 +37,8 @@ class Queued:
         sequence: The number of its commit. In one directory a later one is greater.
         bytes: The size of its files.
         kind: The reason for which it was saved: a scheduled one is skipped when a later one waits.
-        protected: The attempts that are needed beside it: the best one, the one that was resumed from.
+        protected: The attempts that are needed beside it: the best one, the one that was resumed from. None where the
+            disk did not show them: then any may be.
         at: The time, in seconds since the epoch.
     """
 
@@ -46,7 +47,7 @@ class Queued:
     sequence: int
     bytes: int
     kind: Kind
-    protected: tuple[str, ...] = ()
+    protected: tuple[str, ...] | None = ()
     at: float = field(default_factory=time.time)
 
     def in_short(self) -> dict[str, Any]:
@@ -217,9 +218,10 @@ class Queue:
         try:
             with Folder.open(self._directory.control / pins.QUEUE) as folder:
                 content = _object(files.read(folder / attempt, limit=_MOST_BYTES))
-            kinds = {"attempt": str, "step": int, "sequence": int, "bytes": int, "kind": str, "protected": list}
-            content = _checked(content, kinds | {"at": (int, float)})
-            protected = tuple(filter(names.is_token, map(str, content["protected"])))
+            kinds = {"attempt": str, "step": int, "sequence": int, "bytes": int, "kind": str}
+            content = _checked(content, kinds | {"protected": (list, type(None)), "at": (int, float)})
+            needed = content["protected"]
+            protected = None if needed is None else tuple(filter(names.is_token, map(str, needed)))
             if content["kind"] not in get_args(Kind) or content["attempt"] != attempt:
                 raise ValueError(f"its kind is {quoted(content['kind'])}, and its attempt {quoted(content['attempt'])}")
         except OSError:

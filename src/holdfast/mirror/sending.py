@@ -84,6 +84,7 @@ class Sender:
         self._written = 0.0
         self._pause = 0.0
         self._newest_was_last = False
+        self._newest_sent: Queued | None = None
         self._begun: dict[str, float] = {}
         self._looked = False
         self._pinned: frozenset[str] = frozenset()
@@ -245,8 +246,15 @@ class Sender:
     def _retain(self, store: ObjectStore, sent: Queued) -> None:
         """Deletes from the mirror what no rule keeps there. What fails is tried again after the next checkpoint."""
         there = self._destination
-        newest = self._queue.waiting()[-1:]
-        needed = {attempt for each in (sent, *newest) for attempt in each.protected}
+        newest = self._newest_sent
+        self._newest_sent = newest = sent if newest is None or newest.sequence <= sent.sequence else newest
+        needed: set[str] = set()
+        for each in (sent, newest, *self._queue.waiting()[-1:]):
+            if each.protected is None:
+                why = f"this disk did not show which checkpoints are needed beside step {each.step}"
+                self._state = replace(self._state, not_deleted=why)
+                return
+            needed.update(each.protected)
         asked = local_pins.asked_for(self._directory.control)
         policy = RetentionPolicy(there.keep, there.keep_asked, every=there.keep_every)
         try:

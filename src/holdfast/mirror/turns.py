@@ -11,10 +11,9 @@ def overtaken(waiting: Sequence[Queued]) -> list[Queued]:
     Args:
         waiting: What waits, in the order of commits.
     """
-    if not waiting:
+    if not waiting or (needed := waiting[-1].protected) is None:
         return []
-    *earlier, newest = waiting
-    return [each for each in earlier if each.kind == "scheduled" and each.attempt not in newest.protected]
+    return [each for each in waiting[:-1] if each.kind == "scheduled" and each.attempt not in needed]
 
 
 def next_of(waiting: Sequence[Queued], *, newest_was_last: bool) -> Queued:

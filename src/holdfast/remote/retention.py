@@ -72,6 +72,8 @@ def retain(
         MirrorUnavailableError: It is to be tried again.
     """
     listing = listing_of(store, run)
+    if listing.newest_term > claimed:  # before a checkpoint is marked that then stays
+        raise terms.taken_over(store, run, listing.newest_term, claimed)
     entries = catalog.entries(listing)
     whole = {each.key for each in entries if each.entry.manifest is not None}
     going = [each.key for each in listing.checkpoints if each.key.attempt in listing.doomed and each.key not in whole]
