@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 from helpers.mirrored_run import MirroredRun
-from helpers.support import fill, tiny_disk
+from helpers.support import commit_checkpoint, fill, tiny_disk
 from holdfast.engine import mirroring
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Request
@@ -108,3 +108,23 @@ def test_on_a_disk_that_is_full_to_the_last_byte_it_gives_way_without_an_answer(
     assert [verdict.kept for verdict in verdicts(run)][-1] is None
     assert run.supervisor.queue.answer_to(oldest.attempt) is None
     assert [queued.step for queued in run.supervisor.queue.waiting()] == [2]
+
+
+def test_what_a_checkpoint_needs_is_sent_with_it_once_also_where_it_is_of_a_time_without_a_mirror(
+    run: MirroredRun,
+) -> None:
+    run.supervisor.close()  # nothing is sent here
+    commit_checkpoint(run.root, 1)
+    best = run.run.catalog.entries()[0]
+    for step in (2, 3):
+        commit_checkpoint(run.root, step, term=run.term)
+        manifest = run.run.catalog.entries()[0].manifest
+        assert manifest is not None
+        mirroring.put(run.run, run.supervisor, manifest, [best.path])
+        if step == 2:
+            first = run.supervisor.queue.waiting()[0]
+            assert best.manifest is not None and first.attempt == best.manifest.attempt
+            assert (first.kind, first.protected) == ("requested", (first.attempt,))
+            run.supervisor.queue.refuse(first, "it is damaged")
+            run.supervisor.look()
+    assert [queued.step for queued in run.supervisor.queue.waiting()] == [2, 3], "not again and again"

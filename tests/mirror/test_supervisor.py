@@ -192,8 +192,8 @@ def test_once_another_start_has_the_run_it_is_said_once_and_nothing_waits(tmp_pa
         assert mirrored == "mirrored" and sorted(later) == ["mirror taken over", "not mirrored", "not mirrored"]
         shown = run.run.status.now.mirror
         assert shown is not None and "another machine" in shown["taken_over"]
-        last = mirroring.last_line(run.run, run.supervisor)
-        assert last == f"mirrored up to step 1; 3 is on this disk only: holdfast push {run.root} sends it"
+        line = mirroring.last_line(run.run, run.supervisor)
+        assert line == f"mirrored up to step 1; 3 is on this disk only: holdfast push {run.root} sends it"
 
 
 def test_a_queue_that_cannot_be_written_costs_the_training_nothing(

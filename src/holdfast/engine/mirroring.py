@@ -62,11 +62,11 @@ def begin(run: Run, mirror: Supervisor | None, resumed_from: ResumePoint | None)
     manifest = None if resumed_from is None else resumed_from.manifest
     if resumed_from is not None and manifest is not None and resumed_from.continues(run.root) == run.identity:
         queued = _as_it_waits(run, mirror, manifest)
-        mirror.put(replace(queued, kind="scheduled" if queued.kind == "scheduled" else "requested"))
+        _put(run, mirror, replace(queued, kind="scheduled" if queued.kind == "scheduled" else "requested"))
 
 
 def put(run: Run, mirror: Supervisor, manifest: Manifest, protected: Iterable[Path]) -> None:
-    """Queues a checkpoint that was just committed, before anything is deleted.
+    """Queues a checkpoint that was just committed, before anything is deleted, and what it needs, if that is not there.
 
     Args:
         run: The open run.
@@ -74,7 +74,7 @@ def put(run: Run, mirror: Supervisor, manifest: Manifest, protected: Iterable[Pa
         manifest: The checkpoint's manifest.
         protected: Checkpoints that something still needs: the one this run resumed from, the best one.
     """
-    mirror.put(_queued(run, manifest, protected))
+    _put(run, mirror, _queued(run, manifest, protected))
 
 
 def ask_for(run: Run, mirror: Supervisor, manifest: Manifest, requests: Iterable[Request]) -> None:
@@ -120,6 +120,17 @@ def last_line(run: Run, mirror: Supervisor) -> str:
     if newest is None or (there and there["attempt"] == newest.attempt):
         return f"{upto} ({mirror.destination.url})"
     return f"{upto}; {newest.step} is on this disk only: holdfast push {run.root} sends it"
+
+
+def _put(run: Run, mirror: Supervisor, queued: Queued) -> None:
+    """Queues a checkpoint, and what it needs: that may be of a time without a mirror."""
+    mirror.put(queued)
+    attempts = frozenset(queued.protected or ())
+    with suppress(OSError):  # the checkpoint is committed, whatever the disk does now
+        for entry in run.catalog.entries() if attempts else ():
+            manifest = entry.manifest
+            if manifest is not None and manifest.attempt in attempts and manifest.run == run.identity:
+                mirror.need(replace(_queued(run, manifest, None), kind="requested", protected=queued.protected))
 
 
 def _as_it_waits(run: Run, mirror: Supervisor, manifest: Manifest) -> Queued:

@@ -30,13 +30,13 @@ def main() -> None:
     """Serves one training, until it ends."""
     for number in _FOR_TRAINING:
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
     pipe = io.FileIO(sys.stdin.fileno(), closefd=False)  # no buffer, in which later lines would wait unseen
     if not (line := pipe.readline(_MOST_BYTES)):
         return
     assignment = Assignment.decode(line)
     wake = Wake()
-    threading.Thread(target=_listen, args=(pipe.fileno(), parent, wake), name="holdfast-pipe", daemon=True).start()
+    heard = (pipe.fileno(), assignment.parent, wake)
+    threading.Thread(target=_listen, args=heard, name="holdfast-pipe", daemon=True).start()
     there = assignment.destination
     Sender(
         RunDirectory.open(Path(assignment.root)),
@@ -51,7 +51,7 @@ def _listen(pipe: int, parent: int, wake: Wake) -> None:
 
     A data worker that was forked holds the pipe open as well, and may outlive a training that is killed.
     """
-    with suppress(OSError):
+    with suppress(OSError, ValueError):
         while os.getppid() == parent:
             if select.select([pipe], [], [], _LOOK_SECONDS)[0]:
                 data = os.read(pipe, _MOST_BYTES)

@@ -50,6 +50,7 @@ class Supervisor:
         self._looking = threading.Lock()
         self._awaited: dict[str, Queued] = {}
         self._newest_answered: Answer | None = None
+        self._seen_to: set[str] = set()
         self._is_failing = False
         self._is_taken_over = False
         self._not_pinned: set[int] = set()
@@ -75,6 +76,15 @@ class Supervisor:
             self._run.journal.write("not mirrored", step=queued.step, why=f"it could not be queued: {error}")
             return
         self.poke()
+
+    def need(self, queued: Queued) -> None:
+        """Queues a checkpoint that another needs, once in a start: it may be of a time when there was no mirror.
+
+        What is there already is found there.
+        """
+        if queued.attempt not in self._seen_to and queued.attempt not in self._awaited:
+            self._seen_to.add(queued.attempt)
+            self.put(queued)
 
     def poke(self, left: float | None = None) -> None:
         """Has the process look at once, and try again what has failed.
@@ -109,6 +119,7 @@ class Supervisor:
             if newest is None or (newest.term, newest.sequence) < (answer.term, answer.sequence):
                 self._newest_answered = answer
             event |= {"term": answer.term, "bytes": answer.bytes, "seconds": answer.seconds}
+            self._seen_to.add(queued.attempt)
             self._run.journal.write("mirrored", **event)
         else:
             lost = "it is in the queue no more: the disk was full, or the queue was damaged"
@@ -209,7 +220,7 @@ class Supervisor:
 
     def _start_process(self) -> None:
         holder = self._run.lease.holder
-        assignment = Assignment(self._root, holder.run, holder.token, self.destination)
+        assignment = Assignment(os.getpid(), self._root, holder.run, holder.token, self.destination)
         self._begun_at = time.monotonic()
         try:
             process = child.start("holdfast.mirror.process", stdout=subprocess.DEVNULL, bufsize=0)
