@@ -5,6 +5,7 @@ Its pins are others than this project's, so that it has an environment of its ow
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,26 @@ def test_its_evaluations_and_counts_are_those_of_a_training_that_was_never_stopp
     runs.stop(8)
     last = runs.start(**evaluated)
     assert last.wait(120) == 0, last.output
+    assert (runs.out / "model.safetensors").read_bytes() == left
+    assert runs.log() == alone
+
+
+def test_a_run_whose_disk_is_gone_goes_on_from_the_mirror_of_the_holdfast_block(runs: Runs) -> None:
+    evaluated = {"val_set_size": 0.2, "eval_steps": 4, "save_steps": 2, "save_total_limit": 1}
+    assert runs.start(alone=True, **evaluated).wait(120) == 0, runs.started[-1].output
+    alone, left = runs.log(), (runs.out / "model.safetensors").read_bytes()
+    runs.out.rename(runs.folder / "alone")
+
+    mirrored = {**evaluated, "holdfast": {"mirror": (runs.folder / "mirror").as_uri()}}
+    process = runs.start(7, **mirrored)
+    runs.stands_at(7)
+    wait_until(lambda: any(event["step"] == 6 for event in events(runs.out, "mirrored")), 60)
+    process.send(signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(runs.out)
+    last = runs.start(**mirrored)
+    assert last.wait(120) == 0, last.output
+    assert "going on from step 6" in last.output and f"mirrored up to step {STEPS} (" in last.output, last.output
     assert (runs.out / "model.safetensors").read_bytes() == left
     assert runs.log() == alone
 

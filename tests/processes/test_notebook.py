@@ -14,10 +14,11 @@ from helpers.trainings import events
 from helpers.waiting import wait_until
 
 BEGIN = """
-import sys, time, threading, signal
+import os, sys, time, threading, signal
 from pathlib import Path
 sys.path.insert(0, TESTS)
 from helpers.loops import Loop
+from helpers.waiting import wait_until
 
 def stand(loop, after):
     def stands(*_):
@@ -118,14 +119,18 @@ def test_an_interrupt_saves_and_ends_the_training_and_not_the_kernel(kernel: Ker
 
 
 def test_a_second_interrupt_gives_the_cell_back(kernel: Kernel) -> None:
-    cell = kernel.start("run(made('two', after=3))")
+    mirror = (kernel.folder / "mirror").as_uri()
+    cell = kernel.start(f"run(made('two', after=3, mirror='{mirror}'))")
     kernel.stands()
     pressed = kernel.interrupt()
     wait_until(lambda: events(kernel.folder / "two", "saved"))
     wait_until(lambda: time.monotonic() - pressed > 1.1)
     kernel.interrupt()
     assert kernel.end(cell) == "KeyboardInterrupt"
-    assert "second Ctrl+C: the save is complete" in kernel.output and is_alive(kernel)
+    assert "second Ctrl+C: the save is complete" in kernel.output
+    last, push = kernel.output.splitlines()[-1], "holdfast push two sends it"
+    assert last in (f"mirrored up to step 3 ({mirror})", f"nothing is mirrored; 3 is on this disk only: {push}")
+    assert is_alive(kernel)
     assert events(kernel.folder / "two", "end")[-1]["outcome"] == "stopped"
 
 
@@ -169,12 +174,16 @@ run(made('hangs'))
 
 def test_a_new_checkpointer_takes_the_run_over_in_one_line(kernel: Kernel) -> None:
     again = (
-        "first = made('five'); first.ckpt.resume(); first.update(next(iter(first.data))); first.ckpt.save(wait=True)"
+        f"first = made('five', mirror='{kernel.folder.as_uri()}/mirror-of-five')\n"
+        "first.ckpt.resume(); first.update(next(iter(first.data))); first.ckpt.save(wait=True)"
     )
-    assert kernel.run(again) == "ok"
+    # To the mirror's process nothing gets through any more: what waits there is the next one's to send.
+    stop = "os.kill(wait_until(lambda: first.ckpt._engine._mirror.process).pid, signal.SIGSTOP)"
+    assert kernel.run(again.replace("first.update", f"{stop}; first.update")) == "ok"
     assert kernel.run(again.replace("first", "second")) == "ok"
     assert kernel.output.count("takes over") == 1 and "resumed from" in kernel.output, kernel.output
     assert kernel.run("first.ckpt.close(); second.ckpt.close()") == "ok"
     ends = [end["outcome"] for end in events(kernel.folder / "five", "end")]
     assert ends == ["taken over", "finished"]
+    assert [event["step"] for event in events(kernel.folder / "five", "mirrored")] == [1, 2]
     assert kernel.run("print(made('five').ckpt is made('five').ckpt)") == "ok", "one that was never resumed keeps it"

@@ -142,7 +142,8 @@ class Engine:
             if isinstance(error, Exception) and not is_stop:
                 self._failure.tell_of_loss(error, self._snapshots)
             self._outcomes.on_published.run_last(error)
-            self._mirror_wait.wait(failed=isinstance(error, Exception) and not is_stop)
+            if not self.outcome:  # a training that takes this one over sends what waits
+                self._mirror_wait.wait(failed=isinstance(error, Exception) and not is_stop)
             self._shutdown.call_handlers()
         except BaseException as late:
             if self._shutdown.is_end_by_signal(late) and not self.finished:

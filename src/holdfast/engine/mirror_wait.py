@@ -65,14 +65,15 @@ class MirrorWait:
         Args:
             failed: True where an error ends the training.
         """
-        if self._shutdown.has_left:
-            return
-        if self._mirror is not None:
+        if self._mirror is not None and self._shutdown.has_left:
+            self._mirror.look()
+            self._session.log.announce(mirroring.last_line(self._session.run, self._mirror))
+        elif self._mirror is not None:
             try:
                 self._wait(self._mirror, failed=failed)
             finally:
                 self._tell_others(_OVER)
-        elif self._session.run.term and not (failed or self._session.stop.requested):
+        elif self._session.run.term and not (failed or self._session.stop.requested or self._shutdown.has_left):
             self._wait_for_rank0()
 
     def _wait(self, mirror: Supervisor, *, failed: bool) -> None:
