@@ -24,6 +24,7 @@ from holdfast.remote.terms import Claimed
 from holdfast.resume.open_run import Resumption, Wish, open_run
 from holdfast.run import outcome
 from holdfast.run.directory import RunDirectory
+from holdfast.run.needed import identity_of
 from holdfast.run.run import Run
 from holdfast.settings import DEFAULTS
 from holdfast.store import catalog, pins, terms
@@ -42,8 +43,9 @@ class Machine:
         self.said.clear()
         settings = DEFAULTS.model_copy(update={"mirror": self.mirror.url})
         opened = open_run(None, Wish(self.root, wanted, TRANSFORMERS, RunLog(self.said.append), settings))
-        told = [line for line in self.said if line.endswith("what takes one takes both")]  # here all are on one disk
-        assert len(told) == (wanted != "local")
+        told = [line for line in self.said if line.endswith("what takes one takes both")]
+        is_shared = self.root.stat().st_dev == self.mirror.path.parent.stat().st_dev
+        assert len(told) == (is_shared and wanted != "local")
         self.said[:] = [line for line in self.said if line not in told]
         if ends:
             self.end(opened)
@@ -479,6 +481,22 @@ def test_a_start_that_dies_between_its_claim_and_its_note_of_that_stands_in_nobo
     opened = here.start()
     assert steps(opened) == 5 and opened.run.term == 3 and mirror.listing.terms == (1, 2, 3)
     assert terms.is_required(terms.claimed_in(here.root), opened.run.identity, 3)
+
+
+def test_a_start_that_is_refused_leaves_the_run_what_it_was(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror, tmp_path: Path
+) -> None:
+    identity = here.start().run.identity
+    here.save(5)
+    used = here.mirror = DirectoryMirror(tmp_path / "used")
+    elsewhere.mirror = used
+    elsewhere.start()
+    with pytest.raises(MirrorTakenError):
+        here.start()
+    directory = RunDirectory.open(here.root)
+    assert identity_of(directory, catalog.entries(here.root)) == identity, "by that push and prune know it"
+    here.mirror = mirror
+    assert here.start().run.identity == identity
 
 
 def test_the_settings_of_a_mirror_that_is_not_there_are_named(tmp_path: Path) -> None:

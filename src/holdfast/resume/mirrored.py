@@ -4,6 +4,7 @@ To be read from top to bottom. The run directory is this process's own by now, a
 """
 
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from logging import Logger
@@ -47,6 +48,7 @@ class MirroredStart:
 
     def __init__(self, run: Run, calls: Calls, wanted: str | bool | None, layout: Layout, log: Logger) -> None:
         self._run = run
+        self._new = uuid.uuid4().hex  # the run that begins, if one does
         self._calls = calls
         self._wanted = wanted
         self._layout = layout
@@ -107,7 +109,7 @@ class MirroredStart:
     def _look(self) -> Seen:
         """Looks at the mirror: for the run that is here, where it may go on."""
         run = _run_of(choose.entries_in(self._run.root)) if self._wanted else None
-        return self._calls.look(run or self._run.identity, self._run.lease.holder.token)
+        return self._calls.look(run or self._new, self._run.lease.holder.token)
 
     def _claim(self, point: ResumePoint | None, seen: Seen) -> bool:
         """Claims the run; False where what was seen, and so the choice, may not be the newest any more."""
@@ -248,13 +250,13 @@ class MirroredStart:
     def _identity(self, point: ResumePoint | None, seen: Seen) -> str:
         """Returns the identity of the run that goes on, or begins, with a choice."""
         if point is not None:
-            return point.continues(self._run.root) or self._run.identity
+            return point.continues(self._run.root) or self._new
         takes_over = choose.takes_newest(self._wanted) and seen.owner is not None
-        return seen.owner if takes_over and seen.owner is not None else self._run.identity
+        return seen.owner if takes_over and seen.owner is not None else self._new
 
     def _start(self, run: str, attempt: str | None, name: str = "") -> Start:
         last = terms.last(self._claimed_before, run, self._calls.url)
-        begins = run == self._run.identity and not choose.takes_newest(self._wanted)
+        begins = run == self._new and not choose.takes_newest(self._wanted)
         return Start(str(self._run.root), self._calls.url, run, begins, last, attempt, name, self._damaged_there)
 
     def _pass_over(self, attempt: str, *, here: bool) -> None:

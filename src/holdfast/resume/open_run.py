@@ -15,16 +15,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.arguments import LOCAL
-from holdfast.errors import FAILED, DamagedCheckpointError, HoldfastError, RanksError, exit_code_of
+from holdfast.errors import (
+    FAILED,
+    DamagedCheckpointError,
+    HoldfastError,
+    RanksError,
+    RunNotFoundError,
+    exit_code_of,
+)
 from holdfast.layouts.layout import Layout
 from holdfast.mirror.calls import Calls
 from holdfast.ranks.channel import Channel
 from holdfast.remote.apart import require_apart, shares_disk
 from holdfast.remote.location import location_of
-from holdfast.resume.choose import ResumePoint, opening, select_checkpoint, select_older
+from holdfast.resume.choose import ResumePoint, entries_in, opening, select_checkpoint, select_older
 from holdfast.resume.mirrored import MirroredStart
 from holdfast.resume.waiting import ALIVE, Waiting
+from holdfast.run.directory import RunDirectory
 from holdfast.run.lease import Holder
+from holdfast.run.needed import identity_of
 from holdfast.run.run import Run
 from holdfast.settings import WITHOUT_MIRROR, SaveSettings
 from holdfast.store import catalog
@@ -102,13 +111,21 @@ def _tell_of_what_means_nothing(settings: SaveSettings, log: Logger) -> None:
         log.warning(f"{', '.join(changed)}: without mirror: nothing is mirrored, and this has no meaning")
 
 
+def _last_here(root: Path) -> str | None:
+    """Returns the run that was trained here last: one that is refused is still that; None where there was none."""
+    try:
+        return identity_of(RunDirectory.open(root), entries_in(root)) or None
+    except RunNotFoundError:
+        return None
+
+
 def _open_mirrored(wish: Wish, url: str, channel: Channel | None) -> "Resumption":
     """Opens a run that has a mirror, where what it goes on from may lie there, and claims it."""
     root, wanted, layout, log, settings = wish
     location, endpoint = location_of(url), settings.mirror_endpoint
     url = location.url
     require_apart(location, root)
-    run = Run.enter(root, log=log)
+    run = Run.enter(root, continues=_last_here(root), log=log)
     if shares_disk(location, root):
         log.warning(f"the mirror {url} is on the same file system as {root}: what takes one takes both")
     try:
