@@ -92,7 +92,8 @@ class Machine:
         token = uuid.uuid4().hex
         while not self.retried(lambda: self._claimed(token)):
             pass
-        self.retried(lambda: retention.sweep(self.store, RUN, self.term, self.disk.attempts))
+        marked = self.retried(lambda: listing_of(self.store, RUN)).doomed
+        self.retried(lambda: retention.sweep(self.store, RUN, self.term, self.disk.attempts, marked))
 
     def _claimed(self, token: str) -> bool:
         seen = listing_of(self.store, RUN)

@@ -75,7 +75,7 @@ def deleted_without_a_claim(real: Callable[..., None]) -> Callable[..., None]:
 def swept_whatever_was_published(real: Callable[..., Any]) -> Callable[..., Any]:
     """What a start saw at first is removed, whatever is there by then."""
 
-    def sweep(store: ObjectStore, run: str, claimed: int, sendable: Any) -> None:
+    def sweep(store: ObjectStore, run: str, claimed: int, sendable: Any, marked: Any) -> None:
         for each in listing_of(store, run).checkpoints:
             if not each.is_published and each.key.term < claimed and each.key.attempt not in set(sendable):
                 for path in each.sizes:

@@ -9,6 +9,8 @@ from beyond.machines import Machine, recovered
 from beyond.place import Client, Fate, Kind, Place
 from beyond.promises import Promises
 from helpers.full import FULL
+from helpers.support import RUN
+from holdfast.remote.keys import CheckpointKey
 
 
 def mirrored(disks: Disks, fates: dict[int, Fate], *, is_strict: bool = True) -> tuple[Machine, list[str]]:
@@ -78,5 +80,34 @@ def test_fault_49_changes_that_come_late_or_once_more_break_no_promise(
         for after in range(1, 2 * whole.store.requests, 5 if FULL else 11):
             _, problems = mirrored(disks, {number: Fate(kind, after)}, is_strict=False)
             assert problems == [], f"request {number} {kind} after {after} others"
+            injected += 1
+    record_property("injected", injected)
+
+
+@pytest.mark.parametrize("kind", ["late", "twice"])
+def test_fault_49_what_a_start_removes_late_was_not_sent_again_by_then(
+    disks: Disks, kind: Kind, record_property: Callable[[str, object], None]
+) -> None:
+    """A start removes what a killed upload has left, late or once more, and the old disk sends that by hand."""
+
+    def sent_again(fates: dict[int, Fate]) -> tuple[Machine, list[str]]:
+        place = Place()
+        promises = Promises(place, disks.first.saved, is_strict=False)
+        old = Machine(Client(place), disks.first, promises)
+        old.start()
+        old.train(0)
+        attempt = disks.first.attempts[1]
+        place.objects[CheckpointKey(RUN, old.term, 2, attempt).of("a")] = disks.first.saved[attempt]["a"]
+        start = Machine(Client(place, fates), disks.second, promises)
+        start.start()
+        old.send(1, claims=False)
+        place.pass_time(10_000)
+        promises.look()
+        return start, promises.problems
+
+    injected = 0
+    for number in sent_again({})[0].store.changes:
+        for after in range(1, 40, 1 if FULL else 3):
+            assert sent_again({number: Fate(kind, after)})[1] == [], f"request {number} {kind} after {after} others"
             injected += 1
     record_property("injected", injected)

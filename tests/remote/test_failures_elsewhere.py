@@ -159,7 +159,7 @@ def test_retention_that_never_reaches_the_store(server: Server, checkpoints: lis
         retained(server, claimed)
     server.proxy.break_on()
     retained(server, claimed)
-    retention.sweep(server.store(), RUN, start(server.store()), [])
+    retention.sweep(server.store(), RUN, start(server.store()), [], listing_of(server.store(), RUN).doomed)
     left = {item.key for item in server.store().listed()}
     assert left == {keys.term(RUN, 2), keys.term(RUN, 3), last.of("small"), last.manifest}
 
@@ -181,8 +181,8 @@ def test_a_clean_up_that_removes_the_upload_of_another(server: Server, checkpoin
     ]
     for key in (*others, CheckpointKey(RUN, 0, 1, "c" * 32).of("small")):
         store.put_file(key, 1, iter([b"x"]))
-    retention.sweep(store, RUN, 1, [])
-    assert [item.key for item in store.listed()] == sorted(others)
+    retention.sweep(store, RUN, 1, [], [])
+    assert [item.key for item in store.listed()] == sorted([*others, keys.pin(RUN, "c" * 32)])
 
 
 def test_parts_of_a_file_that_nobody_sees(server: Server, checkpoints: list[Path], tmp_path: Path) -> None:

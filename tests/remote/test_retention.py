@@ -187,10 +187,10 @@ def test_a_start_removes_what_earlier_ones_have_left_and_no_more(tmp_path: Path,
     store.put_absent(f"{RUN}/something else", b"x")
     claimed = start(store)
     assert claimed == 3
-    assert retention.sweep(store, RUN, claimed, [keys[3].attempt]) == [keys[2], keys[1]]
+    assert retention.sweep(store, RUN, claimed, [keys[3].attempt], []) == [keys[2], keys[1]]
     listing = listing_of(store, RUN)
     assert [each.key for each in listing.checkpoints] == [keys[3], keys[0]]
-    assert listing.doomed == frozenset()
+    assert listing.doomed == {keys[2].attempt, keys[1].attempt}
     assert f"{RUN}/something else" in store.objects
 
 
@@ -209,7 +209,7 @@ def test_a_start_leaves_what_is_pinned_and_what_is_published_while_it_looks(tmp_
     store.delete(first.manifest)
     store.manifest = (second.manifest, store.objects[second.manifest])
     store.delete(second.manifest)
-    assert retention.sweep(store, RUN, start(store), []) == []
+    assert retention.sweep(store, RUN, start(store), [], []) == []
     assert [each.sizes.keys() for each in listing_of(store, RUN).checkpoints] == [
         {"MANIFEST.json", "a", "b/c"},
         {"a", "b/c"},
@@ -221,7 +221,10 @@ def test_the_marks_of_what_is_gone_go_with_the_next_start(tmp_path: Path, store:
         sent(store, tmp_path, step)
     retained(store)
     assert len(listing_of(store, RUN).doomed) == 1
-    retention.sweep(store, RUN, start(store), [])
+    marked = listing_of(store, RUN).doomed
+    retention.sweep(store, RUN, start(store), [], [])
+    assert listing_of(store, RUN).doomed == marked
+    retention.sweep(store, RUN, start(store), [], marked)
     assert listing_of(store, RUN).doomed == frozenset()
 
 

@@ -87,6 +87,7 @@ class Sender:
         self._newest_sent: Queued | None = None
         self._begun: dict[str, float] = {}
         self._looked = False
+        self._marked: frozenset[str] | None = None
         self._pinned: frozenset[str] = frozenset()
 
     def serve(self) -> None:
@@ -157,7 +158,9 @@ class Sender:
         if (newest := next(whole, None)) is not None:
             self._state = replace(self._state, mirrored=_place(newest.entry.step, newest.key))
         here = [entry.manifest.attempt for entry in self._catalog.entries() if entry.manifest is not None]
-        retention.sweep(store, self._run, self._destination.term, here)
+        if self._marked is None:
+            self._marked = listing.doomed
+        retention.sweep(store, self._run, self._destination.term, here, self._marked)
         self._looked = True
 
     def _settle_pins(self, store: ObjectStore) -> Listing:

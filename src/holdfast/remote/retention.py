@@ -99,17 +99,21 @@ def delete(store: ObjectStore, key: CheckpointKey, check: Callable[[], None] = l
     return True
 
 
-def sweep(store: ObjectStore, run: str, claimed: int, sendable: Iterable[str]) -> list[CheckpointKey]:
+def sweep(
+    store: ObjectStore, run: str, claimed: int, sendable: Iterable[str], marked: Iterable[str]
+) -> list[CheckpointKey]:
     """Removes what uploads under earlier terms have left, and the marks of what is gone. For a start that has claimed.
 
     Whoever still sends under an earlier term, with or without a claim, is told that it was not mirrored, or has been
-    before: then it has its manifest, and is left.
+    before: then it has its manifest, and is left. What is marked here stays marked until the next start: a store may
+    delete it once more, long after it was asked to, and it must not be sent again before.
 
     Args:
         store: The place.
         run: The identity of the run.
         claimed: The term that this start has claimed.
         sendable: The attempts that are on this disk: what there is of them is not sent again.
+        marked: The attempts that had a mark when this start began.
 
     Returns:
         Those of which something was removed.
@@ -126,7 +130,7 @@ def sweep(store: ObjectStore, run: str, claimed: int, sendable: Iterable[str]) -
                     store.delete(name)
                 removed.append(key)
     after = listing_of(store, run)
-    for attempt in after.doomed - {each.key.attempt for each in after.checkpoints}:
+    for attempt in after.doomed.intersection(marked) - {each.key.attempt for each in after.checkpoints}:
         pins.forget(store, run, attempt)
     return removed
 
