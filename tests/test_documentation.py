@@ -200,3 +200,18 @@ def test_contributing_lists_the_tests_that_make_test_leaves_to_test_full() -> No
     moved = {str(path.relative_to(tests)) for path in tests.rglob("test_*.py") if LEFT_OUT.search(path.read_text())}
     listed = re.findall(r"^\| `(\S+\.py)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
     assert listed == sorted(moved - {own})
+
+
+def test_the_page_of_mirrors_has_what_went_wrong_elsewhere_and_its_tests() -> None:
+    text = (ROOT / "docs" / "mirror.md").read_text().partition("\n## What has gone wrong with other mirrors\n")[2]
+    rows = re.findall(r"^\| .* \| .* \| (.*) \|$", text.partition("\n## ")[0], re.M)[1:]
+    named = [
+        (kind, name)
+        for row in rows
+        for kind, names in re.findall(r"(\w+): ([^;]*)", row)
+        for name in re.findall(r"`(\w+)`", names)
+    ]
+    for kind, folder in (("store", "remote"), ("training", "processes")):
+        module = Path(__file__).parent / folder / "test_failures_elsewhere.py"
+        tests = re.findall(r"^def (test_\w+)", module.read_text(), re.M)
+        assert sorted(name for of, name in named if of == kind) == sorted(tests)

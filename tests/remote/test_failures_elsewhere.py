@@ -1,6 +1,6 @@
 """What has gone wrong with other mirrors of checkpoints, tried with this one, on a server behind a proxy that breaks.
 
-What of it is for the process that mirrors, or for the start of a training, is in the tests of these.
+docs/mirror.md has the table of all; `processes/test_failures_elsewhere.py` is what has gone wrong in trainings.
 """
 
 import os
