@@ -343,6 +343,15 @@ def test_a_place_that_has_lost_the_name_of_its_run_is_no_free_one(
     assert steps(elsewhere.start()) == 5 and mirror.owner == identity, "its own run puts it there again"
 
 
+def test_what_others_have_in_the_directory_of_a_mirror_is_left_alone(here: Machine, mirror: DirectoryMirror) -> None:
+    mirror.path.mkdir()
+    (mirror.path / "latest").symlink_to(here.root.parent)
+    here.start()
+    here.save(5)
+    mirror.send(here.root)
+    assert steps(here.start()) == 5 and (mirror.path / "latest").is_symlink()
+
+
 def test_a_directory_that_has_only_what_others_made_takes_the_run_over_and_says_so(
     here: Machine, elsewhere: Machine, mirror: DirectoryMirror
 ) -> None:
