@@ -6,6 +6,7 @@ import pytest
 from cli.test_push import a_run, flip_bit
 from helpers.mirrors import DirectoryMirror
 from helpers.support import OTHER_RUN, RUN, commit_checkpoint, holdfast
+from holdfast.remote.terms import take_place
 from holdfast.run import lease
 from holdfast.run.directory import RunDirectory
 from holdfast.run.run import Run
@@ -116,3 +117,17 @@ def test_a_checkpoint_of_a_mirror_is_inspected_as_one_of_a_disk(tmp_path: Path, 
     here = json.loads(holdfast("inspect", tmp_path / "run" / "checkpoint-9", "--json").stdout)
     assert there.pop("path") == f"{mirror.url}/checkpoint-9" and here.pop("path")
     assert there == here
+
+
+def test_json_that_no_resume_reads_is_damage_in_a_mirror_as_it_is_on_a_disk(tmp_path: Path) -> None:
+    there = DirectoryMirror(tmp_path / "another")
+    (tmp_path / "own").mkdir()
+    for step, content in ((5, b"{}"), (7, b"[1]"), (9, b"{")):
+        commit_checkpoint(tmp_path / "own", step, {"training.json": content}, layout="native")
+    there.send(tmp_path / "own")
+    take_place(there.store, RUN)
+    told = [holdfast("verify", place) for place in (there.url, tmp_path / "own")]
+    assert told[0].stdout == told[1].stdout and told[0].returncode == told[1].returncode == 3
+    assert told[0].stdout.count("DAMAGED") == 2 and "checkpoint-5: good" in told[0].stdout
+    inside = holdfast("list", f"{there.url}/checkpoint-5")
+    assert inside.returncode == 4 and "is for verify, inspect and pull" in inside.stderr

@@ -50,6 +50,7 @@ def prune(
     if not json:
         _show(str(run), verdicts, going)
     if not json and there is not None:
+        tell(f"\nin the mirror, {there.there.store.url}:")
         _show(there.there.store.url, verdicts_there, going_there)
     deleted: list[str] = []
     deleted_there: list[str] = []

@@ -11,11 +11,12 @@ from holdfast.cli.naming import is_checkpoint
 from holdfast.cli.output import as_json, tell
 from holdfast.cli.there import Endpoint, Moving, Region, local_path
 from holdfast.errors import DamagedCheckpointError, RunNotFoundError
-from holdfast.layouts.contents import problems_of_json
+from holdfast.layouts.contents import own_json, problem_in_json, problems_of_json
 from holdfast.layouts.layout import BY_NAME
 from holdfast.mirror.run_there import RunThere, look, split
 from holdfast.remote.catalog import RemoteEntry
 from holdfast.remote.checking import problems_of
+from holdfast.remote.object_store import read
 from holdfast.store import catalog
 from holdfast.store.folder import opened
 from holdfast.store.manifest import in_short
@@ -80,6 +81,10 @@ def _checked_there(there: RunThere, checkpoint: RemoteEntry, *, quiet: bool) -> 
         return Report(entry, (entry.problem or "it has no manifest",), (), ())
     moving = Moving(entry.path.name, manifest.size, quiet=quiet)
     problems = problems_of(there.store, there.listed(checkpoint.key), manifest, moving)
+    if not problems:
+        for file in own_json(manifest):
+            data = read(there.store, checkpoint.key.of(file.path), file.size)  # which was the right one just now
+            problems += filter(None, [problem_in_json(file, data)])
     return Report(entry, tuple(problems), (), ())
 
 

@@ -19,11 +19,15 @@ def problems_of_json(folder: Folder, manifest: Manifest) -> list[str]:
         folder: The open directory of a checkpoint that verifies.
         manifest: Its manifest.
     """
-    layout = BY_NAME.get(manifest.layout)
-    if layout is None or not layout.has_own_json:
-        return []
-    listed = [_problem_of_json(folder, file) for file in manifest.files if file.path.endswith(".json")]
+    listed = [_problem_of_json(folder, file) for file in own_json(manifest)]
     return [problem for problem in listed if problem]
+
+
+def own_json(manifest: Manifest) -> list[File]:
+    """Returns the files of JSON that Holdfast itself reads at a resume."""
+    layout = BY_NAME.get(manifest.layout)
+    is_own = layout is not None and layout.has_own_json
+    return [file for file in manifest.files if is_own and file.path.endswith(".json")]
 
 
 def problems_of_tensors(folder: Folder, manifest: Manifest) -> list[str]:
@@ -41,8 +45,11 @@ def problems_of_tensors(folder: Folder, manifest: Manifest) -> list[str]:
 
 def _problem_of_json(folder: Folder, file: File) -> str:
     data, problem = reading.read_small(folder, file, image.MOST_JSON_BYTES)
-    if problem is not None:
-        return problem
+    return problem_in_json(file, data) if problem is None else problem
+
+
+def problem_in_json(file: File, data: bytes) -> str:
+    """Returns a line where no reader takes the bytes of a file of JSON; an empty one where it is good."""
     try:
         content = image.decode_json(data, Path(file.path))
     except CheckpointError as error:

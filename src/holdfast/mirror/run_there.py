@@ -72,10 +72,10 @@ def look(url: str, endpoint: str | None, region: str | None) -> RunThere:
     store = open_store(url, endpoint, region)
     run = owner_of(store)
     if run is None:
-        raise RunNotFoundError(
-            f"there is no run in {store.url}",
-            hint="give what mirror: says, with its whole prefix",
-        )
+        hint = "give what mirror: says, with its whole prefix"
+        if names.step_of(url.rstrip("/").rpartition("/")[2]) is not None:
+            hint += "; one checkpoint of it is for verify, inspect and pull"
+        raise RunNotFoundError(f"there is no run in {store.url}", hint=hint)
     listing, catalog = listing_of(store, run), RemoteCatalog(store)
     return RunThere(store, run, listing, catalog, _named(catalog.entries(listing)))
 
