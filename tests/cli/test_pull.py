@@ -38,14 +38,17 @@ def test_the_newest_and_what_has_a_label_come_and_no_bit_of_them_differs(
     assert [each["was_here"] for each in again["checkpoints"]] == [True, True]
 
 
-def test_one_checkpoint_comes_alone_and_a_pin_comes_with_what_it_pins(tmp_path: Path, mirror: DirectoryMirror) -> None:
+def test_one_checkpoint_comes_alone_and_its_marks_come_with_it(tmp_path: Path, mirror: DirectoryMirror) -> None:
     assert holdfast("pin", tmp_path / "run" / "checkpoint-9").returncode == 0
+    with Folder.open(tmp_path / "run" / ".holdfast") as control:
+        (pinned,) = pins.pinned(control)
+        pins.mark_as_asked_for(control, pinned)
     assert holdfast("push", tmp_path / "run", "--to", mirror.url).returncode == 0
     assert holdfast("pull", f"{mirror.url}/checkpoint-9", tmp_path / "got").returncode == 0
     (entry,) = catalog.entries(tmp_path / "got")
     assert entry.manifest is not None and entry.step == 9
     with Folder.open(tmp_path / "got" / ".holdfast") as control:
-        assert pins.pinned(control) == {entry.manifest.attempt}
+        assert pins.pinned(control) == pins.asked_for(control) == {entry.manifest.attempt} == {pinned}
 
 
 def test_what_is_damaged_there_is_left_out_and_the_newest_good_one_comes(

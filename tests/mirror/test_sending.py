@@ -167,6 +167,23 @@ def test_pins_go_there_and_away_also_while_nothing_is_to_be_sent(run: Mirrored) 
         assert not run.sender.serve_one() and run.store.looks == looks, "nothing is asked again and again"
 
 
+def test_what_was_asked_for_after_its_save_counts_so_there_whoever_deletes(run: Mirrored) -> None:
+    attempts = [run.save(1)]
+    pins.mark_as_asked_for(run.directory.control, attempts[0])
+    run.serve()
+    attempts.append(run.save(2))
+    run.serve()
+    pins.mark_as_asked_for(run.directory.control, attempts[1])
+    assert not run.sender.serve_one()
+    assert listing_of(run.store, RUN).asked == {*attempts}
+    shutil.rmtree(run.directory.control.path / "asked")
+    run.begin()
+    for step in range(3, 7):
+        run.save(step)
+        run.serve()
+    assert run.there() == [6, 5, 4, 2, 1]
+
+
 def test_of_scheduled_ones_the_newest_alone_is_sent_and_what_it_needs(run: Mirrored) -> None:
     best, skipped = run.save(1), run.save(2)
     newest = run.save(3, "scheduled", best)

@@ -10,6 +10,8 @@ import pytest
 from helpers.memory_store import MemoryStore
 from helpers.support import RUN
 from holdfast.remote import pins as there
+from holdfast.remote import retention
+from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import listing_of
 from holdfast.store import pins as here
 
@@ -68,6 +70,21 @@ def test_a_pin_of_what_is_deleted_there_stays_here_and_is_told(tmp_path: Path, s
     here.unpin(tmp_path, FIRST)
     there.settle(store, listing_of(store, RUN), RUN, tmp_path)
     assert listing_of(store, RUN).doomed == {FIRST}
+
+
+def test_what_was_asked_for_here_is_known_there_as_soon_as_there_is_something_of_it(
+    tmp_path: Path, store: MemoryStore
+) -> None:
+    for attempt in (FIRST, SECOND):
+        here.mark_as_asked_for(tmp_path, attempt)
+    there.tell_asked(store, listing_of(store, RUN), RUN, tmp_path)
+    assert store.objects == {}
+    there.tell_asked(store, listing_of(store, RUN), RUN, tmp_path, SECOND)
+    store.objects[CheckpointKey(RUN, 1, 1, FIRST).manifest] = b""
+    there.tell_asked(store, listing_of(store, RUN), RUN, tmp_path)
+    assert listing_of(store, RUN).asked == {FIRST, SECOND}
+    retention.sweep(store, RUN, 2, (), ())
+    assert listing_of(store, RUN).asked == {FIRST}
 
 
 def test_a_settlement_that_is_cut_off_loses_no_pin(tmp_path: Path) -> None:

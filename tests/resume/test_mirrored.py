@@ -266,20 +266,21 @@ def test_what_is_mirrored_between_the_look_and_the_claim_is_gone_on_from(
     assert [term.number for term in terms.claimed_in(here.root)] == [2, 3]
 
 
-def test_the_best_checkpoint_of_a_trainer_comes_too_and_the_pins(
+def test_the_best_checkpoint_of_a_trainer_comes_too_and_the_marks(
     here: Machine, elsewhere: Machine, mirror: DirectoryMirror
 ) -> None:
     elsewhere.start()
     for step in (5, 6, 7):
         elsewhere.save(step, {**RESUMABLE, "trainer_state.json": BEST})
     best, _, newest = mirror.send(elsewhere.root)
-    pinned = mirror.path / newest.run / "pins" / newest.attempt
-    pinned.parent.mkdir(parents=True)
-    pinned.touch()
+    for kind in ("pins", "asked"):
+        marked = mirror.path / newest.run / kind / newest.attempt
+        marked.parent.mkdir(parents=True)
+        marked.touch()
     opened = here.start()
     assert steps(opened) == 7
     assert sorted(path.name for path in here.root.glob("checkpoint-*")) == ["checkpoint-5", "checkpoint-7"]
-    assert pins.pinned(here.root / ".holdfast") == {newest.attempt}
+    assert pins.pinned(here.root / ".holdfast") == pins.asked_for(here.root / ".holdfast") == {newest.attempt}
     assert catalog.read(here.root / "checkpoint-5").manifest is not None and best.sequence == 1
 
 

@@ -9,7 +9,7 @@ from holdfast.remote import retention, terms
 from holdfast.remote.keys import CheckpointKey
 from holdfast.run.directory import RunDirectory
 from holdfast.run.needed import identity_of, needed
-from holdfast.store import catalog
+from holdfast.store import catalog, pins
 from holdfast.store import terms as local_terms
 from holdfast.store.retention import RetentionPolicy, Verdict
 
@@ -42,6 +42,7 @@ class MirrorPruning:
         self._policy = policy
         paths = needed(directory, entries)
         self._needed = {each.manifest.attempt for each in entries if each.path in paths and each.manifest is not None}
+        self._asked = pins.asked_for(directory.control)
         self.there = self._look(run)
 
     def _look(self, run: str) -> RunThere:
@@ -57,8 +58,8 @@ class MirrorPruning:
         claim = terms.claim_of(there.store, there.run, self._claimed) if self._claimed else None
         parents = {claim.parent} if claim is not None and claim.parent is not None else set()
         protected = {*self._needed, *parents, *there.catalog.references(there.checkpoints)}
-        verdicts = retention.judge(there.checkpoints, there.listing.pins, self._policy, protected=protected)
-        return verdicts
+        asked = self._asked | there.listing.asked
+        return retention.judge(there.checkpoints, there.listing.pins, self._policy, asked, protected)
 
     def delete(self, agreed: set[str]) -> Iterator[str]:
         """Deletes what was agreed to and still may go, oldest first. Yields the attempts.

@@ -111,9 +111,17 @@ def pull(
         result = _pulled(there, directory, following, begin)
         if result.path is None:
             left_out.add(following.key.attempt)
-        elif following.key.attempt in there.listing.pins:
-            pins.pin(directory.control, following.key.attempt)
+        else:
+            _mark(there, directory, following.key.attempt)
         yield result
+
+
+def _mark(there: RunThere, directory: RunDirectory, attempt: str) -> None:
+    """Has what is said there of a checkpoint beside its manifest be said of it here."""
+    if attempt in there.listing.pins:
+        pins.pin(directory.control, attempt)
+    if attempt in there.listing.asked:
+        pins.mark_as_asked_for(directory.control, attempt)
 
 
 def _next(there: RunThere, name: str | None, tried: set[str], left_out: set[str]) -> RemoteEntry | None:

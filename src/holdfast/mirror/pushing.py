@@ -86,6 +86,7 @@ class Push:
         self._claimed = [term.number for term in claimed if (term.run, term.mirror) == (run, store.url)]
         self._listing = listing_of(store, run)
         pins.settle(store, self._listing, run, directory.control)
+        pins.tell_asked(store, self._listing, run, directory.control)
 
     def is_there(self, entry: Entry) -> bool:
         """Tells whether a checkpoint is there already, whoever has sent it."""
@@ -107,6 +108,7 @@ class Push:
         if manifest.attempt in self._listing.doomed:
             return Pushed(entry, None, why=_DELETED)
         begun = time.monotonic()
+        pins.tell_asked(self._store, self._listing, manifest.run, self._directory.control, manifest.attempt)
         # Under no term but one that was claimed here: the place may have had later ones since, that this is not of.
         term = max((number for number in self._claimed if number <= entry.term), default=0)
         try:

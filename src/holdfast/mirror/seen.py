@@ -39,6 +39,7 @@ class Seen:
         is_claim_known: True where the two are known.
         published: The checkpoints that are there, the newest first.
         pins: The attempts that are pinned there.
+        asked: The attempts that somebody asked for after they had been saved for another reason.
     """
 
     owner: str | None = None
@@ -48,6 +49,7 @@ class Seen:
     is_claim_known: bool = False
     published: tuple[Remote, ...] = ()
     pins: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
 
     def newest_of(self, term: int, damaged: Collection[str] = ()) -> Remote | None:
         """Returns the newest checkpoint of a term, those excepted that turned out to be damaged; None for none."""
@@ -61,4 +63,5 @@ class Seen:
     def of(cls, content: Mapping[str, Any]) -> "Seen":
         """Reads what `as_json` gave."""
         published = (Remote(CheckpointKey(*key), *rest) for key, *rest in content["published"])
-        return cls(**{**content, "published": tuple(published), "pins": tuple(content["pins"])})
+        marks = {name: tuple(content[name]) for name in ("pins", "asked")}
+        return cls(**{**content, **marks, "published": tuple(published)})

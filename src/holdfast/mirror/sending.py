@@ -88,7 +88,7 @@ class Sender:
         self._begun: dict[str, float] = {}
         self._looked = False
         self._marked: frozenset[str] | None = None
-        self._pinned: frozenset[str] = frozenset()
+        self._marks: tuple[frozenset[str], ...] = (frozenset(), frozenset())
 
     def serve(self) -> None:
         """Serves for ever: whoever wants it to end ends the process."""
@@ -114,8 +114,8 @@ class Sender:
             if not waiting:
                 self._show(force=False)
                 # The machine may go before there is something to send again.
-                if local_pins.pinned(self._directory.control) != self._pinned:
-                    self._try(lambda: self._settle_pins(self._opened()))
+                if self._marks_here() != self._marks:
+                    self._try(lambda: self._settle_marks(self._opened()))
                 return False
             queued = turns.next_of(waiting, newest_was_last=self._newest_was_last)
             if not self._try(lambda: self._send(queued)):
@@ -153,7 +153,7 @@ class Sender:
     def _look_around(self) -> None:
         """Learns what is there already, and removes what uploads of earlier starts have left."""
         store = self._opened()
-        listing = self._settle_pins(store)
+        listing = self._settle_marks(store)
         whole = (each for each in self._remote.entries(listing) if each.entry.manifest is not None)
         if (newest := next(whole, None)) is not None:
             self._state = replace(self._state, mirrored=_place(newest.entry.step, newest.key))
@@ -163,8 +163,11 @@ class Sender:
         retention.sweep(store, self._run, self._destination.term, here, self._marked)
         self._looked = True
 
-    def _settle_pins(self, store: ObjectStore) -> Listing:
-        """Lists what is there, and has the pins there and here be the same.
+    def _marks_here(self) -> tuple[frozenset[str], ...]:
+        return local_pins.pinned(self._directory.control), local_pins.asked_for(self._directory.control)
+
+    def _settle_marks(self, store: ObjectStore, sending: str | None = None) -> Listing:
+        """Lists what is there, and has the pins there and here be the same, and what was asked for here be known there.
 
         Raises:
             MirrorUnavailableError: This start's own claim is not there. Then it is another place, such as the empty
@@ -176,11 +179,13 @@ class Sender:
                 f"{store.url} has no sign of this run's start (term {self._destination.term}): it was emptied, or"
                 " another place has its name by now; is a disk not mounted?"
             )
+        marks = self._marks_here()
         refused = pins.settle(store, listing, self._run, self._directory.control)
+        pins.tell_asked(store, listing, self._run, self._directory.control, sending)
         here = self._catalog.entries() if refused else ()
         steps = {entry.step for entry in here if entry.manifest is not None and entry.manifest.attempt in refused}
         self._state = replace(self._state, not_pinned=tuple(sorted(steps)))
-        self._pinned = local_pins.pinned(self._directory.control)
+        self._marks = marks
         return listing
 
     def _send(self, queued: Queued) -> None:
@@ -194,7 +199,7 @@ class Sender:
         progress = self._progress_of(queued, manifest)
         store = self._opened()
         progress(0)
-        self._settle_pins(store)
+        self._settle_marks(store, queued.attempt)
         try:
             with Folder.open(self._directory.folder / entry.path.name) as folder:
                 key = upload(store, folder, entry.term, self._destination.term, progress)

@@ -100,6 +100,7 @@ class StartCalls:
             is_claim_known=claim is not None and newest > 0,
             published=tuple(published),
             pins=tuple(sorted(listing.pins)),
+            asked=tuple(sorted(listing.asked)),
         )
         return seen.as_json()
 

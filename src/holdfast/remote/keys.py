@@ -1,7 +1,8 @@
 """The keys of a mirror. Whatever is read from a place passes here before anything is done with it.
 
 `RUN` names the run that a place belongs to. Below `<run>/` lie `terms/<number>`, one for each start that has claimed
-the run; `pins/<attempt>`, which says once whether a checkpoint is pinned or is deleted (`remote/pins.py`); and
+the run; `pins/<attempt>`, which says once whether a checkpoint is pinned or is deleted, and `asked/<attempt>`, which
+says that somebody asked for it after it had been saved for another reason (`remote/pins.py`); and
 `<term>-<sequence>-<attempt>/<file>`, the checkpoints. Numbers have leading zeros, so that the order of keys is theirs.
 """
 
@@ -22,6 +23,7 @@ _CHECKPOINT = re.compile(
 )
 _TERM = re.compile(rf"([0-9a-f]{{32}})/terms/([0-9]{{{_DIGITS}}})")
 _PIN = re.compile(r"([0-9a-f]{32})/pins/([0-9a-f]{32})")
+_ASKED = re.compile(r"([0-9a-f]{32})/asked/([0-9a-f]{32})")
 
 
 class CheckpointKey(NamedTuple):
@@ -79,6 +81,11 @@ def pin(run: str, attempt: str) -> str:
     return f"{run}/pins/{attempt}"
 
 
+def asked(run: str, attempt: str) -> str:
+    """Returns the key of the mark of a checkpoint that somebody asked for when it was there."""
+    return f"{run}/asked/{attempt}"
+
+
 def trial(token: str) -> str:
     """Returns the key of an object that a place is tried with."""
     return f"{TRIALS}{token}"
@@ -101,4 +108,10 @@ def term_of(key: str) -> int | None:
 def pinned_by(key: str) -> str | None:
     """Returns the attempt that a key pins; None where it is no such key."""
     match = _PIN.fullmatch(key)
+    return match[2] if match else None
+
+
+def asked_by(key: str) -> str | None:
+    """Returns the attempt that a key says was asked for; None where it is no such key."""
+    match = _ASKED.fullmatch(key)
     return match[2] if match else None

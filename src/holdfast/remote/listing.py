@@ -46,12 +46,14 @@ class Listing:
         terms: The numbers of the starts that have claimed the run, in order.
         pins: The attempts that are never to be deleted.
         doomed: The attempts that are being deleted, or are gone: none of them is ever there again.
+        asked: The attempts that somebody asked for after they had been saved for another reason.
     """
 
     checkpoints: tuple[RemoteCheckpoint, ...]
     terms: tuple[int, ...]
     pins: frozenset[str]
     doomed: frozenset[str]
+    asked: frozenset[str] = frozenset()
 
     @property
     def published(self) -> list[RemoteCheckpoint]:
@@ -74,6 +76,7 @@ def listing_of(store: ObjectStore, run: str) -> Listing:
     claimed: list[int] = []
     pinned: set[str] = set()
     doomed: set[str] = set()
+    asked: set[str] = set()
     for item in store.listed(keys.below(run)):
         if (file := keys.file_of(item.key)) is not None:
             key, path = file
@@ -82,8 +85,11 @@ def listing_of(store: ObjectStore, run: str) -> Listing:
             claimed.append(number)
         elif (attempt := keys.pinned_by(item.key)) is not None:
             (doomed if item.size else pinned).add(attempt)
+        elif (attempt := keys.asked_by(item.key)) is not None:
+            asked.add(attempt)
     newest_first = sorted(by_key.values(), key=lambda each: each.key, reverse=True)
-    return Listing(tuple(newest_first), tuple(sorted(claimed)), frozenset(pinned), frozenset(doomed))
+    marks = (frozenset(pinned), frozenset(doomed), frozenset(asked))
+    return Listing(tuple(newest_first), tuple(sorted(claimed)), *marks)
 
 
 def manifest_of(store: ObjectStore, key: CheckpointKey) -> tuple[bytes, Manifest]:

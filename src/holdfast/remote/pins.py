@@ -3,6 +3,9 @@
 An empty `<run>/pins/<attempt>` is a pin, one with content says that the checkpoint is being deleted or is gone. Both
 are put only where none is: whoever comes first has decided, and the other sees it. So nothing that is pinned is ever
 deleted, whoever pins it and when, and nothing is half deleted that somebody counts on.
+
+An empty `<run>/asked/<attempt>` says that somebody asked for a checkpoint that had been saved for another reason. It is
+put and never taken away before its checkpoint, and decides nothing among several: a rule of retention counts by it.
 """
 
 from holdfast.errors import AbsentError
@@ -73,6 +76,24 @@ def settle(store: ObjectStore, listing: Listing, run: str, control: Directory) -
     if settled != agreed:
         files.replace(control / _AGREED, "".join(f"{attempt}\n" for attempt in sorted(settled)).encode())
     return refused
+
+
+def tell_asked(store: ObjectStore, listing: Listing, run: str, control: Directory, sending: str | None = None) -> None:
+    """Has the mirror know what was asked for here, of what is there or is about to be.
+
+    Args:
+        store: The place.
+        listing: What is there.
+        run: The identity of the run.
+        control: The private directory of the run directory.
+        sending: The attempt that is sent next.
+
+    Raises:
+        OSError: The marks here cannot be read.
+    """
+    there = {each.key.attempt for each in listing.published} | {sending}
+    for attempt in sorted((pins.asked_for(control) & there) - listing.asked):
+        store.put_absent(keys.asked(run, attempt), b"")
 
 
 def _agreed(control: Directory) -> frozenset[str]:

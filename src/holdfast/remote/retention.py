@@ -60,7 +60,7 @@ def retain(
         run: The identity of the run.
         claimed: The term that this start has claimed.
         policy: The rules.
-        asked: As `judge` has it.
+        asked: As `judge` has it, beside those of which that is known there.
         protected: The attempts that something still needs, beside those that the newest one there refers to: what is
             to be sent next may refer to others.
 
@@ -77,7 +77,9 @@ def retain(
     entries = catalog.entries(listing)
     whole = {each.key for each in entries if each.entry.manifest is not None}
     going = [each.key for each in listing.checkpoints if each.key.attempt in listing.doomed and each.key not in whole]
-    verdicts = judge(entries, listing.pins, policy, asked, {*protected, *catalog.references(entries)})
+    verdicts = judge(
+        entries, listing.pins, policy, {*asked, *listing.asked}, {*protected, *catalog.references(entries)}
+    )
     going += [key for key, verdict in reversed(verdicts) if verdict.kept is None]
     return [key for key in going if delete(store, key, lambda: require_claim(store, run, claimed))]
 
@@ -130,8 +132,11 @@ def sweep(
                     store.delete(name)
                 removed.append(key)
     after = listing_of(store, run)
-    for attempt in after.doomed.intersection(marked) - {each.key.attempt for each in after.checkpoints}:
+    there = {each.key.attempt for each in after.checkpoints}
+    for attempt in after.doomed.intersection(marked) - there:
         pins.forget(store, run, attempt)
+    for attempt in after.asked - there:
+        store.delete(keys.asked(run, attempt))
     return removed
 
 

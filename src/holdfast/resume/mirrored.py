@@ -269,7 +269,8 @@ class MirroredStart:
         """Brings what the next saves would not bring by themselves, as far as it is not here.
 
         That is a Trainer's best checkpoint, and, to a directory in which the run has saved nothing since it was
-        elsewhere: the pins, and what is pinned, has a label or a slot. Whatever was deleted here later stays so.
+        elsewhere: the marks of what is pinned or was asked for, and what is pinned, has a label or a slot. Whatever was
+        deleted here later stays so.
         """
         self._bring_best(point, seen)
         if not self._was_elsewhere(seen):
@@ -277,6 +278,9 @@ class MirroredStart:
         for attempt in filter(names.is_token, seen.pins):
             with suppress(OSError):
                 pins.pin(self._run.directory.control, attempt)
+        for attempt in filter(names.is_token, seen.asked):
+            with suppress(OSError):
+                pins.mark_as_asked_for(self._run.directory.control, attempt)
         next_size = point.manifest.size if point is not None and point.manifest is not None else 0
         for remote in seen.published:
             if not remote.problem and (remote.is_named or remote.key.attempt in seen.pins):
