@@ -15,7 +15,7 @@ from helpers.remote import start
 from helpers.support import RUN, holdfast, line_of, process
 from helpers.waiting import wait_until
 from holdfast.engine import mirroring
-from holdfast.mirror import state
+from holdfast.mirror import state, supervisor
 from holdfast.remote import pins as remote_pins
 from holdfast.store import names, pins, terms
 
@@ -253,3 +253,18 @@ def test_a_state_that_is_damaged_says_nothing(tmp_path: Path) -> None:
                 "the answer says so"
             )
             assert run.supervisor.progress() == "waiting for the mirror: step "
+
+
+def test_a_process_that_hangs_is_killed_and_another_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        run.save(1)
+        run.wait()
+        first = process_of(run)
+        first.suspend()
+        monkeypatch.setattr(supervisor, "_SILENT_SECONDS", 1.5)
+        run.save(2)
+        wait_until(lambda: not first.is_running(), limit=60)
+        monkeypatch.undo()
+        run.wait()
+        assert run.there() == [2, 1]
+        assert "mirror process hangs" in [event["event"] for event in events(run)]

@@ -21,6 +21,8 @@ _LOOK_SECONDS = 1.0
 _LOOK_SECONDS_AT_END = 0.1
 # A process that dies again and again is started less and less often.
 _LONGEST_PAUSE_SECONDS = 60.0
+# One that is there, and writes down nothing, hangs. The longest that a good one is silent are its pauses and tries.
+_SILENT_SECONDS = 1800.0
 # It ends at the end of its pipe; one that is deep in the kernel, at a disk that hangs, does not.
 _ENDING_SECONDS = 2.0
 
@@ -46,6 +48,8 @@ class Supervisor:
         self._begun_at = self._restart_at = 0.0
         self._deaths = self._deaths_in_a_row = 0
         self._dying: dict[str, Any] = {}
+        self._looked_at = self._silence = 0.0
+        self._said_at: float | None = None
         self._closing = threading.Event()
         self._looking = threading.Lock()
         self._awaited: dict[str, Queued] = {}
@@ -177,8 +181,11 @@ class Supervisor:
                 return
 
     def _keep_alive(self) -> None:
-        """Starts the process where none is there."""
-        if self._closing.is_set() or (self.process is not None and self.process.poll() is None):
+        """Starts the process where none is there, or one that hangs."""
+        if self._closing.is_set():
+            return
+        if self.process is not None and self.process.poll() is None:
+            self._end_if_silent(self.process)
             return
         now = time.monotonic()
         if self.process is not None:
@@ -188,6 +195,19 @@ class Supervisor:
             self._dies(now, f"ended ({code})")
         if now >= self._restart_at:
             self._start_process()
+
+    def _end_if_silent(self, process: "subprocess.Popen[bytes]") -> None:
+        """Kills a process that hangs: the next one goes on with what waits."""
+        now, said_at = time.monotonic(), self._known().get("written_at")
+        if said_at != self._said_at:
+            self._silence = 0.0
+        else:
+            self._silence += min(now - self._looked_at, 2 * _LOOK_SECONDS)  # where all are stopped, nobody is silent
+        self._looked_at, self._said_at = now, said_at
+        if self._silence > _SILENT_SECONDS:
+            self._silence = 0.0
+            self._run.journal.write("mirror process hangs", seconds=_SILENT_SECONDS)
+            process.kill()
 
     def _dies(self, now: float, how: str) -> None:
         """Takes in that the process is not there, and has to be started again: less and less often."""
@@ -222,6 +242,7 @@ class Supervisor:
         holder = self._run.lease.holder
         assignment = Assignment(os.getpid(), self._root, holder.run, holder.token, self.destination)
         self._begun_at = time.monotonic()
+        self._silence = 0.0
         try:
             process = child.start("holdfast.mirror.process", stdout=subprocess.DEVNULL, bufsize=0)
             assert process.stdin is not None
