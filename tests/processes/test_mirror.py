@@ -172,6 +172,22 @@ def test_fault_51_a_trainer_whose_disk_is_gone_ends_with_the_same_model_and_load
         assert (second.run / name).read_bytes() == (whole.run / name).read_bytes(), name
 
 
+def test_where_the_loop_does_not_come_back_from_a_stop_the_last_line_says_what_is_where(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    mirror = DirectoryMirror(tmp_path / "mirror")
+    machine = Machine(tmp_path / "machine", launcher, LOOP, mirror=mirror.url, stop_grace_seconds=5)
+    process = machine.start(stop=5)
+    process.wait_for("stands still")
+    wait_until(lambda: mirrored_up_to(machine.run, 4), 60, process.output)
+    mirror.path.rename(tmp_path / "away")
+    process.send(signal.SIGTERM)
+    assert process.wait() == 75, process.output
+    assert "the loop did not end within 5 s of the stop; leaving after a good save" in process.output
+    last = process.output.splitlines()[-1]
+    assert last == "mirrored up to step 4; 5 is on this disk only: holdfast push run sends it"
+
+
 def test_fault_52_what_a_killed_training_had_queued_is_sent_by_the_next(launcher: Launcher, tmp_path: Path) -> None:
     """The directory of the mirror is moved away; SIGKILL to the training while nothing can be sent."""
     mirror = DirectoryMirror(tmp_path / "mirror")

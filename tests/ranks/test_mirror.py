@@ -1,6 +1,7 @@
 """Several ranks whose run has a mirror: rank 0 alone looks there, claims and pulls, and the others wait for it."""
 
 import shutil
+import signal
 import threading
 import time
 
@@ -79,3 +80,19 @@ def test_at_the_end_the_others_wait_until_rank_0_no_longer_waits_for_the_mirror(
     away.rename(mirror.path)
     assert job.wait() == [0, 0], job.output
     assert f"mirrored up to step 8 ({mirror.url})" in job.output and "not heard of" not in job.output
+
+
+@in_full("the one whose training ends by itself stays")
+def test_at_a_stop_they_wait_as_well_for_no_launcher_is_to_see_one_that_has_ended(ranks: Ranks) -> None:
+    mirror = DirectoryMirror(ranks.folder / "mirror")
+    settings = {"mirror": mirror.url, "save_steps": 4, "stop_grace_seconds": 40}
+    job = ranks.start(until=10**6, pause=0.2, settings=settings)
+    wait_until(lambda: "checkpoint saved step=4" in job.output)
+    away = mirror.path.rename(ranks.folder / "away")
+    for process in job.processes:
+        process.send(signal.SIGTERM)
+    wait_until(lambda: "waiting for the mirror: step" in job.output, limit=60)
+    assert [process.code for process in job.processes] == [None, None], job.output
+    away.rename(mirror.path)
+    assert job.wait() == [75, 75], job.output
+    assert f"({mirror.url})" in job.output and "is on this disk only" not in job.output, job.output

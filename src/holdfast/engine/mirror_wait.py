@@ -73,7 +73,7 @@ class MirrorWait:
                 self._wait(self._mirror, failed=failed)
             finally:
                 self._tell_others(_OVER)
-        elif self._session.run.term and not (failed or self._session.stop.requested or self._shutdown.has_left):
+        elif self._session.run.term and not (failed or self._shutdown.has_left):
             self._wait_for_rank0()
 
     def _wait(self, mirror: Supervisor, *, failed: bool) -> None:
@@ -100,7 +100,10 @@ class MirrorWait:
         self._session.log.announce(mirroring.last_line(self._session.run, mirror))
 
     def _wait_for_rank0(self) -> None:
-        """Returns when rank 0 waits no more: what a program does after its training, all ranks may do together."""
+        """Returns when rank 0 waits no more: what a program does after its training, all ranks may do together.
+
+        And a launcher may end a job in which one rank has ended with the exit code of a stop.
+        """
         channel, ends_wait = self._channel, self._shutdown.only_end_a_wait()
         assert channel is not None
         sign, since = None, time.monotonic()
