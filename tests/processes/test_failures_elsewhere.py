@@ -105,8 +105,9 @@ def test_accelerators_that_are_idle_during_an_upload(server: Server, ranks: Rank
 
 def test_a_passing_error_that_ends_training(server: Server, ranks: Ranks) -> None:
     """Every request fails until the training is over: it says so, goes on, and all is there at the end."""
-    job = start(server, ranks, until=24, stand=[0, 2])
+    job = start(server, ranks, until=24, stand=[0, 6], calls=[0])
     job.processes[0].wait_for("rank 0 stands")
+    wait_until(lambda: 5 in mirrored(ranks), 60)
     server.proxy.break_on(Rule("", "error", "SlowDown", FOR_EVER))
     (ranks.folder / "go").touch()
     job.processes[0].wait_for("waiting for the mirror: step")
@@ -114,7 +115,7 @@ def test_a_passing_error_that_ends_training(server: Server, ranks: Ranks) -> Non
     assert "SlowDown" in job.output and "training goes on" in job.output
     server.proxy.break_on()
     assert ends(job) == f"mirrored up to step 24 ({server.url})"
-    assert whole(server)[0] == 6
+    assert {*mirrored(ranks)} >= {10, 15, 20, 24}
 
 
 def test_an_error_that_only_a_log_has_while_the_run_is_green(server: Server, ranks: Ranks) -> None:
@@ -237,8 +238,7 @@ def test_a_download_that_is_longer_than_a_collective_may_be(server: Server, rank
     assert job.wait() == [0, 0], job.output
     seconds = re.findall(r"pulled checkpoint-8 of .* in ([0-9.]+) s", job.output)
     assert len(seconds) == 1, job.output
-    claimed = [line for line in server.proxy.log if "/terms/" in line]
-    assert len(claimed) > 0 and len(server.proxy.log) * 0.5 > 3 + 2, "it took longer than anybody waits in a collective"
+    assert float(seconds[0]) > 3, "it took longer than anybody waits in a collective"
 
 
 def test_a_disk_that_fills_up_while_uploads_lag(server: Server, ranks: Ranks) -> None:
