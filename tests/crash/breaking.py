@@ -39,7 +39,7 @@ class Breaker:
 
     def look(self, tree: Tree, made: Promises) -> str:
         """What is broken in one state; empty where nothing is."""
-        told = tuple(frozenset(kind) for kind in (made.saved, made.doomed, made.asked, made.pinned))
+        told = tuple(frozenset(kind) for kind in (made.saved, made.doomed, made.asked, made.pinned, made.queued))
         key = (what_matters(tree), *told, made.newest, made.started, made.ended)
         if key not in self.seen:
             self.seen[key] = self._broken(tree, made)

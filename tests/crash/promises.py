@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crash.disk import Disk, Told
+from holdfast.mirror.queue import Queue
 from holdfast.run import outcome
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
@@ -27,6 +28,8 @@ class Promises:
     asked: set[str] = field(default_factory=set)
     pinned: set[str] = field(default_factory=set)
     """Attempts, as pins name them."""
+    queued: set[str] = field(default_factory=set)
+    """Attempts that wait for a mirror, and stay here until they are there."""
     newest: int = 0
     """The sequence of the newest commit that was promised: what a resume takes is never older."""
     started: int = 0
@@ -76,6 +79,10 @@ def broken(root: Path, good: dict[str, Manifest], promises: Promises) -> str:
         return "a pinned checkpoint is lost"
     if promises.pinned and promises.pinned - pins.pinned(root / ".holdfast"):
         return "a pin is lost"
+    if promises.queued - {manifest.attempt for manifest in good.values()}:
+        return "a checkpoint that waits for a mirror is lost"
+    if promises.queued - {queued.attempt for queued in Queue(RunDirectory.open(root)).waiting()}:
+        return "a checkpoint that waited for a mirror waits no more"
     return _lost_request(root, promises.asked, {*good, *promises.doomed})
 
 

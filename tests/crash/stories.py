@@ -15,7 +15,9 @@ from holdfast.capture.snapshot import Snapshot
 from holdfast.engine import save as saving
 from holdfast.layouts.layout import BY_NAME
 from holdfast.log import RunLog
+from holdfast.mirror.queue import Queue, Queued
 from holdfast.resume.choose import select_checkpoint
+from holdfast.run.directory import RunDirectory
 from holdfast.run.request import Request
 from holdfast.run.run import Run
 from holdfast.store import catalog, files, pins, retention
@@ -119,6 +121,17 @@ def pins_the_oldest(recorder: Recorder) -> None:
     recorder.tell("pinned", manifest.attempt)
 
 
+def queues_the_oldest(recorder: Recorder) -> None:
+    """A checkpoint that is put into the queue for a mirror, and then what retention deletes, which is not that one."""
+    root = recorder.top / RUN_FOLDER
+    manifest = catalog.entries(root)[-1].manifest
+    assert manifest is not None
+    queued = Queued(manifest.attempt, manifest.step, manifest.sequence, manifest.size, "requested")
+    Queue(RunDirectory.open(root)).put(queued)
+    recorder.tell("queued", manifest.attempt)
+    prunes(recorder)
+
+
 def deletes_what_is_being_pinned(recorder: Recorder) -> None:
     """A deletion, right before whose rename somebody pins the checkpoint, and sees it there."""
     root = recorder.top / RUN_FOLDER
@@ -148,6 +161,7 @@ STORIES: dict[str, tuple[tuple[int, ...], Story]] = {
     "a save and what retention deletes": ((6, 7), saves(8, RetentionPolicy(0, 1))),
     "a prune": ((5, 6, 7), prunes),
     "a pin": ((6, 7), pins_the_oldest),
+    "what waits for a mirror": ((5, 6, 7), queues_the_oldest),
     "a pin while its checkpoint is being deleted": ((6, 7), deletes_what_is_being_pinned),
 }
 """By name: which checkpoints there are before, and what happens."""

@@ -53,14 +53,22 @@ def right_after(disk: Disk, name: str) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["a save", "a save of a step that is there", "a save and what retention deletes", "a pin"]
+    ("name", "syncs"),
+    [
+        ("a save", 9),
+        ("a save of a step that is there", 9),
+        ("a save and what retention deletes", 9),
+        ("a pin", 2),
+        ("what waits for a mirror", 4),
+    ],
 )
-def test_leaving_out_any_sync_breaks_a_promise(memory: Path, name: str) -> None:
+def test_leaving_out_any_sync_breaks_a_promise(memory: Path, name: str, syncs: int) -> None:
     disk = told(memory / "disk", name)
     breaker = Breaker(memory)
-    elsewhere = (*NEEDED_OTHERWISE, OF_A_START, f"{BEFORE_A_DELETION} < save._delete 1")
+    before = (f"{BEFORE_A_DELETION} < save._delete 1", f"{BEFORE_A_DELETION} 1")
+    elsewhere = (*NEEDED_OTHERWISE, OF_A_START, *before)
     places = {shown: place for shown, place in places_of(disk).items() if not shown.startswith(elsewhere)}
-    assert len(places) >= (2 if name == "a pin" else 9)
+    assert len(places) >= syncs
     assert [shown for shown, place in places.items() if not found_without(breaker, disk, place)] == []
 
 
