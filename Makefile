@@ -27,7 +27,7 @@ NODE_ENOUGH = command -v npm > /dev/null && node -e 'process.exit(+(parseInt(pro
 	|| { echo "make test-remote needs Node.js 20 or newer with npm, for azurite; make test has what runs without"; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-mirror test test-full test-faults test-versions test-remote test-trainers test-axolotl fuzz soak check format api dist bench gpu gpu-table clean
+.PHONY: help demo demo-mirror test test-full test-faults test-versions test-remote test-trainers test-axolotl fuzz soak check format api dist bench bench-mirror gpu gpu-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -140,6 +140,9 @@ dist: $(STAMP) ## build what is released, use it from fresh environments, alone 
 
 bench: $(BENCH) ## measure saves and loads beside those of others (two cores: about 22 minutes); writes benchmarks/results and docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --only save
+
+bench-mirror: $(STAMP) ## measure uploads and pulls of a mirror beside obstore alone, and training with one beside training without (four minutes)
+	@$(BIN)/python -m benchmarks --only mirror
 
 # No environment: a machine with a GPU has its own packages, of which one is a torch that fits its driver.
 gpu: ## on a machine with a GPU, with its own packages: tests, exactness, what a save costs (about 5 minutes; PART=name: that alone)

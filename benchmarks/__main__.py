@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-_SECTIONS = ("save", "boundary", "verbs", "ranks", "agreement", "resume", "trace")
+_SECTIONS = ("save", "boundary", "verbs", "ranks", "agreement", "resume", "trace", "mirror")
 
 
 def main() -> None:

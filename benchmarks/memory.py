@@ -62,6 +62,11 @@ def high_water(*, reset: bool = False) -> int:
     return _field(Path("/proc/self/status"), "VmHWM")
 
 
+def resident() -> int:
+    """Returns the bytes that this process has resident now."""
+    return _field(Path("/proc/self/status"), "VmRSS")
+
+
 def available() -> int:
     """Returns the bytes that the machine could still give."""
     return _field(Path("/proc/meminfo"), "MemAvailable")

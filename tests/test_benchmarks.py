@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import first_step, goals, loop, page, peers, plot, results, save, states, trace, turns
+from benchmarks import (
+    bucket_server,
+    first_step,
+    goals,
+    loop,
+    mirror_transfers,
+    page,
+    peers,
+    plot,
+    results,
+    save,
+    states,
+    trace,
+    turns,
+)
 from benchmarks.measure import bytes_on_disk, load_once, load_twice, save_once
 from benchmarks.memory import Peak
 from benchmarks.ours import Native
@@ -23,6 +37,7 @@ from benchmarks.states import State
 from benchmarks.triggers import BOUNDARY, BROADCAST, DOOR, STAT
 
 from helpers.full import in_full
+from helpers.object_servers import needs
 
 INSTALLED_HERE = ["hf", "torch", "safetensors", "dcp", "dcp_async", "accelerate"]
 
@@ -354,3 +369,19 @@ def test_sizes_are_measured_with_ours_alone(tmp_path: Path) -> None:
 
 def test_the_page_in_docs_shows_the_figures_that_it_names() -> None:
     assert page.differs() == ""
+
+
+@needs("obstore")
+def test_a_mirror_is_measured_beside_obstore_alone_with_a_server_that_gives_back_what_it_was_given(
+    tmp_path: Path,
+) -> None:
+    with bucket_server.serving() as port:
+        bucket_server.tell(port, forget=1)
+        measured = mirror_transfers.measured(port, tmp_path, (9 << 20) + 5, 2)
+        kept = mirror_transfers.memory(port, tmp_path, "pull", 9 << 20)
+    assert 0 < kept["idle"] < kept["most"]
+    for what in ("upload", "pull"):
+        for way in mirror_transfers.WAYS:
+            figures = measured[what][way]
+            assert len(figures["seconds"]) == len(figures["processor"]) == 2, (what, way)
+            assert all(value > 0 for values in figures.values() for value in values), (what, way)

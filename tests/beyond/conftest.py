@@ -24,4 +24,4 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Disks:
 @pytest.fixture(autouse=True)
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process makes one request after another, so that what two of them do can be done again."""
-    monkeypatch.setattr(download, "_FETCHERS", 1)
+    monkeypatch.setattr(download, "BLOCKS_AT_ONCE", 1)

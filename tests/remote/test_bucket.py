@@ -16,7 +16,7 @@ from helpers.breaking_proxy import BreakingProxy, Rule
 from helpers.object_servers import BUCKET, needs
 from helpers.waiting import wait_until
 from holdfast.errors import AbsentError, MirrorAccessError, MirrorError, MirrorUnavailableError
-from holdfast.remote.bucket import PART_BYTES, Bucket, part_bytes
+from holdfast.remote.bucket import PART_BYTES, Bucket, part_bytes, parts_at_once
 from holdfast.remote.object_store import ObjectStore
 from holdfast.remote.opening import open_store
 
@@ -236,10 +236,15 @@ def test_no_part_of_a_signed_address_gets_into_an_error(tmp_path: Any, capfd: py
 
 
 def test_parts_are_so_large_that_no_file_has_too_many() -> None:
-    assert part_bytes(0) == part_bytes(9000 * PART_BYTES) == PART_BYTES
-    for size in (9000 * PART_BYTES + 1, 100 << 30, 5 << 40):
+    assert part_bytes(0) == part_bytes(10_000 * PART_BYTES) == PART_BYTES
+    for size in (10_000 * PART_BYTES + 1, 100 << 30, 5 << 40):
         part = part_bytes(size)
-        assert part % MIB == 0 and -(-size // part) <= 9000 and (size - 1) // (part - MIB) >= 8000
+        assert part % MIB == 0 and -(-size // part) <= 10_000 and (size - 1) // (part - MIB) >= 8000
+
+
+def test_parts_under_way_take_no_more_memory_where_they_are_larger() -> None:
+    assert parts_at_once(PART_BYTES) == parts_at_once(part_bytes(100 * 10**9)) == 4
+    assert [parts_at_once(count * MIB) for count in (11, 13, 14, 25, 26, 27, 500)] == [3, 3, 2, 1, 1, 1, 1]
 
 
 def test_a_bucket_is_a_store() -> None:

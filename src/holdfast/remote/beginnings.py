@@ -32,7 +32,7 @@ def beginning_of(store: ObjectStore, key: CheckpointKey, file: File) -> Iterator
     """
     path = key.of(file.path)
     try:
-        data = store.get_range(path, 0, min(file.size, _FIRST_BYTES)) if file.size else b""
+        data = bytes(store.get_range(path, 0, min(file.size, _FIRST_BYTES))) if file.size else b""
         end = min(_LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little"), file.size, _MOST_BYTES)
         if end > len(data) == _FIRST_BYTES:
             data += store.get_range(path, len(data), end)

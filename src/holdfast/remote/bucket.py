@@ -22,9 +22,11 @@ _T = TypeVar("_T")
 
 _MIB = 1 << 20
 PART_BYTES = 8 * _MIB
-"""The least bytes of a part. Every store takes 10,000 of them, and each that is on its way is in memory."""
-PARTS_AT_ONCE = 4
-_MOST_PARTS = 9_000
+"""The least bytes of a part. Every store takes 10,000 of them."""
+_MOST_PARTS = 10_000
+# Each part that is on its way is in memory, and the next is being filled.
+_MOST_AT_ONCE = 4
+_MEMORY_BYTES = 52 * _MIB
 
 # A request is over within these, its body included: a part on a slow line, and all else.
 _PATIENCE_SECONDS = {"parts": 300, "rest": 60}
@@ -65,7 +67,7 @@ class Bucket:
                         content,
                         use_multipart=several,
                         chunk_size=part,
-                        max_concurrency=PARTS_AT_ONCE,
+                        max_concurrency=parts_at_once(part),
                     )
                 )
         except MirrorError:
@@ -86,7 +88,7 @@ class Bucket:
                 pass
         return self._has(key, data)
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         """Returns the bytes from `start` to before `end`; fewer where the object ends before that, or none."""
         import obstore
         from obstore.exceptions import GenericError
@@ -95,7 +97,8 @@ class Bucket:
             return b""
         with self._translated(f"reading {key}", of_object=True):
             try:
-                return bytes(_interruptibly(lambda: obstore.get_range(self._store, key, start=start, end=end)))
+                # A view: whoever takes a block has no need of a copy of it.
+                return memoryview(_interruptibly(lambda: obstore.get_range(self._store, key, start=start, end=end)))
             except GenericError as error:
                 if answer_in(str(error)).is_beyond_the_end:
                     return b""
@@ -175,6 +178,11 @@ def _interruptibly(ask: Callable[[], _T]) -> _T:
 def part_bytes(size: int) -> int:
     """Returns the bytes of one part of a file: whole MiB, so many that no store's most parts are passed."""
     return max(PART_BYTES, -(-size // (_MOST_PARTS * _MIB)) * _MIB)
+
+
+def parts_at_once(part: int) -> int:
+    """Returns the number of parts of so many bytes that are on their way at once."""
+    return max(1, min(_MOST_AT_ONCE, _MEMORY_BYTES // part - 1))
 
 
 def _options(seconds: int) -> dict[str, Any]:

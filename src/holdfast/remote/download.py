@@ -11,14 +11,14 @@ from holdfast.errors import DamagedCheckpointError, NoSpaceError
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import manifest_of
 from holdfast.remote.object_store import ObjectStore, Progress, unheard
-from holdfast.store import commit, digest, files, names, reading
+from holdfast.store import blocks, commit, digest, files, names, reading
 from holdfast.store.folder import Directory, Folder, path_of, walk
 from holdfast.store.manifest import File, Manifest
 
-# As many blocks are in memory: 32 MiB.
-_FETCHERS = 8
+BLOCKS_AT_ONCE = 8
+"""The number of blocks that are fetched at once. As many are in memory: 32 MiB."""
 # As many are asked for, so that none of these waits for what comes next.
-_UNDER_WAY = 2 * _FETCHERS
+_UNDER_WAY = 2 * BLOCKS_AT_ONCE
 
 
 def download(store: ObjectStore, key: CheckpointKey, root: Directory, progress: Progress = unheard) -> Path:
@@ -109,7 +109,7 @@ def _fetch(store: ObjectStore, key: CheckpointKey, manifest: Manifest, folder: F
     opened: deque[_Arriving] = deque(maxlen=_UNDER_WAY + 1)  # no more than that can be open
     under_way: deque[Future[int]] = deque()
     try:
-        with ThreadPoolExecutor(_FETCHERS, "holdfast-pull") as pool:
+        with ThreadPoolExecutor(BLOCKS_AT_ONCE, "holdfast-pull") as pool:
             try:
                 for file in manifest.files:
                     opened.append(arriving := _Arriving(folder, file))
@@ -141,5 +141,6 @@ def _fetch_block(store: ObjectStore, key: CheckpointKey, arriving: _Arriving, of
     while view:
         offset += (written := os.pwrite(arriving.fd, view, offset))
         view = view[written:]
+    blocks.start_writing(arriving.fd, end - len(block), len(block))
     arriving.leave()
     return len(block)

@@ -49,7 +49,7 @@ class ObjectStore(Protocol):
         writer are there for ever. True also where an earlier try has stored them, and its answer was lost.
         """
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> bytes | memoryview:
         """Returns the bytes from `start` to before `end`; fewer where the object ends before that, or none.
 
         Raises:
@@ -78,7 +78,7 @@ def read(store: ObjectStore, key: str, limit: int) -> bytes:
         AbsentError: There is no such object.
         ValueError: It is larger than that.
     """
-    data = store.get_range(key, 0, limit + 1)
+    data = bytes(store.get_range(key, 0, limit + 1))
     if len(data) > limit:
         raise ValueError(f"{key} is larger than {limit:,} bytes")
     return data

@@ -137,10 +137,14 @@ class BlockFile:
         written = os.pwrite(self._fd, data, offset)
         if not written:
             raise OSError(errno.EIO, "the file system takes nothing of a write and gives no reason")
-        # Otherwise the disk idles until the sync. Where the system cannot be told so, it does.
-        if written >= _WORTH_BYTES and hasattr(_libc, "sync_file_range"):
-            _libc.sync_file_range(self._fd, ctypes.c_int64(offset), ctypes.c_int64(written), _START_WRITING)
+        start_writing(self._fd, offset, written)
         return written
+
+
+def start_writing(fd: int, offset: int, size: int) -> None:
+    """Has the disk begin with a range that was just written, if that can be asked for. Else it idles until the sync."""
+    if size >= _WORTH_BYTES and hasattr(_libc, "sync_file_range"):
+        _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size), _START_WRITING)
 
 
 def _take_room(fd: int, size: int, path: Path) -> None:
