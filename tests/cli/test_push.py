@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from helpers.mirrored_run import mirrored_run
 from helpers.mirrors import DirectoryMirror
 from helpers.support import ASKED, NO_TENSORS, OTHER_RUN, RESUMABLE, RUN, SCHEDULED, commit_checkpoint, holdfast
 from holdfast.mirror.queue import Queue, Queued
+from holdfast.remote.terms import take_place as took_place
 from holdfast.run.directory import RunDirectory
 from holdfast.run.run import Run
 from holdfast.store import catalog, terms
@@ -77,6 +79,27 @@ def test_what_counts_for_a_term_that_was_not_claimed_here_is_never_the_newest(
     commit_checkpoint(root, 11, term=5)  # as in a directory that was copied from another machine
     assert holdfast("push", root, "--to", mirror.url).returncode == 0
     assert {each.key.term for each in mirror.listing.published} == {0}
+
+
+def test_what_a_copy_of_the_directory_has_saved_is_never_the_newest(tmp_path: Path, mirror: DirectoryMirror) -> None:
+    root, copied = a_run(tmp_path / "run"), tmp_path / "copied"
+    terms.note(root / ".holdfast", terms.Term(RUN, 2, 4, mirror.url))
+    origin = catalog.entries(root)[0].manifest
+    assert origin is not None
+    took_place(mirror.store, RUN)
+    shutil.copytree(root, copied)
+    commit_checkpoint(root, 11, term=2, parent=None)
+    mirror.send(root)
+    for step in (11, 12, 13):
+        commit_checkpoint(copied, step, term=2, parent=origin.attempt)
+    before = mirror.listing.published[0].key
+    pushed = holdfast("push", copied)
+    assert pushed.returncode == 0, pushed.stderr
+    assert "a start elsewhere does not go on from checkpoint-13: " in pushed.stdout
+    assert mirror.listing.published[0].key == before and (0, 6) in [e.key[1:3] for e in mirror.listing.published]
+    commit_checkpoint(root, 14, term=2, parent=catalog.entries(root)[0].manifest.attempt)  # type: ignore[union-attr]
+    assert "elsewhere" not in holdfast("push", root).stdout
+    assert mirror.listing.published[0].key.term == 2, "what a start without the mirror has saved in the same directory"
 
 
 def test_a_run_without_a_mirror_a_mirror_of_another_run_and_damage_are_told(

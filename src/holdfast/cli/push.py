@@ -52,6 +52,12 @@ def push(
         _journal(directory, store.url, result)
         if not json:
             tell(f"{entry.path.name}: {_outcome(result)}")
+    newest = results[0].key
+    if not json and newest is not None and (other := pushing.newest_elsewhere(newest)) is not None:
+        tell(
+            f"a start elsewhere does not go on from {entries[0].path.name}: {store.url} has a newer one, which is not"
+            f" on this disk (commit {other.sequence} of term {other.term})"
+        )
     if json:
         as_json({"run": str(run), "mirror": store.url, "checkpoints": [_described(result) for result in results]})
     if damaged := [result for result in results if result.is_damaged]:

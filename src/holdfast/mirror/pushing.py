@@ -13,6 +13,7 @@ from holdfast.errors import (
 from holdfast.mirror.queue import Answer, Queue
 from holdfast.remote import pins
 from holdfast.remote import terms as claims
+from holdfast.remote.catalog import RemoteCatalog
 from holdfast.remote.keys import CheckpointKey
 from holdfast.remote.listing import Listing, listing_of
 from holdfast.remote.object_store import ObjectStore, Progress
@@ -85,6 +86,9 @@ class Push:
         claimed = terms.claimed(directory.control)
         self._claimed = [term.number for term in claimed if (term.run, term.mirror) == (run, store.url)]
         self._listing = listing_of(store, run)
+        entries = catalog.entries(directory.folder)
+        self._sequences = {e.manifest.attempt: e.manifest.sequence for e in entries if e.manifest is not None}
+        self._catalog = RemoteCatalog(store)
         pins.settle(store, self._listing, run, directory.control)
         pins.tell_asked(store, self._listing, run, directory.control)
 
@@ -109,8 +113,7 @@ class Push:
             return Pushed(entry, None, why=_DELETED)
         begun = time.monotonic()
         pins.tell_asked(self._store, self._listing, manifest.run, self._directory.control, manifest.attempt)
-        # Under no term but one that was claimed here: the place may have had later ones since, that this is not of.
-        term = max((number for number in self._claimed if number <= entry.term), default=0)
+        term = self._term_of(entry)
         try:
             with Folder.open(self._directory.folder / entry.path.name) as folder:
                 key = upload(self._store, folder, term, None, progress)
@@ -125,6 +128,33 @@ class Push:
         seconds = round(time.monotonic() - begun, 3)
         self._answer(entry, key, seconds)
         return Pushed(entry, key, seconds, has_waited=waits)
+
+    def newest_elsewhere(self, key: CheckpointKey) -> CheckpointKey | None:
+        """Returns the newest one there, where that is newer than one that was sent and is not on this disk."""
+        newest = max((each.key for each in self._listing.published), default=key)
+        return newest if newest > key and newest.attempt not in self._sequences else None
+
+    def _term_of(self, entry: Entry) -> int:
+        """Returns the term under which a checkpoint is sent: the last one that was claimed here up to its own.
+
+        The place may have had later ones since, that this is not of. Nor is it of its own one, if what has that term
+        there went on from a later checkpoint than this one did: this directory is a copy, or that one is.
+        """
+        manifest = entry.manifest
+        assert manifest is not None
+        term = max((number for number in self._claimed if number <= entry.term), default=0)
+        there = {each.key.attempt: each.key.sequence for each in self._listing.published}
+        origin = (there | self._sequences).get(manifest.parent or "")
+        of_others = [
+            each.entry.manifest
+            for each in self._catalog.entries(self._listing)
+            if each.key.term == term and each.key.attempt not in self._sequences
+        ]
+        if origin is not None and any(
+            other is not None and other.parent != manifest.parent and other.sequence > origin for other in of_others
+        ):
+            return max((number for number in self._claimed if number < term), default=0)
+        return term
 
     def _answer(self, entry: Entry, key: CheckpointKey, seconds: float) -> None:
         manifest = entry.manifest
