@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,6 @@ def test_a_start_looks_claims_and_pulls(place: Place) -> None:
     assert path == place.root / "checkpoint-5" and (path / "optimizer.pt").read_bytes() == RESUMABLE["optimizer.pt"]
     with pytest.raises(AbsentError):
         place.calls.pull(remote._replace(key=remote.key._replace(sequence=99)))
-    assert "obstore" not in sys.modules, "what forks data workers must never have it"
 
 
 def test_a_pull_outlives_the_process_that_does_it_and_shows_how_far_it_is(place: Place) -> None:

@@ -193,7 +193,7 @@ def test_fault_52_what_a_killed_training_had_queued_is_sent_by_the_next(launcher
     mirror = DirectoryMirror(tmp_path / "mirror")
     machine = Machine(tmp_path / "machine", launcher, LOOP, mirror=mirror.url)
     process = machine.start(stop=14)
-    wait_until(lambda: mirror.owner is not None and mirror.listing.terms, 60)
+    process.wait_for("to look at it")  # its start is over, and looks for nothing there any more
     away = mirror.path.rename(tmp_path / "away")
     process.wait_for("stands still")
     process.wait_for("nothing can be sent")

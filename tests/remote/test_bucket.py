@@ -159,7 +159,7 @@ def test_a_server_that_is_away_and_one_that_cuts_every_answer_are_tried_again_la
     for do in (claim, look):
         with pytest.raises(MirrorUnavailableError, match="Connection refused"):
             do(away)
-    with pytest.raises(MirrorUnavailableError, match=r"lookup"):
+    with pytest.raises(MirrorUnavailableError, match="no server is known by the name"):
         claim(open_store(f"s3://{BUCKET}/x", "http://nowhere.invalid"))
     proxy.break_on(Rule("", "short", 20, FOR_EVER))
     with pytest.raises(MirrorUnavailableError):
