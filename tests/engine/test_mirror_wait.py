@@ -126,6 +126,9 @@ def test_a_stop_by_command_ends_the_wait_within_the_grace_and_other_requests_are
         mirrored.steps(1, asked=True)
     outcomes = [inbox.answer_to(request.id) for request in requests]
     assert {answer and answer.error for answer in outcomes} == {"training has ended, and waits for its mirror"}
+    told = [line for line in mirrored.said if line.startswith("waiting for the mirror")]
+    assert [line.rpartition("; ")[2] for line in told] == ["Ctrl+C ends the wait", told[-1].rpartition("; ")[2]]
+    assert told[-1].endswith(" s more"), "a stop that comes then is heard"
     assert mirrored.said[-1].startswith("nothing is mirrored; 1 is on this disk only")
     assert [(end["outcome"], end["code"]) for end in events(mirrored.run, "end")] == [("finished", 0)]
 

@@ -12,8 +12,9 @@ import pytest
 from helpers.full import in_full
 from helpers.mirrors import DirectoryMirror
 from helpers.object_servers import BUCKET, S3_ENVIRONMENT, needs
-from helpers.trainings import Launcher, Process, events
+from helpers.trainings import BLOCKED, Launcher, Process, Training, events
 from helpers.waiting import wait_until
+from processes.test_resume import EXACT, LORA, outcome
 
 # A plain loop that saves every fourth step, one with a label after the third and one in a slot after the sixth; stands
 # still after the step in argv.
@@ -186,6 +187,33 @@ def test_where_the_loop_does_not_come_back_from_a_stop_the_last_line_says_what_i
     assert "the loop did not end within 5 s of the stop; leaving after a good save" in process.output
     last = process.output.splitlines()[-1]
     assert last == "mirrored up to step 4; 5 is on this disk only: holdfast push run sends it"
+
+
+@in_full("a Trainer with a mirror stays")
+def test_a_training_of_a_yaml_file_whose_disk_is_gone_ends_with_the_same_weights_and_the_same_log(
+    training: Training, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        **EXACT,
+        **LORA,
+        "max_steps": 24,
+        "eval_steps": 4,
+        "save_steps": 4,
+        "save_total_limit": 1,
+    }
+    whole = Training(tmp_path / "whole", training.launcher, training.config)
+    whole.folder.mkdir()
+    assert whole.start(**settings).wait(120) == 0
+    settings |= {"mirror": DirectoryMirror(tmp_path / "mirror").url, "mirror_keep": 1}
+    process = training.start(program=BLOCKED, block_at=10, **settings)
+    wait_until(lambda: mirrored_up_to(training.run, 8), 60, process.output)
+    process.send(signal.SIGKILL)
+    process.wait()
+    shutil.rmtree(training.run)
+    process = training.start("--resume", "auto", **settings)
+    assert process.wait(120) == 0, process.output
+    assert "going on from step 8" in process.output and "mirrored up to step 24 (" in process.output, process.output
+    assert outcome(training.run) == outcome(whole.run)
 
 
 def test_fault_52_what_a_killed_training_had_queued_is_sent_by_the_next(launcher: Launcher, tmp_path: Path) -> None:

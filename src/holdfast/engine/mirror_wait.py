@@ -58,6 +58,7 @@ class MirrorWait:
         self._shutdown = shutdown
         self._channel = channel
         self._told_at: float | None = None
+        self._told_of_end = False
 
     def wait(self, *, failed: bool) -> None:
         """Waits, and says what is in the mirror and what is not. The other ranks wait for rank 0, in no collective.
@@ -146,8 +147,10 @@ class MirrorWait:
 
     def _tell(self, mirror: Supervisor, begun: float, left: float | None) -> None:
         now = time.monotonic()
-        if now < (begun + _TOLD_AFTER_SECONDS if self._told_at is None else self._told_at + _TOLD_EVERY_SECONDS):
+        due = begun + _TOLD_AFTER_SECONDS if self._told_at is None else self._told_at + _TOLD_EVERY_SECONDS
+        is_news = left is not None and self._told_at is not None and not self._told_of_end
+        if now < due and not is_news:
             return
-        self._told_at = now
+        self._told_at, self._told_of_end = now, left is not None
         ending = "Ctrl+C ends the wait" if left is None else f"for {left:.0f} s more"
         self._session.log.announce(f"{mirror.progress()}; {ending}")
