@@ -267,11 +267,13 @@ def test_the_mirror_has_lines_for_what_is_there_and_what_keeps_the_rest(tmp_path
                 "taken_over": "another host has it",
                 "not_deleted": "denied",
                 "not_pinned": [5, 6],
+                "not_sent": [7],
             },
             [
                 f"up to step 300, 2 min ago ({url})",
                 "another host has it: nothing is sent any more",
                 "what should go from it could not: denied",
+                r"pinned, and on this disk only \(holdfast push sends it\): step 7",
                 "pinned on this disk only, for it had been deleted there before: step 5, 6",
             ],
         ),

@@ -12,12 +12,12 @@ import pytest
 
 from helpers.mirrored_run import MirroredRun, mirrored_run
 from helpers.remote import start
-from helpers.support import RUN, holdfast, line_of, process
+from helpers.support import RUN, commit_checkpoint, holdfast, line_of, process
 from helpers.waiting import wait_until
 from holdfast.engine import mirroring
 from holdfast.mirror import state, supervisor
 from holdfast.remote import pins as remote_pins
-from holdfast.store import names, pins, terms
+from holdfast.store import catalog, names, pins, terms
 
 
 def events(run: MirroredRun) -> list[dict[str, Any]]:
@@ -93,9 +93,14 @@ def test_a_pin_of_what_has_been_deleted_there_is_said_to_be_here_only(tmp_path: 
         for step in (2, 3):
             run.save(step)
             run.wait()
-        assert run.said == [f"checkpoint-1 is pinned on this disk only: {run.url} had deleted it before"]
+        assert run.said == [f"checkpoint-1 is pinned, and is on this disk only: {run.url} had deleted it before"]
         shown = run.run.status.now.mirror
         assert shown is not None and shown["not_pinned"] == [1]
+        skipped = catalog.read(commit_checkpoint(run.root, 4, term=run.term)).manifest
+        assert skipped is not None
+        pins.pin(run.run.directory.control, skipped.attempt)
+        last = f"checkpoint-4 is pinned, and is on this disk only: holdfast push {run.root} sends it"
+        wait_until(lambda: run.said[1:] == [last])
 
 
 def test_it_follows_a_control_directory_that_was_made_anew(tmp_path: Path) -> None:
@@ -245,6 +250,7 @@ def test_a_state_that_is_damaged_says_nothing(tmp_path: Path) -> None:
             {"failing_since": "long ago", "why": 3},
             {"not_pinned": {"1": 1}},
             {"not_pinned": ["1"]},
+            {"not_sent": [None]},
         ):
             file.write_text(json.dumps(said | changes))
             run.supervisor.look()

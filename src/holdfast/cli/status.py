@@ -190,6 +190,9 @@ def _mirror(known: dict[str, Any], *, alive: bool) -> list[str]:
         lines.append(f"mirror      {one_line(str(taken_over))}: nothing is sent any more")
     if not_deleted := mirror.get("not_deleted"):
         lines.append(f"mirror      what should go from it could not: {one_line(str(not_deleted))}")
+    if not_sent := mirror.get("not_sent"):
+        steps = ", ".join(map(str, not_sent[:_MOST_STEPS]))
+        lines.append(f"mirror      pinned, and on this disk only (holdfast push sends it): step {steps}")
     if not_pinned := mirror.get("not_pinned"):
         steps = ", ".join(map(str, not_pinned[:_MOST_STEPS]))
         lines.append(f"mirror      pinned on this disk only, for it had been deleted there before: step {steps}")

@@ -182,11 +182,17 @@ class Sender:
         marks = self._marks_here()
         refused = pins.settle(store, listing, self._run, self._directory.control)
         pins.tell_asked(store, listing, self._run, self._directory.control, sending)
-        here = self._catalog.entries() if refused else ()
-        steps = {entry.step for entry in here if entry.manifest is not None and entry.manifest.attempt in refused}
-        self._state = replace(self._state, not_pinned=tuple(sorted(steps)))
         self._marks = marks
+        pinned = local_pins.pinned(self._directory.control)
+        there = {each.key.attempt for each in listing.published} | {each.attempt for each in self._queue.waiting()}
+        not_pinned, not_sent = self._steps_of(refused), self._steps_of(pinned - refused - there)
+        self._state = replace(self._state, not_pinned=not_pinned, not_sent=not_sent)
         return listing
+
+    def _steps_of(self, attempts: frozenset[str]) -> tuple[int, ...]:
+        """Returns the steps of those of a set of attempts that are on this disk."""
+        here = [entry.manifest for entry in self._catalog.entries() if entry.manifest is not None] if attempts else []
+        return tuple(sorted({manifest.step for manifest in here if manifest.attempt in attempts}))
 
     def _send(self, queued: Queued) -> None:
         entry = self._entry_of(queued)

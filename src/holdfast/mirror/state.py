@@ -26,6 +26,7 @@ class State:
         taken_over: The words of the refusal, once another start has the run: nothing is sent any more.
         not_deleted: The reason why what should go from the mirror could not; empty while it can.
         not_pinned: The steps of those that are pinned here and cannot be there: they had been deleted there before.
+        not_sent: The steps of those that are pinned here, and neither are there nor wait to be sent.
         endpoint: The address of the server; None: the cloud's own.
         region: The region of the bucket; None: as the environment has it.
     """
@@ -40,6 +41,7 @@ class State:
     taken_over: str = ""
     not_deleted: str = ""
     not_pinned: tuple[int, ...] = ()
+    not_sent: tuple[int, ...] = ()
     endpoint: str | None = None
     region: str | None = None
     written_at: float = 0.0
@@ -57,6 +59,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "taken_over": (str,),
     "not_deleted": (str,),
     "not_pinned": (list,),
+    "not_sent": (list,),
     "endpoint": (str, _NONE),
     "region": (str, _NONE),
     "written_at": _NUMBER,

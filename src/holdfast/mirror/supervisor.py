@@ -271,17 +271,22 @@ class Supervisor:
         self._run.status.update(mirror=shown)
         self._tell(shown)
 
+    def _tell_of_pins(self, shown: dict[str, Any]) -> None:
+        """Says once of each that is pinned that it is on this disk only."""
+        push = f"holdfast push {self._run.root} sends it"
+        for key, why in (("not_pinned", f"{self.destination.url} had deleted it before"), ("not_sent", push)):
+            for step in shown.get(key, ()):
+                if step not in self._not_pinned:
+                    self._not_pinned.add(step)
+                    self._log.warning(f"{names.checkpoint(step)} is pinned, and is on this disk only: {why}")
+
     def _tell(self, shown: dict[str, Any]) -> None:
         """Says once that the mirror does not take checkpoints, and once that it does again."""
         if (why := shown.get("taken_over")) and not self._is_taken_over:
             self._is_taken_over = True
             self._run.journal.write("mirror taken over", why=why)
             self._log.warning(f"{one_line(why)}: what this training saves from now on is on this disk only")
-        for step in shown.get("not_pinned", ()):
-            if step not in self._not_pinned:
-                self._not_pinned.add(step)
-                pinned = names.checkpoint(step)
-                self._log.warning(f"{pinned} is pinned on this disk only: {self.destination.url} had deleted it before")
+        self._tell_of_pins(shown)
         failing = shown.get("failing_since") is not None
         if failing and not self._is_failing:
             self._run.journal.write("mirror failing", why=shown["why"])
