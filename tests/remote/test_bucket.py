@@ -107,8 +107,9 @@ def test_what_breaks_and_passes_is_done_all_the_same(
     proxy.break_on(rule)
     do(store)
     assert rule.times == 0
-    proxy.do_the_late_ones()
-    do(store)
+    if rule.do == "late":
+        proxy.do_the_late_ones()
+        do(store)
 
 
 def said(proxy: BreakingProxy, store: ObjectStore, do: Callable[[ObjectStore], Any], code: str) -> MirrorError:
