@@ -264,6 +264,10 @@ def test_the_mirror_is_left_alone_unless_it_is_named(tmp_path: Path) -> None:
     assert mirrored.there() == [4, 3, 2, 1]
     shown = holdfast("prune", mirrored.root, "--keep-last", "2", "--mirror", "--dry-run")
     assert "2 of 4 go" in shown.stdout and mirrored.there() == [4, 3, 2, 1]
+    assert holdfast("pin", mirrored.root / "checkpoint-3").returncode == 0
+    shown = holdfast("prune", mirrored.root, "--keep-last", "1", "--mirror", "--dry-run")
+    assert "2 of 4 go" in shown.stdout, "a pin that no start has brought there yet counts there, too"
+    assert holdfast("unpin", mirrored.root / "checkpoint-3").returncode == 0
     pruned = holdfast("prune", mirrored.root, "--keep-last", "2", "--mirror", "--yes")
     assert pruned.returncode == 0 and "deleted 2 of 2 in the mirror" in pruned.stdout, pruned.stderr
     assert mirrored.there() == [4, 3]

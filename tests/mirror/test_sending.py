@@ -13,13 +13,15 @@ from helpers.memory_store import MemoryStore
 from helpers.remote import start
 from helpers.support import RESUMABLE, RUN, commit_checkpoint, content_of
 from holdfast.errors import MirrorAccessError, MirrorUnavailableError
-from holdfast.mirror import state
+from holdfast.mirror import sending, state
 from holdfast.mirror.destination import Assignment, Destination
 from holdfast.mirror.queue import Answer, Kind, Queue, Queued
 from holdfast.mirror.sending import Sender, Wake
+from holdfast.remote import keys
 from holdfast.remote.download import download
 from holdfast.remote.listing import listing_of
 from holdfast.remote.object_store import Item, ObjectStore
+from holdfast.remote.upload import upload
 from holdfast.run.directory import RunDirectory
 from holdfast.store import pins, terms
 from holdfast.store.catalog import Catalog
@@ -165,6 +167,24 @@ def test_pins_go_there_and_away_also_while_nothing_is_to_be_sent(run: Mirrored) 
         assert listing_of(run.store, RUN).pins == expected
         looks = run.store.looks
         assert not run.sender.serve_one() and run.store.looks == looks, "nothing is asked again and again"
+
+
+def test_a_pin_that_another_machine_takes_away_there_holds_as_long_as_it_is_one_here(
+    run: Mirrored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = run.save(1)
+    pins.pin(run.directory.control, pinned)
+    run.serve()
+
+    def unpinned_meanwhile(*arguments: object) -> object:
+        run.store.delete(keys.pin(RUN, pinned))
+        return upload(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sending, "upload", unpinned_meanwhile)
+    for step in range(2, 7):
+        run.save(step)
+        run.serve()
+    assert run.there() == [6, 5, 4, 1]
 
 
 def test_what_was_asked_for_after_its_save_counts_so_there_whoever_deletes(run: Mirrored) -> None:

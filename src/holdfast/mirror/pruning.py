@@ -40,6 +40,7 @@ class MirrorPruning:
         self._place = Address(place.url, endpoint or place.endpoint, region or place.region)
         self._claimed = local_terms.last(local_terms.claimed(directory.control), run, place.url)
         self._policy = policy
+        self._control = directory.control
         paths = needed(directory, entries)
         self._needed = {each.manifest.attempt for each in entries if each.path in paths and each.manifest is not None}
         self._asked = pins.asked_for(directory.control)
@@ -59,7 +60,8 @@ class MirrorPruning:
         parents = {claim.parent} if claim is not None and claim.parent is not None else set()
         protected = {*self._needed, *parents, *there.catalog.references(there.checkpoints)}
         asked = self._asked | there.listing.asked
-        return retention.judge(there.checkpoints, there.listing.pins, self._policy, asked, protected)
+        pinned = there.listing.pins | pins.pinned(self._control)  # what is pinned here comes there with the next start
+        return retention.judge(there.checkpoints, pinned, self._policy, asked, protected)
 
     def delete(self, agreed: set[str]) -> Iterator[str]:
         """Deletes what was agreed to and still may go, oldest first. Yields the attempts.

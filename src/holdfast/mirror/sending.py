@@ -262,7 +262,7 @@ class Sender:
         there = self._destination
         newest = self._newest_sent
         self._newest_sent = newest = sent if newest is None or newest.sequence <= sent.sequence else newest
-        needed: set[str] = set()
+        needed = set(local_pins.pinned(self._directory.control))  # whoever takes a pin away there, it is one here
         for each in (sent, newest, *self._queue.waiting()[-1:]):
             if each.protected is None:
                 why = f"this disk did not show which checkpoints are needed beside step {each.step}"
