@@ -1,7 +1,6 @@
 """The work of the mirror's process, over a store in memory that fails as it is told to."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -64,7 +63,7 @@ class Mirrored:
         term = start(self.store)
         terms.note(self.directory.control, Term(RUN, term, 1, "memory://"))
         destination = Destination("memory://", term, 3)
-        assignment = Assignment(os.getpid(), str(self.root), RUN, "e" * 32, destination)
+        assignment = Assignment(str(self.root), RUN, "e" * 32, destination)
         self.wake = Wake()
         self.sender = Sender(self.directory, assignment, self.opening, self.wake)
 

@@ -37,14 +37,12 @@ class Assignment:
     """The words of a training to the mirror's process.
 
     Args:
-        parent: The process of the training. Without it nobody is there to work for.
         root: The run directory.
         run: The identity of the run.
         token: The lease of the start, by which a control directory that was made anew is known.
         destination: The mirror.
     """
 
-    parent: int
     root: str
     run: str
     token: str

@@ -30,12 +30,13 @@ def main() -> None:
     """Serves one training, until it ends."""
     for number in _FOR_TRAINING:
         signal.signal(number, signal.SIG_IGN)
+    parent = os.getppid()  # not what training says: a wrapper of the interpreter may be in between
     pipe = io.FileIO(sys.stdin.fileno(), closefd=False)  # no buffer, in which later lines would wait unseen
     if not (line := pipe.readline(_MOST_BYTES)):
         return
     assignment = Assignment.decode(line)
     wake = Wake()
-    heard = (pipe.fileno(), assignment.parent, wake)
+    heard = (pipe.fileno(), parent, wake)
     threading.Thread(target=_listen, args=heard, name="holdfast-pipe", daemon=True).start()
     there = assignment.destination
     Sender(

@@ -240,7 +240,7 @@ class Supervisor:
 
     def _start_process(self) -> None:
         holder = self._run.lease.holder
-        assignment = Assignment(os.getpid(), self._root, holder.run, holder.token, self.destination)
+        assignment = Assignment(self._root, holder.run, holder.token, self.destination)
         self._begun_at = time.monotonic()
         self._silence = 0.0
         try:
