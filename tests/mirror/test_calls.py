@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,14 @@ import pytest
 from helpers.mirrors import DirectoryMirror
 from helpers.support import RESUMABLE, RUN, commit_checkpoint, process
 from helpers.waiting import wait_until
-from holdfast.errors import AbsentError, ConfigError, MirrorNameError, MirrorTakenError, MirrorUnavailableError
+from holdfast.errors import (
+    AbsentError,
+    ConfigError,
+    MirrorError,
+    MirrorNameError,
+    MirrorTakenError,
+    MirrorUnavailableError,
+)
 from holdfast.mirror import calls
 from holdfast.mirror.calls import Calls, Doing
 from holdfast.remote import terms
@@ -148,6 +156,22 @@ def test_what_no_other_try_would_mend_is_raised_at_once(place: Place) -> None:
     bad = Calls("nowhere", None, None, Folder.open(place.root), place.calls._show)
     with bad, pytest.raises(ConfigError, match="is no address of a mirror"):
         bad.look(RUN, TOKEN)
+
+
+def test_a_process_that_cannot_run_is_not_tried_for_ten_minutes(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(MirrorError, match=r"has ended \(3\), before it said anything, each of 3 times") as raised:
+        place.calls.look(RUN, TOKEN)
+    assert str(program) in (raised.value.hint or "") and "has ended (3)" in place.shown[0].why
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    other = Calls(place.mirror.url, None, None, Folder.open(place.root), place.calls._show)
+    with other, pytest.raises(MirrorError, match=r"cannot be started: .*gone.*each of 3 times"):
+        other.look(RUN, TOKEN)
 
 
 KILLED = """

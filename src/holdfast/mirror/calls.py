@@ -9,6 +9,7 @@ import os
 import selectors
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +33,8 @@ NAME_PATIENCE_SECONDS = 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _SHOW_SECONDS = 1.0
 _END_SECONDS = 2.0
+# A process that ends by itself before it says anything does so the next time as well.
+_MOST_SILENT_ENDS = 3
 _MOST_LINE = 64 << 20
 # What the process may say went wrong; nothing else of its answers becomes a class.
 _KINDS = {
@@ -96,6 +99,7 @@ class Calls:
         self._show = show
         self._opening = {"url": url, "endpoint": endpoint, "region": region, "fd": root.fd, "path": str(root.path)}
         self._process: subprocess.Popen[bytes] | None = None
+        self._silent_ends = 0
         self._unread = b""
         self._heard_at = self._progress_at = time.monotonic()
 
@@ -161,6 +165,11 @@ class Calls:
                 if self._progress_at > since:
                     since, pause = self._progress_at, _FIRST_PAUSE
                 self._end()
+                if self._silent_ends == _MOST_SILENT_ENDS:
+                    hint = f"it is run by {sys.executable}; what it has printed is the reason"
+                    raise MirrorError(
+                        f"{error}, before it said anything, each of {_MOST_SILENT_ENDS} times", hint=hint
+                    ) from error
                 if not tries_again:
                     raise
                 patience = NAME_PATIENCE_SECONDS if isinstance(error, MirrorNameError) else PATIENCE_SECONDS
@@ -182,7 +191,16 @@ class Calls:
         return doing
 
     def _begin(self) -> None:
-        self._process = child.start(_MODULE, stdout=subprocess.PIPE, pass_fds=(self._root.fd,))
+        """Starts the process.
+
+        Raises:
+            MirrorUnavailableError: There is none to be had.
+        """
+        try:
+            self._process = child.start(_MODULE, stdout=subprocess.PIPE, pass_fds=(self._root.fd,))
+        except OSError as error:
+            self._silent_ends += 1
+            raise MirrorUnavailableError(f"the process that talks to the store cannot be started: {error}") from error
         self._unread = b""
         self._heard_at = time.monotonic()
 
@@ -197,7 +215,8 @@ class Calls:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # deep in the kernel, at a disk that hangs
+                process.wait(_END_SECONDS)
         process.stdout.close()
 
     def _answer(self, doing: Doing, request: dict[str, Any]) -> Any:
@@ -239,10 +258,12 @@ class Calls:
                 data = os.read(process.stdout.fileno(), 1 << 20)
                 if not data or len(self._unread) > _MOST_LINE:
                     code = process.wait()
+                    self._silent_ends += code > 0  # and nobody has ended it
                     raise MirrorUnavailableError(f"the process that talks to the store has ended ({code})")
                 self._unread += data
         line, _, self._unread = self._unread.partition(b"\n")
         self._heard_at = time.monotonic()
+        self._silent_ends = 0
         content: dict[str, Any] = json.loads(line)
         return content
 
