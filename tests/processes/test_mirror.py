@@ -70,8 +70,8 @@ print("ends with", small_trainer.weights(trainer), Path(trainer.state.best_model
 """
 
 
-def mirrored_up_to(run: Path, step: int) -> bool:
-    return any(event["step"] >= step for event in events(run, "mirrored"))
+def are_mirrored(run: Path, *steps: int) -> bool:
+    return {*steps} <= {event["step"] for event in events(run, "mirrored")}
 
 
 class Machine:
@@ -98,11 +98,11 @@ class Machine:
         (line,) = (line for line in process.output.splitlines() if line.startswith("ends with"))
         return line
 
-    def train_and_go(self, stop: int, mirrored: int) -> None:
-        """Trains until a step, and until one is in the mirror; then the process is killed, and the disk is gone."""
+    def train_and_go(self, stop: int, *mirrored: int) -> None:
+        """Trains until a step, and until some are in the mirror; then the process is killed, and the disk is gone."""
         process = self.start(stop)
         process.wait_for("stands still")
-        wait_until(lambda: mirrored_up_to(self.run, mirrored), 60, process.output)
+        wait_until(lambda: are_mirrored(self.run, *mirrored), 60, process.output)
         process.send(signal.SIGKILL)
         process.wait()
         shutil.rmtree(self.folder)
@@ -134,14 +134,14 @@ def test_fault_51_a_loop_whose_disk_is_gone_goes_on_from_the_mirror_and_ends_wit
     first = Machine(tmp_path / "first", launcher, LOOP, **mirror)
     second = Machine(tmp_path / "second", launcher, LOOP, **mirror)
     first.env = second.env = S3_ENVIRONMENT
-    first.train_and_go(stop=14, mirrored=12)
+    first.train_and_go(14, 3, 6, 12)
     process = second.start(stop=17)
     process.wait_for("stands still")
     assert "going on from step 12" in process.output and "took run" in process.output
     for step, key, name in ((3, "label", "three"), (6, "slot", "best")):
         manifest = json.loads((second.run / f"checkpoint-{step}" / "MANIFEST.json").read_text())
         assert manifest["reasons"][0][key] == name, process.output
-    wait_until(lambda: mirrored_up_to(second.run, 16), 60, process.output)
+    wait_until(lambda: are_mirrored(second.run, 16), 60, process.output)
     process.send(signal.SIGKILL)
     process.wait()
     third = Machine(tmp_path / "third", launcher, LOOP, **mirror)
@@ -167,7 +167,7 @@ def test_fault_51_a_trainer_whose_disk_is_gone_ends_with_the_same_model_and_load
     first = Machine(tmp_path / "first", launcher, TRAINER, **mirror)
     second = Machine(tmp_path / "second", launcher, TRAINER, **mirror)
     first.env = second.env = S3_ENVIRONMENT
-    first.train_and_go(stop=10, mirrored=8)
+    first.train_and_go(10, 2, 8)
     assert second.end() == expected
     for name in ("model.safetensors", "checkpoint-2/model.safetensors", "checkpoint-12/model.safetensors"):
         assert (second.run / name).read_bytes() == (whole.run / name).read_bytes(), name
@@ -180,7 +180,7 @@ def test_where_the_loop_does_not_come_back_from_a_stop_the_last_line_says_what_i
     machine = Machine(tmp_path / "machine", launcher, LOOP, mirror=mirror.url, stop_grace_seconds=5)
     process = machine.start(stop=5)
     process.wait_for("stands still")
-    wait_until(lambda: mirrored_up_to(machine.run, 4), 60, process.output)
+    wait_until(lambda: are_mirrored(machine.run, 4), 60, process.output)
     mirror.path.rename(tmp_path / "away")
     process.send(signal.SIGTERM)
     assert process.wait() == 75, process.output
@@ -206,7 +206,7 @@ def test_a_training_of_a_yaml_file_whose_disk_is_gone_ends_with_the_same_weights
     assert whole.start(**settings).wait(120) == 0
     settings |= {"mirror": DirectoryMirror(tmp_path / "mirror").url, "mirror_keep": 1}
     process = training.start(program=BLOCKED, block_at=10, **settings)
-    wait_until(lambda: mirrored_up_to(training.run, 8), 60, process.output)
+    wait_until(lambda: are_mirrored(training.run, 8), 60, process.output)
     process.send(signal.SIGKILL)
     process.wait()
     shutil.rmtree(training.run)
@@ -225,6 +225,7 @@ def test_fault_52_what_a_killed_training_had_queued_is_sent_by_the_next(launcher
     away = mirror.path.rename(tmp_path / "away")
     process.wait_for("stands still")
     process.wait_for("nothing can be sent")
+    process.wait_for("checkpoint saved step=12")
     process.send(signal.SIGKILL)
     process.wait()
     away.rename(mirror.path)
