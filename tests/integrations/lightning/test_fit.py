@@ -317,6 +317,26 @@ def test_lightnings_own_checkpoints_are_written_and_resumed_from_beside_ours(tmp
     assert weights(third) == weights(fourth)
 
 
+def test_a_best_one_of_lightnings_own_that_is_gone_is_named_for_it_comes_with_no_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def resumed(**changes: Any) -> int:
+        """How many lines a fit with a ModelCheckpoint says of a best one that is gone."""
+        caplog.clear()
+        own = callbacks.ModelCheckpoint(tmp_path / "own", monitor="val")
+        fit(tmp_path / "out", Fit(**changes), resume="auto", enable_checkpointing=True, callbacks=[own])
+        lines = [f"{path}, the best that a ModelCheckpoint had written, is not here" for path in written]
+        return sum(line.startswith(tuple(lines)) for line in caplog.messages)
+
+    written: list[Path] = []
+    resumed(ask=Ask(9))
+    written += (tmp_path / "own").iterdir()
+    assert resumed(ask=Ask(10)) == 0
+    for path in written:
+        path.unlink()
+    assert len(written) == 1 and resumed() == 1
+
+
 def test_what_is_no_training_is_left_alone(tmp_path: Path) -> None:
     training = holdfast.attach(trainer(tmp_path))
     module = Fit()

@@ -1,6 +1,7 @@
 """The parts of a Lightning training that are no model and no optimizer: progress, callbacks, and what hooks add."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,6 +147,11 @@ class LightningCallbacks:
                 callback.load_state_dict(state)
                 if "current_score" in state and hasattr(callback, "current_score"):
                     callback.current_score = state["current_score"]  # which a ModelCheckpoint forgets
+
+    def lost(self) -> list[str]:
+        """Returns the best of each ModelCheckpoint, by its path on a disk, where no such file is there any more."""
+        paths = [str(getattr(callback, "best_model_path", None) or "") for callback in self._trainer.callbacks]
+        return [path for path in paths if path and "://" not in path and not os.path.lexists(path)]
 
     def _states(self) -> list[tuple[str, Any]]:
         states = [(callback.state_key, _state_of(callback)) for callback in self._trainer.callbacks]

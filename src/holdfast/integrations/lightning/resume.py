@@ -21,6 +21,7 @@ from holdfast.integrations.lightning.state import LightningState
 from holdfast.layouts.native_reading import NativeReading
 from holdfast.loop.restore import load_into
 from holdfast.state import values
+from holdfast.text import shown
 
 _UPDATE, _EPOCH_END = "update", "epoch_end"
 
@@ -85,6 +86,12 @@ class Resume:
         for name, part in ((CALLBACKS, self._callbacks), (PROGRESS, self.progress)):
             if (stored := reading.stored.get(name)) is not None:
                 part.load_state_dict(values.decode(stored.rest.get("state"), stored.tensors))
+        for path in self._callbacks.lost():
+            engine.log.announce(
+                f"{shown(path)}, the best that a ModelCheckpoint had written, is not here: its own files are in no"
+                " checkpoint and no mirror",
+                logging.WARNING,
+            )
 
     def run(self, own: Callable[[], None], begin: Callable[..., None]) -> None:
         """Runs the loop over epochs, from where the checkpoint is; with none, as Lightning does.
