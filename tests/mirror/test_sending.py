@@ -248,10 +248,10 @@ def test_a_refusal_has_the_store_opened_anew_once_at_once_and_then_after_pauses(
     attempt = run.save(1)
     run.sender.serve_one()
     assert run.opened == 1
-    run.store.failures = [MirrorAccessError("the token has expired")] * 3
+    run.store.failures = [MirrorAccessError("the token has expired", hint="renew it")] * 3
     assert run.sender.serve_one() and run.state()["failing_since"] is None, "new credentials may be there"
     assert not run.sender.serve_one() and not run.sender.serve_one()
-    assert run.opened == 3 and run.state()["why"] == "the token has expired"
+    assert run.opened == 3 and run.state()["why"] == "the token has expired: renew it"
     assert run.sender.serve_one() and run.answer(attempt).mirrored and run.opened == 4
 
 

@@ -301,7 +301,8 @@ class Sender:
 
     def _fail(self, error: Exception) -> None:
         """Takes in that something is to be tried again: after as long as it has failed by now, within limits."""
-        why = str(error) or type(error).__name__
+        hint = getattr(error, "hint", None)
+        why = (f"{error}: {hint}" if hint else str(error)) or type(error).__name__
         now = time.time()
         since = self._state.failing_since or now
         self._pause = min(max(now - since, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS)
