@@ -253,10 +253,15 @@ def test_the_mirror_has_lines_for_what_is_there_and_what_keeps_the_rest(tmp_path
             [f"up to step 300, 2 min ago ({url})", "sending step 400: 500.0 MB of 1.0 GB"],
         ),
         (
-            {**state, "waiting": waiting, "next_try_at": now + 100},
+            {
+                **state,
+                "waiting": waiting,
+                "more_waiting": {"count": 2, "bytes": 3 * 10**6},
+                "next_try_at": now + 100,
+            },
             [
                 f"up to step 300, 2 min ago ({url})",
-                "on this disk only: step 301, 302, 303, 304, 305, 306, 307, 308, 309, 310, ... (12.0 MB)",
+                "on this disk only: step 301, 302, 303, 304, 305, 306, 307, 308, 309, 310, ... (15.0 MB)",
                 r"failing since \d{4}-\d\d-\d\d [\d:]{8} \(1 min ago\): the store is busy; next try in \d+ s",
             ],
         ),

@@ -10,6 +10,7 @@ import pytest
 from helpers.mirrored_run import MirroredRun
 from helpers.support import commit_checkpoint, fill, tiny_disk
 from holdfast.engine import mirroring
+from holdfast.mirror import supervisor
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Request
 from holdfast.store import retention
@@ -128,3 +129,16 @@ def test_what_a_checkpoint_needs_is_sent_with_it_once_also_where_it_is_of_a_time
             run.supervisor.queue.refuse(first, "it is damaged")
             run.supervisor.look()
     assert [queued.step for queued in run.supervisor.queue.waiting()] == [2, 3], "not again and again"
+
+
+def test_of_many_that_wait_the_status_has_the_first_and_how_many_more(
+    run: MirroredRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.supervisor.close()  # nothing is sent here
+    monkeypatch.setattr(supervisor, "_MOST_SHOWN", 2)
+    for step in (1, 2, 3, 4):
+        run.save(step, "requested")
+    run.supervisor.look()
+    shown = run.run.status.now.mirror
+    assert shown is not None and [each["step"] for each in shown["waiting"]] == [1, 2]
+    assert shown["more_waiting"] == {"count": 2, "bytes": 2 * shown["waiting"][0]["bytes"]}

@@ -177,9 +177,9 @@ def _mirror(known: dict[str, Any], *, alive: bool) -> list[str]:
     if waiting := mirror.get("waiting"):
         steps = ", ".join(str(each["step"]) for each in waiting[:_MOST_STEPS])
         more = ", ..." if len(waiting) > _MOST_STEPS else ""
-        lines.append(
-            f"mirror      on this disk only: step {steps}{more} ({size(sum(each['bytes'] for each in waiting))})"
-        )
+        rest = mirror.get("more_waiting") or {"bytes": 0}
+        total = size(sum(each["bytes"] for each in [*waiting, rest]))
+        lines.append(f"mirror      on this disk only: step {steps}{more} ({total})")
     if since := mirror.get("failing_since"):
         again = mirror.get("next_try_at")
         wait = f"; next try in {max(0.0, again - time.time()):.0f} s" if again and alive else ""

@@ -108,6 +108,7 @@ def said_by(directory: RunDirectory, *, alive: bool) -> dict[str, Any]:
             if not before or (before["term"], before["sequence"]) < (answer.term, answer.sequence):
                 before = since["mirrored"] = answer.place()
         known["mirror"] = {**mirror, **since}
+        known["mirror"].pop("more_waiting", None)
     return known
 
 

@@ -23,6 +23,8 @@ _LOOK_SECONDS_AT_END = 0.1
 _LONGEST_PAUSE_SECONDS = 60.0
 # One that is there, and writes down nothing, hangs. The longest that a good one is silent are its pauses and tries.
 _SILENT_SECONDS = 1800.0
+# Of more that wait the number is shown: the status is written once a second, beside training.
+_MOST_SHOWN = 100
 # It ends at the end of its pipe; one that is deep in the kernel, at a disk that hangs, does not.
 _ENDING_SECONDS = 2.0
 
@@ -266,8 +268,10 @@ class Supervisor:
             "url": self.destination.url,
             "term": self.destination.term,
             **self._with_answered(self._known()),
-            "waiting": [queued.in_short() for queued in waiting],
+            "waiting": [queued.in_short() for queued in waiting[:_MOST_SHOWN]],
         }
+        if more := waiting[_MOST_SHOWN:]:
+            shown["more_waiting"] = {"count": len(more), "bytes": sum(queued.bytes for queued in more)}
         self._run.status.update(mirror=shown)
         self._tell(shown)
 
