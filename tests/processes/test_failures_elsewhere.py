@@ -104,11 +104,11 @@ def test_accelerators_that_are_idle_during_an_upload(server: Server, ranks: Rank
 
 
 def test_a_passing_error_that_ends_training(server: Server, ranks: Ranks) -> None:
-    """Every request fails until the training is over: it says so, goes on, and all is there at the end."""
+    """Nothing can be put until the training is over: it says so, goes on, and all is there at the end."""
     job = start(server, ranks, until=24, stand=[0, 6], calls=[0])
     job.processes[0].wait_for("rank 0 stands")
     wait_until(lambda: 5 in mirrored(ranks), 60)
-    server.proxy.break_on(Rule("", "error", "SlowDown", FOR_EVER))
+    server.proxy.break_on(Rule("PUT|POST", "error", "SlowDown", FOR_EVER))
     (ranks.folder / "go").touch()
     job.processes[0].wait_for("waiting for the mirror: step")
     job.processes[0].wait_for("nothing can be sent")
