@@ -331,6 +331,18 @@ def test_what_another_has_saved_under_a_name_that_is_taken_here_is_the_best_or_i
     assert here.has("before that and not mirrored: it is left out, and checkpoint-7"), "by its number it is older"
 
 
+def test_where_the_last_start_went_on_from_an_older_one_so_does_the_next_and_names_the_newest(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    here.start()
+    for step in (5, 6):
+        here.save(step)
+    mirror.send(here.root)
+    assert steps(here.start(str(here.root / "checkpoint-5"))) == 5
+    assert steps(elsewhere.start()) == 5
+    assert elsewhere.has("checkpoint-6 in the mirror, the newest there, is left out") and elsewhere.has("(term 2) went")
+
+
 def test_a_place_that_has_lost_the_name_of_its_run_is_no_free_one(
     here: Machine, elsewhere: Machine, mirror: DirectoryMirror
 ) -> None:

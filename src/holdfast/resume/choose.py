@@ -10,7 +10,7 @@ from pathlib import Path
 from holdfast.arguments import AUTO, LOCAL
 from holdfast.errors import CheckpointError, DamagedCheckpointError, NoCheckpointError, UnsupportedError
 from holdfast.layouts.layout import Layout
-from holdfast.store import catalog, retention
+from holdfast.store import catalog, reading, references, retention
 from holdfast.store.folder import Folder, exists
 from holdfast.store.manifest import Manifest, in_short
 from holdfast.store.verify import Report, verify
@@ -278,6 +278,20 @@ def tell_of_numbers(path: Path, manifest: Manifest, beside: Sequence[catalog.Ent
     log.warning(
         f"{path.name} holds NaN or infinity in {shown(in_short(manifest.not_finite))}, and is gone on from; {instead}"
     )
+
+
+def best_step(point: ResumePoint) -> int | None:
+    """Returns the step of the best checkpoint that a Trainer's state names; None where it names none."""
+    manifest = point.manifest
+    file = next((f for f in manifest.files if f.path == references.STATE), None) if manifest is not None else None
+    if file is None:
+        return None
+    data, problem = reading.read_small(point.folder, file, references.MOST_STATE_BYTES)
+    if problem is not None:
+        return None
+    with suppress(ValueError):
+        return references.best_step(data)
+    return None
 
 
 def _tell_of_earlier_training(root: Path, log: Logger) -> None:

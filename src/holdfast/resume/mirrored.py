@@ -26,7 +26,7 @@ from holdfast.resume import choose
 from holdfast.resume.candidates import Candidate, Start, best_of, in_order, require_allowed
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.run import Run
-from holdfast.store import catalog, files, names, pins, reading, references, terms
+from holdfast.store import catalog, files, names, pins, terms
 from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
 from holdfast.text import quoted, shown
@@ -142,17 +142,22 @@ class MirroredStart:
         for entry in entries:
             if entry.manifest is None:  # it has no place in the order either, and could be the newest
                 choose.tell_of_skipped(entry.path, [_why_not_at_hand(entry)], self._log)
-        refusal = None
+        refusal = passed = None
         for candidate in in_order(entries, seen, run) if run is not None else ():
             try:
                 point = (
                     self._at_hand(candidate.local) if candidate.local is not None else self._brought(candidate, seen)
                 )
             except MirrorTakenError as error:  # who claimed the last term saw it there, and went on from another
-                refusal = refusal or error
+                refusal, passed = refusal or error, passed or candidate.remote
                 continue
             if point is not None:
                 assert point.manifest is not None
+                if passed is not None:
+                    self._log.warning(
+                        f"{_name_of(passed)} in the mirror, the newest there, is left out: {shown(seen.host)}"
+                        f" (term {seen.newest}) went on from {point.path.name}"
+                    )
                 choose.tell_of_numbers(point.path, point.manifest, entries, self._log)
                 return point
         if refusal is not None:
@@ -296,7 +301,7 @@ class MirroredStart:
 
     def _bring_best(self, point: ResumePoint | None, seen: Seen) -> None:
         """Has a Trainer's best checkpoint be here, under the name by which it is looked for."""
-        if point is None or point.manifest is None or (step := _best_step(point)) is None:
+        if point is None or point.manifest is None or (step := choose.best_step(point)) is None:
             return
         ordered = in_order(choose.entries_in(self._run.root), seen, point.manifest.run)
         best = best_of(ordered, point.manifest.attempt, step)
@@ -382,17 +387,3 @@ def _why_not_at_hand(entry: Entry) -> str:
 
 def _name_of(remote: Remote) -> str:
     return f"commit {remote.key.sequence}" if remote.problem else names.checkpoint(remote.step)
-
-
-def _best_step(point: ResumePoint) -> int | None:
-    """Returns the step of the best checkpoint that a Trainer's state names; None where it names none."""
-    manifest = point.manifest
-    file = next((f for f in manifest.files if f.path == references.STATE), None) if manifest is not None else None
-    if file is None:
-        return None
-    data, problem = reading.read_small(point.folder, file, references.MOST_STATE_BYTES)
-    if problem is not None:
-        return None
-    with suppress(ValueError):
-        return references.best_step(data)
-    return None
