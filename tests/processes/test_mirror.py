@@ -11,7 +11,7 @@ import pytest
 
 from helpers.full import in_full
 from helpers.mirrors import DirectoryMirror
-from helpers.object_servers import BUCKET, S3_ENVIRONMENT, needs
+from helpers.object_servers import BUCKET, S3_ENVIRONMENT, free_port, needs
 from helpers.trainings import BLOCKED, Launcher, Process, Training, events
 from helpers.waiting import wait_until
 from processes.test_resume import EXACT, LORA, outcome
@@ -187,6 +187,42 @@ def test_where_the_loop_does_not_come_back_from_a_stop_the_last_line_says_what_i
     assert "the loop did not end within 5 s of the stop; leaving after a good save" in process.output
     last = process.output.splitlines()[-1]
     assert last == "mirrored up to step 4; 5 is on this disk only: holdfast push run sends it"
+
+
+@in_full("one of a single process stays, and two ranks of a plain loop do")
+def test_a_trainer_of_two_ranks_whose_disk_is_gone_ends_with_the_same_model_and_loads_the_same_best(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    def started(machine: Machine, stop: int = -1) -> list[Process]:
+        port, processes = str(free_port()), []
+        for rank in ("0", "1"):
+            machine.env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2"}
+            machine.env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            processes.append(machine.start(stop))
+        return processes
+
+    def ended(machine: Machine) -> str:
+        processes = started(machine)
+        assert [process.wait(120) for process in processes] == [0, 0], processes[0].output
+        (line,) = (line for line in processes[0].output.splitlines() if line.startswith("ends with"))
+        return line
+
+    whole = Machine(tmp_path / "whole", launcher, TRAINER, ddp_backend="gloo")
+    expected = ended(whole)
+    mirror = DirectoryMirror(tmp_path / "mirror").url
+    first, second = (
+        Machine(tmp_path / name, launcher, TRAINER, mirror=mirror, ddp_backend="gloo") for name in ("first", "second")
+    )
+    killed = started(first, stop=10)
+    killed[0].wait_for("stands still")
+    wait_until(lambda: are_mirrored(first.run, 2, 8), 60, killed[0].output)
+    for process in killed:
+        process.send(signal.SIGKILL)
+        process.wait()
+    shutil.rmtree(first.folder)
+    assert ended(second) == expected
+    for name in ("model.safetensors", "checkpoint-2/model.safetensors", "checkpoint-12/model.safetensors"):
+        assert (second.run / name).read_bytes() == (whole.run / name).read_bytes(), name
 
 
 @in_full("a Trainer with a mirror stays")
