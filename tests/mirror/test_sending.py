@@ -16,14 +16,16 @@ from holdfast.mirror import sending, state
 from holdfast.mirror.destination import Assignment, Destination
 from holdfast.mirror.queue import Answer, Kind, Queue, Queued
 from holdfast.mirror.sending import Sender, Wake
+from holdfast.mirror.wanted import Wanted, WantedList
 from holdfast.remote import keys
 from holdfast.remote.download import download
 from holdfast.remote.listing import listing_of
 from holdfast.remote.object_store import Item, ObjectStore
 from holdfast.remote.upload import upload
 from holdfast.run.directory import RunDirectory
-from holdfast.store import pins, terms
+from holdfast.store import names, pins, terms
 from holdfast.store.catalog import Catalog
+from holdfast.store.folder import Folder
 from holdfast.store.terms import Term
 
 
@@ -324,3 +326,36 @@ def test_a_place_that_has_no_sign_of_this_start_is_not_taken_for_the_mirror(run:
     run.store.objects = objects
     run.serve()
     assert run.answer(attempt).mirrored
+
+
+def test_a_pull_makes_way_for_what_is_to_be_sent_and_is_made_anew_after_it(run: Mirrored, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    large = {**RESUMABLE, "model.safetensors": os.urandom(9 << 20)}
+    path = commit_checkpoint(tmp_path / "elsewhere", 5, large, sequence=1)
+    with Folder.open(path) as folder:
+        key = upload(run.store, folder, 1, None)
+    wanted = Wanted(*key, 5, sum(map(len, large.values())))
+    WantedList(run.directory).begin([wanted])
+    attempts: list[str] = []
+    gets: list[str] = []
+
+    class Asked(Failing):
+        def get_range(self, key: str, start: int, end: int) -> bytes:
+            gets.append(key)
+            if start and not attempts:
+                attempts.append(run.save(9, "requested"))
+            return super().get_range(key, start, end)
+
+    asked = Asked()
+    asked.objects, run.store = run.store.objects, asked
+    run.sender.serve_one()
+    while run.sender.serve_one():
+        pass
+    assert run.answer(attempts[0]).mirrored and sorted(path.name for path in run.root.glob("checkpoint-*")) == [
+        "checkpoint-5",
+        "checkpoint-9",
+    ]
+    assert content_of(run.root / "checkpoint-5") == content_of(path)
+    (over,) = WantedList(run.directory).all()
+    assert over.is_over and not over.why and not [each for each in run.root.iterdir() if names.is_staging(each.name)]
+    assert gets.count(key.manifest) == 3, "it was looked at, begun, given up for the other, and begun again"

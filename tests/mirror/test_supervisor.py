@@ -16,6 +16,7 @@ from helpers.support import RUN, commit_checkpoint, holdfast, line_of, process
 from helpers.waiting import wait_until
 from holdfast.engine import mirroring
 from holdfast.mirror import state, supervisor
+from holdfast.mirror.wanted import Wanted, WantedList
 from holdfast.remote import pins as remote_pins
 from holdfast.store import catalog, names, pins, terms
 
@@ -101,6 +102,22 @@ def test_a_pin_of_what_has_been_deleted_there_is_said_to_be_here_only(tmp_path: 
         pins.pin(run.run.directory.control, skipped.attempt)
         last = f"checkpoint-4 is pinned, and is on this disk only: holdfast push {run.root} sends it"
         wait_until(lambda: run.said[1:] == [last])
+
+
+def test_what_has_come_beside_training_is_said_once_and_what_will_not_come_too(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        wanted_list = WantedList(run.run.directory)
+        wanted = [Wanted(RUN, 1, step, f"{step:032x}", step, 1000 * step) for step in (1, 2)]
+        wanted_list.begin(wanted)
+        wanted_list.finish(wanted[0], seconds=2.0)
+        wanted_list.finish(wanted[1], "it is\ngone")
+        wait_until(lambda: not wanted_list.all(), limit=60)
+        assert sorted(run.said) == [
+            "checkpoint-2, which is to stay, cannot be brought from the mirror: it is gone",
+            f"pulled checkpoint-1 of {run.url}, which is to stay: 1,000 bytes in 2.0 s",
+        ]
+        journal = map(json.loads, (run.root / names.JOURNAL).read_text().splitlines())
+        assert [event["step"] for event in journal if event["event"] == "pulled"] == [1]
 
 
 def test_it_follows_a_control_directory_that_was_made_anew(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ from holdfast.errors import (
 from holdfast.layouts.layout import TRANSFORMERS
 from holdfast.log import RunLog
 from holdfast.mirror.calls import Calls
+from holdfast.mirror.destination import Assignment, Destination
+from holdfast.mirror.sending import Sender, Wake
+from holdfast.mirror.wanted import WantedList
 from holdfast.remote.terms import Claimed
 from holdfast.resume.open_run import Resumption, Wish, open_run
 from holdfast.run import outcome
@@ -64,6 +67,19 @@ class Machine:
         number = catalog.next_sequence(present, run, terms.first_number(claimed, run))
         fields = {"run": run, "term": term, "sequence": number, "reasons": (reason,) if reason else ()}
         return commit_checkpoint(self.root, step, content or RESUMABLE, **fields)
+
+    def bring(self) -> list[str]:
+        """What the mirror's process brings while a training goes on; gives why the rest does not come."""
+        directory, claimed = RunDirectory.open(self.root), terms.claimed_in(self.root)[-1]
+        there = Destination(self.mirror.url, claimed.number, 3)
+        assignment = Assignment(os.getpid(), str(self.root), claimed.run, "e" * 32, there)
+        sender = Sender(directory, assignment, lambda: self.mirror.store, Wake())
+        sender.serve_one()  # it looks around first
+        while sender.serve_one():
+            pass
+        wanted = WantedList(directory).all()
+        assert all(each.is_over for each in wanted)
+        return [f"{each.step}: {each.why}" for each in wanted if each.why]
 
     def has(self, text: str) -> bool:
         return any(text in line for line in self.said)
@@ -297,17 +313,36 @@ def test_to_a_new_machine_come_what_has_a_label_the_slots_and_what_is_pinned_and
     damaged = mirror.file(keys[5], "model.safetensors")
     flip_a_byte(damaged)
     assert steps(here.start()) == 7
+    assert present(here) == [7], "training need not wait for the others"
+    names = "checkpoint-6, checkpoint-4, checkpoint-3, checkpoint-1"
+    assert here.said[-2:-1] == [f"brought from the mirror while training goes on, for they are to stay: {names}"]
+    (why,) = here.bring()
+    assert why.startswith("6: ") and "is not what was sent" in why
     assert present(here) == [1, 3, 4, 7], "the newest of a slot has it, and what is damaged is not brought"
-    assert here.has("checkpoint-6, which is to stay, cannot be brought from the mirror: ")
     for step in (1, 3):
         shutil.rmtree(here.root / f"checkpoint-{step}")
     here.start()
+    here.bring()
     assert present(here) == [1, 3, 4, 7], "as long as nothing was saved, a start may have been cut off"
     here.save(8)
     shutil.rmtree(here.root / "checkpoint-3")
     flip_a_byte(damaged)
     here.start()
+    here.bring()
     assert present(here) == [1, 4, 7, 8] and here.said == []
+
+
+def test_what_training_ended_before_is_brought_by_the_next_start(
+    here: Machine, elsewhere: Machine, mirror: DirectoryMirror
+) -> None:
+    elsewhere.start()
+    elsewhere.save(5, reason={"label": "a"})
+    elsewhere.save(6)
+    mirror.send(elsewhere.root)
+    here.start()
+    here.save(7)
+    assert steps(here.start()) == 7 and present(here) == [6, 7]
+    assert here.bring() == [] and present(here) == [5, 6, 7]
 
 
 def test_what_another_has_saved_under_a_name_that_is_taken_here_is_the_best_or_is_named(
@@ -451,8 +486,9 @@ def test_a_disk_that_fills_up_before_a_pull_begins_ends_the_start_and_without_wh
         elsewhere.save(6, reason={"label": "large"}, content=large)
         elsewhere.save(7)
         mirror.send(elsewhere.root)
-        assert steps(here.start()) == 7 and present(here) == [7]
-        assert here.has("checkpoint-6, which is to stay, cannot be brought from the mirror: ")
+        assert steps(here.start()) == 7
+        (why,) = here.bring()
+        assert why.startswith("6: ") and "No space left" in why and present(here) == [7]
 
 
 def test_what_is_to_stay_is_not_brought_into_the_room_of_the_next_checkpoint(
@@ -464,8 +500,9 @@ def test_what_is_to_stay_is_not_brought_into_the_room_of_the_next_checkpoint(
     mirror.send(elsewhere.root)
     size = catalog.read(elsewhere.root / "checkpoint-6").manifest.size  # type: ignore[union-attr]
     monkeypatch.setattr("holdfast.store.files.free_space", lambda folder: ((16 << 20) + 3 * size // 2, 1000))
-    assert steps(here.start()) == 6 and present(here) == [6]
-    assert here.has(f"of which the next checkpoint takes {size:,}")
+    assert steps(here.start()) == 6
+    (why,) = here.bring()
+    assert why.endswith(f"of which the next checkpoint takes {size:,}") and present(here) == [6]
 
 
 @pytest.mark.parametrize("url", ["s3:/bucket", "ftp://host/run", "s3://key:secret@bucket/run", "file:///"])

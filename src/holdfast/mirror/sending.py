@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from holdfast.errors import (
@@ -14,10 +15,11 @@ from holdfast.errors import (
     MirrorTakenError,
     MirrorUnavailableError,
 )
-from holdfast.mirror import state, turns
+from holdfast.mirror import bringing, state, turns
 from holdfast.mirror.destination import Assignment
 from holdfast.mirror.queue import Answer, Queue, Queued
 from holdfast.mirror.state import State
+from holdfast.mirror.wanted import WantedList
 from holdfast.remote import pins, retention
 from holdfast.remote.catalog import RemoteCatalog
 from holdfast.remote.keys import CheckpointKey
@@ -76,6 +78,7 @@ class Sender:
         self._opening = opening
         self._wake = wake
         self._queue = Queue(directory)
+        self._wanted = WantedList(directory)
         self._catalog = Catalog(directory.folder, terms.claimed(directory.control))
         self._store: ObjectStore | None = None
         self._remote: RemoteCatalog
@@ -99,7 +102,7 @@ class Sender:
                 self._wake.wait(max(self._pause, _LOOK_SECONDS))
 
     def serve_one(self) -> bool:
-        """Answers one of those that wait; False where none does, or the one whose turn it was has failed."""
+        """Answers one of those that wait, or brings one that is wanted; False where there is none, or it has failed."""
         try:
             waiting = self._queue.waiting()
             if self._state.taken_over:
@@ -116,7 +119,7 @@ class Sender:
                 # The machine may go before there is something to send again.
                 if self._marks_here() != self._marks:
                     self._try(lambda: self._settle_marks(self._opened()))
-                return False
+                return self._bring_one()
             queued = turns.next_of(waiting, newest_was_last=self._newest_was_last)
             if not self._try(lambda: self._send(queued)):
                 return False
@@ -256,6 +259,14 @@ class Sender:
         stops = [each for each in self._queue.waiting() if each.kind == "stop"]
         if stops and turns.gives_way(left, stops[-1].bytes, rate, seconds):
             raise GivesWayError
+
+    def _bring_one(self) -> bool:
+        """Brings one of those that this start wants; False where it wants none, or that is to be tried again."""
+        wanted = next((each for each in self._wanted.all() if not each.is_over and each.run == self._run), None)
+        if wanted is None:
+            return False
+        show = partial(self._show, force=False)
+        return self._try(lambda: bringing.bring(self._opened(), self._directory, wanted, self._catalog.entries(), show))
 
     def _retain(self, store: ObjectStore, sent: Queued) -> None:
         """Deletes from the mirror what no rule keeps there. What fails is tried again after the next checkpoint."""

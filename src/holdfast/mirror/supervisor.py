@@ -13,6 +13,7 @@ from holdfast.log import RunLog
 from holdfast.mirror import child, state
 from holdfast.mirror.destination import END, LEFT, Assignment, Destination
 from holdfast.mirror.queue import Answer, Queue, Queued
+from holdfast.mirror.wanted import WantedList
 from holdfast.run.run import Run
 from holdfast.store import names, pins
 from holdfast.text import one_line
@@ -43,6 +44,7 @@ class Supervisor:
         self.destination = destination
         self._log = log
         self.queue = Queue(run.directory)
+        self._wanted = WantedList(run.directory)
         self.process: subprocess.Popen[bytes] | None = None
         """The mirror's process; None where none is there."""
         self._pipe = threading.Lock()
@@ -116,7 +118,28 @@ class Supervisor:
                     self._journal(queued, answer)
                     self._lives(answer is not None and answer.mirrored)
             self._lives(self.process is not None and time.monotonic() - self._begun_at > _LONGEST_PAUSE_SECONDS)
+            self._tell_of_wanted()
             self._show()
+
+    def _tell_of_wanted(self) -> None:
+        """Says what has come from the mirror beside training, or will not come."""
+        for wanted in self._wanted.all():
+            if not wanted.is_over:
+                continue
+            name = names.checkpoint(wanted.step)
+            if wanted.why:
+                self._log.warning(
+                    f"{name}, which is to stay, cannot be brought from the mirror: {one_line(wanted.why)}"
+                )
+            else:
+                self._log.log(
+                    logging.INFO,
+                    f"pulled {name} of {self.destination.url}, which is to stay: {wanted.bytes:,} bytes in"
+                    f" {wanted.seconds:.1f} s",
+                )
+                self._run.journal.write("pulled", step=wanted.step, bytes=wanted.bytes, seconds=wanted.seconds)
+            with suppress(OSError):
+                self._wanted.remove(wanted)
 
     def _journal(self, queued: Queued, answer: Answer | None) -> None:
         event: dict[str, Any] = {"step": queued.step, "sequence": queued.sequence}

@@ -19,9 +19,11 @@ from holdfast.errors import (
     NoSpaceError,
 )
 from holdfast.layouts.layout import Layout
+from holdfast.mirror.bringing import RESERVE_BYTES
 from holdfast.mirror.calls import Calls
 from holdfast.mirror.queue import Queue
 from holdfast.mirror.seen import Remote, Seen
+from holdfast.mirror.wanted import Wanted, WantedList
 from holdfast.resume import choose
 from holdfast.resume.candidates import Candidate, Start, best_of, in_order, require_allowed
 from holdfast.resume.choose import ResumePoint
@@ -31,8 +33,7 @@ from holdfast.store.catalog import Entry
 from holdfast.store.verify import verify
 from holdfast.text import quoted, shown
 
-# What is left free beside what is pulled, as beside what is saved.
-_RESERVE_BYTES = 16 << 20
+_MOST_NAMED = 5
 
 
 class MirroredStart:
@@ -203,8 +204,8 @@ class MirroredStart:
             return remote.problem
         return f"its layout is {quoted(remote.layout)}, and this training reads {self._layout.name!r}"
 
-    def _pull(self, remote: Remote, beside: int = 0) -> Path:
-        """Brings a checkpoint into the run directory, if `beside` bytes are free there after that.
+    def _pull(self, remote: Remote) -> Path:
+        """Brings a checkpoint into the run directory.
 
         Raises:
             CheckpointError: The disk does not take it.
@@ -213,10 +214,9 @@ class MirroredStart:
         """
         root, what = self._run.root, f"{names.checkpoint(remote.step)} of {self._calls.url}"
         free, _ = files.free_space(self._run.folder)
-        if free < remote.size + beside + _RESERVE_BYTES:
-            more = f", of which the next checkpoint takes {beside:,}" if beside else ""
+        if free < remote.size + RESERVE_BYTES:
             raise CheckpointError(
-                f"{what} has {remote.size:,} bytes, and {root} has {free:,} free{more}",
+                f"{what} has {remote.size:,} bytes, and {root} has {free:,} free",
                 hint="make room there, or choose another output_dir",
             )
         begun = time.monotonic()
@@ -286,10 +286,7 @@ class MirroredStart:
         for attempt in filter(names.is_token, seen.asked):
             with suppress(OSError):
                 pins.mark_as_asked_for(self._run.directory.control, attempt)
-        next_size = point.manifest.size if point is not None and point.manifest is not None else 0
-        for remote in seen.published:
-            if not remote.problem and (remote.is_named or remote.key.attempt in seen.pins):
-                self._bring_beside(remote, next_size)
+        self._want([r for r in seen.published if not r.problem and (r.is_named or r.key.attempt in seen.pins)])
 
     def _was_elsewhere(self, seen: Seen) -> bool:
         """Tells whether nothing was saved here since another directory had the run, by this start or one before it."""
@@ -310,34 +307,45 @@ class MirroredStart:
         if best is None or (present is not None and present.attempt == best[0]):
             return
         if best[1] is not None:  # what has the name makes way
-            self._bring(best[1], "the best so far", 0)
+            self._bring(best[1])
         elif present is not None:
             self._log.warning(
                 f"{names.checkpoint(step)} is not the best so far: that is {best[0]}, which has another name here"
             )
 
-    def _bring_beside(self, remote: Remote, next_size: int) -> None:
-        """Brings a checkpoint that is to stay, under its name if that is free."""
-        name, entries = names.checkpoint(remote.step), choose.entries_in(self._run.root)
-        if any(e.manifest is not None and e.manifest.attempt == remote.key.attempt for e in entries):
-            return
-        if (self._run.root / name).exists():
-            self._log.warning(
-                f"{name} of the mirror (commit {remote.key.sequence}), which is to stay, is not brought: another has"
-                f" its name here; holdfast pull {self._calls.url} DIR brings it elsewhere"
-            )
-            return
-        self._bring(remote, "which is to stay", next_size)
+    def _want(self, remotes: Sequence[Remote]) -> None:
+        """Has the mirror's process bring, while training goes on, what is to stay here, each under its name."""
+        entries, wanted = choose.entries_in(self._run.root), []
+        present = {entry.manifest.attempt for entry in entries if entry.manifest is not None}
+        for remote in remotes:
+            name = names.checkpoint(remote.step)
+            if remote.key.attempt in present | self._damaged_there:
+                continue
+            if (self._run.root / name).exists():
+                self._log.warning(
+                    f"{name} of the mirror (commit {remote.key.sequence}), which is to stay, is not brought: another"
+                    f" has its name here; holdfast pull {self._calls.url} DIR brings it elsewhere"
+                )
+                continue
+            wanted.append(Wanted(*remote.key, remote.step, remote.size))
+        if wanted:
+            steps = ", ".join(names.checkpoint(each.step) for each in wanted[:_MOST_NAMED])
+            more = f" and {len(wanted) - _MOST_NAMED} more" if len(wanted) > _MOST_NAMED else ""
+            self._log.info(f"brought from the mirror while training goes on, for they are to stay: {steps}{more}")
+        try:
+            WantedList(self._run.directory).begin(wanted)
+        except OSError as error:
+            self._log.warning(f"what is to stay cannot be brought from the mirror: {error}")
 
-    def _bring(self, remote: Remote, why: str, beside: int) -> None:
-        """Brings a checkpoint beside the one that is gone on from; where it cannot be, training goes on without it."""
-        name = names.checkpoint(remote.step)
-        if remote.key.attempt in self._damaged_there:
+    def _bring(self, best: Remote) -> None:
+        """Brings the best checkpoint beside the one that is gone on from; without it training goes on all the same."""
+        if best.key.attempt in self._damaged_there:
             return
         try:
-            self._pull(remote, beside)
+            self._pull(best)
         except (AbsentError, CheckpointError) as error:
-            self._log.warning(f"{name}, {why}, cannot be brought from the mirror: {error}")
+            name = names.checkpoint(best.step)
+            self._log.warning(f"{name}, the best so far, cannot be brought from the mirror: {error}")
 
     def _tell(self, point: ResumePoint | None, seen: Seen) -> None:
         run = self._run
