@@ -330,7 +330,7 @@ def test_a_place_that_has_no_sign_of_this_start_is_not_taken_for_the_mirror(run:
 
 def test_a_pull_makes_way_for_what_is_to_be_sent_and_is_made_anew_after_it(run: Mirrored, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
-    large = {**RESUMABLE, "model.safetensors": os.urandom(9 << 20)}
+    large = {**RESUMABLE, "model.safetensors": bytes(9 << 20)}
     path = commit_checkpoint(tmp_path / "elsewhere", 5, large, sequence=1)
     with Folder.open(path) as folder:
         key = upload(run.store, folder, 1, None)
