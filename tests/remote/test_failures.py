@@ -92,6 +92,7 @@ def test_what_can_be_done_is_said() -> None:
         (answered("403 Forbidden", "QuotaExceeded"), "it has no room, or no quota make room there"),
         (answered("403 Forbidden", "RequestTimeTooSkewed"), "set this machine's clock"),
         (answered("501 Not Implemented", "NotImplemented"), "conditional writes"),
+        ('Encountered object with invalid path: Path "p/a//b" contained empty path segment', "delete it, or give"),
     ):
         error = failure_of("s3://bucket", "reading x", text, of_object=False)
         assert words in f"{error} {error.hint}" and SECRET not in f"{error}{error.hint}"

@@ -22,6 +22,8 @@ _DEBUG = "\n\nDebug source"
 # Of a server that answers with the whole object instead.
 _BEYOND = "Wanted range starting at"
 
+_NO_PATH = "Encountered object with invalid path"
+
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "InvalidResourceName")
 # Refusals by their status that pass: a store that is busy says so in many ways.
 _BUSY = ("SlowDown", "Throttl", "Quota", "RateLimit", "TooManyRequests", "ServerBusy")
@@ -128,6 +130,8 @@ def failure_of(url: str, what: str, text: str, *, of_object: bool) -> MirrorErro
     if "InvalidContentType" in text:  # of what should have been TLS
         hint = "mirror_endpoint: http://..., if all may go over the network in plain text"
         return MirrorAccessError(f"{url}: the server does not speak https", hint=hint)
+    if _NO_PATH in text:  # obstore gives no listing then
+        return MirrorAccessError(line, hint="somebody has put that there: delete it, or give a prefix of its own")
     if "Azure Cli" in answer.words:
         return MirrorAccessError(line, hint="install `az`, and log in with `az login`")
     return MirrorUnavailableError(line)
