@@ -1,7 +1,7 @@
 """`holdfast push`: sends what is on this disk only, without a claim, and so never past a later start."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from holdfast.errors import (
     DamagedCheckpointError,
@@ -145,15 +145,13 @@ class Push:
         term = max((number for number in self._claimed if number <= entry.term), default=0)
         there = {each.key.attempt: each.key.sequence for each in self._listing.published}
         origin = (there | self._sequences).get(manifest.parent or "")
-        of_others = [
-            each.entry.manifest
-            for each in self._catalog.entries(self._listing)
-            if each.key.term == term and each.key.attempt not in self._sequences
-        ]
-        if origin is not None and any(
-            other is not None and other.parent != manifest.parent and other.sequence > origin for other in of_others
-        ):
-            return max((number for number in self._claimed if number < term), default=0)
+        if origin is None:
+            return term
+        later = [each for each in self._listing.published if each.key.term == term and each.key.sequence > origin]
+        of_others = tuple(each for each in later if each.key.attempt not in self._sequences)
+        for each in self._catalog.entries(replace(self._listing, checkpoints=of_others)):
+            if each.entry.manifest is not None and each.entry.manifest.parent != manifest.parent:
+                return max((number for number in self._claimed if number < term), default=0)
         return term
 
     def _answer(self, entry: Entry, key: CheckpointKey, seconds: float) -> None:
