@@ -152,6 +152,7 @@ def test_signals_to_all_processes_of_a_job_are_not_for_it(tmp_path: Path) -> Non
 def test_it_ends_at_once_also_where_a_data_worker_has_the_pipe(tmp_path: Path) -> None:
     with mirrored_run(tmp_path / "run") as run:
         started = process_of(run)
+        wait_until((run.root / names.CONTROL / "mirror.json").exists)  # it listens by then
         worker = os.fork()
         if not worker:
             signal.pause()
