@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from helpers.remote import start
 from helpers.support import RUN, commit_checkpoint, holdfast, line_of, process
 from helpers.waiting import wait_until
 from holdfast.engine import mirroring
-from holdfast.mirror import state, supervisor
+from holdfast.mirror import child, state, supervisor
+from holdfast.mirror.destination import Assignment
 from holdfast.mirror.wanted import Wanted, WantedList
 from holdfast.remote import pins as remote_pins
 from holdfast.store import catalog, names, pins, terms
@@ -292,3 +295,43 @@ def test_a_process_that_hangs_is_killed_and_another_goes_on(tmp_path: Path, monk
         run.wait()
         assert run.there() == [2, 1]
         assert "mirror process hangs" in [event["event"] for event in events(run)]
+
+
+def test_a_poke_in_the_middle_of_its_start_is_not_its_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Assignment.encode
+    with mirrored_run(tmp_path / "run") as run:
+
+        def poked(assignment: Assignment) -> bytes:
+            run.supervisor.poke()
+            return encode(assignment)
+
+        first = process_of(run)
+        monkeypatch.setattr(Assignment, "encode", poked)
+        run.save(1)
+        run.wait()
+        first.kill()
+        wait_until(lambda: run.supervisor.process is not None and run.supervisor.process.pid != first.pid)
+        run.save(2)
+        run.wait()
+        assert [event["event"] for event in events(run)].count("mirror process ended") == 1
+
+
+def test_one_that_starts_while_training_ends_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_starting, goes_on = threading.Event(), threading.Event()
+    started: list[subprocess.Popen[bytes]] = []
+    start_child = child.start
+
+    def slow(*arguments: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        is_starting.set()
+        goes_on.wait(60)
+        started.append(start_child(*arguments, **options))
+        return started[0]
+
+    monkeypatch.setattr(child, "start", slow)
+    monkeypatch.setattr(supervisor, "_ENDING_SECONDS", 0.1)
+    with mirrored_run(tmp_path / "run"):
+        assert is_starting.wait(60)
+    goes_on.set()
+    wait_until(lambda: started and started[0].poll() is not None)

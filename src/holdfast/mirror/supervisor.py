@@ -270,14 +270,17 @@ class Supervisor:
         self._silence = 0.0
         try:
             process = child.start("holdfast.mirror.process", stdout=subprocess.DEVNULL, bufsize=0)
-            assert process.stdin is not None
-            self.process = process
-            process.stdin.write(assignment.encode())
-            os.set_blocking(process.stdin.fileno(), False)  # nothing of training ever waits for it
         except (OSError, RuntimeError) as error:  # the latter where the interpreter ends
             self._run.journal.write("mirror process ended", problem=str(error))
-            if self.process is None:
-                self._dies(self._begun_at, f"not been started ({error})")
+            self._dies(self._begun_at, f"not been started ({error})")
+            return
+        assert process.stdin is not None
+        with suppress(OSError):  # it has ended, which the next look sees
+            process.stdin.write(assignment.encode())
+        os.set_blocking(process.stdin.fileno(), False)  # nothing of training ever waits for it
+        self.process = process  # not before: whoever pokes it would come first
+        if self._closing.is_set():
+            self._let_go()  # nobody else does any more
 
     def _known(self) -> dict[str, Any]:
         """Returns what the process has said; nothing where it has said nothing, and an earlier start's has."""
