@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import bucket_server, mirror_transfers
 from benchmarks.fresh import Clock
 from benchmarks.ours import Saves
@@ -48,14 +50,22 @@ def credentials() -> Iterator[None]:
         os.environ.update(before)
 
 
-def steps(port: int, folder: Path, rounds: int) -> Values:
-    """Measures seconds of a step: `with` a checkpoint that is sent over a slow line, and `without` a mirror."""
+def steps(port: int, folder: Path, rounds: int, threads: int) -> Values:
+    """Measures seconds of a step: `with` a checkpoint that is sent over a slow line, and `without` a mirror.
+
+    Args:
+        port: That of the server, which takes as much of the processor as the process that sends.
+        folder: An empty directory.
+        rounds: The number of turns of each.
+        threads: The number of threads that a step computes with.
+    """
+    torch.set_num_threads(threads)
     state = gpt2("cpu", *_SEND_SHAPE)
     seconds: Values = {"with": [], "without": []}
     for number in range(rounds):
         for way in ("with", "without") if number % 2 else ("without", "with"):
             bucket_server.tell(port, rate=0)
-            run = folder / f"{way}-{number}"
+            run = folder / f"{way}-{number}-on-{threads}"
             with _opened(state, run, port if way == "with" else None) as checkpointer:
                 saves = Saves(run)
                 _train(state, checkpointer, _WARM_STEPS)
@@ -108,7 +118,8 @@ def first_step(port: int, folder: Path, rounds: int, others: int = 0) -> dict[st
         Seconds by way (`mirror`, `plain`) and by what they were spent on; `download` is that of obstore alone.
     """
     state = gpt2("cpu", *_SHAPE)
-    with _opened(state, folder / "origin", port) as checkpointer:
+    place = f"origin-{others}"
+    with _opened(state, folder / place, port) as checkpointer:
         for number in range(others + 1):
             _train(state, checkpointer, 1)
             checkpointer.save("" if number == others else f"number {number}", wait=True)
@@ -121,8 +132,8 @@ def first_step(port: int, folder: Path, rounds: int, others: int = 0) -> dict[st
             run.mkdir()
             parts: dict[str, float] = {}
             if way == "plain":
-                parts["download"] = mirror_transfers.plain(port, run / f"checkpoint-{others + 1}", "origin")
-            spent, loss = _in_a_fresh_process(run, port if way == "mirror" else 0)
+                parts["download"] = mirror_transfers.plain(port, run / f"checkpoint-{others + 1}", place)
+            spent, loss = _in_a_fresh_process(run, place, port if way == "mirror" else 0)
             if abs(loss - expected) > 1e-4:
                 raise AssertionError(f"it did not come back: the first step's loss is {loss}, not {expected}")
             for part, value in (parts | spent).items():
@@ -131,20 +142,20 @@ def first_step(port: int, folder: Path, rounds: int, others: int = 0) -> dict[st
     return seconds
 
 
-def _in_a_fresh_process(run: Path, port: int) -> tuple[dict[str, float], float]:
+def _in_a_fresh_process(run: Path, place: str, port: int) -> tuple[dict[str, float], float]:
     begun = time.perf_counter()
-    command = [sys.executable, "-m", "benchmarks.mirror_training", "fresh", repr(begun), str(run), str(port)]
+    command = [sys.executable, "-m", "benchmarks.mirror_training", "fresh", repr(begun), str(run), place, str(port)]
     said = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     return said["seconds"], said["loss"]
 
 
 def fresh() -> None:
     """Begins in an empty directory, or in one with a checkpoint, makes a step, and prints the seconds."""
-    begun, run, port = sys.argv[2:]
+    begun, run, place, port = sys.argv[2:]
     clock = Clock(float(begun))
     state = fresh_gpt2("cpu", *_SHAPE, seed=1)
     clock.end(IMPORTS)
-    with _opened(state, Path(run), int(port) or None, resume=True) as checkpointer:
+    with _opened(state, Path(run), int(port) or None, place) as checkpointer:
         clock.end("opening the run, with what it pulls")
         checkpointer.resume()
         clock.end("reading")
@@ -158,15 +169,14 @@ def fresh() -> None:
 
 
 @contextmanager
-def _opened(state: State, run: Path, port: int | None, *, resume: bool = False) -> Iterator[Checkpointer]:
+def _opened(state: State, run: Path, port: int | None, origin: str = "") -> Iterator[Checkpointer]:
+    """Opens a run with a place of its own in the bucket, or a fresh directory that takes over what its origin has."""
     mirror: dict[str, Any] = {}
     if port is not None:
-        # Each run has a place of its own; one that begins elsewhere takes over what is at the origin's.
-        place = "origin" if resume else run.name
-        mirror = {"mirror": f"s3://bucket/{place}", "mirror_endpoint": bucket_server.address(port)}
+        mirror = {"mirror": f"s3://bucket/{origin or run.name}", "mirror_endpoint": bucket_server.address(port)}
     with Checkpointer(
         run,
-        resume="auto" if resume else False,
+        resume="auto" if origin else False,
         save_at_end=False,
         say=_silent,
         model=state.saved,
@@ -174,7 +184,7 @@ def _opened(state: State, run: Path, port: int | None, *, resume: bool = False) 
         scheduler=state.scheduler,
         **mirror,
     ) as checkpointer:
-        if not resume:
+        if not origin:
             checkpointer.resume()
         yield checkpointer
 
