@@ -19,6 +19,7 @@ from helpers.trainings import answers, events
 from helpers.waiting import wait_until
 from holdfast import status
 from holdfast.errors import Stopped
+from holdfast.mirror.queue import Queued
 from holdfast.mirror.supervisor import Supervisor
 from holdfast.run.directory import RunDirectory
 from holdfast.run.inbox import Inbox
@@ -75,13 +76,22 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_training_that_ends_waits_for_its_mirror_and_keeps_what_waits_until_it_is_there(tmp_path: Path) -> None:
-    mirrored = Mirrored(tmp_path)
+def test_a_training_that_ends_waits_for_its_mirror_and_keeps_what_waits_until_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrored, put, said = Mirrored(tmp_path), Supervisor.put, []
+
+    def puts(supervisor: Supervisor, queued: Queued) -> None:
+        said.append((queued.step, [event["step"] for event in events(mirrored.run, "saved")]))
+        put(supervisor, queued)
+
+    monkeypatch.setattr(Supervisor, "put", puts)
     with mirrored.meanwhile(mirrored.comes_back), mirrored.loop.ckpt:
         mirrored.loop.ckpt.resume()
         mirrored.goes_away()
         mirrored.steps(3, asked=True)
         assert mirrored.on_disk() == ["checkpoint-1", "checkpoint-2", "checkpoint-3"], "one is kept, and two wait"
+    assert said == [(1, []), (2, [1]), (3, [1, 2])], "before it is answered, and before anything is deleted"
     assert [each.key.sequence for each in mirrored.mirror.listing.published] == [3], "and of those it keeps one, too"
     assert [event["step"] for event in events(mirrored.run, "mirrored")] == [3, 1, 2]
     (waiting,) = (line for line in mirrored.said if line.startswith("waiting for the mirror"))
@@ -98,7 +108,7 @@ def test_ctrl_c_ends_the_wait_and_not_as_a_stop(tmp_path: Path) -> None:
         mirrored.loop.ckpt.resume()
         mirrored.goes_away()
         mirrored.steps(3, asked=True)
-    push = f"3 is on this disk only: holdfast push {mirrored.run} sends it"
+    push = f"1, 2, 3 are on this disk only: holdfast push {mirrored.run} sends them"
     assert mirrored.said[-1] == f"nothing is mirrored; {push}"
     assert [(end["outcome"], end["code"]) for end in events(mirrored.run, "end")] == [("finished", 0)]
     assert "\nmirror      on this disk only: step 1, 2, 3 (" in holdfast("status", mirrored.run).stdout

@@ -11,6 +11,7 @@ from helpers.mirrored_run import MirroredRun
 from helpers.support import commit_checkpoint, fill, tiny_disk
 from holdfast.engine import mirroring
 from holdfast.mirror import supervisor
+from holdfast.mirror.queue import Answer
 from holdfast.resume.choose import ResumePoint
 from holdfast.run.request import Request
 from holdfast.store import retention
@@ -47,6 +48,10 @@ def test_on_a_full_disk_the_oldest_that_the_mirror_alone_keeps_gives_way_and_the
     assert not mirroring.make_room(run.run, verdicts(run, 3), run.supervisor, needed=1 << 40), "by a rule they all stay"
     fill(run.root.parent)
     with (run.root.parent / "filler").open("r+b") as filler:
+        filler.truncate(filler.seek(0, 2) - (512 << 10))
+        assert not mirroring.make_room(run.run, verdicts(run), run.supervisor), "an eighth is free"
+    fill(run.root.parent)
+    with (run.root.parent / "filler").open("r+b") as filler:
         filler.truncate(filler.seek(0, 2) - (64 << 10))  # what is written down needs a little
     for gone, left in ((oldest, [3, 2]), (middle, [3])):
         assert mirroring.make_room(run.run, verdicts(run), run.supervisor)
@@ -58,6 +63,12 @@ def test_on_a_full_disk_the_oldest_that_the_mirror_alone_keeps_gives_way_and_the
         assert [entry.step for entry in run.run.catalog.entries()] == left
     assert not mirroring.make_room(run.run, verdicts(run), run.supervisor)
     assert run.supervisor.queue.answer_to(newest.attempt) is None
+    run.supervisor.close()  # nothing is sent here
+    later = run.save(4)
+    run.supervisor.queue.answer(Answer(later.attempt, 4, later.sequence, mirrored=True))
+    run.supervisor.look()
+    assert [verdict.kept for verdict in verdicts(run)][-1] == retention.WAITS
+    assert not mirroring.make_room(run.run, verdicts(run), run.supervisor), "the last that waits is not given up"
 
 
 def test_what_the_next_checkpoint_needs_is_made_room_for_also_where_a_tenth_is_free(run: MirroredRun) -> None:

@@ -182,7 +182,7 @@ def test_where_the_loop_does_not_come_back_from_a_stop_the_last_line_says_what_i
     machine = Machine(tmp_path / "machine", launcher, LOOP, mirror=mirror.url, stop_grace_seconds=5)
     process = machine.start(stop=5)
     process.wait_for("stands still")
-    wait_until(lambda: are_mirrored(machine.run, 4), 60, process.output)
+    wait_until(lambda: are_mirrored(machine.run, 3, 4), 60, process.output)
     mirror.path.rename(tmp_path / "away")
     process.send(signal.SIGTERM)
     assert process.wait() == 75, process.output

@@ -42,6 +42,7 @@ def refused(do: Any) -> str:
     ("scheme", "name", "text"),
     [
         ("s3", "sys_vendor", "Amazon EC2\n"),
+        ("s3", "bios_version", "4.11.amazon\n"),
         ("gs", "product_name", "Google Compute Engine\n"),
         ("az", "chassis_asset_tag", "7783-7084-3265-9085-8269-3286-77\n"),
     ],

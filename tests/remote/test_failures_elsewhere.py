@@ -250,7 +250,7 @@ def test_an_error_that_is_read_as_no_checkpoints(
 
 
 def test_what_was_tampered_with(server: Server, checkpoints: list[Path], tmp_path: Path) -> None:
-    """A byte of a file, or a manifest that fits what was put there: neither is ever believed."""
+    """A byte of a file, and one of a manifest: neither is ever believed."""
     key, store = sent(server, checkpoints[0]), server.store()
     changed = bytearray(CONTENT["large"])
     changed[5 << 20] ^= 1
@@ -258,3 +258,7 @@ def test_what_was_tampered_with(server: Server, checkpoints: list[Path], tmp_pat
     with pytest.raises(DamagedCheckpointError, match="the block at 4,194,304 differs"):
         download(store, key, tmp_path)
     assert list(tmp_path.iterdir()) == []
+    manifest = bytearray(bytes(store.get_range(key.manifest, 0, 1 << 20)))
+    manifest[manifest.index(b'"step":') + 8] ^= 1
+    store.put_file(key.manifest, len(manifest), iter([bytes(manifest)]))
+    assert whole(server) == []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from holdfast.errors import HoldfastError
 from holdfast.log import RunLog
+from holdfast.mirror import turns
 from holdfast.mirror.destination import Destination
 from holdfast.mirror.queue import Kind, Queue, Queued
 from holdfast.mirror.supervisor import Supervisor
@@ -20,6 +21,7 @@ from holdfast.store.manifest import Manifest
 
 # With less of a disk free what waits for the mirror gives way.
 _LEAST_FREE = 0.1
+_MOST_NAMED = 5
 
 
 def mirror_of(run: Run, settings: SaveSettings, policy: retention.RetentionPolicy, log: RunLog) -> Supervisor | None:
@@ -117,9 +119,22 @@ def last_line(run: Run, mirror: Supervisor) -> str:
         newest = next((manifest for manifest in ours if manifest.run == run.identity), None)
     there = mirror.mirrored
     upto = f"mirrored up to step {there['step']}" if there else "nothing is mirrored"
-    if newest is None or (there and there["attempt"] == newest.attempt):
+    waiting = mirror.waiting
+    with suppress(OSError):  # what was sent since the last look waits no more
+        waiting = mirror.queue.waiting()
+    skipped = turns.overtaken(waiting)
+    left = {each.attempt: each.step for each in waiting if each not in skipped}
+    if newest is not None:
+        left[newest.attempt] = newest.step
+    if there:
+        left.pop(there["attempt"], None)
+    if not left:
         return f"{upto} ({mirror.destination.url})"
-    return f"{upto}; {newest.step} is on this disk only: holdfast push {run.root} sends it"
+    steps = [str(step) for step in left.values()]
+    if len(steps) > _MOST_NAMED:
+        steps = [*steps[: _MOST_NAMED - 1], "...", steps[-1]]
+    are, them = ("is", "it") if len(steps) == 1 else ("are", "them")
+    return f"{upto}; {', '.join(steps)} {are} on this disk only: holdfast push {run.root} sends {them}"
 
 
 def _put(run: Run, mirror: Supervisor, queued: Queued) -> None:

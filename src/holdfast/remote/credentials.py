@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from botocore.session import Session
 
 FIRMWARE = Path("/sys/class/dmi/id")
-# What the firmware of a machine of theirs says, in the file of that name.
+# What the firmware of a machine of theirs says, in the file of that name; of what begins with a dot, how that ends.
 _CLOUDS = {
-    "s3": {"sys_vendor": "Amazon EC2", "bios_vendor": "Amazon EC2", "board_vendor": "Amazon EC2"},
+    "s3": {
+        **dict.fromkeys(("sys_vendor", "bios_vendor", "board_vendor"), "Amazon EC2"),
+        **dict.fromkeys(("bios_version", "product_version"), ".amazon"),  # the older ones, whose vendor is Xen
+    },
     "gs": {"sys_vendor": "Google", "product_name": "Google Compute Engine"},
     "az": {"chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"},
 }
@@ -63,7 +66,7 @@ def is_of_cloud(scheme: str, firmware: Path = FIRMWARE) -> bool:
             text = (firmware / name).read_text(errors="replace").strip()
         except OSError:
             continue
-        if text == mark:
+        if text == mark or (mark.startswith(".") and text.endswith(mark)):
             return True
     return False
 
