@@ -10,7 +10,7 @@ import pytest
 
 from helpers.object_servers import BUCKET, S3_ENVIRONMENT, environment, needs
 from holdfast.mirror import process
-from holdfast.mirror.destination import LEFT
+from holdfast.mirror.destination import LEFT, TRAINS
 from holdfast.mirror.sending import Wake
 
 _SAMPLES = 40
@@ -26,7 +26,7 @@ for number in range(int(sys.argv[3])):
 """
 
 # A training whose data workers are forked, and read each sample through the library.
-TRAINS = """
+TRAINING = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
@@ -58,16 +58,16 @@ assert "obstore" not in sys.modules, "the training's own process loads the libra
 """
 
 
-def test_it_hears_how_much_time_is_left_at_the_end_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_hears_of_the_first_step_and_at_the_end_how_much_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
     monkeypatch.setattr(os, "_exit", ended.append)
     read, write = os.pipe()
     wake = Wake()
-    os.write(write, b"\n" + LEFT + b"12.500\n")
+    os.write(write, b"\n" + TRAINS + LEFT + b"12.500\n")
     os.close(write)
     process._listen(read, os.getppid(), wake)
     os.close(read)
-    assert wake.is_set() and wake.ends_at is not None and 0 < wake.ends_at - time.monotonic() <= 12.5
+    assert wake.trains and wake.is_set() and wake.ends_at is not None and 0 < wake.ends_at - time.monotonic() <= 12.5
     assert ended == [0], "the end of the pipe is the end of training"
 
 
@@ -77,7 +77,7 @@ def test_forked_workers_that_read_through_the_stores_library_work_beside_a_mirro
         arguments = [BUCKET, f"http://127.0.0.1:{s3_port}", str(_SAMPLES), str(Path(__file__).parents[1])]
         subprocess.run([sys.executable, "-c", FILLS, *arguments], check=True, timeout=60)
         done = subprocess.run(
-            [sys.executable, "-c", TRAINS, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100
+            [sys.executable, "-c", TRAINING, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100
         )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == f"mirrored up to step {2 * _SAMPLES // 4} (s3://{BUCKET}/forked)"

@@ -365,6 +365,8 @@ def test_a_pull_makes_way_for_what_is_to_be_sent_and_is_made_anew_after_it(run: 
     asked = Asked()
     asked.objects, run.store = run.store.objects, asked
     run.sender.serve_one()
+    assert not run.sender.serve_one() and not (run.root / "checkpoint-5").exists(), "training has made no step yet"
+    run.wake.trains = True
     while run.sender.serve_one():
         pass
     assert run.answer(attempts[0]).mirrored and sorted(path.name for path in run.root.glob("checkpoint-*")) == [

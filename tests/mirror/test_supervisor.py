@@ -21,7 +21,9 @@ from holdfast.mirror import child, state, supervisor
 from holdfast.mirror.destination import Assignment
 from holdfast.mirror.wanted import Wanted, WantedList
 from holdfast.remote import pins as remote_pins
+from holdfast.remote.upload import upload
 from holdfast.store import catalog, names, pins, terms
+from holdfast.store.folder import Folder
 
 
 def events(run: MirroredRun) -> list[dict[str, Any]]:
@@ -105,6 +107,25 @@ def test_a_pin_of_what_has_been_deleted_there_is_said_to_be_here_only(tmp_path: 
         pins.pin(run.run.directory.control, skipped.attempt)
         last = f"checkpoint-4 is pinned, and is on this disk only: holdfast push {run.root} sends it"
         wait_until(lambda: run.said[1:] == [last])
+
+
+def test_what_is_to_stay_is_brought_once_training_has_made_steps(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as run:
+        (tmp_path / "elsewhere").mkdir()
+        path = commit_checkpoint(tmp_path / "elsewhere", 1, term=run.term)
+        manifest = catalog.read(path).manifest
+        assert manifest is not None
+        with Folder.open(path) as folder:
+            key = upload(run.store, folder, run.term, None)
+        wanted_list = WantedList(run.run.directory)
+        wanted_list.begin([Wanted(*key, 1, manifest.size)])
+        for _ in range(3):  # each look at what there is to do is written down before anything is brought
+            before = state.read(run.run.directory).get("written_at")
+            wait_until(lambda: state.read(run.run.directory).get("written_at") != before, limit=60)  # noqa: B023
+        assert [wanted.is_over for wanted in wanted_list.all()] == [False]
+        for step in (2, 3):
+            run.run.status.beat(step)
+        wait_until(lambda: (run.root / "checkpoint-1").exists(), limit=60)
 
 
 def test_what_has_come_beside_training_is_said_once_and_what_will_not_come_too(tmp_path: Path) -> None:

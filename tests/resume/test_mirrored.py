@@ -73,7 +73,9 @@ class Machine:
         directory, claimed = RunDirectory.open(self.root), terms.claimed_in(self.root)[-1]
         there = Destination(self.mirror.url, claimed.number, 3)
         assignment = Assignment(str(self.root), claimed.run, "e" * 32, there)
-        sender = Sender(directory, assignment, lambda: self.mirror.store, Wake())
+        wake = Wake()
+        wake.trains = True
+        sender = Sender(directory, assignment, lambda: self.mirror.store, wake)
         sender.serve_one()  # it looks around first
         while sender.serve_one():
             pass

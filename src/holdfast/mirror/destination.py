@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 
 END = b"end\n"
 """The line by which a training that ends has the mirror's process end: data workers may hold the pipe open."""
+TRAINS = b"trains\n"
+"""The line by which a training says that it has made a step: what it did not wait for may be brought by now."""
 LEFT = b"left "
 """The beginning of the line by which a training that waits at its end says for how many seconds more it can."""
 

@@ -1,8 +1,8 @@
 """The mirror's process: started by training, alone in using the store's library, and gone when training is.
 
 It hears of what is to be done through a pipe from training: a first line with its settings, then a line whenever
-something waits, which at the end says how much time is left. A last line, the end of the pipe, and another parent are
-the end of training.
+something waits, after the first steps, and at the end, with the time that is left. A last line, the end of the pipe,
+and another parent are the end of training.
 """
 
 import io
@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.mirror.destination import END, LEFT, Assignment
+from holdfast.mirror.destination import END, LEFT, TRAINS, Assignment
 from holdfast.mirror.sending import Sender, Wake
 from holdfast.remote.opening import open_store
 from holdfast.run.directory import RunDirectory
@@ -58,6 +58,7 @@ def _listen(pipe: int, parent: int, wake: Wake) -> None:
                 data = os.read(pipe, _MOST_BYTES)
                 if not data or END in data:
                     break
+                wake.trains = wake.trains or TRAINS in data
                 for text in (line[len(LEFT) :] for line in data.splitlines() if line.startswith(LEFT)):
                     wake.ends_at = time.monotonic() + float(text)
                 wake.set()

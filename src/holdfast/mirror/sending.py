@@ -48,6 +48,8 @@ class Wake(threading.Event):
 
     ends_at: float | None = None
     """The time on the monotonic clock at which training ends, and this process with it; None as long as none is."""
+    trains: bool = False
+    """True once training has made a step: until then it has the disk and the processors for itself."""
 
 
 class GivesWayError(Exception):
@@ -262,6 +264,8 @@ class Sender:
 
     def _bring_one(self) -> bool:
         """Brings one of those that this start wants; False where it wants none, or that is to be tried again."""
+        if not self._wake.trains:
+            return False
         wanted = next((each for each in self._wanted.all() if not each.is_over and each.run == self._run), None)
         if wanted is None:
             return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from holdfast.log import RunLog
 from holdfast.mirror import child, state
-from holdfast.mirror.destination import END, LEFT, Assignment, Destination
+from holdfast.mirror.destination import END, LEFT, TRAINS, Assignment, Destination
 from holdfast.mirror.queue import Answer, Queue, Queued
 from holdfast.mirror.wanted import WantedList
 from holdfast.run.run import Run
@@ -54,6 +54,7 @@ class Supervisor:
         self._dying: dict[str, Any] = {}
         self._looked_at = self._silence = 0.0
         self._said_at: float | None = None
+        self._knows_of_step = False
         self._closing = threading.Event()
         self._looking = threading.Lock()
         self._awaited: dict[str, Queued] = {}
@@ -100,14 +101,20 @@ class Supervisor:
         Args:
             left: The seconds for which training can wait for it; None where there is no end.
         """
+        self._write(b"\n" if left is None else LEFT + b"%.3f\n" % left)
+
+    def _write(self, line: bytes) -> None:
         with self._pipe, suppress(OSError, ValueError):
             if self.process is not None and self.process.stdin is not None:
-                self.process.stdin.write(b"\n" if left is None else LEFT + b"%.3f\n" % left)
+                self.process.stdin.write(line)
 
     def look(self) -> None:
         """Takes in what the process has said since: into status, journal and lines for the user."""
         with self._looking:
             self._keep_alive()
+            if not self._knows_of_step and self._run.status.now.rate is not None:
+                self._knows_of_step = True
+                self._write(TRAINS)
             with suppress(OSError):
                 waiting = pins.queued(self._run.directory.control)  # each is taken out once it is answered
                 over = [queued for attempt, queued in self._awaited.items() if attempt not in waiting]
@@ -268,6 +275,7 @@ class Supervisor:
         assignment = Assignment(self._root, holder.run, holder.token, self.destination)
         self._begun_at = time.monotonic()
         self._silence = 0.0
+        self._knows_of_step = False
         try:
             process = child.start("holdfast.mirror.process", stdout=subprocess.DEVNULL, bufsize=0)
         except (OSError, RuntimeError) as error:  # the latter where the interpreter ends
