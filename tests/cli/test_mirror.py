@@ -13,6 +13,7 @@ def test_a_place_is_tried_and_described_and_is_left_as_it_was(tmp_path: Path) ->
     url = (tmp_path / "mirror").as_uri()
     free = holdfast("mirror", "check", url)
     assert free.returncode == 0 and "can be used" in free.stdout and "belongs to no run yet" in free.stdout
+    assert "for unfinished uploads it needs nothing" in free.stdout
     assert [*open_store(url).listed()] == []
     assert holdfast("push", a_run(tmp_path / "run"), "--to", url).returncode == 0
     start(open_store(url), host="spot-1")

@@ -301,6 +301,9 @@ def test_a_state_that_is_damaged_says_nothing(tmp_path: Path) -> None:
                 "the answer says so"
             )
             assert run.supervisor.progress() == "waiting for the mirror: step "
+        for sent, of, words in ((25_600, 96_419, "0.026 of 0.096 MB"), (25 * 10**6, 10**9, "25 of 1,000 MB")):
+            file.write_text(json.dumps(said | {"uploading": {"step": 1, "bytes": sent, "of": of}}))
+            assert run.supervisor.progress().endswith(f", {words} of step 1")
 
 
 def test_a_process_that_hangs_is_killed_and_another_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

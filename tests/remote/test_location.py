@@ -40,6 +40,7 @@ def test_an_address_is_read_and_its_own_text_is_the_same_place(text: str, locati
         ("s3://", "no name of a bucket"),
         ("s3:///run", "no name of a bucket"),
         ("s3://b:9000/run", "no name of a bucket"),
+        ("az://c/run", "no name of a container"),
         ("s3://[/run", "no address"),
         ("s3://bucket/a//b", "cannot be a part"),
         ("s3://bucket/../b", "cannot be a part"),

@@ -17,8 +17,8 @@ from holdfast.text import shown
 _RULES = {
     "s3": "a lifecycle rule with AbortIncompleteMultipartUpload, DaysAfterInitiation: 7",
     "gs": "a lifecycle rule with the action AbortIncompleteMultipartUpload and age: 7",
-    "az": "none is needed: Azure removes blocks that were never committed after seven days",
-    "file": "none is needed: the next writer removes what one has left",
+    "az": "nothing: Azure removes blocks that were never committed after seven days",
+    "file": "nothing: the next writer removes what one has left",
 }
 
 
@@ -54,4 +54,4 @@ def check(
         tell(f"it belongs to run {run}{last}")
         newest = f", the newest of step {whole[0].step}" if whole else ""
         tell(f"it has {len(entries)} checkpoints, {size(stored)}{newest}")
-    tell(f"for unfinished uploads: {rule}")
+    tell(f"for unfinished uploads it needs {rule}")

@@ -184,7 +184,9 @@ class Supervisor:
         steps = ", ".join(str(queued.step) for queued in waiting[:5]) + (", ..." if len(waiting) > 5 else "")
         text = f"waiting for the mirror: step {steps}"
         if uploading := known.get("uploading"):
-            text += f", {uploading['bytes'] / 1e6:,.0f} of {uploading['of'] / 1e6:,.0f} MB of step {uploading['step']}"
+            digits = 0 if uploading["of"] >= 10e6 else 3
+            sent, of = (f"{uploading[key] / 1e6:,.{digits}f}" for key in ("bytes", "of"))
+            text += f", {sent} of {of} MB of step {uploading['step']}"
         if known.get("failing_since") is not None:
             text += f"; it fails: {one_line(known['why'])}"
         return text

@@ -23,6 +23,7 @@ _COMPONENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=+@-]{0,99}")
 _ENDPOINT_PATH = re.compile(r"(/[A-Za-z0-9._-]+)*/?")
 _MOST_CHARACTERS = 512
 
+_NAME_HINT = "at least three letters, digits and . _ -, a letter or digit first and last"
 _HINT = "such as s3://bucket/run1, gs://bucket/run1, az://container/run1 or file:///other/disk/run1"
 
 
@@ -89,7 +90,8 @@ def endpoint_of(text: str, source: str = "mirror_endpoint") -> str:
 def _in_bucket(text: str) -> Location:
     parts = _split(text)
     if not _BUCKET.fullmatch(parts.netloc):
-        raise _refused(f"{quoted(text)}: {quoted(parts.netloc)} is no name of a bucket", _HINT)
+        kind = "container" if parts.scheme == "az" else "bucket"
+        raise _refused(f"{quoted(text)}: {quoted(parts.netloc)} is no name of a {kind}", f"{_NAME_HINT}; {_HINT}")
     path = parts.path.strip("/")
     for component in path.split("/") if path else ():
         if not _COMPONENT.fullmatch(component):
