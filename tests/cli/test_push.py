@@ -118,3 +118,16 @@ def test_a_run_without_a_mirror_a_mirror_of_another_run_and_damage_are_told(
     run.close("finished", 0)
     refused = holdfast("push", other, "--to", mirror.url)
     assert refused.returncode == 2 and RUN in refused.stderr and OTHER_RUN in refused.stderr
+
+
+def test_a_place_that_has_no_sign_of_the_runs_claims_is_not_the_mirror(tmp_path: Path) -> None:
+    with mirrored_run(tmp_path / "run") as mirrored:
+        mirrored.run.claim(terms.Term(RUN, mirrored.term, 1, mirrored.url))
+        mirrored.save(5)
+        mirrored.wait()
+    place = Path(mirrored.url.removeprefix("file://"))
+    place.rename(tmp_path / "the mirror")
+    place.mkdir()
+    pushed = holdfast("push", tmp_path / "run", "--to", mirrored.url)
+    assert pushed.returncode == 2 and "has no sign of this run, which has claimed it (term 1)" in pushed.stderr
+    assert not [path for path in place.rglob("*") if path.is_file()]

@@ -34,6 +34,7 @@ class MirroredRun:
         self.said: list[str] = []
         self.run = Run.open(root, continues=RUN)
         self.store: ObjectStore = open_store(self.url)
+        remote_terms.take_place(self.store, RUN)
         claimed = remote_terms.claim(self.store, a_claim(), listing_of(self.store, RUN))
         assert claimed.term is not None
         self.term = claimed.term

@@ -365,7 +365,12 @@ def test_what_another_has_saved_under_a_name_that_is_taken_here_is_the_best_or_i
     assert (here.root / "checkpoint-5" / "model.safetensors").read_bytes() == b"the best"
     assert len(list(here.root.glob("superseded-5-*"))) == 1 and not list(here.root.glob("superseded-4-*"))
     assert here.has("checkpoint-4 of the mirror (commit 2), which is to stay, is not brought")
-    assert here.has("before that and not mirrored: it is left out, and checkpoint-7"), "by its number it is older"
+    assert here.has("before that and not mirrored: it is left out and stays, and checkpoint-7"), (
+        "by its number it is older"
+    )
+    superseded = next(here.root.glob("superseded-5-*"))
+    left_out = catalog.read(superseded).manifest
+    assert left_out is not None and left_out.attempt in pins.asked_for(here.root / ".holdfast"), "no rule deletes it"
 
 
 def test_where_the_last_start_went_on_from_an_older_one_so_does_the_next_and_names_the_newest(

@@ -152,5 +152,6 @@ class MirrorWait:
         if now < due and not is_news:
             return
         self._told_at, self._told_of_end = now, left is not None
-        ending = "Ctrl+C ends the wait" if left is None else f"for {left:.0f} s more"
+        without_end = f"Ctrl+C or holdfast stop {self._session.run.root} ends the wait"
+        ending = without_end if left is None else f"for {left:.0f} s more"
         self._session.log.announce(f"{mirror.progress()}; {ending}")

@@ -72,19 +72,21 @@ class Push:
         run: The identity of the run.
 
     Raises:
-        MirrorTakenError: It belongs to another run.
+        MirrorTakenError: It belongs to another run, or does not know of this run's claims.
         MirrorError: It cannot be used.
     """
 
     def __init__(self, store: ObjectStore, directory: RunDirectory, run: str) -> None:
+        claimed = terms.claimed(directory.control)
+        self._claimed = [term.number for term in claimed if (term.run, term.mirror) == (run, store.url)]
         if claims.owner_of(store) is None:
             claims.require_nobodys(store, run)
+            if self._claimed:
+                raise _without_sign(store.url, self._claimed[-1])
         claims.take_place(store, run)
         self._store = store
         self._directory = directory
         self._queue = Queue(directory)
-        claimed = terms.claimed(directory.control)
-        self._claimed = [term.number for term in claimed if (term.run, term.mirror) == (run, store.url)]
         self._listing = listing_of(store, run)
         entries = catalog.entries(directory.folder)
         self._sequences = {e.manifest.attempt: e.manifest.sequence for e in entries if e.manifest is not None}
@@ -168,3 +170,11 @@ def _key_of(entry: Entry, listing: Listing) -> CheckpointKey | None:
     assert manifest is not None
     same = (each for each in listing.published if each.key.attempt == manifest.attempt)
     return next((each.key for each in same if each.problem_of(manifest) is None), None)
+
+
+def _without_sign(url: str, term: int) -> MirrorTakenError:
+    return MirrorTakenError(
+        f"{url} has no sign of this run, which has claimed it (term {term})",
+        hint="it was emptied, or it is another place of that name: look at the endpoint (--endpoint, AWS_ENDPOINT_URL),"
+        " or at whether a disk is mounted; to send to a new place give another address",
+    )

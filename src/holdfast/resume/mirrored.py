@@ -361,7 +361,7 @@ class MirroredStart:
         run.journal.write("claimed", mirror=url, term=run.term, before=seen.newest)
 
     def _tell_of_what_is_left_out(self, point: ResumePoint, seen: Seen) -> None:
-        """Names the newest of what was saved here that is not gone on from, and that nobody can have gone on from."""
+        """Names and keeps the newest of what was saved here and is not gone on from, nor can be by anybody."""
         manifest, before = point.manifest, terms.last(self._claimed_before, self._run.identity, self._calls.url)
         assert manifest is not None
         own = (
@@ -373,10 +373,12 @@ class MirroredStart:
         for number, (entry, other) in enumerate(own):
             is_unseen = not number and before < seen.newest and not self._was_mirrored(other.attempt, seen)
             if other.sequence > manifest.sequence or (is_unseen and other.attempt != manifest.parent):
+                with suppress(OSError):  # no rule would keep it, and nobody else has it
+                    pins.mark_as_asked_for(self._run.directory.control, other.attempt)
                 self._log.warning(
                     f"{entry.path.name} was saved here while {shown(seen.host) or 'another start'} had the run, or"
-                    f" before that and not mirrored: it is left out, and {point.path.name}, which that has mirrored, is"
-                    " gone on from"
+                    f" before that and not mirrored: it is left out and stays, and {point.path.name}, which that has"
+                    " mirrored, is gone on from"
                 )
                 return
 
