@@ -196,6 +196,10 @@ class Supervisor:
         self._closing.set()
         if self._thread.is_alive():
             self._thread.join(_ENDING_SECONDS)
+        self._end()
+
+    def _end(self) -> None:
+        """Has the process end, and waits for that, but not for long."""
         if (process := self._let_go()) is None:
             return
         try:
@@ -290,7 +294,7 @@ class Supervisor:
         os.set_blocking(process.stdin.fileno(), False)  # nothing of training ever waits for it
         self.process = process  # not before: whoever pokes it would come first
         if self._closing.is_set():
-            self._let_go()  # nobody else does any more
+            self._end()  # nobody else does any more
 
     def _known(self) -> dict[str, Any]:
         """Returns what the process has said; nothing where it has said nothing, and an earlier start's has."""
