@@ -219,6 +219,19 @@ def test_save_wait_mirrored_returns_when_it_is_there_and_says_why_it_is_not(tmp_
     assert f"holdfast push {mirrored.run}" in errors
 
 
+def test_stop_wait_mirrored_returns_when_the_last_checkpoint_is_there(tmp_path: Path) -> None:
+    mirrored = Mirrored(tmp_path)
+    with pytest.raises(Stopped, match="75"), mirrored.loop.ckpt:
+        steps: Any = mirrored.loop.ckpt.batches()
+        mirrored.loop.update(next(steps))
+        asking = holdfast_begun("stop", mirrored.run, "--wait", "--mirrored")
+        wait_until(lambda: mirrored.loop.ckpt.stop_requested, limit=60)
+        assert next(steps, None) is None
+    output, errors = asking.communicate(timeout=60)
+    assert (asking.returncode, errors) == (0, "") and output.splitlines()[1].startswith("mirrored step=1 bytes=")
+    assert [each.key.sequence for each in mirrored.mirror.listing.published] == [1]
+
+
 def test_mirrored_needs_wait_and_a_mirror(tmp_path: Path) -> None:
     loop = Loop(tmp_path)
     with loop.ckpt:

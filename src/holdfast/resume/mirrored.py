@@ -297,7 +297,7 @@ class MirroredStart:
         return not any(e.manifest is not None and e.term in mine for e in choose.entries_in(self._run.root))
 
     def _bring_best(self, point: ResumePoint | None, seen: Seen) -> None:
-        """Has a Trainer's best checkpoint be here, under the name by which it is looked for."""
+        """Has a Trainer's best checkpoint be here, under the name by which it is looked for, if it can be."""
         if point is None or point.manifest is None or (step := choose.best_step(point)) is None:
             return
         ordered = in_order(choose.entries_in(self._run.root), seen, point.manifest.run)
@@ -306,12 +306,15 @@ class MirroredStart:
         present = catalog.read(path).manifest if verify(path, full=False).good else None
         if best is None or (present is not None and present.attempt == best[0]):
             return
-        if best[1] is not None:  # what has the name makes way
-            self._bring(best[1])
-        elif present is not None:
-            self._log.warning(
-                f"{names.checkpoint(step)} is not the best so far: that is {best[0]}, which has another name here"
-            )
+        attempt, remote = best
+        if remote is None:
+            if present is not None:
+                self._log.warning(f"{path.name} is not the best so far: that is {attempt}, which has another name here")
+        elif attempt not in self._damaged_there:
+            try:
+                self._pull(remote)  # what has the name makes way
+            except (AbsentError, CheckpointError) as error:
+                self._log.warning(f"{path.name}, the best so far, cannot be brought from the mirror: {error}")
 
     def _want(self, remotes: Sequence[Remote]) -> None:
         """Has the mirror's process bring, while training goes on, what is to stay here, each under its name."""
@@ -336,16 +339,6 @@ class MirroredStart:
             WantedList(self._run.directory).begin(wanted)
         except OSError as error:
             self._log.warning(f"what is to stay cannot be brought from the mirror: {error}")
-
-    def _bring(self, best: Remote) -> None:
-        """Brings the best checkpoint beside the one that is gone on from; without it training goes on all the same."""
-        if best.key.attempt in self._damaged_there:
-            return
-        try:
-            self._pull(best)
-        except (AbsentError, CheckpointError) as error:
-            name = names.checkpoint(best.step)
-            self._log.warning(f"{name}, the best so far, cannot be brought from the mirror: {error}")
 
     def _tell(self, point: ResumePoint | None, seen: Seen) -> None:
         run = self._run
